@@ -159,15 +159,21 @@ impl Event {
     /// The task it is about.
     #[must_use]
     pub fn task_id(&self) -> &TaskId {
-        match &self.data {
-            EventData::Created(task) => &task.id,
-            EventData::Updated(patch) => &patch.id,
-            EventData::Deleted(id) => id,
-        }
+        self.data.task_id()
     }
 }
 
 impl EventData {
+    /// The task it is about.
+    #[must_use]
+    pub fn task_id(&self) -> &TaskId {
+        match self {
+            Self::Created(task) => &task.id,
+            Self::Updated(patch) => &patch.id,
+            Self::Deleted(id) => id,
+        }
+    }
+
     fn check(kind: EventKind, raw: &RawData<'_>, faults: &mut Faults) -> Option<Self> {
         let id = faults.required("data.id", &raw.id);
         match kind {

@@ -1,1 +1,11 @@
-//! To come.
+//! Task events from NATS into Cloudflare KV.
+//!
+//! The data flows `pipeline::source -> ingest -> ledger -> projector -> kv`; what cannot go on goes to
+//! `pipeline::dead_letters`. Decisions (fold, classify, pace, when to retry) are pure and apart from I/O.
+
+pub mod config;
+pub mod kv;
+pub mod pipeline;
+pub mod publish;
+pub mod retry;
+pub mod telemetry;

@@ -1,2 +1,63 @@
-//! To come.
-fn main() {}
+//! The `taskpipeline` command: subcommands, nothing else.
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use taskpipeline_processor::config::{LogFormat, NatsConnection, Settings};
+use taskpipeline_processor::pipeline;
+use taskpipeline_processor::publish::Publish;
+use taskpipeline_processor::telemetry::logs;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Task events from NATS to Cloudflare's edge.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the pipeline, configured by environment variables (see .env.example)
+    Run,
+    /// Publishes an event, to try the pipeline
+    #[command(subcommand)]
+    Publish(Publish),
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Run => {
+            logs::start(LogFormat::from_env());
+            let settings = Settings::from_env()?;
+            Ok(pipeline::run(settings, shutdown()?).await?)
+        }
+        Command::Publish(publish) => {
+            let done = publish.run(&NatsConnection::from_env()?).await?;
+            println!("{done}");
+            Ok(())
+        }
+    }
+}
+
+/// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once: whoever sends it does
+/// not want to wait for the drain.
+fn shutdown() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tokio::spawn(async move {
+            let signal = tokio::select! {
+                _ = terminate.recv() => 15,
+                _ = interrupt.recv() => 2,
+            };
+            tracing::warn!("a second signal: stopping at once, what was in hand is lost");
+            std::process::exit(128 + signal);
+        });
+    })
+}

@@ -1,0 +1,425 @@
+//! The settings of `taskpipeline run`, from the environment. Reads and checks, and does nothing else.
+//!
+//! Every variable at fault is reported at once, by name, with what it should be. Secrets are wrapped where
+//! they are read, so that no Debug or log can show them.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_nats::ServerAddr;
+use reqwest::Url;
+use secrecy::SecretString;
+
+use crate::kv::RequestBudget;
+use crate::retry::RetryPolicy;
+
+const CLOUDFLARE_API: &str = "https://api.cloudflare.com/client/v4";
+
+/// Everything `taskpipeline run` needs to know.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where events come from.
+    pub nats: NatsSettings,
+    /// Where tasks go.
+    pub kv: KvSettings,
+    /// What paces and repeats the writes.
+    pub tuning: Tuning,
+    /// Where health and metrics are served: `HOST`, and `PORT`, 0 for any free one.
+    pub http: (IpAddr, u16),
+    /// How logs look: `LOG_FORMAT`.
+    pub log_format: LogFormat,
+    /// How long a drain may take: `SHUTDOWN_GRACE`.
+    pub shutdown_grace: Duration,
+}
+
+/// The connection to NATS and the subjects.
+#[derive(Debug)]
+pub struct NatsSettings {
+    /// `NATS_URL` and how to log in.
+    pub connection: NatsConnection,
+    /// `SUBJECT_PREFIX`: `tasks` makes `tasks.created` and so on.
+    pub subject_prefix: String,
+    /// `QUEUE_GROUP`: each event goes to one of the replicas that share it.
+    pub queue_group: String,
+}
+
+/// Where NATS is and who we are to it.
+pub struct NatsConnection {
+    /// One or more servers, from `NATS_URL`, separated by commas.
+    pub servers: Vec<ServerAddr>,
+    /// How to log in.
+    pub auth: NatsAuth,
+}
+
+impl fmt::Debug for NatsConnection {
+    /// Hosts and ports only: a URL may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for NatsConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hosts: Vec<_> =
+            self.servers.iter().map(|server| format!("{}:{}", server.host(), server.port())).collect();
+        f.write_str(&hosts.join(","))
+    }
+}
+
+/// How to log in to NATS, beyond what the URL itself may hold.
+#[derive(Debug)]
+pub enum NatsAuth {
+    /// Not at all, or by the URL.
+    None,
+    /// `NATS_USER` and `NATS_PASSWORD`.
+    UserAndPassword(String, SecretString),
+    /// The text of the file `NATS_CREDS` names.
+    Credentials(SecretString),
+}
+
+/// The KV namespace and the token for it.
+#[derive(Debug)]
+pub struct KvSettings {
+    /// `{base}[/accounts/{account}]/storage/kv/namespaces/{namespace}`
+    pub namespace_url: Url,
+    /// `CF_API_TOKEN`
+    pub token: SecretString,
+}
+
+/// What may change while the pipeline runs.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// When failed writes are tried again.
+    pub retry: RetryPolicy,
+    /// How many requests KV may see.
+    pub request_budget: RequestBudget,
+    /// How long one request may take.
+    pub request_timeout: Duration,
+    /// The least time between two writes of one task: KV allows about one a second.
+    pub min_write_interval: Duration,
+    /// The most keys of one bulk write.
+    pub max_keys: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            retry: RetryPolicy::default(),
+            request_budget: RequestBudget::default(),
+            request_timeout: Duration::from_secs(10),
+            min_write_interval: Duration::from_secs(1),
+            // Cloudflare allows 10,000, and has answered puts of 5,000 with 524; wrangler sends 1,000.
+            max_keys: 1_000,
+        }
+    }
+}
+
+/// How logs look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One line a step, for people.
+    Text,
+    /// One JSON object a line, for collectors.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("must be text or json".to_owned()),
+        }
+    }
+}
+
+/// Every variable at fault, one a line.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the environment is not right:\n{}", .0.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n"))]
+pub struct ConfigError(pub Vec<String>);
+
+impl Settings {
+    /// Reads the environment of this process.
+    ///
+    /// # Errors
+    /// Every variable that is missing or wrong.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::read(&mut Environment::new(&|name| std::env::var(name).ok()))
+    }
+
+    fn read(env: &mut Environment<'_>) -> Result<Self, ConfigError> {
+        match env.text("DELIVERY_MODE").as_deref() {
+            Some("Core") => {}
+            Some("Durable") | None => env.problem(
+                "DELIVERY_MODE",
+                "Durable is not built yet: set DELIVERY_MODE=Core, and know that it delivers at most once",
+            ),
+            Some(_) => env.problem("DELIVERY_MODE", "must be Core"),
+        }
+        let nats = NatsSettings {
+            connection: NatsConnection { servers: env.servers(None), auth: env.nats_auth() },
+            subject_prefix: env.subject("SUBJECT_PREFIX", "tasks"),
+            queue_group: env.subject("QUEUE_GROUP", "tasks-processor"),
+        };
+        let kv = env.kv();
+        let http = (
+            env.parsed("HOST", "an IP address", IpAddr::from([0, 0, 0, 0])),
+            env.parsed("PORT", "a port number", 3001),
+        );
+        let log_format = env.log_format();
+        let shutdown_grace = env.duration("SHUTDOWN_GRACE", Duration::from_secs(25));
+        match kv {
+            Some(kv) if env.problems.is_empty() => {
+                Ok(Self { nats, kv, tuning: Tuning::default(), http, log_format, shutdown_grace })
+            }
+            _ => Err(ConfigError(std::mem::take(&mut env.problems))),
+        }
+    }
+}
+
+impl NatsConnection {
+    /// What `taskpipeline publish` needs: as for `run`, with a server on this machine as the default.
+    ///
+    /// # Errors
+    /// Every variable that is wrong.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        let lookup = |name: &str| std::env::var(name).ok();
+        let mut env = Environment::new(&lookup);
+        let connection = Self { servers: env.servers(Some("nats://127.0.0.1:4222")), auth: env.nats_auth() };
+        if env.problems.is_empty() { Ok(connection) } else { Err(ConfigError(env.problems)) }
+    }
+}
+
+impl LogFormat {
+    /// `LOG_FORMAT` alone, so that logging can begin before the rest is read; JSON where it is not set.
+    #[must_use]
+    pub fn from_env() -> Self {
+        std::env::var("LOG_FORMAT").ok().and_then(|text| text.parse().ok()).unwrap_or(Self::Json)
+    }
+}
+
+/// The environment, with the problems found in it so far. Each method answers something usable even where
+/// there is a problem, so that one pass finds them all.
+struct Environment<'a> {
+    lookup: &'a dyn Fn(&str) -> Option<String>,
+    problems: Vec<String>,
+}
+
+impl<'a> Environment<'a> {
+    fn new(lookup: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        Self { lookup, problems: Vec::new() }
+    }
+
+    fn problem(&mut self, name: &str, what: impl fmt::Display) {
+        self.problems.push(format!("{name}: {what}"));
+    }
+
+    /// A variable's text without the white space around it: a Secret made with `echo` ends in a line break.
+    /// An empty one counts as not set.
+    fn text(&self, name: &str) -> Option<String> {
+        (self.lookup)(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+    }
+
+    fn required(&mut self, name: &str, what: &str) -> String {
+        self.text(name).unwrap_or_else(|| {
+            self.problem(name, format!("is not set; it must be {what}"));
+            String::new()
+        })
+    }
+
+    fn parsed<T: FromStr>(&mut self, name: &str, what: &str, default: T) -> T {
+        let Some(text) = self.text(name) else { return default };
+        text.parse().unwrap_or_else(|_| {
+            self.problem(name, format!("must be {what}"));
+            default
+        })
+    }
+
+    fn log_format(&mut self) -> LogFormat {
+        self.parsed("LOG_FORMAT", "text or json", LogFormat::Json)
+    }
+
+    fn duration(&mut self, name: &str, default: Duration) -> Duration {
+        let Some(text) = self.text(name) else { return default };
+        humantime::parse_duration(&text).unwrap_or_else(|_| {
+            self.problem(name, "must be a duration such as 25s or 1m");
+            default
+        })
+    }
+
+    fn servers(&mut self, default: Option<&str>) -> Vec<ServerAddr> {
+        let urls = match (self.text("NATS_URL"), default) {
+            (Some(urls), _) => urls,
+            (None, Some(default)) => default.to_owned(),
+            (None, None) => {
+                self.required("NATS_URL", "one or more addresses such as nats://127.0.0.1:4222");
+                return Vec::new();
+            }
+        };
+        let mut servers = Vec::new();
+        for url in urls.split(',').map(str::trim) {
+            match url.parse() {
+                Ok(server) => servers.push(server),
+                // Not echoed: it may hold a password.
+                Err(_) => {
+                    self.problem("NATS_URL", "must be addresses such as nats://host:4222 or tls://host")
+                }
+            }
+        }
+        servers
+    }
+
+    fn nats_auth(&mut self) -> NatsAuth {
+        match (self.text("NATS_CREDS"), self.text("NATS_USER"), self.text("NATS_PASSWORD")) {
+            (None, None, None) => NatsAuth::None,
+            (None, Some(user), Some(password)) => NatsAuth::UserAndPassword(user, password.into()),
+            (Some(file), None, None) => match std::fs::read_to_string(&file) {
+                Ok(text) => NatsAuth::Credentials(text.into()),
+                Err(error) => {
+                    self.problem("NATS_CREDS", format!("cannot read the file {file}: {error}"));
+                    NatsAuth::None
+                }
+            },
+            (Some(_), _, _) => {
+                self.problem("NATS_CREDS", "goes without NATS_USER and NATS_PASSWORD");
+                NatsAuth::None
+            }
+            _ => {
+                self.problem("NATS_USER", "goes with NATS_PASSWORD: set both or none");
+                NatsAuth::None
+            }
+        }
+    }
+
+    fn subject(&mut self, name: &str, default: &str) -> String {
+        let text = self.text(name).unwrap_or_else(|| default.to_owned());
+        let is_token = |token: &str| {
+            !token.is_empty() && token.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+        };
+        if !text.split('.').all(is_token) {
+            self.problem(name, "must be made of letters, digits, - and _, with single dots between");
+        }
+        text
+    }
+
+    fn kv(&mut self) -> Option<KvSettings> {
+        let base = self.text("CF_API_BASE_URL").unwrap_or_else(|| CLOUDFLARE_API.to_owned());
+        let base = match Url::parse(&base) {
+            Ok(url) if matches!(url.scheme(), "http" | "https") && url.host().is_some() => Some(url),
+            _ => {
+                self.problem("CF_API_BASE_URL", format!("must be an address such as {CLOUDFLARE_API}"));
+                None
+            }
+        };
+        let is_cloudflare = base
+            .as_ref()
+            .and_then(Url::host_str)
+            .is_some_and(|host| host == "cloudflare.com" || host.ends_with(".cloudflare.com"));
+        let account = self.text("CF_ACCOUNT_ID");
+        if is_cloudflare && account.is_none() {
+            self.required("CF_ACCOUNT_ID", "your Cloudflare account's id");
+        }
+        let namespace = self.required("CF_NAMESPACE_ID", "the KV namespace's id");
+        let token = self.required("CF_API_TOKEN", "a token with Workers KV Storage: Edit");
+
+        let mut url = base?;
+        {
+            let mut path = url.path_segments_mut().ok()?;
+            path.pop_if_empty();
+            if let Some(account) = &account {
+                path.extend(["accounts", account]);
+            }
+            path.extend(["storage", "kv", "namespaces", &namespace]);
+        }
+        Some(KvSettings { namespace_url: url, token: token.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: [(&str, &str); 5] = [
+        ("DELIVERY_MODE", "Core"),
+        ("NATS_URL", "nats://127.0.0.1:4222"),
+        ("CF_ACCOUNT_ID", "acc"),
+        ("CF_NAMESPACE_ID", "ns"),
+        ("CF_API_TOKEN", "secret-token\n"),
+    ];
+
+    fn read(changes: &[(&str, &str)]) -> Result<Settings, ConfigError> {
+        let lookup = |name: &str| {
+            let mut all = changes.iter().chain(&GOOD);
+            all.find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        };
+        Settings::read(&mut Environment::new(&lookup))
+    }
+
+    #[test]
+    fn five_variables_are_enough() {
+        let settings = read(&[]).unwrap();
+        assert_eq!(
+            settings.kv.namespace_url.as_str(),
+            "https://api.cloudflare.com/client/v4/accounts/acc/storage/kv/namespaces/ns"
+        );
+        assert_eq!(settings.nats.subject_prefix, "tasks");
+        assert_eq!(settings.nats.queue_group, "tasks-processor");
+        assert_eq!(settings.http.1, 3001);
+        assert_eq!(settings.log_format, LogFormat::Json);
+    }
+
+    #[test]
+    fn a_local_base_url_needs_no_account() {
+        let base = "http://127.0.0.1:8787/cdn-cgi/local/explorer/api/";
+        let settings = read(&[("CF_API_BASE_URL", base), ("CF_ACCOUNT_ID", "")]).unwrap();
+        assert_eq!(settings.kv.namespace_url.as_str(), format!("{base}storage/kv/namespaces/ns"));
+        assert!(read(&[("CF_ACCOUNT_ID", "")]).is_err(), "Cloudflare's needs one");
+    }
+
+    #[test]
+    fn every_variable_at_fault_is_named() {
+        let error = read(&[
+            ("DELIVERY_MODE", "Durable"),
+            ("NATS_URL", "http://x y"),
+            ("CF_NAMESPACE_ID", " "),
+            ("CF_API_BASE_URL", "ftp://x"),
+            ("SUBJECT_PREFIX", "tasks.>"),
+            ("PORT", "70000"),
+            ("LOG_FORMAT", "xml"),
+            ("SHUTDOWN_GRACE", "soon"),
+            ("NATS_USER", "me"),
+        ])
+        .unwrap_err();
+        let named: Vec<_> = error.0.iter().map(|line| line.split(':').next().unwrap()).collect();
+        assert_eq!(
+            named,
+            [
+                "DELIVERY_MODE",
+                "NATS_URL",
+                "NATS_USER",
+                "SUBJECT_PREFIX",
+                "CF_API_BASE_URL",
+                "CF_NAMESPACE_ID",
+                "PORT",
+                "LOG_FORMAT",
+                "SHUTDOWN_GRACE"
+            ]
+        );
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let settings = read(&[
+            ("NATS_URL", "nats://me:hidden-1@127.0.0.1:4222"),
+            ("NATS_USER", "me"),
+            ("NATS_PASSWORD", "hidden-2"),
+        ])
+        .unwrap();
+        let shown = format!("{settings:?}");
+        assert!(!shown.contains("hidden") && !shown.contains("secret-token"), "{shown}");
+    }
+}

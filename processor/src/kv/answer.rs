@@ -1,0 +1,201 @@
+//! What an answer of the API means. Pure: a status, headers and a body in, a verdict out.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// How long everything waits after a 429 that does not say for how long: short against Cloudflare's block
+/// of five minutes, since asking again then costs one request.
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// Why a request did not do what it should, by what has to happen next.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// May work when tried again: time-outs, connections, 408, 425, 5xx.
+    #[error("{0}")]
+    Transient(String),
+    /// 429: nothing at all may be sent for this long.
+    #[error("too many requests: Cloudflare asks to wait {} s", .0.as_secs())]
+    Throttled(Duration),
+    /// Nothing can work until someone mends the token, the namespace or the plan.
+    #[error("{0}")]
+    Config(String),
+    /// The request itself is at fault: 400, 413.
+    #[error("{0}")]
+    Refused(String),
+}
+
+#[derive(Deserialize)]
+struct Envelope<T> {
+    success: bool,
+    #[serde(default)]
+    errors: Vec<ApiError>,
+    #[serde(default = "none")]
+    result: Option<T>,
+}
+
+fn none<T>() -> Option<T> {
+    None
+}
+
+#[derive(Deserialize)]
+struct ApiError {
+    #[serde(default)]
+    code: i64,
+    #[serde(default)]
+    message: String,
+}
+
+#[derive(Deserialize)]
+struct BulkResult {
+    successful_key_count: Option<usize>,
+    #[serde(default)]
+    unsuccessful_keys: HashSet<String>,
+}
+
+#[derive(Deserialize)]
+struct BulkValues {
+    values: HashMap<String, Option<String>>,
+}
+
+/// Reads the answer to a bulk write of `sent` keys: the keys it says were not written.
+///
+/// `success: true` alone is no proof. An answer that counts fewer keys than were sent without naming the
+/// others is a failure of all.
+pub(super) fn written(body: &[u8], sent: usize) -> Result<HashSet<String>, Failure> {
+    // Where there is no result at all (some v4-shaped servers send null), success has to do.
+    let Some(result) = succeeded::<BulkResult>(body)? else { return Ok(HashSet::new()) };
+    let failed = result.unsuccessful_keys;
+    match result.successful_key_count {
+        Some(count) if count + failed.len() < sent => Err(Failure::Transient(format!(
+            "KV wrote {count} of {sent} keys and names only {} of the others",
+            failed.len()
+        ))),
+        _ => Ok(failed),
+    }
+}
+
+/// Reads the answer to a bulk read: each key's value, or that there is none.
+pub(super) fn values(body: &[u8]) -> Result<HashMap<String, Option<String>>, Failure> {
+    succeeded::<BulkValues>(body)?
+        .map(|result| result.values)
+        .ok_or_else(|| Failure::Transient("KV answered a read without values".to_owned()))
+}
+
+fn succeeded<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<Option<T>, Failure> {
+    let envelope: Envelope<T> = serde_json::from_slice(body)
+        .map_err(|error| Failure::Transient(format!("KV's answer cannot be read: {error}")))?;
+    if envelope.success { Ok(envelope.result) } else { Err(by_code(200, &envelope.errors)) }
+}
+
+/// Classifies an answer whose status is not 2xx.
+pub(super) fn failure(status: u16, retry_after: Option<Duration>, body: &[u8]) -> Failure {
+    let errors = serde_json::from_slice::<Envelope<serde::de::IgnoredAny>>(body)
+        .map(|envelope| envelope.errors)
+        .unwrap_or_default();
+    match status {
+        429 if !is_daily_quota(&errors) => Failure::Throttled(retry_after.unwrap_or(DEFAULT_RETRY_AFTER)),
+        _ => by_code(status, &errors),
+    }
+}
+
+/// The classes of the design: codes first, since Cloudflare reports some of them with more than one status.
+fn by_code(status: u16, errors: &[ApiError]) -> Failure {
+    let what = describe(status, errors);
+    let has = |code| errors.iter().any(|error| error.code == code);
+    let advice = if has(10_013) {
+        "the namespace does not exist: check CF_NAMESPACE_ID and CF_ACCOUNT_ID"
+    } else if has(7_003) {
+        "Cloudflare does not know such an account or namespace: check CF_ACCOUNT_ID and CF_NAMESPACE_ID"
+    } else if is_daily_quota(errors) {
+        "the plan's daily quota is used up: it starts anew at 00:00 UTC, or upgrade the plan"
+    } else if has(10_000) || matches!(status, 401 | 403) {
+        "the token is refused: check CF_API_TOKEN, it needs Workers KV Storage: Edit on this account"
+    } else if (300..400).contains(&status) {
+        "redirects are not followed, lest the token go elsewhere: check CF_API_BASE_URL"
+    } else if matches!(status, 404 | 405) {
+        "this is no KV namespace's address: check CF_API_BASE_URL, CF_ACCOUNT_ID and CF_NAMESPACE_ID"
+    } else if matches!(status, 408 | 425 | 429 | 500..) || status == 200 {
+        return Failure::Transient(what);
+    } else {
+        return Failure::Refused(what);
+    };
+    Failure::Config(format!("{advice} ({what})"))
+}
+
+/// The free plan's "KV put() limit exceeded for the day." has no documented code of its own.
+fn is_daily_quota(errors: &[ApiError]) -> bool {
+    errors.iter().any(|error| {
+        let message = error.message.to_ascii_lowercase();
+        message.contains("for the day") || message.contains("daily")
+    })
+}
+
+fn describe(status: u16, errors: &[ApiError]) -> String {
+    let mut what = format!("KV answered {status}");
+    for error in errors.iter().take(3) {
+        let message: String = error.message.escape_debug().take(200).collect();
+        what.push_str(&format!(", {}: {message}", error.code));
+    }
+    what
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(code: i64, message: &str) -> Vec<u8> {
+        format!(r#"{{"success":false,"errors":[{{"code":{code},"message":"{message}"}}],"messages":[],"result":null}}"#)
+            .into_bytes()
+    }
+
+    #[test]
+    fn each_status_and_code_has_its_class() {
+        let class = |status, body: &[u8]| match failure(status, None, body) {
+            Failure::Transient(_) => "transient",
+            Failure::Throttled(_) => "throttled",
+            Failure::Config(_) => "config",
+            Failure::Refused(_) => "refused",
+        };
+        for status in [408, 425, 500, 502, 503, 524] {
+            assert_eq!(class(status, b"<html>"), "transient", "{status}");
+        }
+        for status in [301, 401, 403, 404] {
+            assert_eq!(class(status, b""), "config", "{status}");
+        }
+        assert_eq!(class(404, &error(10_013, "namespace not found")), "config");
+        assert_eq!(class(400, &error(7_003, "Could not route")), "config");
+        assert_eq!(class(400, &error(10_000, "Authentication error")), "config");
+        assert_eq!(class(429, &error(971, "throttled")), "throttled");
+        assert_eq!(class(429, &error(0, "KV put() limit exceeded for the day.")), "config");
+        assert_eq!(class(400, &error(10_012, "too many pairs")), "refused");
+        assert_eq!(class(413, b""), "refused");
+    }
+
+    #[test]
+    fn a_429_waits_as_long_as_it_says() {
+        let seven = Duration::from_secs(7);
+        assert_eq!(failure(429, Some(seven), b""), Failure::Throttled(seven));
+        assert_eq!(failure(429, None, b""), Failure::Throttled(DEFAULT_RETRY_AFTER));
+    }
+
+    #[test]
+    fn success_is_believed_only_with_its_counts() {
+        let ok =
+            br#"{"success":true,"errors":[],"result":{"successful_key_count":2,"unsuccessful_keys":["b"]}}"#;
+        assert_eq!(written(ok, 3).unwrap(), HashSet::from(["b".to_owned()]));
+        assert!(matches!(written(ok, 4), Err(Failure::Transient(_))), "one key is not accounted for");
+        assert!(written(br#"{"success":true,"result":null}"#, 4).unwrap().is_empty());
+        assert!(matches!(written(&error(10_000, "no"), 1), Err(Failure::Config(_))));
+        assert!(matches!(written(b"<html>", 1), Err(Failure::Transient(_))));
+    }
+
+    #[test]
+    fn what_the_server_says_is_escaped_and_cut() {
+        let Failure::Transient(what) = failure(500, None, &error(1, &"x\\n".repeat(900))) else {
+            panic!("not transient")
+        };
+        assert!(what.len() < 300 && !what.contains('\n'), "{what}");
+    }
+}

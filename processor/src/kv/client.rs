@@ -1,0 +1,194 @@
+//! The requests themselves: one namespace's bulk put, bulk delete and bulk get.
+//!
+//! No retry, no pacing, no waiting: whoever calls has decided that this request is sent now.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Method, Url};
+use secrecy::ExposeSecret;
+use serde::Serialize;
+use taskpipeline_contract::{TaskKey, TaskMetadata};
+
+use super::answer::{self, Failure};
+use crate::config::KvSettings;
+
+/// The most keys of one bulk get (Cloudflare's limit).
+pub const MAX_KEYS_PER_READ: usize = 100;
+
+/// Why there can be no client at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The HTTP client could not be set up.
+    #[error("cannot set up HTTPS: {0}")]
+    Http(#[from] reqwest::Error),
+    /// The token holds characters no header can carry.
+    #[error("CF_API_TOKEN holds characters that no HTTP header can carry")]
+    Token,
+}
+
+/// One key with its value and metadata, as bulk put takes it.
+#[derive(Serialize)]
+pub struct Pair {
+    /// The task's key.
+    pub key: TaskKey,
+    /// The task as JSON.
+    pub value: String,
+    /// What the list page shows.
+    pub metadata: TaskMetadata,
+}
+
+/// A KV namespace behind its REST API.
+#[derive(Clone, Debug)]
+pub struct Namespace {
+    http: reqwest::Client,
+    url: Url,
+    redact: Redact,
+}
+
+impl Namespace {
+    /// A client for the namespace of the settings; connects only when asked to write or read.
+    ///
+    /// # Errors
+    /// Where the token cannot be sent, or TLS cannot be set up.
+    pub fn new(settings: &KvSettings, request_timeout: Duration) -> Result<Self, ClientError> {
+        // One crypto provider for the whole process; a second call finds it installed.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+
+        let token = settings.token.expose_secret();
+        let mut authorization =
+            HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| ClientError::Token)?;
+        authorization.set_sensitive(true);
+        let http = reqwest::Client::builder()
+            .default_headers(HeaderMap::from_iter([(AUTHORIZATION, authorization)]))
+            .user_agent(concat!("taskpipeline/", env!("CARGO_PKG_VERSION")))
+            .timeout(request_timeout)
+            // A redirect would carry the token to wherever it points.
+            .redirect(reqwest::redirect::Policy::none())
+            .build()?;
+        Ok(Self { http, url: settings.namespace_url.clone(), redact: Redact(settings.token.clone()) })
+    }
+
+    /// Writes these pairs. Answers the keys that KV names as not written.
+    ///
+    /// # Errors
+    /// The failure's class says what to do; whether anything was written is not known then.
+    pub async fn bulk_put(&self, pairs: &[Pair]) -> Result<HashSet<String>, Failure> {
+        self.call(Method::PUT, "bulk", pairs, |body| answer::written(body, pairs.len())).await
+    }
+
+    /// Deletes these keys; one that is not there counts as deleted. Answers the keys that KV names as not
+    /// deleted.
+    ///
+    /// # Errors
+    /// As [`Self::bulk_put`].
+    pub async fn bulk_delete(&self, keys: &[TaskKey]) -> Result<HashSet<String>, Failure> {
+        self.call(Method::POST, "bulk/delete", keys, |body| answer::written(body, keys.len())).await
+    }
+
+    /// Reads the values of at most [`MAX_KEYS_PER_READ`] keys; a key without one is absent or `None`.
+    /// What it answers may be a minute old.
+    ///
+    /// # Errors
+    /// As [`Self::bulk_put`].
+    pub async fn bulk_get(&self, keys: &[TaskKey]) -> Result<HashMap<String, Option<String>>, Failure> {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            keys: &'a [TaskKey],
+        }
+        self.call(Method::POST, "bulk/get", &Body { keys }, answer::values).await
+    }
+
+    async fn call<T>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &(impl Serialize + ?Sized),
+        read: impl FnOnce(&[u8]) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let body = serde_json::to_vec(body)
+            .map_err(|error| Failure::Refused(format!("the request cannot be written: {error}")))?;
+        let request = self
+            .http
+            .request(method, format!("{}/{path}", self.url))
+            .header(CONTENT_TYPE, "application/json")
+            .body(body);
+        self.exchange(request, read).await.map_err(|failure| self.redact.failure(failure))
+    }
+
+    async fn exchange<T>(
+        &self,
+        request: reqwest::RequestBuilder,
+        read: impl FnOnce(&[u8]) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let response = request.send().await.map_err(|error| unanswered(&error))?;
+        let status = response.status();
+        let retry_after =
+            response.headers().get(RETRY_AFTER).and_then(|value| parse_retry_after(value.to_str().ok()?));
+        let body = response.bytes().await.map_err(|error| unanswered(&error))?;
+        if status.is_success() {
+            read(&body)
+        } else {
+            Err(answer::failure(status.as_u16(), retry_after, &body))
+        }
+    }
+}
+
+/// Seconds, or the HTTP date that RFC 9110 allows as well.
+fn parse_retry_after(value: &str) -> Option<Duration> {
+    match value.trim().parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => {
+            let at = httpdate::parse_http_date(value.trim()).ok()?;
+            Some(at.duration_since(SystemTime::now()).unwrap_or_default())
+        }
+    }
+}
+
+/// No answer came. The error's URL is left out (it names the account), its causes are not.
+fn unanswered(error: &reqwest::Error) -> Failure {
+    if error.is_timeout() {
+        return Failure::Transient("KV did not answer in time".to_owned());
+    }
+    let mut what = String::from("no answer from KV");
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        what.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    Failure::Transient(what)
+}
+
+/// Takes the token out of what a server says: one that echoes its request must not get it into a log.
+#[derive(Clone, Debug)]
+struct Redact(secrecy::SecretString);
+
+impl Redact {
+    fn failure(&self, failure: Failure) -> Failure {
+        match failure {
+            Failure::Transient(what) => Failure::Transient(self.text(&what)),
+            Failure::Config(what) => Failure::Config(self.text(&what)),
+            Failure::Refused(what) => Failure::Refused(self.text(&what)),
+            Failure::Throttled(wait) => Failure::Throttled(wait),
+        }
+    }
+
+    fn text(&self, what: &str) -> String {
+        what.replace(self.0.expose_secret(), "[redacted]")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        assert_eq!(parse_retry_after(" 7 "), Some(Duration::from_secs(7)));
+        assert_eq!(parse_retry_after("soon"), None);
+        let at = SystemTime::now() + Duration::from_secs(100);
+        let wait = parse_retry_after(&httpdate::fmt_http_date(at)).unwrap();
+        assert!((98..=100).contains(&wait.as_secs()), "{wait:?}");
+    }
+}

@@ -1,0 +1,127 @@
+//! The pipeline, in the order data flows: [`source`] -> [`ingest`] -> [`ledger`] -> [`projector`], and
+//! [`dead_letters`] for what cannot go on. This file starts the parts and drains them, nothing else.
+
+mod dead_letters;
+mod fold;
+mod ingest;
+mod ledger;
+mod projector;
+mod source;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::config::Settings;
+use crate::kv::{ClientError, Namespace};
+use crate::telemetry::health::{self, Health};
+use crate::telemetry::metrics::Metrics;
+
+use self::dead_letters::DeadLetters;
+use self::projector::Projector;
+use self::source::Source;
+
+pub(crate) use self::source::{connect_options, round_trip};
+
+/// How many accepted events may wait between ingest and the projector. Small: the ledger is where they
+/// are meant to be, and what does not fit there waits in the subscription's buffer.
+const ACCEPTED_CAPACITY: usize = 4_096;
+
+/// What is left of the grace for dead letters and for closing the connection.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Why the pipeline could not start or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The KV client cannot be made.
+    #[error(transparent)]
+    Kv(#[from] ClientError),
+    /// NATS cannot be used at all; a server that is merely away is waited for.
+    #[error("cannot use NATS at {url}: {reason}")]
+    Nats {
+        /// The servers, without credentials.
+        url: String,
+        /// What the client says.
+        reason: String,
+    },
+    /// The address for health and metrics cannot be had.
+    #[error("cannot listen on {address} for health and metrics: {source}; set PORT to a free port")]
+    Listen {
+        /// The address asked for.
+        address: std::net::SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The metrics cannot be registered.
+    #[error("cannot register metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// A part of the pipeline ended that must not.
+    #[error("the {0} stopped unexpectedly; this is a fault of taskpipeline itself")]
+    Stopped(&'static str),
+}
+
+/// Runs the pipeline until `shutdown` resolves, and drains it.
+///
+/// # Errors
+/// Where it cannot start, or a part of it stops by itself.
+pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    let metrics = Arc::new(Metrics::new()?);
+    let health = Arc::new(Health::default());
+    let address = health::serve(settings.http, Arc::clone(&health), Arc::clone(&metrics)).await?;
+    let namespace = Namespace::new(&settings.kv, settings.tuning.request_timeout)?;
+    info!("taskpipeline {} serves health and metrics on http://{address}", env!("CARGO_PKG_VERSION"));
+
+    tokio::pin!(shutdown);
+    let connecting = Source::connect(&settings.nats, Arc::clone(&health), Arc::clone(&metrics));
+    let source = tokio::select! {
+        source = connecting => source?,
+        () = &mut shutdown => return Ok(()),
+    };
+    health.set_source(source.client());
+
+    let (letters, letters_done) =
+        DeadLetters::start(source.client(), &settings.nats.subject_prefix, Arc::clone(&metrics));
+    let (accepted, to_project) = mpsc::channel(ACCEPTED_CAPACITY);
+    let (deadline, deadline_seen) = watch::channel(None);
+    let (stop, stopped) = watch::channel(false);
+
+    let projector = Projector::new(
+        namespace,
+        settings.tuning.clone(),
+        letters.clone(),
+        Arc::clone(&metrics),
+        Arc::clone(&health),
+    );
+    let mut projecting = tokio::spawn(projector.run(to_project, deadline_seen));
+    let mut ingesting = tokio::spawn(ingest::run(source, stopped, accepted, letters, metrics));
+
+    tokio::select! {
+        () = &mut shutdown => {}
+        _ = &mut ingesting => return Err(RunError::Stopped("ingest")),
+        _ = &mut projecting => return Err(RunError::Stopped("projector")),
+    }
+
+    let grace = settings.shutdown_grace;
+    info!("draining: no more events are taken, what is in hand is written within {} s", grace.as_secs());
+    health.set_draining();
+    let started = Instant::now();
+    deadline.send_replace(Some(started + grace.saturating_sub(LAST_WORDS)));
+    stop.send_replace(true);
+    // In this order each ends after the one before: ingest closes the projector's channel, and both hold
+    // the dead letters'.
+    let drained = tokio::time::timeout_at(started + grace, async {
+        let _ = ingesting.await;
+        let _ = projecting.await;
+        let _ = letters_done.await;
+    })
+    .await;
+    match drained {
+        Ok(()) => info!("drained in {:.1} s", started.elapsed().as_secs_f64()),
+        Err(_) => warn!("the grace of {} s is over; what was still in hand is lost", grace.as_secs()),
+    }
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! Whether anything may be sent to KV at all. Pure: verdicts and moments in, yes or "not before" out.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::kv::Failure;
+
+/// How long to leave KV alone after it refused our token or namespace: two requests a minute are enough to
+/// notice that it was mended.
+const PROBE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Open, or closed by KV itself.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    closed_until: Option<Instant>,
+    /// The last answer was that nothing can work as it is configured: one request at a time finds out
+    /// whether that has changed.
+    probing: bool,
+}
+
+impl Gate {
+    /// Learns from an answer.
+    pub(super) fn learn(&mut self, failure: Option<&Failure>, now: Instant) {
+        match failure {
+            None => self.probing = false,
+            Some(Failure::Throttled(wait)) => self.close_until(now + *wait),
+            Some(Failure::Config(_)) => {
+                self.probing = true;
+                self.close_until(now + PROBE_INTERVAL);
+            }
+            Some(Failure::Transient(_) | Failure::Refused(_)) => {}
+        }
+    }
+
+    /// Whether a request may be sent while `in_flight` others are out; else when to ask again, if time
+    /// alone can open it.
+    pub(super) fn admits(&self, in_flight: usize, now: Instant) -> Result<(), Option<Instant>> {
+        match self.closed_until {
+            Some(until) if now < until => Err(Some(until)),
+            _ if self.probing && in_flight > 0 => Err(None),
+            _ => Ok(()),
+        }
+    }
+
+    fn close_until(&mut self, until: Instant) {
+        self.closed_until = self.closed_until.max(Some(until));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_429_closes_it_for_as_long_as_it_says() {
+        let (mut gate, now) = (Gate::default(), Instant::now());
+        gate.learn(Some(&Failure::Throttled(Duration::from_secs(7))), now);
+        gate.learn(None, now); // the answer to a request sent before
+        let open = now + Duration::from_secs(7);
+        assert_eq!(gate.admits(0, open - Duration::from_millis(1)), Err(Some(open)));
+        assert_eq!(gate.admits(3, open), Ok(()));
+    }
+
+    #[test]
+    fn a_refused_token_is_probed_by_one_request_every_half_minute() {
+        let (mut gate, now) = (Gate::default(), Instant::now());
+        gate.learn(Some(&Failure::Config("no".to_owned())), now);
+        assert!(gate.admits(0, now + Duration::from_secs(29)).is_err());
+        let probe = now + PROBE_INTERVAL;
+        assert_eq!(gate.admits(0, probe), Ok(()));
+        assert_eq!(gate.admits(1, probe), Err(None));
+        gate.learn(None, probe);
+        assert_eq!(gate.admits(1, probe), Ok(()));
+    }
+}

@@ -1,0 +1,210 @@
+//! Which keys want a request, in which order, and when. Pure: ids and moments, no values and no I/O.
+//!
+//! A key keeps the place it got when it first became dirty, is never handed out twice at a time, and rests
+//! between two requests, so that a task which changes all the time neither starves nor is starved.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+
+use taskpipeline_contract::TaskId;
+use tokio::time::Instant;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Waits in `ready`.
+    Ready,
+    /// In a request; `again`: changed since.
+    InFlight { again: bool },
+    /// Rests until its moment in `resting`; `dirty`: ready after that.
+    Resting { dirty: bool },
+}
+
+/// The queue of one kind of request.
+#[derive(Debug, Default)]
+pub(super) struct KeyQueue {
+    states: HashMap<TaskId, State>,
+    /// In first-dirty order. An id that was withdrawn may still stand here; its state says so.
+    ready: VecDeque<TaskId>,
+    ready_count: usize,
+    resting: BinaryHeap<Reverse<(Instant, u64, TaskId)>>,
+    /// Keeps what rests until the same moment in its order.
+    rest_count: u64,
+}
+
+impl KeyQueue {
+    /// This key wants a request.
+    pub(super) fn mark(&mut self, id: &TaskId) {
+        match self.states.get_mut(id) {
+            None => self.enqueue(id.clone()),
+            Some(State::Ready) => {}
+            Some(State::InFlight { again }) => *again = true,
+            Some(State::Resting { dirty }) => *dirty = true,
+        }
+    }
+
+    /// This key wants no request any more, if it is not in one already.
+    pub(super) fn withdraw(&mut self, id: &TaskId) {
+        match self.states.get_mut(id) {
+            Some(State::Ready) => {
+                self.states.remove(id);
+                self.ready_count -= 1;
+            }
+            Some(State::InFlight { again }) => *again = false,
+            Some(State::Resting { dirty }) => *dirty = false,
+            None => {}
+        }
+    }
+
+    /// Hands out the first `most` keys; each stays in flight until it is settled or retried.
+    pub(super) fn take(&mut self, most: usize) -> Vec<TaskId> {
+        let mut taken = Vec::with_capacity(most.min(self.ready_count));
+        while taken.len() < most {
+            let Some(id) = self.ready.pop_front() else { break };
+            if let Some(state @ State::Ready) = self.states.get_mut(&id) {
+                *state = State::InFlight { again: false };
+                self.ready_count -= 1;
+                taken.push(id);
+            }
+        }
+        taken
+    }
+
+    /// The key's request is done. It rests until `until`, and then wants the next one if it has changed.
+    pub(super) fn settle(&mut self, id: &TaskId, until: Instant) {
+        if let Some(State::InFlight { again }) = self.states.get(id) {
+            self.rest(id, until, *again);
+        }
+    }
+
+    /// The key's request did nothing. It wants another at `until`.
+    pub(super) fn retry(&mut self, id: &TaskId, until: Instant) {
+        if let Some(State::InFlight { .. }) = self.states.get(id) {
+            self.rest(id, until, true);
+        }
+    }
+
+    /// Moves on every key that has rested, and answers those that want nothing more and are forgotten.
+    pub(super) fn wake(&mut self, now: Instant) -> Vec<TaskId> {
+        let mut forgotten = Vec::new();
+        while self.resting.peek().is_some_and(|Reverse((until, _, _))| *until <= now) {
+            let Some(Reverse((_, _, id))) = self.resting.pop() else { break };
+            match self.states.get(&id) {
+                Some(State::Resting { dirty: true }) => self.enqueue(id),
+                Some(State::Resting { dirty: false }) => {
+                    self.states.remove(&id);
+                    forgotten.push(id);
+                }
+                _ => {}
+            }
+        }
+        forgotten
+    }
+
+    /// When the next key has rested.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        self.resting.peek().map(|Reverse((until, _, _))| *until)
+    }
+
+    /// How many keys could go into a request now.
+    pub(super) fn ready(&self) -> usize {
+        self.ready_count
+    }
+
+    /// Whether this key is in a request.
+    pub(super) fn is_in_flight(&self, id: &TaskId) -> bool {
+        matches!(self.states.get(id), Some(State::InFlight { .. }))
+    }
+
+    /// Whether this key is known here at all.
+    pub(super) fn contains(&self, id: &TaskId) -> bool {
+        self.states.contains_key(id)
+    }
+
+    fn enqueue(&mut self, id: TaskId) {
+        self.states.insert(id.clone(), State::Ready);
+        self.ready.push_back(id);
+        self.ready_count += 1;
+    }
+
+    fn rest(&mut self, id: &TaskId, until: Instant, dirty: bool) {
+        self.states.insert(id.clone(), State::Resting { dirty });
+        self.rest_count += 1;
+        self.resting.push(Reverse((until, self.rest_count, id.clone())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn id(text: &str) -> TaskId {
+        TaskId::new(text).unwrap()
+    }
+
+    fn names(ids: &[TaskId]) -> Vec<&str> {
+        ids.iter().map(TaskId::as_str).collect()
+    }
+
+    #[test]
+    fn a_hot_key_keeps_its_place() {
+        let mut queue = KeyQueue::default();
+        for name in ["a", "b", "a", "c", "a"] {
+            queue.mark(&id(name));
+        }
+        assert_eq!(names(&queue.take(2)), ["a", "b"]);
+        assert_eq!(names(&queue.take(2)), ["c"]);
+    }
+
+    #[test]
+    fn a_key_in_flight_is_not_handed_out_again_until_it_has_rested() {
+        let (mut queue, now) = (KeyQueue::default(), Instant::now());
+        let later = now + Duration::from_secs(1);
+        queue.mark(&id("a"));
+        assert_eq!(queue.take(9).len(), 1);
+        queue.mark(&id("a"));
+        assert!(queue.take(9).is_empty());
+        queue.settle(&id("a"), later);
+        assert!(queue.wake(now).is_empty());
+        assert!(queue.take(9).is_empty());
+        assert_eq!(queue.next_wake(), Some(later));
+        assert!(queue.wake(later).is_empty());
+        assert_eq!(names(&queue.take(9)), ["a"]);
+    }
+
+    #[test]
+    fn a_key_that_did_not_change_is_forgotten_after_its_rest() {
+        let (mut queue, now) = (KeyQueue::default(), Instant::now());
+        queue.mark(&id("a"));
+        queue.take(1);
+        queue.settle(&id("a"), now);
+        assert_eq!(names(&queue.wake(now)), ["a"]);
+        assert!(!queue.contains(&id("a")));
+    }
+
+    #[test]
+    fn retried_keys_come_back_together_and_in_order() {
+        let (mut queue, now) = (KeyQueue::default(), Instant::now());
+        for name in ["a", "b", "c"] {
+            queue.mark(&id(name));
+        }
+        for id in queue.take(3) {
+            queue.retry(&id, now + Duration::from_secs(3));
+        }
+        queue.wake(now + Duration::from_secs(3));
+        assert_eq!(names(&queue.take(3)), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_withdrawn_key_is_not_handed_out_and_may_come_back() {
+        let mut queue = KeyQueue::default();
+        queue.mark(&id("a"));
+        queue.mark(&id("b"));
+        queue.withdraw(&id("a"));
+        assert_eq!(queue.ready(), 1);
+        queue.mark(&id("a"));
+        assert_eq!(names(&queue.take(9)), ["a", "b"], "its old place is as good as any");
+        assert_eq!(queue.ready(), 0);
+    }
+}

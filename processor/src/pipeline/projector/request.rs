@@ -1,0 +1,97 @@
+//! One request to KV from the keys it is about to what became of each of them. Builds and sends; decides
+//! nothing about what comes next.
+
+use std::collections::HashMap;
+
+use taskpipeline_contract::{Task, TaskId, TaskKey, TaskMetadata};
+
+use crate::kv::{Failure, Namespace, Pair};
+use crate::telemetry::metrics::Operation;
+
+/// What is asked of KV.
+pub(super) enum Request {
+    /// Write these tasks.
+    Put(Vec<Task>),
+    /// Delete these.
+    Delete(Vec<TaskId>),
+    /// Read these.
+    Get(Vec<TaskId>),
+}
+
+/// What became of one key.
+pub(super) enum KeyOutcome {
+    /// Written or deleted.
+    Landed,
+    /// KV names it as not written.
+    NotWritten,
+    /// Its value, or that it has none.
+    Read(Option<String>),
+}
+
+/// What became of a request.
+pub(super) struct Answer {
+    pub(super) operation: Operation,
+    pub(super) ids: Vec<TaskId>,
+    /// One outcome for each id, in their order; or none is known.
+    pub(super) result: Result<Vec<KeyOutcome>, Failure>,
+}
+
+impl Request {
+    pub(super) fn operation(&self) -> Operation {
+        match self {
+            Self::Put(_) => Operation::Put,
+            Self::Delete(_) => Operation::Delete,
+            Self::Get(_) => Operation::Get,
+        }
+    }
+
+    pub(super) fn ids(&self) -> Vec<TaskId> {
+        match self {
+            Self::Put(tasks) => tasks.iter().map(|task| task.id.clone()).collect(),
+            Self::Delete(ids) | Self::Get(ids) => ids.clone(),
+        }
+    }
+
+    /// Sends it. Takes as long as the request's time-out at the most.
+    pub(super) async fn send(self, namespace: Namespace) -> Answer {
+        let operation = self.operation();
+        let ids = self.ids();
+        let keys = || -> Vec<TaskKey> { ids.iter().cloned().map(TaskKey::new).collect() };
+        let result = match &self {
+            Self::Put(tasks) => match tasks.iter().map(pair).collect::<Result<Vec<_>, _>>() {
+                Ok(pairs) => namespace.bulk_put(&pairs).await.map(|failed| written(&ids, &failed)),
+                Err(error) => Err(Failure::Refused(format!("a task cannot be written as JSON: {error}"))),
+            },
+            Self::Delete(_) => namespace.bulk_delete(&keys()).await.map(|failed| written(&ids, &failed)),
+            Self::Get(_) => namespace.bulk_get(&keys()).await.map(|values| read(&ids, values)),
+        };
+        Answer { operation, ids, result }
+    }
+}
+
+fn pair(task: &Task) -> Result<Pair, serde_json::Error> {
+    Ok(Pair {
+        key: TaskKey::new(task.id.clone()),
+        value: serde_json::to_string(task)?,
+        metadata: TaskMetadata::from(task),
+    })
+}
+
+fn written(ids: &[TaskId], failed: &std::collections::HashSet<String>) -> Vec<KeyOutcome> {
+    ids.iter()
+        .map(|id| {
+            // The usual answer names none, and then no key needs to be spelled out.
+            if !failed.is_empty() && failed.contains(&TaskKey::new(id.clone()).to_string()) {
+                KeyOutcome::NotWritten
+            } else {
+                KeyOutcome::Landed
+            }
+        })
+        .collect()
+}
+
+fn read(ids: &[TaskId], mut values: HashMap<String, Option<String>>) -> Vec<KeyOutcome> {
+    ids.iter()
+        .map(|id| KeyOutcome::Read(values.remove(&TaskKey::new(id.clone()).to_string()).flatten()))
+        .collect()
+}

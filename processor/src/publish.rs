@@ -1,0 +1,114 @@
+//! `taskpipeline publish`: makes an event, validates it as the pipeline will, and publishes it, so that
+//! nobody needs another tool to try the pipeline.
+
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value};
+use taskpipeline_contract::{DecodeError, Event, EventKind};
+use uuid::Uuid;
+
+use crate::config::NatsConnection;
+use crate::pipeline::{connect_options, round_trip};
+
+/// The event to publish.
+#[derive(Debug, Subcommand)]
+pub enum Publish {
+    /// A task came to be.
+    Created(Fields),
+    /// Some fields of a task changed.
+    Updated(Fields),
+    /// A task is gone.
+    Deleted(Fields),
+}
+
+/// Its fields, or the whole of it.
+#[derive(Debug, Args)]
+pub struct Fields {
+    /// The task's id
+    #[arg(long)]
+    id: Option<String>,
+    /// Its title, 1 to 200 characters
+    #[arg(long)]
+    title: Option<String>,
+    /// Its description, at most 2000 characters
+    #[arg(long)]
+    description: Option<String>,
+    /// pending, `in_progress`, completed or cancelled
+    #[arg(long)]
+    status: Option<String>,
+    /// What to follow the event by in logs; made up if not given
+    #[arg(long)]
+    correlation_id: Option<String>,
+    /// The whole event as JSON: {"correlationId": "...", "data": {"id": "...", ...}}
+    #[arg(long, conflicts_with_all = ["id", "title", "description", "status", "correlation_id"])]
+    json: Option<String>,
+    /// What the subjects begin with
+    #[arg(long, env = "SUBJECT_PREFIX", default_value = "tasks")]
+    subject_prefix: String,
+}
+
+/// Why nothing was published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The event breaks the contract.
+    #[error("{0}\n(nothing was published)")]
+    Invalid(#[from] DecodeError),
+    /// NATS is not there, or does not let us.
+    #[error("cannot publish to NATS at {url}: {reason}; is it running, and is NATS_URL right?")]
+    Nats {
+        /// The servers, without credentials.
+        url: String,
+        /// What the client says.
+        reason: String,
+    },
+}
+
+impl Publish {
+    /// Validates, publishes, waits until the server has it, and answers what it did in a line.
+    ///
+    /// # Errors
+    /// Says which fields are wrong, or why NATS did not take it.
+    pub async fn run(&self, connection: &NatsConnection) -> Result<String, PublishError> {
+        let (kind, fields) = match self {
+            Self::Created(fields) => (EventKind::Created, fields),
+            Self::Updated(fields) => (EventKind::Updated, fields),
+            Self::Deleted(fields) => (EventKind::Deleted, fields),
+        };
+        let bytes = fields.event(kind).into_bytes();
+        let event = Event::decode(kind, &bytes)?;
+
+        let subject = kind.subject(&fields.subject_prefix);
+        let failed = |reason: String| PublishError::Nats { url: connection.to_string(), reason };
+        let client = connect_options(connection)
+            .map_err(|error| failed(error.to_string()))?
+            .connect(connection.servers.as_slice())
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        client.publish(subject.clone(), bytes.into()).await.map_err(|error| failed(error.to_string()))?;
+        round_trip(&client).await.map_err(failed)?;
+        Ok(format!("[{}] published {subject} for task {}", event.correlation_id, event.task_id()))
+    }
+}
+
+impl Fields {
+    fn event(&self, kind: EventKind) -> String {
+        if let Some(json) = &self.json {
+            return json.clone();
+        }
+        let description = match (&self.description, kind) {
+            // A new task needs one, and on a command line it is fair to leave an empty one out.
+            (None, EventKind::Created) => Some(String::new()),
+            (description, _) => description.clone(),
+        };
+        let data: Map<String, Value> = [
+            ("id", self.id.clone()),
+            ("title", self.title.clone()),
+            ("description", description),
+            ("status", self.status.clone()),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), Value::from(value?))))
+        .collect();
+        let correlation_id = self.correlation_id.clone().unwrap_or_else(|| Uuid::new_v4().to_string());
+        serde_json::json!({"correlationId": correlation_id, "data": data}).to_string()
+    }
+}

@@ -1,0 +1,196 @@
+//! Health over HTTP: `/health` for people, `/livez` and `/readyz` for probes, `/metrics` for Prometheus.
+//!
+//! What is told is what the pipeline last saw; only `/readyz` asks, by a round trip to NATS.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use async_nats::Client;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tracing::error;
+
+use super::metrics::Metrics;
+use crate::pipeline::{RunError, round_trip};
+
+/// The connection to NATS as last seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NatsState {
+    /// Not once connected yet; why, where the last try said so.
+    Connecting(Option<String>),
+    /// Connected.
+    Connected,
+    /// Was connected.
+    Disconnected(String),
+}
+
+/// KV as its last answer showed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KvState {
+    /// Nothing was asked yet.
+    Unknown,
+    /// The last answer was good.
+    Reachable,
+    /// The last answer was an error that may pass.
+    Failing(String),
+    /// The last answer was an error that somebody has to mend.
+    Misconfigured(String),
+}
+
+/// What the endpoints tell.
+#[derive(Debug)]
+pub struct Health {
+    started: Instant,
+    nats: Mutex<NatsState>,
+    kv: Mutex<KvState>,
+    draining: AtomicBool,
+    client: OnceLock<Client>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            nats: Mutex::new(NatsState::Connecting(None)),
+            kv: Mutex::new(KvState::Unknown),
+            draining: AtomicBool::new(false),
+            client: OnceLock::new(),
+        }
+    }
+}
+
+impl Health {
+    /// The connection changed.
+    pub fn set_nats(&self, state: NatsState) {
+        *self.nats.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// A try to connect failed, or the server complained.
+    pub fn set_nats_error(&self, what: &str) {
+        let mut nats = self.nats.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *nats {
+            NatsState::Connected => {}
+            NatsState::Connecting(why) => *why = Some(what.to_owned()),
+            NatsState::Disconnected(why) => what.clone_into(why),
+        }
+    }
+
+    /// KV answered.
+    pub fn set_kv(&self, state: KvState) {
+        *self.kv.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// The subscriptions are made; from now on a round trip proves them.
+    pub fn set_source(&self, client: Client) {
+        let _ = self.client.set(client);
+    }
+
+    /// No more events are taken.
+    pub fn set_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    fn report(&self) -> (StatusCode, Value) {
+        let nats = self.nats.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let kv = self.kv.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let draining = self.draining.load(Ordering::Relaxed);
+        let nats_up = nats == NatsState::Connected;
+        let kv_up = matches!(kv, KvState::Unknown | KvState::Reachable);
+        let status = match () {
+            () if draining => "draining",
+            () if nats_up && kv_up => "ok",
+            () => "degraded",
+        };
+        let nats = match nats {
+            NatsState::Connecting(why) => service("connecting", why),
+            NatsState::Connected => service("connected", None),
+            NatsState::Disconnected(why) => service("disconnected", Some(why)),
+        };
+        let kv = match kv {
+            KvState::Unknown => service("unknown", Some("nothing was written yet".to_owned())),
+            KvState::Reachable => service("reachable", None),
+            KvState::Failing(why) => service("failing", Some(why)),
+            KvState::Misconfigured(why) => service("misconfigured", Some(why)),
+        };
+        let code = if status == "degraded" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+        let report = json!({
+            "status": status,
+            "services": {"nats": nats, "kv": kv},
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime": self.started.elapsed().as_secs(),
+        });
+        (code, report)
+    }
+
+    async fn ready(&self) -> Result<(), String> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err("draining".to_owned());
+        }
+        let client = self.client.get().ok_or("not subscribed yet")?;
+        round_trip(client).await.map_err(|why| format!("NATS: {why}"))
+    }
+}
+
+fn service(status: &str, message: Option<String>) -> Value {
+    match message {
+        None => json!({"status": status}),
+        Some(message) => json!({"status": status, "message": message}),
+    }
+}
+
+type Shared = Arc<(Arc<Health>, Arc<Metrics>)>;
+
+/// Serves the endpoints until the process ends. Answers the address, which matters where the port was 0.
+///
+/// # Errors
+/// Where the address cannot be had.
+pub async fn serve(
+    http: (IpAddr, u16),
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+) -> Result<SocketAddr, RunError> {
+    let address = SocketAddr::from(http);
+    let listen = |source| RunError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(listen)?;
+    let bound = listener.local_addr().map_err(listen)?;
+    let routes = Router::new()
+        .route("/health", get(report))
+        .route("/livez", get(|| async { "ok" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(scrape))
+        .with_state(Arc::new((health, metrics)));
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, routes).await {
+            error!("health and metrics are not served any more: {error}");
+        }
+    });
+    Ok(bound)
+}
+
+async fn report(State(shared): State<Shared>) -> Response {
+    let (code, report) = shared.0.report();
+    (code, [(header::CACHE_CONTROL, "no-store")], Json(report)).into_response()
+}
+
+async fn ready(State(shared): State<Shared>) -> Response {
+    match shared.0.ready().await {
+        Ok(()) => "ready".into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}")).into_response(),
+    }
+}
+
+async fn scrape(State(shared): State<Shared>) -> Response {
+    match shared.1.encode() {
+        Ok(text) => {
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}

@@ -1,0 +1,197 @@
+//! The Prometheus metrics, all under `taskpipeline_`. No ids among the labels: their number is bounded.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
+};
+use taskpipeline_contract::EventKind;
+
+use crate::kv::Failure;
+
+/// What a request to KV does, as a label and in logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Bulk put.
+    Put,
+    /// Bulk delete.
+    Delete,
+    /// Bulk get.
+    Get,
+}
+
+impl Operation {
+    /// As logs say it.
+    #[must_use]
+    pub fn verb(self) -> &'static str {
+        match self {
+            Self::Put => "PUT",
+            Self::Delete => "DELETE",
+            Self::Get => "GET",
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::Delete => "delete",
+            Self::Get => "get",
+        }
+    }
+}
+
+/// All metrics of one pipeline, in a registry of its own.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    received: IntCounterVec,
+    landed: Histogram,
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    keys: IntCounterVec,
+    /// Updates of tasks that do not exist.
+    pub updates_unknown: IntCounter,
+    /// Failed attempts that were followed by another, by key.
+    pub retries: IntCounter,
+    /// Dead letters published, by reason.
+    pub dead_letters: IntCounterVec,
+    /// Dead letters that could not be published.
+    pub dead_letters_lost: IntCounter,
+    /// Events received that have not landed.
+    pub events_waiting: IntGauge,
+    /// Tasks in memory.
+    pub tasks_in_memory: IntGauge,
+    /// Requests to KV that are out.
+    pub requests_in_flight: IntGauge,
+    /// Requests that could be sent at once.
+    pub budget_available: Gauge,
+    /// 1 while connected.
+    pub nats_connected: IntGauge,
+    /// How often the client reported that it dropped events.
+    pub slow_consumers: IntCounter,
+}
+
+impl Metrics {
+    /// Registers them all.
+    ///
+    /// # Errors
+    /// None, unless two metrics here had one name.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new_custom(Some("taskpipeline".to_owned()), None)?;
+        let r = &registry;
+        let labelled = |name: &str, help: &str, labels: &[&str]| {
+            registered(r, IntCounterVec::new(Opts::new(name, help), labels)?)
+        };
+        let counter = |name: &str, help: &str| registered(r, IntCounter::new(name, help)?);
+        let gauge = |name: &str, help: &str| registered(r, IntGauge::new(name, help)?);
+        // From 1 ms to 2 minutes: an idle pipeline lands an event in one request, a throttled one waits.
+        let buckets = || prometheus::exponential_buckets(0.001, 2.0, 18);
+        let metrics = Self {
+            received: labelled("events_received_total", "Events received from NATS, by kind.", &["kind"])?,
+            landed: registered(
+                r,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "event_landing_seconds",
+                        "From receiving an event to KV's answer that its task is written.",
+                    )
+                    .buckets(buckets()?),
+                )?,
+            )?,
+            requests: labelled(
+                "kv_requests_total",
+                "Requests to Cloudflare KV, by operation and outcome.",
+                &["operation", "outcome"],
+            )?,
+            request_seconds: registered(
+                r,
+                HistogramVec::new(
+                    HistogramOpts::new("kv_request_duration_seconds", "How long requests to KV took.")
+                        .buckets(buckets()?),
+                    &["operation"],
+                )?,
+            )?,
+            keys: labelled(
+                "kv_keys_total",
+                "Keys in requests that KV answered with success; Cloudflare bills each.",
+                &["operation"],
+            )?,
+            updates_unknown: counter(
+                "updates_of_unknown_tasks_total",
+                "Updates that changed nothing because their task does not exist.",
+            )?,
+            retries: counter(
+                "kv_key_retries_total",
+                "Failed attempts, counted for each key, to be repeated.",
+            )?,
+            dead_letters: labelled("dead_letters_total", "Dead letters published, by reason.", &["reason"])?,
+            dead_letters_lost: counter(
+                "dead_letters_lost_total",
+                "Dead letters that could not be published.",
+            )?,
+            events_waiting: gauge("events_waiting", "Events received that have not landed in KV.")?,
+            tasks_in_memory: gauge("tasks_in_memory", "Tasks that are dirty, in a request or at rest.")?,
+            requests_in_flight: gauge("kv_requests_in_flight", "Requests to KV without an answer yet.")?,
+            budget_available: registered(
+                r,
+                Gauge::new("kv_budget_available_requests", "Requests the budget allows at once.")?,
+            )?,
+            nats_connected: gauge("nats_connected", "1 while connected to NATS, else 0.")?,
+            slow_consumers: counter(
+                "nats_slow_consumer_total",
+                "How often the NATS client reported that it dropped events.",
+            )?,
+            registry,
+        };
+        // Known label values show as 0 from the start, so that a rate over the first event is right.
+        for kind in EventKind::ALL {
+            metrics.received.with_label_values(&[kind.as_str()]);
+        }
+        Ok(metrics)
+    }
+
+    /// An event came in.
+    pub fn received(&self, kind: EventKind) {
+        self.received.with_label_values(&[kind.as_str()]).inc();
+    }
+
+    /// An event landed this long after it was received.
+    pub fn landed(&self, after: Duration) {
+        self.landed.observe(after.as_secs_f64());
+    }
+
+    /// A request was answered, or was given up.
+    pub fn request(&self, operation: Operation, keys: usize, failure: Option<&Failure>, took: Duration) {
+        let outcome = match failure {
+            None => "success",
+            Some(Failure::Transient(_)) => "transient",
+            Some(Failure::Throttled(_)) => "throttled",
+            Some(Failure::Config(_)) => "config",
+            Some(Failure::Refused(_)) => "refused",
+        };
+        self.requests.with_label_values(&[operation.label(), outcome]).inc();
+        self.request_seconds.with_label_values(&[operation.label()]).observe(took.as_secs_f64());
+        if failure.is_none() {
+            self.keys.with_label_values(&[operation.label()]).inc_by(u64::try_from(keys).unwrap_or(u64::MAX));
+        }
+    }
+
+    /// All of it in Prometheus' text format.
+    ///
+    /// # Errors
+    /// None in practice: it is written to memory.
+    pub fn encode(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+fn registered<C>(registry: &Registry, collector: C) -> Result<C, prometheus::Error>
+where
+    C: prometheus::core::Collector + Clone + 'static,
+{
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
