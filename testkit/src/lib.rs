@@ -1,1 +1,62 @@
-//! To come.
+//! Handles on the real processes that tests run against: nats-server, the processor, the whole of
+//! `cargo xtask up`. Each is killed when its handle is dropped.
+//!
+//! Where the programs are is told by `cargo xtask test` through the environment. What is missing is an
+//! error that says so: no test is skipped for want of a tool.
+
+mod nats;
+mod process;
+mod processor;
+mod up;
+mod wait;
+
+pub use nats::NatsServer;
+pub use process::Process;
+pub use processor::{Processor, ProcessorOptions};
+pub use up::Up;
+pub use wait::eventually;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow};
+
+/// An HTTP client for tests. It also installs the crypto provider that reqwest asks for.
+#[must_use]
+pub fn http() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
+}
+
+/// A port that was free a moment ago.
+///
+/// # Errors
+/// Where the system has none.
+pub fn free_port() -> anyhow::Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Where a test may leave what a person might want to look at, such as screenshots.
+///
+/// # Errors
+/// Where the folder cannot be made.
+pub fn output_dir() -> anyhow::Result<PathBuf> {
+    let dir = std::env::var_os("TASKPIPELINE_TEST_OUTPUT")
+        .map_or_else(|| std::env::temp_dir().join("taskpipeline-test-output"), PathBuf::from);
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// A program: where `cargo xtask test` says it is, else on PATH under one of these names.
+///
+/// # Errors
+/// Where there is none.
+pub fn program(variable: &str, names: &[&str]) -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
+        return Ok(path.into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .flat_map(|dir| names.iter().map(move |name| dir.join(name)))
+        .find(|file| file.is_file())
+        .ok_or_else(|| anyhow!("{variable} is not set: run the tests by `cargo xtask test`, which sets it"))
+}

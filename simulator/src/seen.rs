@@ -1,0 +1,79 @@
+//! What the simulator saw of its clients, for tests and benchmarks to judge them by.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+/// Cloudflare allows about one write a second to one key.
+const LEAST_BETWEEN_WRITES: Duration = Duration::from_secs(1);
+
+/// Counters since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Seen {
+    /// Requests that were let in, by operation (`bulk_put`, `bulk_delete`, `bulk_get`, `put`, ...).
+    pub requests: BTreeMap<&'static str, u64>,
+    /// Keys written.
+    pub keys_put: u64,
+    /// Keys deleted.
+    pub keys_deleted: u64,
+    /// Requests answered with 429.
+    pub throttled: u64,
+    /// Requests answered with another error.
+    pub refused: u64,
+    /// The most requests that any window of the rate limit's length has seen.
+    pub most_in_a_window: usize,
+    /// Writes that came less than a second after the one before to the same key was answered.
+    pub writes_too_soon: u64,
+    /// Keys that were in two requests at the same time.
+    pub overlapping_keys: u64,
+}
+
+impl Seen {
+    /// All requests that were let in.
+    #[must_use]
+    pub fn total_requests(&self) -> u64 {
+        self.requests.values().sum()
+    }
+}
+
+/// The counters and what it takes to keep them.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    pub(crate) seen: Seen,
+    busy: HashMap<String, u32>,
+    written: HashMap<String, Instant>,
+}
+
+impl Watch {
+    pub(crate) fn begin<'a>(&mut self, operation: &'static str, keys: impl Iterator<Item = &'a str>) {
+        *self.seen.requests.entry(operation).or_default() += 1;
+        for key in keys {
+            let requests = self.busy.entry(key.to_owned()).or_default();
+            *requests += 1;
+            if *requests > 1 {
+                self.seen.overlapping_keys += 1;
+            }
+        }
+    }
+
+    pub(crate) fn end<'a>(&mut self, keys: impl Iterator<Item = &'a str>) {
+        for key in keys {
+            if let Some(requests) = self.busy.get_mut(key) {
+                *requests -= 1;
+                if *requests == 0 {
+                    self.busy.remove(key);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn wrote(&mut self, key: &str, now: Instant) {
+        if let Some(before) = self.written.insert(key.to_owned(), now)
+            && now.duration_since(before) < LEAST_BETWEEN_WRITES
+        {
+            self.seen.writes_too_soon += 1;
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! A real nats-server.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::{Process, eventually, free_port, program};
+
+/// A nats-server with JetStream on a free port of this machine, its data in a folder of its own.
+#[derive(Debug)]
+pub struct NatsServer {
+    process: Process,
+    port: u16,
+    extra: Vec<String>,
+    data: TempDir,
+}
+
+impl NatsServer {
+    /// Starts one and waits until it takes connections.
+    ///
+    /// # Errors
+    /// Where there is no nats-server, or it does not come up.
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts one with further arguments.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with(extra: &[&str]) -> anyhow::Result<Self> {
+        let data = TempDir::new()?;
+        let port = free_port()?;
+        let extra: Vec<String> = extra.iter().map(|&argument| argument.to_owned()).collect();
+        let process = spawn(port, &data, &extra)?;
+        let server = Self { process, port, extra, data };
+        server.answers().await?;
+        Ok(server)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// A client of it.
+    ///
+    /// # Errors
+    /// Where it does not let us in.
+    pub async fn client(&self) -> anyhow::Result<async_nats::Client> {
+        async_nats::connect(self.url()).await.context("cannot connect to the test's nats-server")
+    }
+
+    /// Kills it as a crash would, and waits until it is gone.
+    ///
+    /// # Errors
+    /// Where it does not die.
+    pub async fn kill(&mut self) -> anyhow::Result<()> {
+        self.process.signal(Signal::SIGKILL)?;
+        self.process.wait(Duration::from_secs(5)).await?;
+        Ok(())
+    }
+
+    /// Starts it anew on the same port with the same data.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        self.process = spawn(self.port, &self.data, &self.extra)?;
+        self.answers().await
+    }
+
+    async fn answers(&self) -> anyhow::Result<()> {
+        eventually(Duration::from_secs(10), || async {
+            tokio::net::TcpStream::connect(("127.0.0.1", self.port))
+                .await
+                .map(drop)
+                .with_context(|| format!("nats-server does not take connections\n{}", self.process.tail()))
+        })
+        .await
+    }
+}
+
+fn spawn(port: u16, data: &TempDir, extra: &[String]) -> anyhow::Result<Process> {
+    let program = program("TASKPIPELINE_NATS_SERVER", &["nats-server"])?;
+    let mut command = Command::new(program);
+    command.args(["--addr", "127.0.0.1", "--jetstream", "--port", &port.to_string()]);
+    command.arg("--store_dir").arg(data.path()).args(extra);
+    Process::spawn("nats-server", &mut command)
+}

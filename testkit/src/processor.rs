@@ -1,0 +1,134 @@
+//! A replica of the real processor, as a process of its own.
+
+use std::collections::BTreeMap;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
+use taskpipeline_simulator::Simulator;
+use tokio::process::Command;
+
+use crate::{NatsServer, Process, eventually, free_port, http, program};
+
+/// The environment a replica is started with.
+#[derive(Clone, Debug)]
+pub struct ProcessorOptions {
+    env: BTreeMap<String, String>,
+}
+
+impl ProcessorOptions {
+    /// From this server into this simulator, mode `Core`, text logs.
+    #[must_use]
+    pub fn new(nats: &NatsServer, kv: &Simulator) -> Self {
+        let config = kv.config();
+        let env = [
+            ("NATS_URL", nats.url()),
+            ("CF_API_BASE_URL", kv.base_url()),
+            ("CF_ACCOUNT_ID", config.account.clone()),
+            ("CF_NAMESPACE_ID", config.namespace.clone()),
+            ("CF_API_TOKEN", config.token.clone()),
+            ("DELIVERY_MODE", "Core".to_owned()),
+            ("HOST", "127.0.0.1".to_owned()),
+            ("LOG_FORMAT", "text".to_owned()),
+        ];
+        Self { env: env.map(|(name, value)| (name.to_owned(), value)).into() }
+    }
+
+    /// Sets one more variable.
+    #[must_use]
+    pub fn set(mut self, name: &str, value: &str) -> Self {
+        self.env.insert(name.to_owned(), value.to_owned());
+        self
+    }
+}
+
+/// A running replica.
+#[derive(Debug)]
+pub struct Processor {
+    process: Process,
+    port: u16,
+}
+
+impl Processor {
+    /// Starts a replica and waits until it is ready.
+    ///
+    /// # Errors
+    /// Where it does not get ready; its last lines are in the error.
+    pub async fn start(options: &ProcessorOptions) -> anyhow::Result<Self> {
+        let processor = Self::spawn(options)?;
+        eventually(Duration::from_secs(10), || async {
+            let (status, body) = processor.get("/readyz").await?;
+            if status != 200 {
+                bail!("/readyz answers {status}: {body}\n{}", processor.process.tail());
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(processor)
+    }
+
+    /// Starts a replica without waiting.
+    ///
+    /// # Errors
+    /// Where it cannot be run.
+    pub fn spawn(options: &ProcessorOptions) -> anyhow::Result<Self> {
+        let port = free_port()?;
+        let mut command = Command::new(program("TASKPIPELINE_BIN", &["taskpipeline"])?);
+        // Only what is set here and where to find things: nothing of the developer's own environment.
+        command.arg("run").env_clear().envs(&options.env).env("PORT", port.to_string());
+        command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+        Ok(Self { process: Process::spawn("taskpipeline run", &mut command)?, port })
+    }
+
+    /// The process itself.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// One of its endpoints: the status and the body.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub async fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
+        let response = http()
+            .get(format!("http://127.0.0.1:{}{path}", self.port))
+            .timeout(Duration::from_secs(5))
+            .send()
+            .await
+            .with_context(|| format!("no answer from {path}\n{}", self.process.tail()))?;
+        Ok((response.status().as_u16(), response.text().await?))
+    }
+
+    /// The sum of a metric over all its labels; 0 if it is not there.
+    ///
+    /// # Errors
+    /// Where `/metrics` does not answer.
+    pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let (_, text) = self.get("/metrics").await?;
+        let value = |line: &str| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let found = series.split('{').next()? == name;
+            found.then(|| value.parse::<f64>().ok()).flatten()
+        };
+        Ok(text.lines().filter_map(value).sum())
+    }
+
+    /// Sends SIGTERM and waits for the drain.
+    ///
+    /// # Errors
+    /// Where it does not end in time.
+    pub async fn terminate(&mut self, within: Duration) -> anyhow::Result<ExitStatus> {
+        self.process.signal(Signal::SIGTERM)?;
+        self.process.wait(within).await
+    }
+
+    /// Waits for it to end by itself.
+    ///
+    /// # Errors
+    /// Where it does not end in time.
+    pub async fn wait(&mut self, within: Duration) -> anyhow::Result<ExitStatus> {
+        self.process.wait(within).await
+    }
+}

@@ -1,0 +1,96 @@
+//! `cargo xtask up`: the whole product on one machine, as a newcomer starts it.
+
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::bail;
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::{Process, eventually, free_port, program};
+
+/// A running `cargo xtask up`, on free ports and with a data folder of its own.
+#[derive(Debug)]
+pub struct Up {
+    process: Process,
+    nats: u16,
+    edge: u16,
+    processor: u16,
+    _data: TempDir,
+}
+
+impl Up {
+    /// Starts it and waits until it says that all is up.
+    ///
+    /// # Errors
+    /// Where it does not get there; its last lines are in the error.
+    pub async fn start() -> anyhow::Result<Self> {
+        let (nats, edge, processor) = (free_port()?, free_port()?, free_port()?);
+        let data = TempDir::new()?;
+        let mut command = Command::new(program("TASKPIPELINE_XTASK", &["xtask"])?);
+        command.arg("up");
+        for (flag, port) in [("--nats-port", nats), ("--edge-port", edge), ("--processor-port", processor)] {
+            command.args([flag, &port.to_string()]);
+        }
+        command.arg("--data").arg(data.path());
+        let mut up =
+            Self { process: Process::spawn("xtask up", &mut command)?, nats, edge, processor, _data: data };
+        up.ready().await?;
+        Ok(up)
+    }
+
+    async fn ready(&mut self) -> anyhow::Result<()> {
+        // Long enough for a first build of the Worker.
+        let process = std::cell::RefCell::new(&mut self.process);
+        eventually(Duration::from_secs(600), || async {
+            let mut process = process.borrow_mut();
+            if process.lines().iter().any(|line| line.contains("ready in")) {
+                return Ok(());
+            }
+            if !process.is_running()? {
+                // Waiting on would not help.
+                return Ok(());
+            }
+            bail!("not ready yet\n{}", process.tail());
+        })
+        .await?;
+        if !self.process.is_running()? {
+            bail!("xtask up ended early\n{}", self.process.tail());
+        }
+        Ok(())
+    }
+
+    /// The process and what it has printed.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Where NATS is.
+    #[must_use]
+    pub fn nats_url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.nats)
+    }
+
+    /// Where the pages are.
+    #[must_use]
+    pub fn edge_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.edge)
+    }
+
+    /// The ports it uses: NATS, edge, processor.
+    #[must_use]
+    pub fn ports(&self) -> [u16; 3] {
+        [self.nats, self.edge, self.processor]
+    }
+
+    /// Presses Ctrl-C and waits until it has stopped everything.
+    ///
+    /// # Errors
+    /// Where it does not end in time.
+    pub async fn interrupt(&mut self) -> anyhow::Result<ExitStatus> {
+        self.process.signal(Signal::SIGINT)?;
+        self.process.wait(Duration::from_secs(60)).await
+    }
+}
