@@ -1,0 +1,344 @@
+//! Mode `Core`: real replicas on a real nats-server, writing to the simulator at Cloudflare's limits.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use async_nats::Client;
+use serde_json::{Value, json};
+use taskpipeline_simulator::{Config, Latency, Simulator};
+use taskpipeline_testkit::{NatsServer, Processor, ProcessorOptions, eventually};
+
+const SOON: Duration = Duration::from_secs(20);
+
+async fn publish(client: &Client, kind: &str, event: &Value) {
+    client.publish(format!("tasks.{kind}"), event.to_string().into()).await.unwrap();
+}
+
+fn created(correlation_id: &str, id: &str) -> Value {
+    json!({"correlationId": correlation_id, "data":
+        {"id": id, "title": format!("Task {id}"), "description": "", "status": "pending"}})
+}
+
+fn task(kv: &Simulator, id: &str) -> Option<Value> {
+    kv.get(&format!("tasks:{id}")).map(|stored| serde_json::from_slice(&stored.value).unwrap())
+}
+
+/// What no run may ever show, whatever it was about.
+fn assert_good_manners(kv: &Simulator) {
+    let seen = kv.seen();
+    assert_eq!(
+        (seen.throttled, seen.refused, seen.overlapping_keys, seen.writes_too_soon),
+        (0, 0, 0, 0),
+        "{seen:?}"
+    );
+}
+
+async fn received(replica: &Processor, events: u32) -> anyhow::Result<()> {
+    let received = replica.metric("taskpipeline_events_received_total").await?;
+    ensure!(received >= f64::from(events), "{received} of {events} were received");
+    Ok(())
+}
+
+async fn landed(replica: &Processor, events: u32) -> anyhow::Result<()> {
+    let landed = replica.metric("taskpipeline_event_landing_seconds_count").await?;
+    ensure!(landed >= f64::from(events), "{landed} of {events} have landed");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_quick_starts_events_make_change_and_remove_a_task() {
+    let nats = NatsServer::start().await.unwrap();
+    let kv = Simulator::start(Config::default()).await.unwrap();
+    let mut replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
+    let client = nats.client().await.unwrap();
+
+    publish(
+        &client,
+        "created",
+        &json!({"correlationId": "test-001", "data": {"id": "task-1", "title": "My First Task",
+            "description": "This is a test task", "status": "pending"}}),
+    )
+    .await;
+    let first =
+        eventually(SOON, async || task(&kv, "task-1").ok_or(anyhow::anyhow!("no task"))).await.unwrap();
+    assert_eq!(first["title"], "My First Task");
+    assert_eq!(first["createdAt"], first["updatedAt"]);
+    let metadata = kv.get("tasks:task-1").unwrap().metadata.unwrap();
+    assert_eq!((&metadata["title"], &metadata["status"]), (&first["title"], &first["status"]));
+
+    // Past its rest, so that the replica has forgotten the task and must ask KV what the update changes.
+    eventually(SOON, async || {
+        let in_memory = replica.metric("taskpipeline_tasks_in_memory").await?;
+        ensure!(in_memory == 0.0, "{in_memory} tasks are in memory");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    publish(
+        &client,
+        "updated",
+        &json!({"correlationId": "test-002", "data":
+            {"id": "task-1", "status": "completed", "title": "My First Task (Done!)"}}),
+    )
+    .await;
+    let second = eventually(SOON, async || {
+        let task = task(&kv, "task-1").unwrap();
+        ensure!(task["status"] == "completed", "{task}");
+        Ok(task)
+    })
+    .await
+    .unwrap();
+    assert_eq!(second["title"], "My First Task (Done!)");
+    assert_eq!(second["description"], "This is a test task");
+    assert_eq!(second["createdAt"], first["createdAt"]);
+    assert!(second["updatedAt"].as_str() > first["updatedAt"].as_str());
+
+    publish(&client, "deleted", &json!({"correlationId": "test-003", "data": {"id": "task-1"}})).await;
+    eventually(SOON, async || {
+        ensure!(kv.keys().is_empty(), "still there");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert_good_manners(&kv);
+
+    assert!(replica.terminate(SOON).await.unwrap().success());
+    let lines = replica.process().lines();
+    for step in [
+        "[test-001] Received tasks.created",
+        "[test-001] PUT tasks:task-1",
+        "[test-001] Attempt 1/5",
+        "[test-001] PUT tasks:task-1 successful",
+        "[test-002] GET tasks:task-1",
+        "[test-002] PUT tasks:task-1 successful",
+        "[test-003] DELETE tasks:task-1 successful",
+    ] {
+        assert!(lines.iter().any(|line| line.ends_with(step)), "{step}\n{}", replica.process().tail());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_replicas_share_a_thousand_ids_and_process_each_event_once() {
+    const IDS: u32 = 1_000;
+    let nats = NatsServer::start().await.unwrap();
+    let kv = Simulator::start(Config::default()).await.unwrap();
+    let options = ProcessorOptions::new(&nats, &kv);
+    let replicas = [Processor::start(&options).await.unwrap(), Processor::start(&options).await.unwrap()];
+    let client = nats.client().await.unwrap();
+    for n in 0..IDS {
+        publish(&client, "created", &created(&format!("c-{n}"), &format!("task-{n}"))).await;
+    }
+    client.flush().await.unwrap();
+
+    let mut handled = Vec::new();
+    eventually(SOON, async || {
+        let mut sum = 0.0;
+        for replica in &replicas {
+            sum += replica.metric("taskpipeline_event_landing_seconds_count").await?;
+        }
+        ensure!(sum >= f64::from(IDS), "{sum} of {IDS} have landed");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    for replica in &replicas {
+        handled.push(replica.metric("taskpipeline_events_received_total").await.unwrap());
+        let landed = replica.metric("taskpipeline_event_landing_seconds_count").await.unwrap();
+        assert_eq!(Some(&landed), handled.last(), "what a replica received has landed");
+    }
+    let seen = kv.seen();
+    println!("handled by each replica: {handled:?}; {seen:?}");
+    assert_eq!(handled.iter().sum::<f64>(), f64::from(IDS), "each event is received once");
+    assert_eq!(seen.keys_put, u64::from(IDS), "each task is written once");
+    assert_eq!(kv.keys().len(), IDS as usize, "no event is lost");
+    for share in handled {
+        assert!(share >= 0.3 * f64::from(IDS), "one replica handled only {share}");
+    }
+    assert_good_manners(&kv);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_thousand_creates_land_at_cloudflares_limit_without_a_429() {
+    const EVENTS: u32 = 100_000;
+    let nats = NatsServer::start().await.unwrap();
+    let kv = Simulator::start(Config::default()).await.unwrap();
+    let options = ProcessorOptions::new(&nats, &kv).set("RUST_LOG", "warn");
+    let replica = Processor::start(&options).await.unwrap();
+    let client = nats.client().await.unwrap();
+    let begun = Instant::now();
+    for n in 0..EVENTS {
+        publish(&client, "created", &created(&format!("c-{n}"), &format!("task-{n}"))).await;
+        if n % 10_000 == 0 {
+            // At most once: a publisher that outruns a replica by 65,536 events loses some. KV is what is
+            // measured here, and it is slower by far.
+            eventually(SOON, async || received(&replica, n.saturating_sub(20_000)).await).await.unwrap();
+        }
+    }
+    client.flush().await.unwrap();
+    let published = begun.elapsed();
+    eventually(Duration::from_secs(120), async || landed(&replica, EVENTS).await).await.unwrap();
+    let took = begun.elapsed();
+
+    let seen = kv.seen();
+    println!(
+        "{EVENTS} events published in {:.1} s and landed in {:.1} s: {:.0} events/s with {} requests, \
+         {:.0} events a request, at most {} requests in five minutes, {} answered with 429",
+        published.as_secs_f64(),
+        took.as_secs_f64(),
+        f64::from(EVENTS) / took.as_secs_f64(),
+        seen.total_requests(),
+        f64::from(EVENTS) / seen.total_requests() as f64,
+        seen.most_in_a_window,
+        seen.throttled,
+    );
+    assert_eq!(kv.config().rate_limit, Some(taskpipeline_simulator::RateLimit::CLOUDFLARE));
+    assert_eq!(kv.keys().len(), EVENTS as usize, "every task is there");
+    assert_good_manners(&kv);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_events_to_one_task_while_a_request_is_out_become_one_write() {
+    let nats = NatsServer::start().await.unwrap();
+    let latency = Latency { least: Duration::from_millis(500), ..Latency::NONE };
+    let kv = Simulator::start(Config { latency, ..Config::default() }).await.unwrap();
+    let replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
+    let client = nats.client().await.unwrap();
+
+    publish(&client, "created", &created("first", "hot")).await;
+    for n in 0..50 {
+        let event =
+            json!({"correlationId": format!("u-{n}"), "data": {"id": "hot", "title": format!("Title {n}")}});
+        publish(&client, "updated", &event).await;
+    }
+    for n in 0..20 {
+        publish(&client, "created", &created(&format!("c-{n}"), &format!("cold-{n}"))).await;
+    }
+    eventually(SOON, async || landed(&replica, 71).await).await.unwrap();
+
+    assert_eq!(task(&kv, "hot").unwrap()["title"], "Title 49");
+    let seen = kv.seen();
+    println!("71 events: {seen:?}");
+    assert!(seen.keys_put <= 22, "20 cold tasks and at most 2 writes of the hot one: {seen:?}");
+    assert!(seen.total_requests() <= 4, "{seen:?}");
+    assert_good_manners(&kv);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_of_a_task_that_never_was_shows_nothing_and_is_counted() {
+    let nats = NatsServer::start().await.unwrap();
+    let kv = Simulator::start(Config::default()).await.unwrap();
+    let replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
+    let client = nats.client().await.unwrap();
+    let event = json!({"correlationId": "u", "data": {"id": "never", "title": "Ghost"}});
+    publish(&client, "updated", &event).await;
+    eventually(SOON, async || {
+        ensure!(replica.metric("taskpipeline_updates_of_unknown_tasks_total").await? == 1.0, "not counted");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert!(kv.keys().is_empty());
+    assert_eq!(kv.seen().keys_put, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_event_becomes_a_dead_letter_with_its_bytes_and_headers() {
+    use futures_util::StreamExt;
+    let nats = NatsServer::start().await.unwrap();
+    let kv = Simulator::start(Config::default()).await.unwrap();
+    let replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
+    let client = nats.client().await.unwrap();
+    let mut letters = client.subscribe("dead-letters.tasks").await.unwrap();
+
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("X-Producer", "shop");
+    let bad = r#"{"correlationId": "bad", "data": {"id": "", "title": "", "status": "done"}}"#;
+    client.publish_with_headers("tasks.created", headers, bad.into()).await.unwrap();
+    publish(&client, "created", &created("good", "good")).await;
+
+    let letter = tokio::time::timeout(SOON, letters.next()).await.unwrap().unwrap();
+    let letter: Value = serde_json::from_slice(&letter.payload).unwrap();
+    assert_eq!(letter["reason"], "invalid");
+    assert_eq!(letter["subject"], "tasks.created");
+    assert_eq!(letter["headers"]["X-Producer"], json!(["shop"]));
+    let fields: Vec<_> = letter["faults"].as_array().unwrap().iter().map(|fault| &fault["field"]).collect();
+    assert_eq!(fields, ["data.id", "data.title", "data.description", "data.status"]);
+    use base64::Engine;
+    let payload = letter["payload"].as_str().unwrap();
+    let payload = base64::engine::general_purpose::STANDARD.decode(payload).unwrap();
+    assert_eq!(payload, bad.as_bytes());
+
+    eventually(SOON, async || landed(&replica, 1).await).await.unwrap();
+    assert_eq!(kv.keys(), ["tasks:good"], "the next event is not held up");
+    assert_eq!(replica.metric("taskpipeline_dead_letters_total").await.unwrap(), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_tells_what_is_and_readiness_waits_for_nats() {
+    let mut nats = NatsServer::start().await.unwrap();
+    let kv = Simulator::start(Config::default()).await.unwrap();
+    nats.kill().await.unwrap();
+    let replica = Processor::spawn(&ProcessorOptions::new(&nats, &kv)).unwrap();
+    eventually(SOON, async || replica.get("/livez").await.map(drop)).await.unwrap();
+    assert_eq!(replica.get("/readyz").await.unwrap().0, 503);
+    let (status, health) = replica.get("/health").await.unwrap();
+    let health: Value = serde_json::from_str(&health).unwrap();
+    assert_eq!((status, &health["status"]), (503, &json!("degraded")), "{health}");
+
+    nats.restart().await.unwrap();
+    eventually(SOON, async || {
+        let (status, body) = replica.get("/readyz").await?;
+        ensure!(status == 200, "{body}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let client = nats.client().await.unwrap();
+    publish(&client, "created", &created("a", "a")).await;
+    client.flush().await.unwrap();
+    eventually(SOON, async || landed(&replica, 1).await).await.unwrap();
+    let (status, health) = replica.get("/health").await.unwrap();
+    let health: Value = serde_json::from_str(&health).unwrap();
+    assert_eq!(status, 200, "{health}");
+    assert_eq!(health["services"]["nats"]["status"], "connected");
+    assert_eq!(health["services"]["kv"]["status"], "reachable");
+    assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
+    assert!(health["uptime"].is_u64());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_writes_what_is_in_hand_and_ends_well() {
+    let nats = NatsServer::start().await.unwrap();
+    let latency = Latency { least: Duration::from_millis(500), ..Latency::NONE };
+    let kv = Simulator::start(Config { latency, ..Config::default() }).await.unwrap();
+    let mut replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
+    let client = nats.client().await.unwrap();
+    for n in 0..2_000 {
+        publish(&client, "created", &created(&format!("c-{n}"), &format!("task-{n}"))).await;
+    }
+    client.flush().await.unwrap();
+    eventually(SOON, async || {
+        ensure!(replica.metric("taskpipeline_events_waiting").await? > 0.0, "nothing in hand");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert!(kv.keys().len() < 2_000, "all had landed before the signal: the test proves nothing");
+    let status = replica.terminate(Duration::from_secs(30)).await.unwrap();
+    assert!(status.success(), "{status}\n{}", replica.process().tail());
+    assert_eq!(kv.keys().len(), 2_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_environment_is_refused_with_every_variable_named() {
+    let nats = NatsServer::start().await.unwrap();
+    let kv = Simulator::start(Config::default()).await.unwrap();
+    let options = ProcessorOptions::new(&nats, &kv).set("DELIVERY_MODE", "").set("CF_API_TOKEN", "");
+    let mut replica = Processor::spawn(&options).unwrap();
+    let status = replica.wait(SOON).await.unwrap();
+    assert!(!status.success());
+    let output = replica.process().lines().join("\n");
+    assert!(output.contains("DELIVERY_MODE: ") && output.contains("CF_API_TOKEN: "), "{output}");
+}
