@@ -1,1 +1,1 @@
-//! To come.
+//! Tests of the whole product; all of them are in `tests/`.

@@ -4,12 +4,14 @@
 //! Where the programs are is told by `cargo xtask test` through the environment. What is missing is an
 //! error that says so: no test is skipped for want of a tool.
 
+mod browser;
 mod nats;
 mod process;
 mod processor;
 mod up;
 mod wait;
 
+pub use browser::{View, screenshot};
 pub use nats::NatsServer;
 pub use process::Process;
 pub use processor::{Processor, ProcessorOptions};

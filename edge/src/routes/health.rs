@@ -1,0 +1,55 @@
+//! Whether the edge can do its work, which is whether KV answers.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::State;
+use axum::http::header::CACHE_CONTROL;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::correlation::Correlation;
+use crate::errors::{EdgeError, ErrorBody};
+use crate::reader::TaskReader;
+use crate::report;
+
+/// Outside the tasks' prefix, so it is never a task. A get, because a list costs ten times as much and
+/// Cloudflare's free plan has a thousand of those a day: a probe every minute would use them up.
+const PROBE_KEY: &str = "health-probe";
+
+#[derive(Serialize)]
+struct Health<'a> {
+    status: &'static str,
+    kv: Part,
+    version: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorBody<'a>>,
+}
+
+#[derive(Serialize)]
+struct Part {
+    status: &'static str,
+}
+
+pub(super) async fn check<R: TaskReader>(
+    State(reader): State<Arc<R>>,
+    Extension(correlation): Extension<Correlation>,
+) -> Result<Response, EdgeError> {
+    let failure = reader.get(PROBE_KEY).await.err().map(EdgeError::Kv);
+    let status = if failure.is_some() { "unavailable" } else { "ok" };
+    let mut response = super::json(&Health {
+        status,
+        kv: Part { status },
+        version: env!("CARGO_PKG_VERSION"),
+        error: failure.as_ref().map(|error| error.body(&correlation)),
+    })?;
+    // The layer around the routes says `no-store` where nothing is said.
+    response.headers_mut().remove(CACHE_CONTROL);
+    if let Some(error) = failure {
+        report::failure(&error, &correlation);
+        let (parts, ()) = error.into_response().map(drop).into_parts();
+        *response.status_mut() = parts.status;
+        response.headers_mut().extend(parts.headers);
+    }
+    Ok(response)
+}

@@ -1,0 +1,121 @@
+//! The Worker's entry point and its KV binding: where `JavaScript` ends.
+//!
+//! Nothing is decided here; a request goes to the router, a read goes to the binding.
+
+use std::collections::HashMap;
+use std::future::Future;
+
+use axum::body::Body;
+use axum::http::Request;
+use axum::response::{IntoResponse, Response};
+use tower_service::Service;
+use worker::kv::{KvError, KvStore, ListResponse};
+use worker::send::SendFuture;
+use worker::{Context, Env, HttpRequest, event};
+
+use crate::correlation::Correlation;
+use crate::errors::{EdgeError, Fault};
+use crate::reader::{KeyPage, ListedKey, ReadError, TaskReader};
+use crate::routes::{self, Audience};
+
+const BINDING: &str = "TASKS_KV";
+
+/// How long the edge may keep a value, in seconds: the least that Cloudflare allows.
+const CACHE_TTL: u64 = 30;
+
+#[event(start)]
+fn start() {
+    console_error_panic_hook::set_once();
+}
+
+#[event(fetch)]
+async fn fetch(request: worker::Request, env: Env, _context: Context) -> worker::Result<Response> {
+    // Converted here and not by the macro, which answers a URL it cannot take with a bare 500.
+    let Ok(request) = HttpRequest::try_from(request) else {
+        let fault = Fault { field: "url", problem: "must be a URL of at most 64 KiB".to_owned() };
+        let error = EdgeError::BadRequest(vec![fault]).into_response();
+        return Ok(routes::complete(error, Audience::People, &Correlation::generate()));
+    };
+    // Nobody reads a body here.
+    let request: Request<Body> = request.map(|_| Body::empty());
+    let Ok(response) = routes::router(KvReader::new(&env)).call(request).await;
+    Ok(response)
+}
+
+/// The KV binding.
+struct KvReader {
+    /// A Worker deployed without its binding answers 503 and says why in its log, as when KV is down.
+    store: Result<KvStore, ReadError>,
+}
+
+impl KvReader {
+    fn new(env: &Env) -> Self {
+        Self { store: env.kv(BINDING).map_err(|error| ReadError::Unavailable(error.to_string())) }
+    }
+}
+
+impl TaskReader for KvReader {
+    fn list(
+        &self,
+        prefix: &str,
+        limit: usize,
+        cursor: Option<&str>,
+    ) -> impl Future<Output = Result<KeyPage, ReadError>> + Send {
+        SendFuture::new(async move {
+            let mut list = self.store.clone()?.list().prefix(prefix.to_owned()).limit(limit as u64);
+            if let Some(cursor) = cursor {
+                list = list.cursor(cursor.to_owned());
+            }
+            list.execute().await.map(key_page).map_err(|error| list_error(&error, cursor.is_some()))
+        })
+    }
+
+    fn get(&self, key: &str) -> impl Future<Output = Result<Option<String>, ReadError>> + Send {
+        SendFuture::new(async move {
+            self.store
+                .clone()?
+                .get(key)
+                .cache_ttl(CACHE_TTL)
+                .text()
+                .await
+                .map_err(|error| unavailable(&error))
+        })
+    }
+
+    fn get_bulk(
+        &self,
+        keys: &[String],
+    ) -> impl Future<Output = Result<HashMap<String, String>, ReadError>> + Send {
+        SendFuture::new(async move {
+            let values = self.store.clone()?.get_bulk(keys).cache_ttl(CACHE_TTL).text().await;
+            let values = values.map_err(|error| unavailable(&error))?;
+            Ok(values.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
+        })
+    }
+}
+
+fn key_page(listed: ListResponse) -> KeyPage {
+    let key = |key: worker::kv::Key| ListedKey {
+        name: key.name,
+        metadata: key.metadata.map(|metadata| metadata.to_string()),
+    };
+    KeyPage {
+        keys: listed.keys.into_iter().map(key).collect(),
+        cursor: listed.cursor.filter(|_| !listed.list_complete),
+    }
+}
+
+/// The binding throws `KV LIST failed: 400 ...` for a cursor it cannot read; nothing else in our list
+/// calls comes from the visitor.
+fn list_error(error: &KvError, with_cursor: bool) -> ReadError {
+    match unavailable(error) {
+        ReadError::Unavailable(cause) if with_cursor && cause.contains("failed: 400") => {
+            ReadError::UnknownCursor
+        }
+        error => error,
+    }
+}
+
+fn unavailable(error: &KvError) -> ReadError {
+    ReadError::Unavailable(error.to_string())
+}
