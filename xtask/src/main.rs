@@ -1,2 +1,55 @@
-//! To come.
-fn main() {}
+//! `cargo xtask`: gets the tools, builds, runs and tests everything.
+//!
+//! Only the subcommands stand here; each has a module of its own.
+
+mod http;
+mod interrupt;
+mod processes;
+mod progress;
+mod run;
+mod test;
+mod tools;
+mod up;
+mod wasm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Gets the tools, builds, runs and tests the task pipeline.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Subject,
+}
+
+#[derive(Subcommand)]
+enum Subject {
+    /// Run the whole thing on this machine: NATS, the processor, and the Worker with its local KV
+    Up(up::Options),
+    /// Check and test everything
+    Test(test::Options),
+    /// Build the Worker into edge/build (wrangler calls this)
+    Wasm,
+    /// Get every tool and print where each one is
+    Tools,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = interrupt::listen().and_then(|()| {
+        let shop = tools::Workshop::open()?;
+        match arguments.command {
+            Subject::Up(options) => up::run(&shop, &options),
+            Subject::Test(options) => test::run(&shop, &options),
+            Subject::Wasm => wasm::build(&shop).map(|_| ExitCode::SUCCESS),
+            Subject::Tools => tools::list(&shop).map(|()| ExitCode::SUCCESS),
+        }
+    });
+    outcome.unwrap_or_else(|error| {
+        progress::complain(&error);
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,148 @@
+//! The tools that this project runs or builds with: found on PATH, else in the cache, else got.
+//!
+//! One file a tool. Versions are pinned here and nowhere else; a tool on PATH is taken when its version will
+//! do.
+
+mod cache;
+mod cargo_install;
+mod chromium;
+mod debian;
+mod download;
+mod nats_server;
+mod node;
+mod npm;
+mod version;
+mod wasm_target;
+
+use std::path::PathBuf;
+use std::thread;
+
+use anyhow::{Result, anyhow};
+
+pub(crate) use cache::hex_sha256;
+pub(crate) use cargo_install::{WORKER_BUILD, WasmTools};
+pub(crate) use npm::NpmTools;
+pub(crate) use wasm_target::WasmRust;
+
+use crate::progress::{Progress, complain, say};
+use crate::workspace::Workspace;
+use cache::Cache;
+
+/// What each command works with: the clone, the cache of tools, and the place to show progress.
+pub(crate) struct Workshop {
+    /// The clone.
+    pub(crate) workspace: Workspace,
+    /// Where steps are shown.
+    pub(crate) progress: Progress,
+    cache: Cache,
+}
+
+impl Workshop {
+    /// Opens it for the current folder and environment.
+    ///
+    /// # Errors
+    /// When there is no place for the cache.
+    pub(crate) fn open() -> Result<Self> {
+        Ok(Self { workspace: Workspace::find()?, progress: Progress::new(), cache: Cache::open()? })
+    }
+
+    /// A `nats-server` with JetStream.
+    ///
+    /// # Errors
+    /// When there is none and no way to get one.
+    pub(crate) fn nats_server(&self) -> Result<PathBuf> {
+        nats_server::find(self)
+    }
+
+    /// wrangler, esbuild and wasm-opt, with a Node that runs them.
+    ///
+    /// # Errors
+    /// When there is no Node or npm, or the registry cannot be reached.
+    pub(crate) fn npm_tools(&self) -> Result<NpmTools> {
+        npm::install(self, &node::find(self)?)
+    }
+
+    /// worker-build and the wasm-bindgen that fits Cargo.lock.
+    ///
+    /// # Errors
+    /// When cargo cannot install them.
+    pub(crate) fn wasm_tools(&self) -> Result<WasmTools> {
+        cargo_install::find(self)
+    }
+
+    /// A rustc that can build for wasm32.
+    ///
+    /// # Errors
+    /// When the target is missing and there is no way to get it.
+    pub(crate) fn wasm_rust(&self) -> Result<WasmRust> {
+        wasm_target::find(self)
+    }
+
+    /// A headless browser.
+    ///
+    /// # Errors
+    /// When there is none and no way to get one.
+    pub(crate) fn chromium(&self) -> Result<PathBuf> {
+        chromium::find(self)
+    }
+}
+
+/// Everything the tests need.
+pub(crate) struct Everything {
+    /// nats-server.
+    pub(crate) nats_server: PathBuf,
+    /// The browser.
+    pub(crate) chromium: PathBuf,
+    npm: NpmTools,
+    wasm: WasmTools,
+    rust: WasmRust,
+}
+
+impl Everything {
+    /// Whether the rustc on PATH builds for wasm32 itself.
+    pub(crate) fn ordinary_rust(&self) -> bool {
+        matches!(self.rust, WasmRust::Ordinary)
+    }
+}
+
+/// Gets every tool: what waits for the network on one thread, what compiles on the other.
+///
+/// # Errors
+/// When one of them is missing and cannot be got.
+pub(crate) fn everything(shop: &Workshop) -> Result<Everything> {
+    thread::scope(|scope| {
+        let fetched =
+            scope.spawn(|| -> Result<_> { Ok((shop.npm_tools()?, shop.chromium()?, shop.wasm_rust()?)) });
+        let compiled = shop.nats_server().and_then(|nats| Ok((nats, shop.wasm_tools()?)));
+        let fetched = fetched.join().map_err(|_| anyhow!("getting the tools fell over"))?;
+        if let (Err(error), Err(_)) = (&compiled, &fetched) {
+            // Only one of two can be returned.
+            complain(error);
+        }
+        let ((npm, chromium, rust), (nats_server, wasm)) = (fetched?, compiled?);
+        Ok(Everything { nats_server, chromium, npm, wasm, rust })
+    })
+}
+
+/// Gets every tool and prints where each one is.
+///
+/// # Errors
+/// As [`everything`].
+pub(crate) fn list(shop: &Workshop) -> Result<()> {
+    let all = everything(shop)?;
+    let rows = [
+        ("nats-server", all.nats_server),
+        ("node", all.npm.node()),
+        ("wrangler", all.npm.wrangler()),
+        ("esbuild", all.npm.esbuild()),
+        ("wasm-opt", all.npm.wasm_opt()),
+        ("worker-build", all.wasm.worker_build),
+        ("wasm-bindgen", all.wasm.wasm_bindgen),
+        ("chromium", all.chromium),
+    ];
+    for (name, path) in rows {
+        say(format_args!("{name:<13} {}", path.display()));
+    }
+    say(format_args!("{:<13} {}", "wasm32", all.rust));
+    Ok(())
+}
