@@ -21,10 +21,11 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; \
     base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
+// Only what every Chromium knows: a name it does not (`web-share`, on Linux) is a warning on each page.
 const PERMISSIONS_POLICY: &str = "accelerometer=(), autoplay=(), camera=(), display-capture=(), \
     encrypted-media=(), fullscreen=(), geolocation=(), gyroscope=(), magnetometer=(), microphone=(), \
     midi=(), payment=(), picture-in-picture=(), publickey-credentials-get=(), screen-wake-lock=(), usb=(), \
-    web-share=(), xr-spatial-tracking=()";
+    xr-spatial-tracking=()";
 
 /// The eleven of hono's `secureHeaders`, with its values, and the two it leaves out.
 const SECURE: [(&str, &str); 13] = [

@@ -49,7 +49,12 @@ fn place() -> impl Strategy<Value = &'static str> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        // PROPTEST_CASES asks for more.
+        cases: ProptestConfig::default().cases.max(2000),
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn raw_bytes_in_path_and_query_are_answered(place in place(), rest in bytes(40), id in bytes(20)) {

@@ -266,7 +266,7 @@ impl<'a> Environment<'a> {
                 Ok(server) => servers.push(server),
                 // Not echoed: it may hold a password.
                 Err(_) => {
-                    self.problem("NATS_URL", "must be addresses such as nats://host:4222 or tls://host")
+                    self.problem("NATS_URL", "must be addresses such as nats://host:4222 or tls://host");
                 }
             }
         }

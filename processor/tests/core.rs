@@ -5,25 +5,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use async_nats::Client;
 use serde_json::{Value, json};
 use taskpipeline_simulator::{Config, Latency, Simulator};
-use taskpipeline_testkit::{NatsServer, Processor, ProcessorOptions, eventually};
+use taskpipeline_testkit::{
+    NatsServer, Processor, ProcessorOptions, created, eventually, publish, publish_creates, stored_task,
+};
 
 const SOON: Duration = Duration::from_secs(20);
-
-async fn publish(client: &Client, kind: &str, event: &Value) {
-    client.publish(format!("tasks.{kind}"), event.to_string().into()).await.unwrap();
-}
-
-fn created(correlation_id: &str, id: &str) -> Value {
-    json!({"correlationId": correlation_id, "data":
-        {"id": id, "title": format!("Task {id}"), "description": "", "status": "pending"}})
-}
-
-fn task(kv: &Simulator, id: &str) -> Option<Value> {
-    kv.get(&format!("tasks:{id}")).map(|stored| serde_json::from_slice(&stored.value).unwrap())
-}
 
 /// What no run may ever show, whatever it was about.
 fn assert_good_manners(kv: &Simulator) {
@@ -33,18 +21,6 @@ fn assert_good_manners(kv: &Simulator) {
         (0, 0, 0, 0),
         "{seen:?}"
     );
-}
-
-async fn received(replica: &Processor, events: u32) -> anyhow::Result<()> {
-    let received = replica.metric("taskpipeline_events_received_total").await?;
-    ensure!(received >= f64::from(events), "{received} of {events} were received");
-    Ok(())
-}
-
-async fn landed(replica: &Processor, events: u32) -> anyhow::Result<()> {
-    let landed = replica.metric("taskpipeline_event_landing_seconds_count").await?;
-    ensure!(landed >= f64::from(events), "{landed} of {events} have landed");
-    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,9 +36,11 @@ async fn the_quick_starts_events_make_change_and_remove_a_task() {
         &json!({"correlationId": "test-001", "data": {"id": "task-1", "title": "My First Task",
             "description": "This is a test task", "status": "pending"}}),
     )
-    .await;
-    let first =
-        eventually(SOON, async || task(&kv, "task-1").ok_or(anyhow::anyhow!("no task"))).await.unwrap();
+    .await
+    .unwrap();
+    let first = eventually(SOON, async || stored_task(&kv, "task-1").ok_or(anyhow::anyhow!("no task")))
+        .await
+        .unwrap();
     assert_eq!(first["title"], "My First Task");
     assert_eq!(first["createdAt"], first["updatedAt"]);
     let metadata = kv.get("tasks:task-1").unwrap().metadata.unwrap();
@@ -82,9 +60,10 @@ async fn the_quick_starts_events_make_change_and_remove_a_task() {
         &json!({"correlationId": "test-002", "data":
             {"id": "task-1", "status": "completed", "title": "My First Task (Done!)"}}),
     )
-    .await;
+    .await
+    .unwrap();
     let second = eventually(SOON, async || {
-        let task = task(&kv, "task-1").unwrap();
+        let task = stored_task(&kv, "task-1").unwrap();
         ensure!(task["status"] == "completed", "{task}");
         Ok(task)
     })
@@ -95,7 +74,9 @@ async fn the_quick_starts_events_make_change_and_remove_a_task() {
     assert_eq!(second["createdAt"], first["createdAt"]);
     assert!(second["updatedAt"].as_str() > first["updatedAt"].as_str());
 
-    publish(&client, "deleted", &json!({"correlationId": "test-003", "data": {"id": "task-1"}})).await;
+    publish(&client, "deleted", &json!({"correlationId": "test-003", "data": {"id": "task-1"}}))
+        .await
+        .unwrap();
     eventually(SOON, async || {
         ensure!(kv.keys().is_empty(), "still there");
         Ok(())
@@ -127,16 +108,13 @@ async fn two_replicas_share_a_thousand_ids_and_process_each_event_once() {
     let options = ProcessorOptions::new(&nats, &kv);
     let replicas = [Processor::start(&options).await.unwrap(), Processor::start(&options).await.unwrap()];
     let client = nats.client().await.unwrap();
-    for n in 0..IDS {
-        publish(&client, "created", &created(&format!("c-{n}"), &format!("task-{n}"))).await;
-    }
-    client.flush().await.unwrap();
+    publish_creates(&client, IDS).await.unwrap();
 
     let mut handled = Vec::new();
     eventually(SOON, async || {
         let mut sum = 0.0;
         for replica in &replicas {
-            sum += replica.metric("taskpipeline_event_landing_seconds_count").await?;
+            sum += replica.landed().await?;
         }
         ensure!(sum >= f64::from(IDS), "{sum} of {IDS} have landed");
         Ok(())
@@ -144,8 +122,8 @@ async fn two_replicas_share_a_thousand_ids_and_process_each_event_once() {
     .await
     .unwrap();
     for replica in &replicas {
-        handled.push(replica.metric("taskpipeline_events_received_total").await.unwrap());
-        let landed = replica.metric("taskpipeline_event_landing_seconds_count").await.unwrap();
+        handled.push(replica.received().await.unwrap());
+        let landed = replica.landed().await.unwrap();
         assert_eq!(Some(&landed), handled.last(), "what a replica received has landed");
     }
     let seen = kv.seen();
@@ -169,16 +147,22 @@ async fn a_hundred_thousand_creates_land_at_cloudflares_limit_without_a_429() {
     let client = nats.client().await.unwrap();
     let begun = Instant::now();
     for n in 0..EVENTS {
-        publish(&client, "created", &created(&format!("c-{n}"), &format!("task-{n}"))).await;
+        publish(&client, "created", &created(&format!("task-{n}"))).await.unwrap();
         if n % 10_000 == 0 {
             // At most once: a publisher that outruns a replica by 65,536 events loses some. KV is what is
             // measured here, and it is slower by far.
-            eventually(SOON, async || received(&replica, n.saturating_sub(20_000)).await).await.unwrap();
+            eventually(SOON, async || {
+                let received = replica.received().await?;
+                ensure!(received >= f64::from(n.saturating_sub(20_000)), "{received} of {n} were received");
+                Ok(())
+            })
+            .await
+            .unwrap();
         }
     }
     client.flush().await.unwrap();
     let published = begun.elapsed();
-    eventually(Duration::from_secs(120), async || landed(&replica, EVENTS).await).await.unwrap();
+    replica.wait_landed(EVENTS, Duration::from_secs(120)).await.unwrap();
     let took = begun.elapsed();
 
     let seen = kv.seen();
@@ -206,18 +190,18 @@ async fn many_events_to_one_task_while_a_request_is_out_become_one_write() {
     let replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
     let client = nats.client().await.unwrap();
 
-    publish(&client, "created", &created("first", "hot")).await;
+    publish(&client, "created", &created("hot")).await.unwrap();
     for n in 0..50 {
         let event =
             json!({"correlationId": format!("u-{n}"), "data": {"id": "hot", "title": format!("Title {n}")}});
-        publish(&client, "updated", &event).await;
+        publish(&client, "updated", &event).await.unwrap();
     }
     for n in 0..20 {
-        publish(&client, "created", &created(&format!("c-{n}"), &format!("cold-{n}"))).await;
+        publish(&client, "created", &created(&format!("cold-{n}"))).await.unwrap();
     }
-    eventually(SOON, async || landed(&replica, 71).await).await.unwrap();
+    replica.wait_landed(71, SOON).await.unwrap();
 
-    assert_eq!(task(&kv, "hot").unwrap()["title"], "Title 49");
+    assert_eq!(stored_task(&kv, "hot").unwrap()["title"], "Title 49");
     let seen = kv.seen();
     println!("71 events: {seen:?}");
     assert!(seen.keys_put <= 22, "20 cold tasks and at most 2 writes of the hot one: {seen:?}");
@@ -232,7 +216,7 @@ async fn an_update_of_a_task_that_never_was_shows_nothing_and_is_counted() {
     let replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
     let client = nats.client().await.unwrap();
     let event = json!({"correlationId": "u", "data": {"id": "never", "title": "Ghost"}});
-    publish(&client, "updated", &event).await;
+    publish(&client, "updated", &event).await.unwrap();
     eventually(SOON, async || {
         ensure!(replica.metric("taskpipeline_updates_of_unknown_tasks_total").await? == 1.0, "not counted");
         Ok(())
@@ -256,7 +240,7 @@ async fn what_is_no_event_becomes_a_dead_letter_with_its_bytes_and_headers() {
     headers.insert("X-Producer", "shop");
     let bad = r#"{"correlationId": "bad", "data": {"id": "", "title": "", "status": "done"}}"#;
     client.publish_with_headers("tasks.created", headers, bad.into()).await.unwrap();
-    publish(&client, "created", &created("good", "good")).await;
+    publish(&client, "created", &created("good")).await.unwrap();
 
     let letter = tokio::time::timeout(SOON, letters.next()).await.unwrap().unwrap();
     let letter: Value = serde_json::from_slice(&letter.payload).unwrap();
@@ -270,7 +254,7 @@ async fn what_is_no_event_becomes_a_dead_letter_with_its_bytes_and_headers() {
     let payload = base64::engine::general_purpose::STANDARD.decode(payload).unwrap();
     assert_eq!(payload, bad.as_bytes());
 
-    eventually(SOON, async || landed(&replica, 1).await).await.unwrap();
+    replica.wait_landed(1, SOON).await.unwrap();
     assert_eq!(kv.keys(), ["tasks:good"], "the next event is not held up");
     assert_eq!(replica.metric("taskpipeline_dead_letters_total").await.unwrap(), 1.0);
 }
@@ -288,17 +272,11 @@ async fn health_tells_what_is_and_readiness_waits_for_nats() {
     assert_eq!((status, &health["status"]), (503, &json!("degraded")), "{health}");
 
     nats.restart().await.unwrap();
-    eventually(SOON, async || {
-        let (status, body) = replica.get("/readyz").await?;
-        ensure!(status == 200, "{body}");
-        Ok(())
-    })
-    .await
-    .unwrap();
+    replica.wait_ready(SOON).await.unwrap();
     let client = nats.client().await.unwrap();
-    publish(&client, "created", &created("a", "a")).await;
+    publish(&client, "created", &created("a")).await.unwrap();
     client.flush().await.unwrap();
-    eventually(SOON, async || landed(&replica, 1).await).await.unwrap();
+    replica.wait_landed(1, SOON).await.unwrap();
     let (status, health) = replica.get("/health").await.unwrap();
     let health: Value = serde_json::from_str(&health).unwrap();
     assert_eq!(status, 200, "{health}");
@@ -315,10 +293,7 @@ async fn sigterm_writes_what_is_in_hand_and_ends_well() {
     let kv = Simulator::start(Config { latency, ..Config::default() }).await.unwrap();
     let mut replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
     let client = nats.client().await.unwrap();
-    for n in 0..2_000 {
-        publish(&client, "created", &created(&format!("c-{n}"), &format!("task-{n}"))).await;
-    }
-    client.flush().await.unwrap();
+    publish_creates(&client, 2_000).await.unwrap();
     eventually(SOON, async || {
         ensure!(replica.metric("taskpipeline_events_waiting").await? > 0.0, "nothing in hand");
         Ok(())

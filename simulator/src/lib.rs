@@ -1,14 +1,51 @@
 //! Cloudflare KV's REST API v4 on this machine: its auth, envelope, error codes, limits and rate limit, for
-//! tests, benchmarks and the demo. It also watches: what it saw is in [`Seen`].
+//! tests, benchmarks and the demo. It also watches: what it saw is in [`Seen`] and [`LoggedRequest`].
 //!
 //! It holds everything in memory and is no database. What the real API does is in Cloudflare's
 //! documentation; where that is silent, the comments say what was assumed.
+//!
+//! # Faults
+//! A list of [`Rule`]s says what goes wrong: which [`Fault`], for which requests, how often and how long. At
+//! most one befalls a request: the first of the list that matches, at the earliest place in the order of the
+//! checks (token, rate limit, account, namespace, contents). [`Simulator::inject`] adds one and
+//! [`Simulator::set_faults`] replaces them all; other processes do the same by the control endpoint, which is
+//! not part of the API: it wants no token, and its requests are not counted.
+//!
+//! | Request | What it does |
+//! |---|---|
+//! | `GET /control/faults` | the rules that are not over, with what is left of them |
+//! | `PUT /control/faults` | replaces them by a JSON list of rules |
+//! | `POST /control/faults` | adds one rule |
+//! | `DELETE /control/faults` | takes all back |
+//! | `DELETE /control/faults/{name}` | takes back those with this name |
+//! | `GET /control/seen` | [`Seen`] as JSON |
+//!
+//! Setting answers 204, or 400 with the reason and without any change. How a rule looks in JSON is at
+//! [`Rule`]; three failures of writes are:
+//!
+//! ```sh
+//! curl -X PUT 127.0.0.1:8788/control/faults -H 'content-type: application/json' \
+//!   -d '[{"on": "writes", "times": 3, "fault": {"status": {"status": 503}}}]'
+//! ```
+//!
+//! Faults change nothing about the rate limit: requests that a fault befalls count for it as others do, all
+//! but those of [`Fault::RevokedToken`], whose token is not known any more.
 
+mod active;
 mod answer;
 mod api;
+mod call;
+mod control;
+mod effect;
+mod fault;
+mod gate;
 mod latency;
+mod line;
+mod operation;
 mod rate_limit;
+mod request_log;
 mod seen;
+mod shared;
 mod store;
 
 use std::net::SocketAddr;
@@ -18,12 +55,17 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+pub use fault::{Fault, KeyMatch, Report, Rule};
 pub use latency::Latency;
+pub use operation::{Operation, Scope};
 pub use rate_limit::RateLimit;
+pub use request_log::LoggedRequest;
 pub use seen::Seen;
 pub use store::Stored;
 
-use api::Shared;
+use line::{Line, Lines};
+use shared::Shared;
+use store::View;
 
 /// What the simulator pretends to be.
 #[derive(Clone, Debug)]
@@ -74,10 +116,11 @@ impl Simulator {
         let listener = TcpListener::bind(config.listen).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::new(config.clone()));
-        let routes: Router = api::routes(Arc::clone(&shared));
+        let routes: Router = api::routes(Arc::clone(&shared)).merge(control::routes(Arc::clone(&shared)));
         let serving = tokio::spawn(async move {
             // Ends only with the process or by `drop`.
-            let _ = axum::serve(listener, routes).await;
+            let routes = routes.into_make_service_with_connect_info::<Line>();
+            let _ = axum::serve(Lines(listener), routes).await;
         });
         Ok(Self { address, config, shared, serving })
     }
@@ -86,6 +129,12 @@ impl Simulator {
     #[must_use]
     pub fn base_url(&self) -> String {
         format!("http://{}/client/v4", self.address)
+    }
+
+    /// The root of the control endpoint, for other processes.
+    #[must_use]
+    pub fn control_url(&self) -> String {
+        format!("http://{}/control", self.address)
     }
 
     /// What it was started with.
@@ -97,24 +146,53 @@ impl Simulator {
     /// What it has seen so far.
     #[must_use]
     pub fn seen(&self) -> Seen {
-        self.shared.seen()
+        self.shared.lock().seen()
+    }
+
+    /// The latest requests that arrived (10,000 at most), refused ones too, in the order of their arrival.
+    #[must_use]
+    pub fn requests(&self) -> Vec<LoggedRequest> {
+        self.shared.lock().log.requests()
+    }
+
+    /// Sets these faults in place of all others; none mends everything. Requests that are under way keep
+    /// what befell them.
+    pub fn set_faults(&self, rules: impl IntoIterator<Item = Rule>) {
+        self.shared.set_faults(rules);
+    }
+
+    /// Adds a fault; those set before it come first.
+    pub fn inject(&self, rule: Rule) {
+        self.shared.inject(rule);
+    }
+
+    /// Takes back the faults with this name.
+    pub fn mend(&self, name: &str) {
+        self.shared.mend(name);
+    }
+
+    /// The faults that are not over, with what is left of them.
+    #[must_use]
+    pub fn faults(&self) -> Vec<Rule> {
+        self.shared.faults()
     }
 
     /// The value under a key.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Stored> {
-        self.shared.get(key)
+        self.shared.lock().store.get(key, View::of_now()).cloned()
     }
 
     /// All keys, in their order.
     #[must_use]
     pub fn keys(&self) -> Vec<String> {
-        self.shared.keys()
+        self.shared.lock().store.keys()
     }
 
     /// Puts a value there as if it had always been.
     pub fn seed(&self, key: &str, value: impl Into<Vec<u8>>) {
-        self.shared.seed(key, value.into());
+        let stored = Stored { value: value.into(), metadata: None, expires: None };
+        self.shared.lock().store.seed(key, stored);
     }
 
     /// Waits until someone stops it.

@@ -2,39 +2,12 @@
 
 #![allow(clippy::unwrap_used)] // a test may
 
-use reqwest::{Client, Method, StatusCode};
-use serde_json::{Value, json};
+mod support;
+
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+use support::{Api, start};
 use taskpipeline_simulator::{Config, Latency, RateLimit, Simulator};
-
-async fn start(config: Config) -> (Simulator, Api) {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let simulator = Simulator::start(Config { latency: Latency::NONE, ..config }).await.unwrap();
-    let root = format!("{}/accounts/account/storage/kv/namespaces/namespace", simulator.base_url());
-    (simulator, Api { client: Client::new(), root, token: "token".to_owned() })
-}
-
-struct Api {
-    client: Client,
-    root: String,
-    token: String,
-}
-
-impl Api {
-    async fn call(&self, method: Method, path: &str, body: impl Into<reqwest::Body>) -> (StatusCode, Value) {
-        let request = self.client.request(method, format!("{}{path}", self.root)).bearer_auth(&self.token);
-        let response = request.body(body).send().await.unwrap();
-        let status = response.status();
-        let bytes = response.bytes().await.unwrap();
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        (status, serde_json::from_slice(&bytes).unwrap_or(Value::String(text)))
-    }
-
-    async fn code(&self, method: Method, path: &str, body: impl Into<reqwest::Body>) -> (u16, i64) {
-        let (status, answer) = self.call(method, path, body).await;
-        assert_eq!(answer["success"], false, "{answer}");
-        (status.as_u16(), answer["errors"][0]["code"].as_i64().unwrap())
-    }
-}
 
 #[tokio::test]
 async fn values_are_put_read_listed_and_deleted_in_bulk_and_alone() {

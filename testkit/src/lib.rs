@@ -5,6 +5,8 @@
 //! error that says so: no test is skipped for want of a tool.
 
 mod browser;
+mod chromium;
+mod events;
 mod nats;
 mod process;
 mod processor;
@@ -12,6 +14,8 @@ mod up;
 mod wait;
 
 pub use browser::{View, screenshot};
+pub use chromium::{Chromium, Tab};
+pub use events::{created, publish, publish_creates, stored_task};
 pub use nats::NatsServer;
 pub use process::Process;
 pub use processor::{Processor, ProcessorOptions};

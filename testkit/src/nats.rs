@@ -4,16 +4,18 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::{Process, eventually, free_port, program};
+use crate::{Process, eventually, free_port, http, program};
 
 /// A nats-server with JetStream on a free port of this machine, its data in a folder of its own.
 #[derive(Debug)]
 pub struct NatsServer {
     process: Process,
     port: u16,
+    monitor: u16,
     extra: Vec<String>,
     data: TempDir,
 }
@@ -33,12 +35,29 @@ impl NatsServer {
     /// As [`Self::start`].
     pub async fn start_with(extra: &[&str]) -> anyhow::Result<Self> {
         let data = TempDir::new()?;
-        let port = free_port()?;
+        let (port, monitor) = (free_port()?, free_port()?);
         let extra: Vec<String> = extra.iter().map(|&argument| argument.to_owned()).collect();
-        let process = spawn(port, &data, &extra)?;
-        let server = Self { process, port, extra, data };
+        let process = spawn(port, monitor, &data, &extra)?;
+        let server = Self { process, port, monitor, extra, data };
         server.answers().await?;
         Ok(server)
+    }
+
+    /// How many messages it has sent to the client of this name, by its monitoring endpoint.
+    ///
+    /// # Errors
+    /// Where it does not answer, or knows no such client.
+    pub async fn sent_to(&self, name: &str) -> anyhow::Result<u64> {
+        let url = format!("http://127.0.0.1:{}/connz", self.monitor);
+        let connections: Value = serde_json::from_str(&http().get(url).send().await?.text().await?)?;
+        let connections = connections["connections"].as_array().context("no connections")?;
+        let connection = connections.iter().find(|connection| connection["name"] == name);
+        connection.and_then(|it| it["out_msgs"].as_u64()).with_context(|| format!("no client named {name}"))
+    }
+
+    /// Changes the further arguments for the next [`Self::restart`].
+    pub fn set_arguments(&mut self, extra: &[&str]) {
+        self.extra = extra.iter().map(|&argument| argument.to_owned()).collect();
     }
 
     /// Where it is.
@@ -70,7 +89,7 @@ impl NatsServer {
     /// # Errors
     /// As [`Self::start`].
     pub async fn restart(&mut self) -> anyhow::Result<()> {
-        self.process = spawn(self.port, &self.data, &self.extra)?;
+        self.process = spawn(self.port, self.monitor, &self.data, &self.extra)?;
         self.answers().await
     }
 
@@ -85,10 +104,11 @@ impl NatsServer {
     }
 }
 
-fn spawn(port: u16, data: &TempDir, extra: &[String]) -> anyhow::Result<Process> {
+fn spawn(port: u16, monitor: u16, data: &TempDir, extra: &[String]) -> anyhow::Result<Process> {
     let program = program("TASKPIPELINE_NATS_SERVER", &["nats-server"])?;
     let mut command = Command::new(program);
     command.args(["--addr", "127.0.0.1", "--jetstream", "--port", &port.to_string()]);
+    command.args(["--http_port", &monitor.to_string()]);
     command.arg("--store_dir").arg(data.path()).args(extra);
     Process::spawn("nats-server", &mut command)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 use taskpipeline_simulator::Simulator;
 use tokio::process::Command;
@@ -57,14 +57,7 @@ impl Processor {
     /// Where it does not get ready; its last lines are in the error.
     pub async fn start(options: &ProcessorOptions) -> anyhow::Result<Self> {
         let processor = Self::spawn(options)?;
-        eventually(Duration::from_secs(10), || async {
-            let (status, body) = processor.get("/readyz").await?;
-            if status != 200 {
-                bail!("/readyz answers {status}: {body}\n{}", processor.process.tail());
-            }
-            Ok(())
-        })
-        .await?;
+        processor.wait_ready(Duration::from_secs(10)).await?;
         Ok(processor)
     }
 
@@ -113,6 +106,48 @@ impl Processor {
             found.then(|| value.parse::<f64>().ok()).flatten()
         };
         Ok(text.lines().filter_map(value).sum())
+    }
+
+    /// How many events have landed.
+    ///
+    /// # Errors
+    /// Where `/metrics` does not answer.
+    pub async fn landed(&self) -> anyhow::Result<f64> {
+        self.metric("taskpipeline_event_landing_seconds_count").await
+    }
+
+    /// How many events it has received.
+    ///
+    /// # Errors
+    /// Where `/metrics` does not answer.
+    pub async fn received(&self) -> anyhow::Result<f64> {
+        self.metric("taskpipeline_events_received_total").await
+    }
+
+    /// Waits until so many events have landed.
+    ///
+    /// # Errors
+    /// Where they do not in time.
+    pub async fn wait_landed(&self, events: u32, within: Duration) -> anyhow::Result<()> {
+        eventually(within, || async {
+            let landed = self.landed().await?;
+            ensure!(landed >= f64::from(events), "{landed} of {events} have landed");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until `/readyz` says so.
+    ///
+    /// # Errors
+    /// Where it does not in time; its last lines are in the error.
+    pub async fn wait_ready(&self, within: Duration) -> anyhow::Result<()> {
+        eventually(within, || async {
+            let (status, body) = self.get("/readyz").await?;
+            ensure!(status == 200, "/readyz answers {status}: {body}\n{}", self.process.tail());
+            Ok(())
+        })
+        .await
     }
 
     /// Sends SIGTERM and waits for the drain.

@@ -124,7 +124,7 @@ fn by_code(status: u16, errors: &[ApiError]) -> Failure {
     Failure::Config(format!("{advice} ({what})"))
 }
 
-/// The free plan's "KV put() limit exceeded for the day." has no documented code of its own.
+/// The free plan's `KV put() limit exceeded for the day.` has no documented code of its own.
 fn is_daily_quota(errors: &[ApiError]) -> bool {
     errors.iter().any(|error| {
         let message = error.message.to_ascii_lowercase();

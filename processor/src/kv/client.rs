@@ -11,11 +11,9 @@ use secrecy::ExposeSecret;
 use serde::Serialize;
 use taskpipeline_contract::{TaskKey, TaskMetadata};
 
+use super::BulkApi;
 use super::answer::{self, Failure};
 use crate::config::KvSettings;
-
-/// The most keys of one bulk get (Cloudflare's limit).
-pub const MAX_KEYS_PER_READ: usize = 100;
 
 /// Why there can be no client at all.
 #[derive(Debug, thiserror::Error)]
@@ -70,42 +68,12 @@ impl Namespace {
         Ok(Self { http, url: settings.namespace_url.clone(), redact: Redact(settings.token.clone()) })
     }
 
-    /// Writes these pairs. Answers the keys that KV names as not written.
-    ///
-    /// # Errors
-    /// The failure's class says what to do; whether anything was written is not known then.
-    pub async fn bulk_put(&self, pairs: &[Pair]) -> Result<HashSet<String>, Failure> {
-        self.call(Method::PUT, "bulk", pairs, |body| answer::written(body, pairs.len())).await
-    }
-
-    /// Deletes these keys; one that is not there counts as deleted. Answers the keys that KV names as not
-    /// deleted.
-    ///
-    /// # Errors
-    /// As [`Self::bulk_put`].
-    pub async fn bulk_delete(&self, keys: &[TaskKey]) -> Result<HashSet<String>, Failure> {
-        self.call(Method::POST, "bulk/delete", keys, |body| answer::written(body, keys.len())).await
-    }
-
-    /// Reads the values of at most [`MAX_KEYS_PER_READ`] keys; a key without one is absent or `None`.
-    /// What it answers may be a minute old.
-    ///
-    /// # Errors
-    /// As [`Self::bulk_put`].
-    pub async fn bulk_get(&self, keys: &[TaskKey]) -> Result<HashMap<String, Option<String>>, Failure> {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            keys: &'a [TaskKey],
-        }
-        self.call(Method::POST, "bulk/get", &Body { keys }, answer::values).await
-    }
-
     async fn call<T>(
         &self,
         method: Method,
         path: &str,
-        body: &(impl Serialize + ?Sized),
-        read: impl FnOnce(&[u8]) -> Result<T, Failure>,
+        body: &(impl Serialize + Sync + ?Sized),
+        read: impl FnOnce(&[u8]) -> Result<T, Failure> + Send,
     ) -> Result<T, Failure> {
         let body = serde_json::to_vec(body)
             .map_err(|error| Failure::Refused(format!("the request cannot be written: {error}")))?;
@@ -132,6 +100,24 @@ impl Namespace {
         } else {
             Err(answer::failure(status.as_u16(), retry_after, &body))
         }
+    }
+}
+
+impl BulkApi for Namespace {
+    async fn bulk_put(&self, pairs: &[Pair]) -> Result<HashSet<String>, Failure> {
+        self.call(Method::PUT, "bulk", pairs, |body| answer::written(body, pairs.len())).await
+    }
+
+    async fn bulk_delete(&self, keys: &[TaskKey]) -> Result<HashSet<String>, Failure> {
+        self.call(Method::POST, "bulk/delete", keys, |body| answer::written(body, keys.len())).await
+    }
+
+    async fn bulk_get(&self, keys: &[TaskKey]) -> Result<HashMap<String, Option<String>>, Failure> {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            keys: &'a [TaskKey],
+        }
+        self.call(Method::POST, "bulk/get", &Body { keys }, answer::values).await
     }
 }
 
@@ -182,6 +168,20 @@ impl Redact {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn neither_debug_nor_a_panic_shows_the_token() {
+        let settings = KvSettings {
+            namespace_url: Url::parse("http://127.0.0.1:1/namespaces/n").unwrap(),
+            token: "marker-token".to_owned().into(),
+        };
+        let namespace = Namespace::new(&settings, Duration::from_secs(1)).unwrap();
+        let printing = std::panic::AssertUnwindSafe(|| panic!("{settings:?} {namespace:?}"));
+        let panic = std::panic::catch_unwind(printing).unwrap_err();
+        let shown = panic.downcast_ref::<String>().unwrap();
+        assert!(shown.contains("namespaces/n"), "{shown}");
+        assert!(!shown.contains("marker-token"), "{shown}");
+    }
 
     #[test]
     fn retry_after_is_seconds_or_a_date() {

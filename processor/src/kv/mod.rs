@@ -2,10 +2,44 @@
 //!
 //! Nothing in here decides what is written or whether a failure is tried again.
 
+use std::collections::{HashMap, HashSet};
+use std::future::Future;
+
+use taskpipeline_contract::TaskKey;
+
 mod answer;
 mod budget;
 mod client;
 
 pub use answer::Failure;
 pub use budget::{Budget, RequestBudget};
-pub use client::{ClientError, MAX_KEYS_PER_READ, Namespace, Pair};
+pub use client::{ClientError, Namespace, Pair};
+
+/// The most keys of one bulk get (Cloudflare's limit).
+pub const MAX_KEYS_PER_READ: usize = 100;
+
+/// What the projector asks of KV. [`Namespace`] is the real one; tests of time put another in its place.
+pub trait BulkApi: Clone + Send + Sync + 'static {
+    /// Writes these pairs. Answers the keys that KV names as not written.
+    ///
+    /// # Errors
+    /// The failure's class says what to do; whether anything was written is not known then.
+    fn bulk_put(&self, pairs: &[Pair]) -> impl Future<Output = Result<HashSet<String>, Failure>> + Send;
+
+    /// Deletes these keys; one that is not there counts as deleted. Answers the keys that KV names as not
+    /// deleted.
+    ///
+    /// # Errors
+    /// As [`Self::bulk_put`].
+    fn bulk_delete(&self, keys: &[TaskKey]) -> impl Future<Output = Result<HashSet<String>, Failure>> + Send;
+
+    /// Reads the values of at most [`MAX_KEYS_PER_READ`] keys; a key without one is absent or `None`.
+    /// What it answers may be a minute old.
+    ///
+    /// # Errors
+    /// As [`Self::bulk_put`].
+    fn bulk_get(
+        &self,
+        keys: &[TaskKey],
+    ) -> impl Future<Output = Result<HashMap<String, Option<String>>, Failure>> + Send;
+}

@@ -6,7 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::{Client, HeaderMap};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -14,15 +17,18 @@ use serde::Serialize;
 use taskpipeline_contract::{DecodeError, Timestamp};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tracing::error;
+use tracing::{error, warn};
 use uuid::Uuid;
 
 use super::ingest::Carried;
-use super::source::Received;
+use super::source::{Received, round_trip};
 use crate::telemetry::metrics::Metrics;
 
 /// How many letters may wait to be published while NATS is away.
 const CAPACITY: usize = 1_024;
+
+/// How often to look whether NATS is back.
+const RECONNECT_POLL: Duration = Duration::from_millis(250);
 
 /// Room left in a message for everything of the envelope but payload and headers.
 const ENVELOPE_ROOM: usize = 8 * 1024;
@@ -58,6 +64,7 @@ impl Reason {
 
 /// A message that cannot go on, and why.
 pub(super) struct Letter {
+    id: Uuid,
     reason: Reason,
     detail: String,
     faults: Vec<Fault>,
@@ -78,11 +85,23 @@ impl Letter {
             .iter()
             .map(|fault| Fault { field: fault.field, problem: fault.problem.to_string() })
             .collect();
-        Self { reason: Reason::Invalid, detail: error.to_string(), faults, attempts: 0, received }
+        let id = Uuid::new_v4();
+        Self { id, reason: Reason::Invalid, detail: error.to_string(), faults, attempts: 0, received }
     }
 
     pub(super) fn unwritable(carried: Carried, reason: Reason, detail: &str, attempts: u32) -> Self {
-        Self { reason, detail: detail.to_owned(), faults: Vec::new(), attempts, received: carried.received }
+        let (id, detail) = (Uuid::new_v4(), detail.to_owned());
+        Self { id, reason, detail, faults: Vec::new(), attempts, received: carried.received }
+    }
+
+    #[cfg(test)]
+    pub(super) fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    #[cfg(test)]
+    pub(super) fn attempts(&self) -> u32 {
+        self.attempts
     }
 }
 
@@ -107,6 +126,25 @@ struct Envelope<'a> {
 #[derive(Clone)]
 pub(super) struct DeadLetters {
     letters: mpsc::Sender<Letter>,
+    unpublished: Unpublished,
+}
+
+/// How many letters were handed in that the server is not known to have.
+#[derive(Clone, Default)]
+pub(super) struct Unpublished(Arc<AtomicUsize>);
+
+impl Unpublished {
+    pub(super) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn remove(&self, count: usize) {
+        self.0.fetch_sub(count, Ordering::Relaxed);
+    }
 }
 
 impl DeadLetters {
@@ -114,31 +152,62 @@ impl DeadLetters {
     /// dropped and every letter is out.
     pub(super) fn start(client: Client, prefix: &str, metrics: Arc<Metrics>) -> (Self, JoinHandle<()>) {
         let subject = format!("dead-letters.{prefix}");
-        let (letters, mut waiting) = mpsc::channel::<Letter>(CAPACITY);
-        let publishing = tokio::spawn(async move {
-            while let Some(letter) = waiting.recv().await {
-                let result = publish(&client, &subject, &letter).await;
-                match result {
-                    Ok(()) => metrics.dead_letters.with_label_values(&[letter.reason.as_str()]).inc(),
-                    Err(error) => {
-                        metrics.dead_letters_lost.inc();
-                        error!("a dead letter could not be published and is lost: {error}");
-                    }
-                }
-                // Flushed when there is nothing more to write, not once a letter.
-                if waiting.is_empty() {
-                    let _ = client.flush().await;
-                }
-            }
-            let _ = super::source::round_trip(&client).await;
-        });
-        (Self { letters }, publishing)
+        let (letters, waiting) = mpsc::channel::<Letter>(CAPACITY);
+        let unpublished = Unpublished::default();
+        let publishing = tokio::spawn(publish_all(client, subject, waiting, unpublished.clone(), metrics));
+        (Self { letters, unpublished }, publishing)
+    }
+
+    /// The count of letters that are not out yet; it outlives the last handle.
+    pub(super) fn unpublished(&self) -> Unpublished {
+        self.unpublished.clone()
+    }
+
+    /// Letters that stay in the process, for tests of those who write them.
+    #[cfg(test)]
+    pub(super) fn kept(capacity: usize) -> (Self, mpsc::Receiver<Letter>) {
+        let (letters, waiting) = mpsc::channel(capacity);
+        (Self { letters, unpublished: Unpublished::default() }, waiting)
     }
 
     /// Hands in a letter; waits while too many are waiting.
     pub(super) async fn send(&self, letter: Letter) {
+        self.unpublished.add();
         // The other end is gone only when the process ends.
         let _ = self.letters.send(letter).await;
+    }
+}
+
+/// Publishes in batches: a letter counts as out when the server has answered a round trip after it. Where it
+/// does not answer, the batch is published again, under the same ids: some of it may have been lost with
+/// the connection.
+async fn publish_all(
+    client: Client,
+    subject: String,
+    mut waiting: mpsc::Receiver<Letter>,
+    unpublished: Unpublished,
+    metrics: Arc<Metrics>,
+) {
+    let mut batch = Vec::new();
+    while waiting.recv_many(&mut batch, CAPACITY).await > 0 {
+        loop {
+            for letter in &batch {
+                if let Err(error) = publish(&client, &subject, letter).await {
+                    error!("a dead letter cannot be published: {error}");
+                }
+            }
+            match round_trip(&client).await {
+                Ok(()) => break,
+                Err(error) => warn!("{} dead letters wait for NATS: {error}", unpublished.count()),
+            }
+            while client.connection_state() != State::Connected {
+                tokio::time::sleep(RECONNECT_POLL).await;
+            }
+        }
+        unpublished.remove(batch.len());
+        for letter in batch.drain(..) {
+            metrics.dead_letters.with_label_values(&[letter.reason.as_str()]).inc();
+        }
     }
 }
 
@@ -161,12 +230,11 @@ fn encode(letter: &Letter, most: usize) -> Result<Vec<Vec<u8>>, serde_json::Erro
     let chunk = (most.saturating_sub(ENVELOPE_ROOM + header_bytes) / 4 * 3).max(1_024);
     let payload = &letter.received.payload;
     let parts = payload.len().div_ceil(chunk).max(1);
-    let id = Uuid::new_v4();
     let envelope = |part: usize| {
         let from = part * chunk;
         let slice = &payload[from..payload.len().min(from + chunk)];
         serde_json::to_vec(&Envelope {
-            id,
+            id: letter.id,
             part: part + 1,
             parts,
             reason: letter.reason,

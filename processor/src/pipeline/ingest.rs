@@ -1,15 +1,16 @@
-//! Decodes and validates what the source received, numbers it, and hands it on. What is no event becomes a
+//! Decodes and validates what was received, numbers it, and hands it on. What is no event becomes a
 //! dead letter. Never waits for KV.
 
 use std::sync::Arc;
 
 use taskpipeline_contract::{CorrelationId, Event};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use super::buffer::Output;
 use super::dead_letters::{DeadLetters, Letter};
 use super::fold::Version;
-use super::source::{Received, Source};
+use super::source::Received;
 use crate::telemetry::metrics::Metrics;
 
 /// A valid event, its place in the order of all, and the message it came in.
@@ -27,45 +28,29 @@ pub(super) struct Carried {
     pub(super) received: Received,
 }
 
-/// Runs until the source is drained, which begins when `stop` turns true.
+/// Runs until the source has ended and the buffer is empty.
 pub(super) async fn run(
-    mut source: Source,
-    mut stop: watch::Receiver<bool>,
+    mut messages: Output,
     accepted: mpsc::Sender<Accepted>,
     letters: DeadLetters,
     metrics: Arc<Metrics>,
 ) {
     let mut version = Version::ZERO;
-    let mut draining = false;
-    loop {
-        let received = tokio::select! {
-            received = source.next() => received,
-            () = stopped(&mut stop), if !draining => {
-                draining = true;
-                source.drain().await;
-                continue;
-            }
-        };
-        let Some(received) = received else { break };
-        metrics.received(received.kind);
+    while let Some(received) = messages.next().await {
         match Event::decode(received.kind, &received.payload) {
             Ok(event) => {
                 let correlation_id = event.correlation_id.as_str();
                 info!(correlation_id, subject = %received.subject, "Received {}", received.subject);
                 version = version.next();
                 if accepted.send(Accepted { event, version, received }).await.is_err() {
-                    break; // the projector is gone, which `run` reports
+                    break; // the projector is gone, which `pipeline::run` reports
                 }
             }
             Err(error) => {
+                metrics.events_invalid.inc();
                 warn!(subject = %received.subject, "Refused a message on {}: {error}", received.subject);
                 letters.send(Letter::undecodable(received, &error)).await;
             }
         }
     }
-}
-
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error means that the sender is gone, which stops just as well.
-    let _ = stop.wait_for(|stop| *stop).await;
 }

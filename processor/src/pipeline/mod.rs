@@ -1,6 +1,7 @@
-//! The pipeline, in the order data flows: [`source`] -> [`ingest`] -> [`ledger`] -> [`projector`], and
+//! The pipeline, in the order data flows: [`source`] -> [`buffer`] -> [`ingest`] -> [`ledger`] -> [`projector`], and
 //! [`dead_letters`] for what cannot go on. This file starts the parts and drains them, nothing else.
 
+mod buffer;
 mod dead_letters;
 mod fold;
 mod ingest;
@@ -14,22 +15,23 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{error, info};
 
 use crate::config::Settings;
 use crate::kv::{ClientError, Namespace};
 use crate::telemetry::health::{self, Health};
 use crate::telemetry::metrics::Metrics;
 
+use self::buffer::Room;
 use self::dead_letters::DeadLetters;
 use self::projector::Projector;
 use self::source::Source;
 
 pub(crate) use self::source::{connect_options, round_trip};
 
-/// How many accepted events may wait between ingest and the projector. Small: the ledger is where they
-/// are meant to be, and what does not fit there waits in the subscription's buffer.
-const ACCEPTED_CAPACITY: usize = 4_096;
+/// How many accepted events may wait between ingest and the projector. Few, for they count by number and may
+/// be large each; where events are meant to wait, in the buffer and the ledger, they count by bytes.
+const ACCEPTED_CAPACITY: usize = 64;
 
 /// What is left of the grace for dead letters and for closing the connection.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -96,11 +98,14 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
         Arc::clone(&metrics),
         Arc::clone(&health),
     );
+    let (input, output) = buffer::buffer(Room::CORE);
     let mut projecting = tokio::spawn(projector.run(to_project, deadline_seen));
-    let mut ingesting = tokio::spawn(ingest::run(source, stopped, accepted, letters, metrics));
+    let mut ingesting = tokio::spawn(ingest::run(output, accepted, letters.clone(), Arc::clone(&metrics)));
+    let mut sourcing = tokio::spawn(source.run(stopped, input, metrics));
 
     tokio::select! {
         () = &mut shutdown => {}
+        _ = &mut sourcing => return Err(RunError::Stopped("source")),
         _ = &mut ingesting => return Err(RunError::Stopped("ingest")),
         _ = &mut projecting => return Err(RunError::Stopped("projector")),
     }
@@ -111,17 +116,22 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
     let started = Instant::now();
     deadline.send_replace(Some(started + grace.saturating_sub(LAST_WORDS)));
     stop.send_replace(true);
-    // In this order each ends after the one before: ingest closes the projector's channel, and both hold
-    // the dead letters'.
+    // In this order each ends after the one before, whose end closes its channel.
+    let unpublished = letters.unpublished();
+    drop(letters);
     let drained = tokio::time::timeout_at(started + grace, async {
+        let _ = sourcing.await;
         let _ = ingesting.await;
         let _ = projecting.await;
         let _ = letters_done.await;
     })
     .await;
-    match drained {
-        Ok(()) => info!("drained in {:.1} s", started.elapsed().as_secs_f64()),
-        Err(_) => warn!("the grace of {} s is over; what was still in hand is lost", grace.as_secs()),
+    match (drained, unpublished.count()) {
+        (Ok(()), 0) => info!("drained in {:.1} s", started.elapsed().as_secs_f64()),
+        (_, lost) => error!(
+            "the grace of {} s is over, and {lost} events are lost: NATS did not take them as dead letters",
+            grace.as_secs()
+        ),
     }
     Ok(())
 }

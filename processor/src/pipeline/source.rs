@@ -12,20 +12,22 @@ use futures_util::StreamExt;
 use futures_util::stream::{SelectAll, select_all};
 use secrecy::ExposeSecret;
 use taskpipeline_contract::{EventKind, Timestamp};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::RunError;
+use super::buffer::Input;
 use crate::config::{NatsAuth, NatsConnection, NatsSettings};
 use crate::telemetry::health::{Health, NatsState};
 use crate::telemetry::metrics::Metrics;
 
-/// How many messages of one subject may wait in this process; what comes then is dropped by the client and
-/// counted as a slow consumer.
+/// How many messages of one subject may wait in the client. It is emptied into our own buffer all the time;
+/// should it overflow all the same, the client drops messages and reports a slow consumer.
 const SUBSCRIPTION_CAPACITY: usize = 65_536;
 
-/// The longest wait between two attempts to connect.
-const MOST_DELAY: Duration = Duration::from_secs(8);
+/// The longest wait between two attempts to connect: while a replica waits, others or nobody get its events.
+const MOST_DELAY: Duration = Duration::from_secs(2);
 
 /// How long the server may take for a round trip.
 const ROUND_TRIP: Duration = Duration::from_secs(2);
@@ -115,27 +117,43 @@ impl Source {
         self.client.clone()
     }
 
-    /// The next message; nothing once the source is drained.
-    pub(super) async fn next(&mut self) -> Option<Received> {
+    /// Moves messages into the buffer until `stop` turns true and the subscriptions are drained.
+    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>, buffer: Input, metrics: Arc<Metrics>) {
+        let mut drops = Drops::default();
+        let mut draining = false;
         loop {
-            let message = self.messages.next().await?;
+            let message = tokio::select! {
+                message = self.messages.next() => message,
+                () = stopped(&mut stop), if !draining => {
+                    draining = true;
+                    self.drain().await;
+                    continue;
+                }
+            };
+            let Some(message) = message else { break };
             // The server sends only what was subscribed to.
             let Some((_, kind)) = self.kinds.iter().find(|(subject, _)| *subject == message.subject) else {
                 continue;
             };
-            return Some(Received {
+            metrics.received(*kind);
+            let received = Received {
                 kind: *kind,
                 subject: message.subject,
                 headers: message.headers,
                 payload: message.payload,
                 at: Timestamp::from(SystemTime::now()),
                 taken: Instant::now(),
-            });
+            };
+            if buffer.put(received).is_err() {
+                metrics.events_dropped.inc();
+                drops.count(Instant::now());
+            }
         }
+        drops.report();
     }
 
-    /// Ends the subscriptions; [`Self::next`] goes on until what was received is handed out.
-    pub(super) async fn drain(&mut self) {
+    /// Ends the subscriptions; their streams go on until what was received is handed out.
+    async fn drain(&mut self) {
         // What the server sent before it answers this is in our buffers by then: the client forgets a
         // subscription soon after it has told the server so.
         if round_trip(&self.client).await.is_err() {
@@ -144,6 +162,38 @@ impl Source {
         for subscriber in self.messages.iter_mut() {
             // Fails only where the connection is closed, and then nothing more comes anyway.
             let _ = subscriber.drain().await;
+        }
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone, which stops just as well.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Dropped events that were not reported yet: reported at once, and then once a second at the most.
+#[derive(Debug, Default)]
+struct Drops {
+    unreported: u64,
+    reported: Option<Instant>,
+}
+
+impl Drops {
+    fn count(&mut self, now: Instant) {
+        self.unreported += 1;
+        if self.reported.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(1)) {
+            self.reported = Some(now);
+            self.report();
+        }
+    }
+
+    fn report(&mut self) {
+        match std::mem::take(&mut self.unreported) {
+            0 => {}
+            count => warn!(
+                "dropped {count} events: KV does not take them as fast as they come, and in mode Core NATS \
+                 does not keep them"
+            ),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use async_nats::Client;
+use async_nats::connection::State as NatsConnectionState;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -134,6 +135,9 @@ impl Health {
             return Err("draining".to_owned());
         }
         let client = self.client.get().ok_or("not subscribed yet")?;
+        if client.connection_state() != NatsConnectionState::Connected {
+            return Err("NATS: not connected".to_owned());
+        }
         round_trip(client).await.map_err(|why| format!("NATS: {why}"))
     }
 }

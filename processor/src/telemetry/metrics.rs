@@ -50,14 +50,16 @@ pub struct Metrics {
     requests: IntCounterVec,
     request_seconds: HistogramVec,
     keys: IntCounterVec,
+    /// Events dropped because KV did not take them as fast as they came.
+    pub events_dropped: IntCounter,
+    /// Messages that are no event.
+    pub events_invalid: IntCounter,
     /// Updates of tasks that do not exist.
     pub updates_unknown: IntCounter,
     /// Failed attempts that were followed by another, by key.
     pub retries: IntCounter,
     /// Dead letters published, by reason.
     pub dead_letters: IntCounterVec,
-    /// Dead letters that could not be published.
-    pub dead_letters_lost: IntCounter,
     /// Events received that have not landed.
     pub events_waiting: IntGauge,
     /// Tasks in memory.
@@ -117,6 +119,11 @@ impl Metrics {
                 "Keys in requests that KV answered with success; Cloudflare bills each.",
                 &["operation"],
             )?,
+            events_dropped: counter(
+                "events_dropped_total",
+                "Events received and dropped for want of room: KV does not keep up, and Core cannot wait.",
+            )?,
+            events_invalid: counter("events_invalid_total", "Messages that are no valid event.")?,
             updates_unknown: counter(
                 "updates_of_unknown_tasks_total",
                 "Updates that changed nothing because their task does not exist.",
@@ -126,10 +133,6 @@ impl Metrics {
                 "Failed attempts, counted for each key, to be repeated.",
             )?,
             dead_letters: labelled("dead_letters_total", "Dead letters published, by reason.", &["reason"])?,
-            dead_letters_lost: counter(
-                "dead_letters_lost_total",
-                "Dead letters that could not be published.",
-            )?,
             events_waiting: gauge("events_waiting", "Events received that have not landed in KV.")?,
             tasks_in_memory: gauge("tasks_in_memory", "Tasks that are dirty, in a request or at rest.")?,
             requests_in_flight: gauge("kv_requests_in_flight", "Requests to KV without an answer yet.")?,

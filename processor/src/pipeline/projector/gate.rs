@@ -10,6 +10,9 @@ use crate::kv::Failure;
 /// notice that it was mended.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 
+/// How often at the most it is said that KV refuses us.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
+
 /// Open, or closed by KV itself.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
@@ -17,13 +20,17 @@ pub(super) struct Gate {
     /// The last answer was that nothing can work as it is configured: one request at a time finds out
     /// whether that has changed.
     probing: bool,
+    reported: Option<Instant>,
 }
 
 impl Gate {
     /// Learns from an answer.
     pub(super) fn learn(&mut self, failure: Option<&Failure>, now: Instant) {
         match failure {
-            None => self.probing = false,
+            None => {
+                self.probing = false;
+                self.reported = None;
+            }
             Some(Failure::Throttled(wait)) => self.close_until(now + *wait),
             Some(Failure::Config(_)) => {
                 self.probing = true;
@@ -41,6 +48,15 @@ impl Gate {
             _ if self.probing && in_flight > 0 => Err(None),
             _ => Ok(()),
         }
+    }
+
+    /// Whether it is time to say, again, that KV cannot be used as it is configured.
+    pub(super) fn may_report(&mut self, now: Instant) -> bool {
+        let may = self.reported.is_none_or(|at| now.duration_since(at) >= REPORT_INTERVAL);
+        if may {
+            self.reported = Some(now);
+        }
+        may
     }
 
     fn close_until(&mut self, until: Instant) {
@@ -72,5 +88,15 @@ mod tests {
         assert_eq!(gate.admits(1, probe), Err(None));
         gate.learn(None, probe);
         assert_eq!(gate.admits(1, probe), Ok(()));
+    }
+
+    #[test]
+    fn it_is_said_once_a_minute_until_it_is_mended() {
+        let (mut gate, now) = (Gate::default(), Instant::now());
+        assert!(gate.may_report(now));
+        assert!(!gate.may_report(now + Duration::from_secs(30)));
+        assert!(gate.may_report(now + Duration::from_secs(60)));
+        gate.learn(None, now + Duration::from_secs(61));
+        assert!(gate.may_report(now + Duration::from_secs(62)), "a new fault is news");
     }
 }

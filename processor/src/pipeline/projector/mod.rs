@@ -8,6 +8,8 @@ mod gate;
 mod pace;
 mod queue;
 mod request;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,13 +19,13 @@ use taskpipeline_contract::{Task, TaskId, TaskKey};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tracing::{debug, enabled, info, warn};
+use tracing::{debug, enabled, error, info, warn};
 
 use super::dead_letters::{DeadLetters, Letter, Reason};
 use super::ingest::{Accepted, Carried};
 use super::ledger::Ledger;
 use crate::config::Tuning;
-use crate::kv::{Budget, Failure, MAX_KEYS_PER_READ, Namespace};
+use crate::kv::{Budget, BulkApi, Failure, MAX_KEYS_PER_READ};
 use crate::telemetry::health::{Health, KvState};
 use crate::telemetry::metrics::{Metrics, Operation};
 
@@ -32,7 +34,7 @@ use self::queue::KeyQueue;
 use self::request::{Answer, KeyOutcome, Request};
 
 /// How many accepted events are taken in between two looks at what can be sent.
-const TAKE_IN: usize = 1_024;
+const TAKE_IN: usize = 64;
 
 /// Keys of a request that has to be sent as it is: one half of a refused one, or what was left over when a
 /// batch held both puts and deletes. They are in flight as far as their queue knows.
@@ -42,8 +44,8 @@ enum Set {
 }
 
 /// See the module's head.
-pub(super) struct Projector {
-    namespace: Namespace,
+pub(super) struct Projector<K> {
+    kv: K,
     tuning: Tuning,
     letters: DeadLetters,
     metrics: Arc<Metrics>,
@@ -62,9 +64,9 @@ pub(super) struct Projector {
     wake_at: Option<Instant>,
 }
 
-impl Projector {
+impl<K: BulkApi> Projector<K> {
     pub(super) fn new(
-        namespace: Namespace,
+        kv: K,
         tuning: Tuning,
         letters: DeadLetters,
         metrics: Arc<Metrics>,
@@ -72,7 +74,7 @@ impl Projector {
     ) -> Self {
         Self {
             budget: Budget::new(tuning.request_budget, Instant::now()),
-            namespace,
+            kv,
             tuning,
             letters,
             metrics,
@@ -119,8 +121,11 @@ impl Projector {
                 Some(done) = self.requests.join_next(), if !self.requests.is_empty() => {
                     match done {
                         Ok((answer, took)) => self.settle(answer, took).await,
-                        // A request cannot panic; if one did, nobody would know what it wrote.
-                        Err(error) => warn!("a request to KV was lost: {error}"),
+                        // A request cannot panic; if one did, its keys would be in flight for ever.
+                        Err(error) => {
+                            error!("a request to KV fell over: {error}");
+                            return;
+                        }
                     }
                 }
                 () = async { tokio::time::sleep_until(wake_at.unwrap_or_else(Instant::now)).await },
@@ -174,7 +179,8 @@ impl Projector {
             let full = self.tuning.max_keys;
             let write = pace::worth_sending(self.writes.ready(), self.writes_in_flight, full);
             let read = pace::worth_sending(self.reads.ready(), self.reads_in_flight, MAX_KEYS_PER_READ);
-            if self.set_aside.is_empty() && !write && !read {
+            let aside = !self.set_aside.is_empty() && pace::has_place(self.requests.len());
+            if !aside && !write && !read {
                 return;
             }
             if let Err(until) = self.gate.admits(self.requests.len(), now) {
@@ -185,7 +191,7 @@ impl Projector {
                 self.wake_at = Some(until);
                 return;
             }
-            let set = match self.set_aside.pop_front() {
+            let set = match aside.then(|| self.set_aside.pop_front()).flatten() {
                 Some(set) => set,
                 // Taking turns: neither a flood of creates nor one of updates keeps the other waiting.
                 None if read && (!write || self.reads_in_flight == 0) => {
@@ -228,10 +234,10 @@ impl Projector {
             Operation::Get => self.reads_in_flight += 1,
             Operation::Put | Operation::Delete => self.writes_in_flight += 1,
         }
-        let namespace = self.namespace.clone();
+        let kv = self.kv.clone();
         self.requests.spawn(async move {
             let started = Instant::now();
-            let answer = request.send(namespace).await;
+            let answer = request.send(kv).await;
             (answer, started.elapsed())
         });
     }
@@ -331,9 +337,11 @@ impl Projector {
                 self.try_again(operation, ids, &failure).await;
             }
             Failure::Config(what) => {
-                warn!("KV cannot be used: {what}. Nothing is lost: the next try is in half a minute");
-                self.health.set_kv(KvState::Misconfigured(what.clone()));
                 let now = Instant::now();
+                if self.gate.may_report(now) {
+                    warn!("KV cannot be used: {what}. Events wait, and it is tried again every half minute");
+                }
+                self.health.set_kv(KvState::Misconfigured(what.clone()));
                 ids.iter().for_each(|id| self.queue(operation).retry(id, now));
             }
             Failure::Refused(what) if ids.len() > 1 => {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use taskpipeline_contract::{Task, TaskId, TaskKey, TaskMetadata};
 
-use crate::kv::{Failure, Namespace, Pair};
+use crate::kv::{BulkApi, Failure, Pair};
 use crate::telemetry::metrics::Operation;
 
 /// What is asked of KV.
@@ -53,17 +53,17 @@ impl Request {
     }
 
     /// Sends it. Takes as long as the request's time-out at the most.
-    pub(super) async fn send(self, namespace: Namespace) -> Answer {
+    pub(super) async fn send(self, kv: impl BulkApi) -> Answer {
         let operation = self.operation();
         let ids = self.ids();
         let keys = || -> Vec<TaskKey> { ids.iter().cloned().map(TaskKey::new).collect() };
         let result = match &self {
             Self::Put(tasks) => match tasks.iter().map(pair).collect::<Result<Vec<_>, _>>() {
-                Ok(pairs) => namespace.bulk_put(&pairs).await.map(|failed| written(&ids, &failed)),
+                Ok(pairs) => kv.bulk_put(&pairs).await.map(|failed| written(&ids, &failed)),
                 Err(error) => Err(Failure::Refused(format!("a task cannot be written as JSON: {error}"))),
             },
-            Self::Delete(_) => namespace.bulk_delete(&keys()).await.map(|failed| written(&ids, &failed)),
-            Self::Get(_) => namespace.bulk_get(&keys()).await.map(|values| read(&ids, values)),
+            Self::Delete(_) => kv.bulk_delete(&keys()).await.map(|failed| written(&ids, &failed)),
+            Self::Get(_) => kv.bulk_get(&keys()).await.map(|values| read(&ids, values)),
         };
         Answer { operation, ids, result }
     }

@@ -1,0 +1,155 @@
+//! NATS away, refusing us, or faster than KV: the processor comes back by itself, and no loss is silent.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::ensure;
+use serde_json::{Value, json};
+use taskpipeline_simulator::{Config, Fault, Rule, Scope, Simulator};
+use taskpipeline_testkit::{NatsServer, Processor, ProcessorOptions, created, eventually, publish};
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_killed_and_restarted_five_times_under_load_and_every_loss_is_counted() {
+    let mut nats = NatsServer::start().await.unwrap();
+    let kv = Simulator::start(Config::default()).await.unwrap();
+    let options = ProcessorOptions::new(&nats, &kv).set("RUST_LOG", "warn");
+    let replica = Processor::start(&options).await.unwrap();
+
+    let client = nats.client().await.unwrap();
+    let (published, stop) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+    let producer = tokio::spawn({
+        let (published, stop) = (Arc::clone(&published), Arc::clone(&stop));
+        async move {
+            while !stop.load(Ordering::Relaxed) {
+                let n = published.fetch_add(1, Ordering::Relaxed);
+                publish(&client, "created", &created(&format!("task-{n}"))).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            client.flush().await.unwrap();
+        }
+    });
+
+    let mut kills = 0;
+    for _ in 0..5 {
+        let before = replica.received().await.unwrap();
+        eventually(SOON, async || {
+            let received = replica.received().await?;
+            ensure!(received > before + 100.0, "no load: {received} received, {before} before");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        nats.kill().await.unwrap();
+        kills += 1;
+        eventually(SOON, async || {
+            let (ready, _) = replica.get("/readyz").await?;
+            let (health, _) = replica.get("/health").await?;
+            ensure!(ready == 503 && health == 503, "/readyz {ready}, /health {health} without NATS");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        nats.restart().await.unwrap();
+        replica.wait_ready(SOON).await.unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    producer.await.unwrap();
+
+    // What is received has landed: wait until nothing moves any more.
+    eventually(SOON, async || {
+        let (received, landed) = (replica.received().await?, replica.landed().await?);
+        let waiting = replica.metric("taskpipeline_events_waiting").await?;
+        ensure!(received == landed && waiting == 0.0, "{received} received, {landed} landed");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let published = published.load(Ordering::Relaxed);
+    let landed = kv.keys().len();
+    println!(
+        "{kills} kills, {published} published, {landed} landed, {} lost between producer and replica",
+        published as usize - landed
+    );
+    assert_eq!(kills, 5);
+    assert_eq!(landed as f64, replica.received().await.unwrap(), "what the replica received, it wrote");
+    assert_eq!(replica.metric("taskpipeline_events_dropped_total").await.unwrap(), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_login_is_told_and_tried_again_until_it_is_mended() {
+    let mut nats = NatsServer::start_with(&["--user", "app", "--pass", "right"]).await.unwrap();
+    let kv = Simulator::start(Config::default()).await.unwrap();
+    let options =
+        ProcessorOptions::new(&nats, &kv).set("NATS_USER", "app").set("NATS_PASSWORD", "wrong-password");
+    let mut replica = Processor::spawn(&options).unwrap();
+    eventually(SOON, async || {
+        let (_, health) = replica.get("/health").await?;
+        let health: Value = serde_json::from_str(&health)?;
+        let message = health["services"]["nats"]["message"].as_str().unwrap_or_default().to_lowercase();
+        ensure!(message.contains("authorization"), "{health}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(replica.get("/readyz").await.unwrap().0, 503);
+
+    nats.kill().await.unwrap();
+    nats.set_arguments(&["--user", "app", "--pass", "wrong-password"]);
+    nats.restart().await.unwrap();
+    replica.wait_ready(SOON).await.unwrap();
+    assert!(replica.terminate(SOON).await.unwrap().success());
+    assert!(!replica.process().lines().join("\n").contains("wrong-password"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_come_faster_than_kv_takes_them_are_dropped_one_by_one_counted_and_logged() {
+    const EVENTS: u32 = 700;
+    let nats = NatsServer::start().await.unwrap();
+    let kv = Simulator::start(Config::default()).await.unwrap();
+    kv.inject(Rule::new(Fault::Hang).on(Scope::Writes).named("stuck"));
+    let options = ProcessorOptions::new(&nats, &kv).set("RUST_LOG", "warn");
+    let mut replica = Processor::start(&options).await.unwrap();
+    let client = nats.client().await.unwrap();
+    // Nearly a megabyte each, so that 512 MiB in the ledger and 64 MiB before it are soon full.
+    let ballast = "x".repeat(1_000_000);
+    for n in 0..EVENTS {
+        let mut event = created(&format!("task-{n}"));
+        event["ballast"] = json!(ballast);
+        publish(&client, "created", &event).await.unwrap();
+        // Beyond 64 MiB on its way to one client nats-server itself cuts the line; that is another loss.
+        if n % 20 == 19 {
+            eventually(SOON, async || {
+                let received = replica.received().await?;
+                ensure!(received == f64::from(n + 1), "{received} of {} received", n + 1);
+                Ok(())
+            })
+            .await
+            .unwrap();
+        }
+    }
+    let dropped = replica.metric("taskpipeline_events_dropped_total").await.unwrap();
+    kv.mend("stuck");
+    eventually(SOON, async || {
+        let landed = replica.landed().await?;
+        ensure!(landed + dropped == f64::from(EVENTS), "{landed} landed, {dropped} dropped");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    println!("{EVENTS} published, {} landed, {dropped} dropped and counted", kv.keys().len());
+    assert!(dropped > 0.0, "nothing was dropped: the test proves nothing");
+    assert_eq!(kv.keys().len() as f64 + dropped, f64::from(EVENTS));
+    assert!(replica.terminate(SOON).await.unwrap().success());
+    let logged: u64 = replica
+        .process()
+        .lines()
+        .iter()
+        .filter_map(|line| line.split_once("dropped ")?.1.split_once(" events")?.0.parse::<u64>().ok())
+        .sum();
+    assert_eq!(logged as f64, dropped, "the log tells of each of them");
+}

@@ -1,0 +1,84 @@
+//! The control endpoint, by which tests in other processes set faults and read what was seen. It may not
+//! count as the API: it needs no token and has no latency, no rate limit and no faults.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get};
+use axum::{Json, Router};
+use tokio::time::Instant;
+
+use crate::fault::Rule;
+use crate::seen::Seen;
+use crate::shared::Shared;
+
+type Control = State<Arc<Shared>>;
+
+pub(crate) fn routes(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/control/faults", get(read).put(replace).post(add).delete(clear))
+        .route("/control/faults/{name}", delete(mend))
+        .route("/control/seen", get(seen))
+        .with_state(shared)
+}
+
+impl Shared {
+    pub(crate) fn faults(&self) -> Vec<Rule> {
+        self.lock().rules.rules(Instant::now())
+    }
+
+    pub(crate) fn set_faults(&self, rules: impl IntoIterator<Item = Rule>) {
+        let mut inner = self.lock();
+        inner.rules.clear();
+        let now = Instant::now();
+        rules.into_iter().for_each(|rule| inner.rules.add(rule, now));
+    }
+
+    pub(crate) fn inject(&self, rule: Rule) {
+        self.lock().rules.add(rule, Instant::now());
+    }
+
+    pub(crate) fn mend(&self, name: &str) {
+        self.lock().rules.mend(name);
+    }
+}
+
+async fn read(State(shared): Control) -> Json<Vec<Rule>> {
+    Json(shared.faults())
+}
+
+async fn replace(State(shared): Control, rules: Result<Json<Vec<Rule>>, JsonRejection>) -> Response {
+    set(rules, |rules| shared.set_faults(rules))
+}
+
+async fn add(State(shared): Control, rule: Result<Json<Rule>, JsonRejection>) -> Response {
+    set(rule, |rule| shared.inject(rule))
+}
+
+async fn clear(State(shared): Control) -> StatusCode {
+    shared.set_faults([]);
+    StatusCode::NO_CONTENT
+}
+
+async fn mend(State(shared): Control, Path(name): Path<String>) -> StatusCode {
+    shared.mend(&name);
+    StatusCode::NO_CONTENT
+}
+
+async fn seen(State(shared): Control) -> Json<Seen> {
+    Json(shared.lock().seen())
+}
+
+/// What cannot be read changes nothing.
+fn set<T>(what: Result<Json<T>, JsonRejection>, apply: impl FnOnce(T)) -> Response {
+    match what {
+        Ok(Json(what)) => {
+            apply(what);
+            StatusCode::NO_CONTENT.into_response()
+        }
+        Err(rejection) => (StatusCode::BAD_REQUEST, rejection.body_text()).into_response(),
+    }
+}
