@@ -1,5 +1,7 @@
 //! The `taskpipeline` command: subcommands, nothing else.
 
+use std::process::ExitCode;
+
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use taskpipeline_processor::config::{LogFormat, NatsConnection, Settings};
@@ -26,8 +28,19 @@ enum Command {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+async fn main() -> ExitCode {
+    match run(Cli::parse().command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        // The whole chain on one line, and no backtrace: these are errors for people to mend.
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Run => {
             logs::start(LogFormat::from_env());
             let settings = Settings::from_env()?;

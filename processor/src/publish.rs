@@ -32,8 +32,7 @@ pub struct Fields {
     /// Its description, at most 2000 characters
     #[arg(long)]
     description: Option<String>,
-    /// pending, `in_progress`, completed or cancelled
-    #[arg(long)]
+    #[arg(long, help = "pending, in_progress, completed or cancelled")]
     status: Option<String>,
     /// What to follow the event by in logs; made up if not given
     #[arg(long)]
@@ -50,7 +49,7 @@ pub struct Fields {
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// The event breaks the contract.
-    #[error("{0}\n(nothing was published)")]
+    #[error("nothing was published")]
     Invalid(#[from] DecodeError),
     /// NATS is not there, or does not let us.
     #[error("cannot publish to NATS at {url}: {reason}; is it running, and is NATS_URL right?")]

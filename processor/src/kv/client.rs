@@ -19,7 +19,7 @@ use crate::config::KvSettings;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The HTTP client could not be set up.
-    #[error("cannot set up HTTPS: {0}")]
+    #[error("cannot set up HTTPS")]
     Http(#[from] reqwest::Error),
     /// The token holds characters no header can carry.
     #[error("CF_API_TOKEN holds characters that no HTTP header can carry")]

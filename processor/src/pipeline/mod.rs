@@ -51,7 +51,7 @@ pub enum RunError {
         reason: String,
     },
     /// The address for health and metrics cannot be had.
-    #[error("cannot listen on {address} for health and metrics: {source}; set PORT to a free port")]
+    #[error("cannot listen on {address} for health and metrics; set PORT to a free port")]
     Listen {
         /// The address asked for.
         address: std::net::SocketAddr,
@@ -59,7 +59,7 @@ pub enum RunError {
         source: std::io::Error,
     },
     /// The metrics cannot be registered.
-    #[error("cannot register metrics: {0}")]
+    #[error("cannot register metrics")]
     Metrics(#[from] prometheus::Error),
     /// A part of the pipeline ended that must not.
     #[error("the {0} stopped unexpectedly; this is a fault of taskpipeline itself")]
