@@ -126,6 +126,7 @@ fn test(shop: &Workshop, tools: &Everything, tally: &mut Tally) -> Result<()> {
         .env("TASKPIPELINE_BIN", shop.workspace.binary("taskpipeline"))
         .env("TASKPIPELINE_XTASK", xtask)
         .env("TASKPIPELINE_CHROMIUM", &tools.chromium)
+        .env("TASKPIPELINE_AXE_CORE", tools.axe_core())
         .env("TASKPIPELINE_TEST_OUTPUT", output);
     streamed(&mut command, tally)
 }

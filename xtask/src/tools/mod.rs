@@ -103,6 +103,11 @@ impl Everything {
     pub(crate) fn ordinary_rust(&self) -> bool {
         matches!(self.rust, WasmRust::Ordinary)
     }
+
+    /// axe-core.
+    pub(crate) fn axe_core(&self) -> PathBuf {
+        self.npm.axe_core()
+    }
 }
 
 /// Gets every tool: what waits for the network on one thread, what compiles on the other.
@@ -136,6 +141,7 @@ pub(crate) fn list(shop: &Workshop) -> Result<()> {
         ("wrangler", all.npm.wrangler()),
         ("esbuild", all.npm.esbuild()),
         ("wasm-opt", all.npm.wasm_opt()),
+        ("axe-core", all.npm.axe_core()),
         ("worker-build", all.wasm.worker_build),
         ("wasm-bindgen", all.wasm.wasm_bindgen),
         ("chromium", all.chromium),

@@ -1,4 +1,5 @@
-//! wrangler, esbuild and wasm-opt: installed by `npm ci` from edge/package-lock.json, outside the clone.
+//! wrangler, esbuild, wasm-opt and axe-core: installed by `npm ci` from edge/package-lock.json, outside the
+//! clone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,11 @@ impl NpmTools {
     /// Binaryen's optimizer.
     pub(crate) fn wasm_opt(&self) -> PathBuf {
         self.modules.join(".bin/wasm-opt")
+    }
+
+    /// axe-core as one script, for the tests to put into pages.
+    pub(crate) fn axe_core(&self) -> PathBuf {
+        self.modules.join("axe-core/axe.min.js")
     }
 }
 
