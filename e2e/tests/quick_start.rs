@@ -9,7 +9,7 @@ use anyhow::ensure;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use taskpipeline_e2e::Edge;
-use taskpipeline_testkit::{Up, View, eventually, screenshot};
+use taskpipeline_testkit::{Chromium, Up, View, eventually};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -39,11 +39,13 @@ async fn shows(edge: &Edge, title: &str, description: &str, status: &str, label:
     .unwrap()
 }
 
-async fn pictures(edge: &Edge, of: &str) {
-    for (path, page) in [("/", "list"), ("/tasks/task-1", "task")] {
-        for (view, kind) in [(View::LIGHT, "light"), (View::DARK, "dark"), (View::NARROW, "narrow")] {
-            let name = format!("quick-start-{of}-{page}-{kind}");
-            let file = screenshot(&edge.url(path), &name, view).await.unwrap();
+async fn pictures(browser: &Chromium, edge: &Edge, of: &str) {
+    for (view, kind) in [(View::LIGHT, "light"), (View::DARK, "dark"), (View::NARROW, "narrow")] {
+        let tab = browser.tab().await.unwrap();
+        tab.look(view).await.unwrap();
+        for (path, page) in [("/", "list"), ("/tasks/task-1", "task")] {
+            tab.goto(&edge.url(path)).await.unwrap();
+            let file = tab.screenshot(&format!("quick-start-{of}-{page}-{kind}")).await.unwrap();
             println!("picture: {}", file.display());
         }
     }
@@ -51,6 +53,7 @@ async fn pictures(edge: &Edge, of: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_event_of_the_quick_start_shows_on_all_pages_in_workerd() {
+    let browser = Chromium::start().await.unwrap();
     let mut up = Up::start().await.unwrap();
     let edge = Edge::of(&up);
     let nats = async_nats::connect(up.nats_url()).await.unwrap();
@@ -60,14 +63,14 @@ async fn each_event_of_the_quick_start_shows_on_all_pages_in_workerd() {
     nats.publish("tasks.created", CREATED.into()).await.unwrap();
     let created = shows(&edge, "My First Task", "This is a test task", "pending", "Pending").await;
     assert_eq!(created["createdAt"], created["updatedAt"]);
-    pictures(&edge, "created").await;
+    pictures(&browser, &edge, "created").await;
 
     nats.publish("tasks.updated", UPDATED.into()).await.unwrap();
     let updated =
         shows(&edge, "My First Task (Done!)", "This is a test task", "completed", "Completed").await;
     assert_eq!(updated["createdAt"], created["createdAt"]);
     assert!(updated["updatedAt"].as_str() > created["updatedAt"].as_str());
-    pictures(&edge, "updated").await;
+    pictures(&browser, &edge, "updated").await;
 
     nats.publish("tasks.deleted", DELETED.into()).await.unwrap();
     eventually(SOON, async || {
@@ -83,7 +86,7 @@ async fn each_event_of_the_quick_start_shows_on_all_pages_in_workerd() {
     })
     .await
     .unwrap();
-    pictures(&edge, "deleted").await;
+    pictures(&browser, &edge, "deleted").await;
 
     for step in ["Received tasks.created", "Attempt 1/5", "PUT tasks:task-1 successful"] {
         let line = format!("[test-001] {step}");

@@ -24,13 +24,33 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::oneshot;
 
-use crate::{View, eventually, output_dir, program};
+use crate::{eventually, output_dir, program};
 
 /// How long the browser may take for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a tab tells about itself.
 const DOMAINS: [&str; 5] = ["Page", "Runtime", "Log", "Network", "Audits"];
+
+/// How a page is looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    /// The window's width in pixels.
+    pub width: u32,
+    /// The window's height in pixels.
+    pub height: u32,
+    /// Whether the person prefers dark pages.
+    pub dark: bool,
+}
+
+impl View {
+    /// A laptop, light.
+    pub const LIGHT: Self = Self { width: 1280, height: 800, dark: false };
+    /// A laptop, dark.
+    pub const DARK: Self = Self { dark: true, ..Self::LIGHT };
+    /// A small phone, light.
+    pub const NARROW: Self = Self { width: 320, ..Self::LIGHT };
+}
 
 /// A running browser with a profile of its own.
 #[derive(Debug)]

@@ -4,7 +4,6 @@
 //! Where the programs are is told by `cargo xtask test` through the environment. What is missing is an
 //! error that says so: no test is skipped for want of a tool.
 
-mod browser;
 mod chromium;
 mod events;
 mod nats;
@@ -13,8 +12,7 @@ mod processor;
 mod up;
 mod wait;
 
-pub use browser::{View, screenshot};
-pub use chromium::{Chromium, Tab};
+pub use chromium::{Chromium, Tab, View};
 pub use events::{created, publish, publish_creates, stored_task};
 pub use nats::NatsServer;
 pub use process::Process;

@@ -1,5 +1,6 @@
 //! `cargo xtask up`: the whole product on one machine, as a newcomer starts it.
 
+use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ pub struct Up {
     nats: u16,
     edge: u16,
     processor: u16,
-    _data: TempDir,
+    data: TempDir,
 }
 
 impl Up {
@@ -34,8 +35,7 @@ impl Up {
             command.args([flag, &port.to_string()]);
         }
         command.arg("--data").arg(data.path());
-        let mut up =
-            Self { process: Process::spawn("xtask up", &mut command)?, nats, edge, processor, _data: data };
+        let mut up = Self { process: Process::spawn("xtask up", &mut command)?, nats, edge, processor, data };
         up.ready().await?;
         Ok(up)
     }
@@ -65,6 +65,12 @@ impl Up {
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// The folder in which it keeps its data; `kv` in it is the local KV's.
+    #[must_use]
+    pub fn data(&self) -> &Path {
+        self.data.path()
     }
 
     /// Where NATS is.
