@@ -3,7 +3,7 @@
 //!
 //! Nothing is decoded here.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_nats::{Client, ConnectOptions, Event as NatsEvent, HeaderMap, Subject, Subscriber};
@@ -28,6 +28,9 @@ const SUBSCRIPTION_CAPACITY: usize = 65_536;
 
 /// The longest wait between two attempts to connect: while a replica waits, others or nobody get its events.
 const MOST_DELAY: Duration = Duration::from_secs(2);
+
+/// How often the log says that there is still no connection.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long the server may take for a round trip.
 const ROUND_TRIP: Duration = Duration::from_secs(2);
@@ -85,13 +88,13 @@ impl Source {
         let url = settings.connection.to_string();
         let failed = |reason: String| RunError::Nats { url: url.clone(), reason };
         info!("connecting to NATS at {url}");
-        let shown = url.clone();
+        let (shown, complaints) = (url.clone(), Complaints::default());
         let options = connect_options(&settings.connection)
             .map_err(|error| failed(format!("NATS_CREDS cannot be read: {error}")))?
             .retry_on_initial_connect()
             .max_reconnects(None)
             .event_callback(move |event| {
-                note(&event, &shown, &health, &metrics);
+                note(&event, &shown, &complaints, &health, &metrics);
                 std::future::ready(())
             });
         let client = options
@@ -214,7 +217,24 @@ pub(crate) async fn round_trip(client: &Client) -> Result<(), String> {
     }
 }
 
-fn note(event: &NatsEvent, url: &str, health: &Health, metrics: &Metrics) {
+/// The same complaint again and again is said once in [`COMPLAINT_INTERVAL`].
+#[derive(Debug, Default)]
+struct Complaints(Mutex<Option<(String, Instant)>>);
+
+impl Complaints {
+    fn is_news(&self, complaint: &str, now: Instant) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = last
+            .as_ref()
+            .is_some_and(|(said, at)| said == complaint && now.duration_since(*at) < COMPLAINT_INTERVAL);
+        if !known {
+            *last = Some((complaint.to_owned(), now));
+        }
+        !known
+    }
+}
+
+fn note(event: &NatsEvent, url: &str, complaints: &Complaints, health: &Health, metrics: &Metrics) {
     match event {
         NatsEvent::Connected => {
             info!("connected to NATS at {url}");
@@ -235,8 +255,14 @@ fn note(event: &NatsEvent, url: &str, health: &Health, metrics: &Metrics) {
             health.set_nats_error(&error.to_string());
         }
         NatsEvent::ClientError(error) => {
-            warn!("cannot use NATS at {url}: {error}");
-            health.set_nats_error(&error.to_string());
+            let error = error.to_string();
+            if complaints.is_news(&error, Instant::now()) {
+                warn!(
+                    "no connection to NATS at {url} ({error}). It is tried again all the time; is a server \
+                     there, and are NATS_URL and the login right?"
+                );
+            }
+            health.set_nats_error(&error);
         }
         NatsEvent::LameDuckMode => info!("the NATS server is about to stop; moving to another"),
         NatsEvent::Draining | NatsEvent::Closed => {}
@@ -246,6 +272,15 @@ fn note(event: &NatsEvent, url: &str, health: &Health, metrics: &Metrics) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_complaint_is_news_when_it_is_another_or_half_a_minute_has_passed() {
+        let (complaints, now) = (Complaints::default(), Instant::now());
+        assert!(complaints.is_news("refused", now));
+        assert!(!complaints.is_news("refused", now + Duration::from_secs(29)));
+        assert!(complaints.is_news("login", now + Duration::from_secs(29)));
+        assert!(complaints.is_news("login", now + Duration::from_secs(59)));
+    }
 
     #[test]
     fn reconnecting_slows_down_to_a_cap_and_is_spread() {
