@@ -121,7 +121,8 @@ fn test(shop: &Workshop, tools: &Everything, tally: &mut Tally) -> Result<()> {
     let xtask = std::env::current_exe().context("cannot tell where this program lies")?;
     let mut command = shop.workspace.cargo();
     command
-        .args(["test", "--workspace", "--release", "--no-fail-fast"])
+        // The counters that tests print are evidence: shown when they pass, too.
+        .args(["test", "--workspace", "--release", "--no-fail-fast", "--", "--show-output"])
         .env("TASKPIPELINE_NATS_SERVER", &tools.nats_server)
         .env("TASKPIPELINE_BIN", shop.workspace.binary("taskpipeline"))
         .env("TASKPIPELINE_XTASK", xtask)

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use taskpipeline_contract::{Event, Task, TaskId};
+use taskpipeline_contract::{Event, TaskId};
 
 use super::fold::TaskState;
 use super::ingest::{Accepted, Carried};
@@ -86,11 +86,6 @@ impl Ledger {
 
     pub(super) fn get_mut(&mut self, id: &TaskId) -> Option<&mut Entry> {
         self.entries.get_mut(id)
-    }
-
-    /// The task as it should be seen.
-    pub(super) fn visible(&self, id: &TaskId) -> Option<Task> {
-        self.entries.get(id)?.state.visible(id)
     }
 
     /// The events of the request that is out have reached their end, good or bad: they are taken off the

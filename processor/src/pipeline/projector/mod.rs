@@ -212,18 +212,24 @@ impl<K: BulkApi> Projector<K> {
         let mut tasks: Vec<Task> = Vec::with_capacity(ids.len());
         let mut gone = Vec::new();
         for id in ids {
-            match self.ledger.visible(&id) {
+            // Nothing is ever deleted because nothing is known of it.
+            let Some(entry) = self.ledger.get(&id) else {
+                self.writes.settle(&id, Instant::now());
+                continue;
+            };
+            match entry.state.visible(&id) {
                 Some(task) => tasks.push(task),
                 None => gone.push(id),
             }
         }
-        if tasks.is_empty() {
-            self.send(Request::Delete(gone));
-        } else {
-            if !gone.is_empty() {
+        match (tasks.is_empty(), gone.is_empty()) {
+            (true, true) => {}
+            (true, false) => self.send(Request::Delete(gone)),
+            (false, true) => self.send(Request::Put(tasks)),
+            (false, false) => {
                 self.set_aside.push_front(Set::Write(gone));
+                self.send(Request::Put(tasks));
             }
-            self.send(Request::Put(tasks));
         }
     }
 
