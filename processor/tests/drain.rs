@@ -26,7 +26,7 @@ impl Loaded {
     async fn start(faults: &[Rule], grace: &str) -> Self {
         let nats = NatsServer::start().await.unwrap();
         // Slow enough that nothing can land before the signal.
-        let latency = Latency { least: Duration::from_secs(2), ..Latency::NONE };
+        let latency = Latency { least: Duration::from_secs(3), ..Latency::NONE };
         let kv = Simulator::start(Config { latency, ..Config::default() }).await.unwrap();
         let options = ProcessorOptions::new(&nats, &kv)
             .set("SHUTDOWN_GRACE", grace)
