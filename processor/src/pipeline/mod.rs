@@ -1,5 +1,5 @@
-//! The pipeline, in the order data flows: [`source`] -> [`buffer`] -> [`ingest`] -> [`ledger`] -> [`projector`], and
-//! [`dead_letters`] for what cannot go on. This file starts the parts and drains them, nothing else.
+//! The pipeline, in the order data flows: [`source`] -> [`buffer`] -> [`ingest`] -> [`ledger`] ->
+//! [`projector`], and [`dead_letters`] for what cannot go on. This file starts the parts and drains them, nothing else.
 
 mod buffer;
 mod dead_letters;

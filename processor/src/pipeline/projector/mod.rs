@@ -147,13 +147,17 @@ impl<K: BulkApi> Projector<K> {
     /// Queues a task that has something to be written: for a read first where only KV can say what its
     /// updates change.
     fn route(&mut self, id: &TaskId) {
-        let Some(entry) = self.ledger.get(id) else { return };
+        let Some(entry) = self.ledger.get_mut(id) else { return };
         if self.reads.is_in_flight(id) {
             // The answer decides, in `learned`.
         } else if entry.state.needs_base() {
             self.reads.mark(id);
         } else {
-            self.reads.withdraw(id);
+            if self.reads.contains(id) {
+                // The read is not needed any more, and its failed attempts are not the write's.
+                entry.attempts = 0;
+                self.reads.withdraw(id);
+            }
             self.writes.mark(id);
         }
     }

@@ -298,6 +298,20 @@ async fn a_read_that_fails_is_never_taken_for_not_there() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_create_that_overtakes_failing_reads_has_all_its_attempts() {
+    // Two reads fail; the create's write fails four times more, and its fifth attempt succeeds.
+    let mut bench = Bench::start(Scripted::new(|n, _| if n < 6 { Err(transient()) } else { Ok(none()) }));
+    bench.event(EventKind::Updated, "a", r#", "title": "early""#).await;
+    while bench.kv.calls().len() < 2 {
+        tokio::time::sleep(LATENCY).await;
+    }
+    tokio::time::sleep(LATENCY * 2).await;
+    bench.create("a").await;
+    let (calls, dead) = bench.finish().await;
+    assert_eq!((calls.len(), dead.len()), (7, 0), "two reads and five writes");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_event_that_comes_while_its_task_is_given_up_is_not_forgotten() {
     // All reads fail; the second update arrives during the last attempt of the first.
     let mut bench = Bench::start(Scripted::new(|n, _| if n < 5 { Err(transient()) } else { Ok(none()) }));
