@@ -19,10 +19,12 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::Serialize;
-use taskpipeline_contract::TaskId;
+use taskpipeline_contract::{Task, TaskId};
 
+use crate::catalog::{self, Stored};
 use crate::correlation::{self, Correlation};
 use crate::errors::{EdgeError, ErrorBody, Fault};
+use crate::query::ListQuery;
 use crate::reader::TaskReader;
 use crate::{headers, links, report, views};
 
@@ -115,6 +117,20 @@ fn json(data: &impl Serialize) -> Result<Response, EdgeError> {
 fn answer(media_type: &'static str, body: Vec<u8>) -> Response {
     let headers = [(CONTENT_TYPE, HeaderValue::from_static(media_type)), (CACHE_CONTROL, headers::PRIVATE)];
     (StatusCode::OK, headers, body).into_response()
+}
+
+/// What a list is asked for.
+fn list_query(uri: &Uri, default_limit: usize) -> Result<ListQuery, EdgeError> {
+    ListQuery::parse(uri.query().unwrap_or_default(), default_limit).map_err(EdgeError::BadRequest)
+}
+
+/// The task that a path names.
+async fn find_task(reader: &impl TaskReader, uri: &Uri, prefix: &str) -> Result<Box<Task>, EdgeError> {
+    match catalog::task(reader, &task_id(uri, prefix)?).await? {
+        Stored::Task(task) => Ok(task),
+        Stored::Nothing => Err(EdgeError::NoSuchTask),
+        Stored::Unreadable => Err(EdgeError::TaskUnreadable),
+    }
 }
 
 /// The id a path names, decoded from the raw path: a router's own decoding would let broken escapes pass.

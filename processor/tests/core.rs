@@ -8,7 +8,8 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 use taskpipeline_simulator::{Config, Latency, Simulator};
 use taskpipeline_testkit::{
-    NatsServer, Processor, ProcessorOptions, created, eventually, publish, publish_creates, stored_task,
+    NatsServer, Processor, ProcessorOptions, created, eventually, letter_payload, publish, publish_creates,
+    stored_task,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -249,10 +250,7 @@ async fn what_is_no_event_becomes_a_dead_letter_with_its_bytes_and_headers() {
     assert_eq!(letter["headers"]["X-Producer"], json!(["shop"]));
     let fields: Vec<_> = letter["faults"].as_array().unwrap().iter().map(|fault| &fault["field"]).collect();
     assert_eq!(fields, ["data.id", "data.title", "data.description", "data.status"]);
-    use base64::Engine;
-    let payload = letter["payload"].as_str().unwrap();
-    let payload = base64::engine::general_purpose::STANDARD.decode(payload).unwrap();
-    assert_eq!(payload, bad.as_bytes());
+    assert_eq!(letter_payload(&letter).unwrap(), bad.as_bytes());
 
     replica.wait_landed(1, SOON).await.unwrap();
     assert_eq!(kv.keys(), ["tasks:good"], "the next event is not held up");

@@ -85,7 +85,7 @@ async fn of_5000_delivered_events_sigterm_loses_none() {
 async fn of_5000_delivered_events_sigterm_loses_none_while_kv_answers_503_for_5_seconds() {
     let outage = Rule::new(Fault::status(503)).on(Scope::Writes).lasting(Duration::from_secs(5));
     let loaded = Loaded::start(&[outage], "25s").await;
-    let kv_seen = || loaded.kv.seen().faults.values().sum::<u64>();
+    let kv_seen = || loaded.kv.seen().fault("status");
     eventually(SOON, async || {
         ensure!(kv_seen() > 0, "KV has not failed yet");
         Ok(())

@@ -2,6 +2,8 @@
 
 use anyhow::Context;
 use async_nats::Client;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use taskpipeline_simulator::Simulator;
 
@@ -29,6 +31,14 @@ pub async fn publish_creates(client: &Client, count: u32) -> anyhow::Result<()> 
         publish(client, "created", &created(&format!("task-{n}"))).await?;
     }
     client.flush().await.context("cannot flush")
+}
+
+/// The original bytes that a dead letter of one part holds.
+///
+/// # Errors
+/// Where the letter has no payload in base64.
+pub fn letter_payload(letter: &Value) -> anyhow::Result<Vec<u8>> {
+    STANDARD.decode(letter["payload"].as_str().context("no payload")?).context("no base64")
 }
 
 /// The task as the simulator holds it.

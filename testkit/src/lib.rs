@@ -13,7 +13,7 @@ mod up;
 mod wait;
 
 pub use chromium::{Chromium, Tab, View};
-pub use events::{created, publish, publish_creates, stored_task};
+pub use events::{created, letter_payload, publish, publish_creates, stored_task};
 pub use nats::NatsServer;
 pub use process::Process;
 pub use processor::{Processor, ProcessorOptions};

@@ -8,10 +8,9 @@ use axum::response::Response;
 use serde::Serialize;
 use taskpipeline_contract::Task;
 
-use crate::catalog::{self, Page, Stored};
+use crate::catalog::{self, Page};
 use crate::errors::EdgeError;
 use crate::links;
-use crate::query::ListQuery;
 use crate::reader::TaskReader;
 
 const DEFAULT_LIMIT: usize = 100;
@@ -27,8 +26,7 @@ pub(super) async fn list<R: TaskReader>(
     State(reader): State<Arc<R>>,
     uri: Uri,
 ) -> Result<Response, EdgeError> {
-    let query =
-        ListQuery::parse(uri.query().unwrap_or_default(), DEFAULT_LIMIT).map_err(EdgeError::BadRequest)?;
+    let query = super::list_query(&uri, DEFAULT_LIMIT)?;
     let Page { tasks, cursor, skipped } = catalog::page(reader.as_ref(), &query).await?;
     super::json(&TaskList { tasks, cursor, skipped })
 }
@@ -37,10 +35,6 @@ pub(super) async fn task<R: TaskReader>(
     State(reader): State<Arc<R>>,
     uri: Uri,
 ) -> Result<Response, EdgeError> {
-    let id = super::task_id(&uri, links::API_PREFIX)?;
-    match catalog::task(reader.as_ref(), &id).await? {
-        Stored::Task(task) => super::json(&task),
-        Stored::Nothing => Err(EdgeError::NoSuchTask),
-        Stored::Unreadable => Err(EdgeError::TaskUnreadable),
-    }
+    let task = super::find_task(reader.as_ref(), &uri, links::API_PREFIX).await?;
+    super::json(&task)
 }
