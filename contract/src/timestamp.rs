@@ -43,6 +43,12 @@ impl Timestamp {
             })
     }
 
+    /// Its milliseconds since the start of 1970.
+    #[must_use]
+    pub fn to_unix_millis(self) -> i64 {
+        self.0.unix_timestamp() * 1_000 + i64::from(self.0.millisecond())
+    }
+
     /// The moment as the `time` crate has it, for display in other formats.
     #[must_use]
     pub fn to_offset_date_time(self) -> OffsetDateTime {
@@ -100,6 +106,13 @@ mod tests {
             Timestamp::parse("2026-11-22T09:00:00.1239+01:00").unwrap().to_string(),
             "2026-11-22T08:00:00.123Z"
         );
+    }
+
+    #[test]
+    fn milliseconds_come_back() {
+        for millis in [-1, 0, 1, 1_700_000_000_123] {
+            assert_eq!(Timestamp::from_unix_millis(millis).unwrap().to_unix_millis(), millis);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::num::{NonZeroU8, NonZeroU16};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -12,10 +13,13 @@ use async_nats::ServerAddr;
 use reqwest::Url;
 use secrecy::SecretString;
 
-use crate::kv::RequestBudget;
+use crate::kv::{MAX_KEYS_PER_WRITE, RequestBudget};
 use crate::retry::RetryPolicy;
 
 const CLOUDFLARE_API: &str = "https://api.cloudflare.com/client/v4";
+
+/// Where commands other than `run` look for NATS.
+const LOCAL_NATS: &str = "nats://127.0.0.1:4222";
 
 /// Everything `taskpipeline run` needs to know.
 #[derive(Debug)]
@@ -24,6 +28,8 @@ pub struct Settings {
     pub nats: NatsSettings,
     /// Where tasks go.
     pub kv: KvSettings,
+    /// What is promised about events: `DELIVERY_MODE`.
+    pub delivery: Delivery,
     /// What paces and repeats the writes.
     pub tuning: Tuning,
     /// Where health and metrics are served: `HOST`, and `PORT`, 0 for any free one.
@@ -32,6 +38,31 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// How long a drain may take: `SHUTDOWN_GRACE`.
     pub shutdown_grace: Duration,
+}
+
+/// What is promised about events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Nothing is lost: events wait in a stream, tasks in a ledger.
+    Durable(DurableSettings),
+    /// At most once: NATS core, state in memory.
+    Core,
+}
+
+/// The stream that captures the events, and how it is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DurableSettings {
+    /// `STREAM_NAME`: created if it is missing.
+    pub stream: String,
+    /// `STREAM_REPLICAS`, for streams that are created.
+    pub replicas: usize,
+    /// `STREAM_MAX_AGE`, for a stream that is created: how long an event may wait to be taken in.
+    pub max_age: Duration,
+    /// `ACK_WAIT`: after how long another replica gets an event that one has taken and not acknowledged.
+    pub ack_wait: Duration,
+    /// `SETTLE_AFTER`: how long after it was sent a request may still take effect at Cloudflare's. What was
+    /// in doubt is written again then.
+    pub settle_after: Duration,
 }
 
 /// The connection to NATS and the subjects.
@@ -43,6 +74,15 @@ pub struct NatsSettings {
     pub subject_prefix: String,
     /// `QUEUE_GROUP`: each event goes to one of the replicas that share it.
     pub queue_group: String,
+}
+
+/// A pipeline in mode `Durable`, for commands that look at it and do not run it.
+#[derive(Debug)]
+pub struct Pipeline {
+    /// The connection to NATS and the subjects.
+    pub nats: NatsSettings,
+    /// The stream, after which all else is named.
+    pub durable: DurableSettings,
 }
 
 /// Where NATS is and who we are to it.
@@ -100,7 +140,7 @@ pub struct Tuning {
     /// The least time between two writes of one task: KV allows about one a second.
     pub min_write_interval: Duration,
     /// The most keys of one bulk write.
-    pub max_keys: usize,
+    pub max_keys: NonZeroU16,
 }
 
 impl Default for Tuning {
@@ -111,7 +151,7 @@ impl Default for Tuning {
             request_timeout: Duration::from_secs(10),
             min_write_interval: Duration::from_secs(1),
             // Cloudflare allows 10,000, and has answered puts of 5,000 with 524; wrangler sends 1,000.
-            max_keys: 1_000,
+            max_keys: NonZeroU16::MIN.saturating_add(999),
         }
     }
 }
@@ -152,20 +192,10 @@ impl Settings {
     }
 
     fn read(env: &mut Environment<'_>) -> Result<Self, ConfigError> {
-        match env.text("DELIVERY_MODE").as_deref() {
-            Some("Core") => {}
-            Some("Durable") | None => env.problem(
-                "DELIVERY_MODE",
-                "Durable is not built yet: set DELIVERY_MODE=Core, and know that it delivers at most once",
-            ),
-            Some(_) => env.problem("DELIVERY_MODE", "must be Core"),
-        }
-        let nats = NatsSettings {
-            connection: NatsConnection { servers: env.servers(None), auth: env.nats_auth() },
-            subject_prefix: env.subject("SUBJECT_PREFIX", "tasks"),
-            queue_group: env.subject("QUEUE_GROUP", "tasks-processor"),
-        };
+        let nats = env.nats(None);
+        let delivery = env.delivery(&nats.queue_group);
         let kv = env.kv();
+        let tuning = env.tuning();
         let http = (
             env.parsed("HOST", "an IP address", IpAddr::from([0, 0, 0, 0])),
             env.parsed("PORT", "a port number", 3001),
@@ -174,7 +204,7 @@ impl Settings {
         let shutdown_grace = env.duration("SHUTDOWN_GRACE", Duration::from_secs(25));
         match kv {
             Some(kv) if env.problems.is_empty() => {
-                Ok(Self { nats, kv, tuning: Tuning::default(), http, log_format, shutdown_grace })
+                Ok(Self { nats, delivery, kv, tuning, http, log_format, shutdown_grace })
             }
             _ => Err(ConfigError(std::mem::take(&mut env.problems))),
         }
@@ -189,8 +219,30 @@ impl NatsConnection {
     pub fn from_env() -> Result<Self, ConfigError> {
         let lookup = |name: &str| std::env::var(name).ok();
         let mut env = Environment::new(&lookup);
-        let connection = Self { servers: env.servers(Some("nats://127.0.0.1:4222")), auth: env.nats_auth() };
+        let connection = Self { servers: env.servers(Some(LOCAL_NATS)), auth: env.nats_auth() };
         if env.problems.is_empty() { Ok(connection) } else { Err(ConfigError(env.problems)) }
+    }
+}
+
+impl Pipeline {
+    /// What a command needs that looks at a pipeline in NATS: the same variables as for `run`, with a server on
+    /// this machine as the default, and nothing of KV.
+    ///
+    /// # Errors
+    /// Every variable that is wrong.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::read(&mut Environment::new(&|name| std::env::var(name).ok()))
+    }
+
+    fn read(env: &mut Environment<'_>) -> Result<Self, ConfigError> {
+        let nats = env.nats(Some(LOCAL_NATS));
+        let durable = env.durable();
+        env.check_names(&durable.stream, &nats.queue_group);
+        if env.problems.is_empty() {
+            Ok(Self { nats, durable })
+        } else {
+            Err(ConfigError(std::mem::take(&mut env.problems)))
+        }
     }
 }
 
@@ -247,6 +299,95 @@ impl<'a> Environment<'a> {
         let Some(text) = self.text(name) else { return default };
         humantime::parse_duration(&text).unwrap_or_else(|_| {
             self.problem(name, "must be a duration such as 25s or 1m");
+            default
+        })
+    }
+
+    fn nats(&mut self, default: Option<&str>) -> NatsSettings {
+        NatsSettings {
+            connection: NatsConnection { servers: self.servers(default), auth: self.nats_auth() },
+            subject_prefix: self.subject("SUBJECT_PREFIX", "tasks"),
+            queue_group: self.subject("QUEUE_GROUP", "tasks-processor"),
+        }
+    }
+
+    fn durable(&mut self) -> DurableSettings {
+        DurableSettings {
+            stream: self.text("STREAM_NAME").unwrap_or_else(|| "TASKS".to_owned()),
+            replicas: usize::from(self.parsed("STREAM_REPLICAS", "1, 3 or 5", NonZeroU8::MIN).get()),
+            max_age: self.duration("STREAM_MAX_AGE", Duration::from_hours(72)),
+            ack_wait: self.duration("ACK_WAIT", Duration::from_secs(30)),
+            settle_after: self.duration("SETTLE_AFTER", Duration::from_secs(30)),
+        }
+    }
+
+    fn check_names(&mut self, stream: &str, queue_group: &str) {
+        for (name, text) in [("STREAM_NAME", stream), ("QUEUE_GROUP", queue_group)] {
+            if !is_name(text) {
+                self.problem(
+                    name,
+                    "must be made of letters, digits, _ and single - between them, since the names \
+                     of streams, buckets and consumers are made of it",
+                );
+            }
+        }
+    }
+
+    fn delivery(&mut self, queue_group: &str) -> Delivery {
+        let settings = self.durable();
+        match self.text("DELIVERY_MODE").as_deref() {
+            Some("Core") => Delivery::Core,
+            Some("Durable") | None => {
+                self.check_names(&settings.stream, queue_group);
+                if settings.max_age <= settings.settle_after {
+                    self.problem(
+                        "STREAM_MAX_AGE",
+                        "must be longer than SETTLE_AFTER: deletes are remembered for about as long, and have to \
+                         outlive the requests that could undo them",
+                    );
+                }
+                Delivery::Durable(settings)
+            }
+            Some(_) => {
+                self.problem("DELIVERY_MODE", "must be Durable or Core");
+                Delivery::Core
+            }
+        }
+    }
+
+    fn tuning(&mut self) -> Tuning {
+        let default = Tuning::default();
+        let delays = self.text("RETRY_DELAYS").map(|text| {
+            text.split(',').map(|part| humantime::parse_duration(part.trim())).collect::<Result<Vec<_>, _>>()
+        });
+        let delays = match delays {
+            None => default.retry.delays,
+            Some(Ok(delays)) if !delays.is_empty() => delays,
+            Some(_) => {
+                self.problem("RETRY_DELAYS", "must be durations such as 1s,3s,10s");
+                default.retry.delays
+            }
+        };
+        let max_attempts = self.parsed("RETRY_MAX_ATTEMPTS", "a number from 1", default.retry.max_attempts);
+        Tuning {
+            retry: RetryPolicy { max_attempts, delays },
+            request_budget: self.request_budget(default.request_budget),
+            request_timeout: self.duration("REQUEST_TIMEOUT", default.request_timeout),
+            min_write_interval: self.duration("MIN_WRITE_INTERVAL", default.min_write_interval),
+            max_keys: self
+                .parsed("BATCH_MAX_KEYS", "a number from 1 to 10000", default.max_keys)
+                .min(MAX_KEYS_PER_WRITE),
+        }
+    }
+
+    fn request_budget(&mut self, default: RequestBudget) -> RequestBudget {
+        let Some(text) = self.text("REQUEST_BUDGET") else { return default };
+        let parsed = text.split_once('/').and_then(|(requests, period)| {
+            let period = humantime::parse_duration(period.trim()).ok().filter(|period| !period.is_zero())?;
+            Some(RequestBudget { requests: requests.trim().parse().ok()?, period })
+        });
+        parsed.unwrap_or_else(|| {
+            self.problem("REQUEST_BUDGET", "must be requests in a time, such as 1100/5m");
             default
         })
     }
@@ -339,12 +480,21 @@ impl<'a> Environment<'a> {
     }
 }
 
+/// Whether a stream, bucket or consumer may be called so, and two such names joined by `--` can be told apart.
+fn is_name(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    (1..=64).contains(&text.len())
+        && text.chars().all(allowed)
+        && !text.contains("--")
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const GOOD: [(&str, &str); 5] = [
-        ("DELIVERY_MODE", "Core"),
+    const GOOD: [(&str, &str); 4] = [
         ("NATS_URL", "nats://127.0.0.1:4222"),
         ("CF_ACCOUNT_ID", "acc"),
         ("CF_NAMESPACE_ID", "ns"),
@@ -360,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn five_variables_are_enough() {
+    fn four_variables_are_enough() {
         let settings = read(&[]).unwrap();
         assert_eq!(
             settings.kv.namespace_url.as_str(),
@@ -369,6 +519,8 @@ mod tests {
         assert_eq!(settings.nats.subject_prefix, "tasks");
         assert_eq!(settings.nats.queue_group, "tasks-processor");
         assert_eq!(settings.http.1, 3001);
+        let Delivery::Durable(durable) = &settings.delivery else { panic!("{:?}", settings.delivery) };
+        assert_eq!((durable.stream.as_str(), durable.replicas), ("TASKS", 1));
         assert_eq!(settings.log_format, LogFormat::Json);
     }
 
@@ -381,9 +533,38 @@ mod tests {
     }
 
     #[test]
+    fn names_that_could_be_taken_for_others_are_refused() {
+        for name in ["a--b", "-a", "a-", "a.b", "a b"] {
+            assert!(read(&[("STREAM_NAME", name)]).is_err(), "{name}");
+            assert!(read(&[("QUEUE_GROUP", name)]).is_err(), "{name}");
+        }
+        assert!(read(&[("QUEUE_GROUP", "a.b"), ("DELIVERY_MODE", "Core")]).is_ok());
+    }
+
+    #[test]
+    fn tuning_is_read() {
+        let tuning = read(&[
+            ("RETRY_DELAYS", "100ms, 2s"),
+            ("RETRY_MAX_ATTEMPTS", "7"),
+            ("REQUEST_BUDGET", "500/1m"),
+            ("BATCH_MAX_KEYS", "20000"),
+        ])
+        .unwrap()
+        .tuning;
+        assert_eq!(tuning.retry.delays, [Duration::from_millis(100), Duration::from_secs(2)]);
+        assert_eq!(tuning.retry.max_attempts.get(), 7);
+        assert_eq!(tuning.request_budget.requests.get(), 500);
+        assert_eq!(tuning.request_budget.period, Duration::from_secs(60));
+        assert_eq!(tuning.max_keys, MAX_KEYS_PER_WRITE, "Cloudflare takes no more");
+    }
+
+    #[test]
     fn every_variable_at_fault_is_named() {
         let error = read(&[
-            ("DELIVERY_MODE", "Durable"),
+            ("DELIVERY_MODE", "Maybe"),
+            ("STREAM_MAX_AGE", "long"),
+            ("REQUEST_BUDGET", "1100"),
+            ("RETRY_DELAYS", "1s,soon"),
             ("NATS_URL", "http://x y"),
             ("CF_NAMESPACE_ID", " "),
             ("CF_API_BASE_URL", "ftp://x"),
@@ -398,12 +579,15 @@ mod tests {
         assert_eq!(
             named,
             [
-                "DELIVERY_MODE",
                 "NATS_URL",
                 "NATS_USER",
                 "SUBJECT_PREFIX",
+                "STREAM_MAX_AGE",
+                "DELIVERY_MODE",
                 "CF_API_BASE_URL",
                 "CF_NAMESPACE_ID",
+                "RETRY_DELAYS",
+                "REQUEST_BUDGET",
                 "PORT",
                 "LOG_FORMAT",
                 "SHUTDOWN_GRACE"

@@ -4,8 +4,10 @@
 //! `pipeline::dead_letters`. Decisions (fold, classify, pace, when to retry) are pure and apart from I/O.
 
 pub mod config;
+pub mod dead_letters;
 pub mod kv;
 pub mod pipeline;
 pub mod publish;
+pub mod resync;
 pub mod retry;
 pub mod telemetry;

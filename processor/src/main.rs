@@ -4,9 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use taskpipeline_processor::config::{LogFormat, NatsConnection, Settings};
+use taskpipeline_processor::config::{LogFormat, NatsConnection, Pipeline, Settings};
+use taskpipeline_processor::dead_letters::DeadLetters;
 use taskpipeline_processor::pipeline;
 use taskpipeline_processor::publish::Publish;
+use taskpipeline_processor::resync::Resync;
 use taskpipeline_processor::telemetry::logs;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -25,6 +27,11 @@ enum Command {
     /// Publishes an event, to try the pipeline
     #[command(subcommand)]
     Publish(Publish),
+    /// Lists, shows, replays and drops the events and tasks that could not go on
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
+    /// Writes the whole ledger to KV, or compares the two; exits with 2 where they differ
+    Resync(Resync),
 }
 
 #[tokio::main]
@@ -49,6 +56,16 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Publish(publish) => {
             let done = publish.run(&NatsConnection::from_env()?).await?;
             println!("{done}");
+            Ok(())
+        }
+        Command::DeadLetters(letters) => Ok(letters.run(&Pipeline::from_env()?).await?),
+        Command::Resync(resync) => {
+            logs::start_for_command();
+            let outcome = resync.run(Settings::from_env()?, shutdown()?).await?;
+            print!("{}", outcome.text);
+            if !outcome.equal {
+                std::process::exit(2);
+            }
             Ok(())
         }
     }

@@ -28,7 +28,7 @@ fn assert_good_manners(kv: &Simulator) {
 async fn the_quick_starts_events_make_change_and_remove_a_task() {
     let nats = NatsServer::start().await.unwrap();
     let kv = Simulator::start(Config::default()).await.unwrap();
-    let mut replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
+    let mut replica = Processor::start(&ProcessorOptions::new(&nats, &kv).core()).await.unwrap();
     let client = nats.client().await.unwrap();
 
     publish(
@@ -106,7 +106,7 @@ async fn two_replicas_share_a_thousand_ids_and_process_each_event_once() {
     const IDS: u32 = 1_000;
     let nats = NatsServer::start().await.unwrap();
     let kv = Simulator::start(Config::default()).await.unwrap();
-    let options = ProcessorOptions::new(&nats, &kv);
+    let options = ProcessorOptions::new(&nats, &kv).core();
     let replicas = [Processor::start(&options).await.unwrap(), Processor::start(&options).await.unwrap()];
     let client = nats.client().await.unwrap();
     publish_creates(&client, IDS).await.unwrap();
@@ -143,7 +143,7 @@ async fn a_hundred_thousand_creates_land_at_cloudflares_limit_without_a_429() {
     const EVENTS: u32 = 100_000;
     let nats = NatsServer::start().await.unwrap();
     let kv = Simulator::start(Config::default()).await.unwrap();
-    let options = ProcessorOptions::new(&nats, &kv).set("RUST_LOG", "warn");
+    let options = ProcessorOptions::new(&nats, &kv).core().set("RUST_LOG", "warn");
     let replica = Processor::start(&options).await.unwrap();
     let client = nats.client().await.unwrap();
     let begun = Instant::now();
@@ -188,7 +188,7 @@ async fn many_events_to_one_task_while_a_request_is_out_become_one_write() {
     let nats = NatsServer::start().await.unwrap();
     let latency = Latency { least: Duration::from_millis(500), ..Latency::NONE };
     let kv = Simulator::start(Config { latency, ..Config::default() }).await.unwrap();
-    let replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
+    let replica = Processor::start(&ProcessorOptions::new(&nats, &kv).core()).await.unwrap();
     let client = nats.client().await.unwrap();
 
     publish(&client, "created", &created("hot")).await.unwrap();
@@ -214,7 +214,7 @@ async fn many_events_to_one_task_while_a_request_is_out_become_one_write() {
 async fn an_update_of_a_task_that_never_was_shows_nothing_and_is_counted() {
     let nats = NatsServer::start().await.unwrap();
     let kv = Simulator::start(Config::default()).await.unwrap();
-    let replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
+    let replica = Processor::start(&ProcessorOptions::new(&nats, &kv).core()).await.unwrap();
     let client = nats.client().await.unwrap();
     let event = json!({"correlationId": "u", "data": {"id": "never", "title": "Ghost"}});
     publish(&client, "updated", &event).await.unwrap();
@@ -233,7 +233,7 @@ async fn what_is_no_event_becomes_a_dead_letter_with_its_bytes_and_headers() {
     use futures_util::StreamExt;
     let nats = NatsServer::start().await.unwrap();
     let kv = Simulator::start(Config::default()).await.unwrap();
-    let replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
+    let replica = Processor::start(&ProcessorOptions::new(&nats, &kv).core()).await.unwrap();
     let client = nats.client().await.unwrap();
     let mut letters = client.subscribe("dead-letters.tasks").await.unwrap();
 
@@ -262,7 +262,7 @@ async fn health_tells_what_is_and_readiness_waits_for_nats() {
     let mut nats = NatsServer::start().await.unwrap();
     let kv = Simulator::start(Config::default()).await.unwrap();
     nats.kill().await.unwrap();
-    let replica = Processor::spawn(&ProcessorOptions::new(&nats, &kv)).unwrap();
+    let replica = Processor::spawn(&ProcessorOptions::new(&nats, &kv).core()).unwrap();
     eventually(SOON, async || replica.get("/livez").await.map(drop)).await.unwrap();
     assert_eq!(replica.get("/readyz").await.unwrap().0, 503);
     let (status, health) = replica.get("/health").await.unwrap();
@@ -289,7 +289,7 @@ async fn sigterm_writes_what_is_in_hand_and_ends_well() {
     let nats = NatsServer::start().await.unwrap();
     let latency = Latency { least: Duration::from_millis(500), ..Latency::NONE };
     let kv = Simulator::start(Config { latency, ..Config::default() }).await.unwrap();
-    let mut replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
+    let mut replica = Processor::start(&ProcessorOptions::new(&nats, &kv).core()).await.unwrap();
     let client = nats.client().await.unwrap();
     publish_creates(&client, 2_000).await.unwrap();
     eventually(SOON, async || {
@@ -308,7 +308,7 @@ async fn sigterm_writes_what_is_in_hand_and_ends_well() {
 async fn a_wrong_environment_is_refused_with_every_variable_named() {
     let nats = NatsServer::start().await.unwrap();
     let kv = Simulator::start(Config::default()).await.unwrap();
-    let options = ProcessorOptions::new(&nats, &kv).set("DELIVERY_MODE", "").set("CF_API_TOKEN", "");
+    let options = ProcessorOptions::new(&nats, &kv).set("DELIVERY_MODE", "Sometimes").set("CF_API_TOKEN", "");
     let mut replica = Processor::spawn(&options).unwrap();
     let status = replica.wait(SOON).await.unwrap();
     assert!(!status.success());

@@ -29,6 +29,7 @@ impl Loaded {
         let latency = Latency { least: Duration::from_secs(3), ..Latency::NONE };
         let kv = Simulator::start(Config { latency, ..Config::default() }).await.unwrap();
         let options = ProcessorOptions::new(&nats, &kv)
+            .core()
             .set("SHUTDOWN_GRACE", grace)
             .set("RUST_LOG", "warn,taskpipeline=info");
         let replica = Processor::start(&options).await.unwrap();

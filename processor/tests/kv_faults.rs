@@ -28,7 +28,7 @@ impl Bench {
     async fn start(latency: Latency) -> Self {
         let nats = NatsServer::start().await.unwrap();
         let kv = Simulator::start(Config { latency, ..Config::default() }).await.unwrap();
-        let replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
+        let replica = Processor::start(&ProcessorOptions::new(&nats, &kv).core()).await.unwrap();
         let client = nats.client().await.unwrap();
         let letters = client.subscribe("dead-letters.tasks").await.unwrap();
         client.flush().await.unwrap();

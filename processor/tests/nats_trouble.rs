@@ -17,7 +17,7 @@ const SOON: Duration = Duration::from_secs(30);
 async fn nats_killed_and_restarted_five_times_under_load_and_every_loss_is_counted() {
     let mut nats = NatsServer::start().await.unwrap();
     let kv = Simulator::start(Config::default()).await.unwrap();
-    let options = ProcessorOptions::new(&nats, &kv).set("RUST_LOG", "warn");
+    let options = ProcessorOptions::new(&nats, &kv).core().set("RUST_LOG", "warn");
     let replica = Processor::start(&options).await.unwrap();
 
     let client = nats.client().await.unwrap();
@@ -84,8 +84,10 @@ async fn nats_killed_and_restarted_five_times_under_load_and_every_loss_is_count
 async fn a_refused_login_is_told_and_tried_again_until_it_is_mended() {
     let mut nats = NatsServer::start_with(&["--user", "app", "--pass", "right"]).await.unwrap();
     let kv = Simulator::start(Config::default()).await.unwrap();
-    let options =
-        ProcessorOptions::new(&nats, &kv).set("NATS_USER", "app").set("NATS_PASSWORD", "wrong-password");
+    let options = ProcessorOptions::new(&nats, &kv)
+        .core()
+        .set("NATS_USER", "app")
+        .set("NATS_PASSWORD", "wrong-password");
     let mut replica = Processor::spawn(&options).unwrap();
     eventually(SOON, async || {
         let (_, health) = replica.get("/health").await?;
@@ -112,7 +114,7 @@ async fn events_that_come_faster_than_kv_takes_them_are_dropped_one_by_one_count
     let nats = NatsServer::start().await.unwrap();
     let kv = Simulator::start(Config::default()).await.unwrap();
     kv.inject(Rule::new(Fault::Hang).on(Scope::Writes).named("stuck"));
-    let options = ProcessorOptions::new(&nats, &kv).set("RUST_LOG", "warn");
+    let options = ProcessorOptions::new(&nats, &kv).core().set("RUST_LOG", "warn");
     let mut replica = Processor::start(&options).await.unwrap();
     let client = nats.client().await.unwrap();
     // Nearly a megabyte each, so that 512 MiB in the ledger and 64 MiB before it are soon full.

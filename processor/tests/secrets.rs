@@ -18,6 +18,7 @@ async fn seen_through(nats: &NatsServer, fault: Fault) -> (String, bool) {
     let kv = Simulator::start(config).await.unwrap();
     kv.inject(Rule::new(fault).named("fault"));
     let options = ProcessorOptions::new(nats, &kv)
+        .core()
         .set("RUST_LOG", "trace")
         .set("NATS_USER", "app")
         .set("NATS_PASSWORD", PASSWORD)

@@ -6,6 +6,8 @@
 
 mod chromium;
 mod events;
+pub mod history;
+mod load;
 mod nats;
 mod process;
 mod processor;
@@ -14,6 +16,7 @@ mod wait;
 
 pub use chromium::{Chromium, Tab, View};
 pub use events::{created, letter_payload, publish, publish_creates, stored_task};
+pub use load::store;
 pub use nats::NatsServer;
 pub use process::Process;
 pub use processor::{Processor, ProcessorOptions};

@@ -1,5 +1,6 @@
 //! A real nats-server.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -82,6 +83,36 @@ impl NatsServer {
         self.process.signal(Signal::SIGKILL)?;
         self.process.wait(Duration::from_secs(5)).await?;
         Ok(())
+    }
+
+    /// Ends it in order, so that all of its files are whole, and waits until it is gone.
+    ///
+    /// # Errors
+    /// Where it does not end.
+    pub async fn stop(&mut self) -> anyhow::Result<()> {
+        self.process.signal(Signal::SIGTERM)?;
+        self.process.wait(Duration::from_secs(10)).await?;
+        Ok(())
+    }
+
+    /// Makes it stand still, or go on.
+    ///
+    /// # Errors
+    /// Where it is gone.
+    pub fn pause(&self, paused: bool) -> anyhow::Result<()> {
+        self.process.signal(if paused { Signal::SIGSTOP } else { Signal::SIGCONT })
+    }
+
+    /// The folder in which it keeps a stream's messages and consumers.
+    #[must_use]
+    pub fn stream_dir(&self, stream: &str) -> PathBuf {
+        self.data.path().join("jetstream/$G/streams").join(stream)
+    }
+
+    /// Its last lines, for an error message.
+    #[must_use]
+    pub fn tail(&self) -> String {
+        self.process.tail()
     }
 
     /// Starts it anew on the same port with the same data.

@@ -84,6 +84,19 @@ impl Process {
         Ok(status)
     }
 
+    /// The memory it occupies, in MB, as `ps` tells it.
+    ///
+    /// # Errors
+    /// Where `ps` does not know it.
+    pub fn resident_megabytes(&self) -> anyhow::Result<f64> {
+        let output = std::process::Command::new("ps")
+            .args(["-o", "rss=", "-p", &self.pid.to_string()])
+            .output()
+            .context("cannot run ps")?;
+        let kilobytes = String::from_utf8_lossy(&output.stdout).trim().parse::<f64>();
+        Ok(kilobytes.with_context(|| format!("ps does not know {}", self.name))? / 1_024.0)
+    }
+
     /// Whether it still runs.
     ///
     /// # Errors

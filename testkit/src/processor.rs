@@ -11,14 +11,15 @@ use tokio::process::Command;
 
 use crate::{NatsServer, Process, eventually, free_port, http, program};
 
-/// The environment a replica is started with.
+/// The environment a replica is started with, and which build of it.
 #[derive(Clone, Debug)]
 pub struct ProcessorOptions {
     env: BTreeMap<String, String>,
+    program: (&'static str, &'static str),
 }
 
 impl ProcessorOptions {
-    /// From this server into this simulator, mode `Core`, text logs.
+    /// From this server into this simulator, in the default mode (`Durable`), text logs.
     #[must_use]
     pub fn new(nats: &NatsServer, kv: &Simulator) -> Self {
         let config = kv.config();
@@ -28,11 +29,39 @@ impl ProcessorOptions {
             ("CF_ACCOUNT_ID", config.account.clone()),
             ("CF_NAMESPACE_ID", config.namespace.clone()),
             ("CF_API_TOKEN", config.token.clone()),
-            ("DELIVERY_MODE", "Core".to_owned()),
             ("HOST", "127.0.0.1".to_owned()),
             ("LOG_FORMAT", "text".to_owned()),
         ];
-        Self { env: env.map(|(name, value)| (name.to_owned(), value)).into() }
+        Self {
+            env: env.map(|(name, value)| (name.to_owned(), value)).into(),
+            program: ("TASKPIPELINE_BIN", "taskpipeline"),
+        }
+    }
+
+    /// Mode `Core`: NATS core, at most once.
+    #[must_use]
+    pub fn core(self) -> Self {
+        self.set("DELIVERY_MODE", "Core")
+    }
+
+    /// The build with crash points, which aborts when it passes this one for the `nth` time.
+    #[must_use]
+    pub fn crashing_at(self, point: &str, nth: u32) -> Self {
+        let crashing = self.set("TASKPIPELINE_CRASH_AT", &format!("{point}:{nth}"));
+        Self { program: ("TASKPIPELINE_CRASHABLE_BIN", "taskpipeline-crashable"), ..crashing }
+    }
+
+    /// The command line tool with these arguments, in the environment of a replica.
+    ///
+    /// # Errors
+    /// Where there is no such program.
+    pub fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
+        let (variable, name) = self.program;
+        let mut command = Command::new(program(variable, &[name])?);
+        // Only what is set here and where to find things: nothing of the developer's own environment.
+        command.args(arguments).env_clear().envs(&self.env);
+        command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+        Ok(command)
     }
 
     /// Sets one more variable.
@@ -67,10 +96,8 @@ impl Processor {
     /// Where it cannot be run.
     pub fn spawn(options: &ProcessorOptions) -> anyhow::Result<Self> {
         let port = free_port()?;
-        let mut command = Command::new(program("TASKPIPELINE_BIN", &["taskpipeline"])?);
-        // Only what is set here and where to find things: nothing of the developer's own environment.
-        command.arg("run").env_clear().envs(&options.env).env("PORT", port.to_string());
-        command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+        let mut command = options.command(&["run"])?;
+        command.env("PORT", port.to_string());
         Ok(Self { process: Process::spawn("taskpipeline run", &mut command)?, port })
     }
 
@@ -78,6 +105,23 @@ impl Processor {
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// Whether it still runs.
+    ///
+    /// # Errors
+    /// Where the system cannot say.
+    pub fn is_running(&mut self) -> anyhow::Result<bool> {
+        self.process.is_running()
+    }
+
+    /// Kills it as a crash would, and waits until it is gone.
+    ///
+    /// # Errors
+    /// Where it does not die.
+    pub async fn kill(&mut self) -> anyhow::Result<ExitStatus> {
+        self.process.signal(Signal::SIGKILL)?;
+        self.process.wait(Duration::from_secs(5)).await
     }
 
     /// One of its endpoints: the status and the body.

@@ -2,14 +2,17 @@
 //!
 //! Only the subcommands stand here; each has a module of its own.
 
+mod bench;
 mod http;
 mod interrupt;
 mod processes;
 mod progress;
 mod run;
+mod soak;
 mod test;
 mod tools;
 mod up;
+mod variants;
 mod wasm;
 mod workspace;
 
@@ -31,6 +34,12 @@ enum Subject {
     Up(up::Options),
     /// Check and test everything
     Test(test::Options),
+    /// Play histories of faults and check what they leave behind
+    Soak(soak::Options),
+    /// Measure (`bench help` lists what)
+    Bench(bench::Options),
+    /// Does the fault suite catch processors that are broken on purpose?
+    Variants(variants::Options),
     /// Build the Worker into edge/build (wrangler calls this)
     Wasm,
     /// Get every tool and print where each one is
@@ -44,6 +53,9 @@ fn main() -> ExitCode {
         match arguments.command {
             Subject::Up(options) => up::run(&shop, &options),
             Subject::Test(options) => test::run(&shop, &options),
+            Subject::Soak(options) => soak::run(&shop, &options),
+            Subject::Bench(options) => bench::run(&shop, &options),
+            Subject::Variants(options) => variants::run(&shop, &options),
             Subject::Wasm => wasm::build(&shop).map(|_| ExitCode::SUCCESS),
             Subject::Tools => tools::list(&shop).map(|()| ExitCode::SUCCESS),
         }

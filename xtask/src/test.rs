@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 
 use crate::progress::{complain, say, seconds};
+use crate::soak::{CRASHABLE, crashable_processor};
 use crate::tools::{Everything, Workshop, everything};
 use crate::{run, wasm};
 
@@ -111,25 +112,37 @@ fn build_and_test(shop: &Workshop, options: &Options, tools: &Everything, report
     }
 }
 
+/// The one that the fault suite lets die at its crash points comes first: the other takes its place.
 fn build(shop: &Workshop) -> Result<String> {
+    crashable_processor(&shop.workspace)?;
     run::output(&mut shop.workspace.build(&["taskpipeline", "taskpipeline-simulator"]))
 }
 
 fn test(shop: &Workshop, tools: &Everything, tally: &mut Tally) -> Result<()> {
+    let mut command = shop.workspace.cargo();
+    // The counters that tests print are evidence: shown when they pass, too.
+    command.args(["test", "--workspace", "--release", "--no-fail-fast", "--", "--show-output"]);
+    equip(shop, tools, &mut command)?;
+    streamed(&mut command, tally)
+}
+
+/// Tells the tests where the tools and programs are.
+///
+/// # Errors
+/// When the folder for what they leave behind cannot be made.
+pub(crate) fn equip(shop: &Workshop, tools: &Everything, command: &mut Command) -> Result<()> {
     let output = shop.workspace.root.join("test-output");
     std::fs::create_dir_all(&output).with_context(|| format!("cannot make {}", output.display()))?;
     let xtask = std::env::current_exe().context("cannot tell where this program lies")?;
-    let mut command = shop.workspace.cargo();
     command
-        // The counters that tests print are evidence: shown when they pass, too.
-        .args(["test", "--workspace", "--release", "--no-fail-fast", "--", "--show-output"])
         .env("TASKPIPELINE_NATS_SERVER", &tools.nats_server)
         .env("TASKPIPELINE_BIN", shop.workspace.binary("taskpipeline"))
+        .env("TASKPIPELINE_CRASHABLE_BIN", shop.workspace.binary(CRASHABLE))
         .env("TASKPIPELINE_XTASK", xtask)
         .env("TASKPIPELINE_CHROMIUM", &tools.chromium)
         .env("TASKPIPELINE_AXE_CORE", tools.axe_core())
         .env("TASKPIPELINE_TEST_OUTPUT", output);
-    streamed(&mut command, tally)
+    Ok(())
 }
 
 /// Runs the tests, shows what they print as they print it, and counts.

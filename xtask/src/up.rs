@@ -118,7 +118,6 @@ fn start(
             .env("CF_NAMESPACE_ID", namespace)
             .env("CF_API_TOKEN", "local")
             .env("PORT", port.to_string())
-            .env("DELIVERY_MODE", "Core")
             .env("LOG_FORMAT", "text")
             // Shorter than what we give it before we end it.
             .env("SHUTDOWN_GRACE", "10s");

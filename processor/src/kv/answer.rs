@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 /// How long everything waits after a 429 that does not say for how long: short against Cloudflare's block
 /// of five minutes, since asking again then costs one request.
@@ -33,6 +34,14 @@ struct Envelope<T> {
     errors: Vec<ApiError>,
     #[serde(default = "none")]
     result: Option<T>,
+    #[serde(default)]
+    result_info: Option<PageInfo>,
+}
+
+#[derive(Deserialize)]
+struct PageInfo {
+    #[serde(default)]
+    cursor: Option<String>,
 }
 
 fn none<T>() -> Option<T> {
@@ -57,6 +66,62 @@ struct BulkResult {
 #[derive(Deserialize)]
 struct BulkValues {
     values: HashMap<String, Option<String>>,
+}
+
+/// One page of a namespace's keys.
+#[derive(Debug)]
+pub struct KeyPage {
+    /// The keys, in their order. A page may be empty and yet not be the last one.
+    pub keys: Vec<ListedKey>,
+    /// Where the next page begins; nothing after the last one.
+    pub cursor: Option<String>,
+}
+
+/// A key as a list shows it.
+#[derive(Debug, Deserialize)]
+pub struct ListedKey {
+    /// The key.
+    pub name: String,
+    /// What is stored beside the value.
+    #[serde(default)]
+    pub metadata: Option<Value>,
+}
+
+/// A value, and what is stored beside it where the server tells it (some v4-shaped servers do not).
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Entry {
+    /// With metadata, or with none where the key has none.
+    Whole {
+        /// The value.
+        value: String,
+        /// What is stored beside it.
+        metadata: Option<Value>,
+    },
+    /// The value alone.
+    Value(String),
+}
+
+#[derive(Deserialize)]
+struct BulkEntries {
+    values: HashMap<String, Option<Entry>>,
+}
+
+/// Reads a page of keys.
+pub(super) fn page(body: &[u8]) -> Result<KeyPage, Failure> {
+    let envelope = envelope::<Vec<ListedKey>>(body)?;
+    let keys =
+        envelope.result.ok_or_else(|| Failure::Transient("KV answered a list without keys".to_owned()))?;
+    let cursor = envelope.result_info.and_then(|info| info.cursor).filter(|cursor| !cursor.is_empty());
+    Ok(KeyPage { keys, cursor })
+}
+
+/// Reads the answer to a bulk read with metadata: each key's entry, or that there is none.
+pub(super) fn entries(body: &[u8]) -> Result<HashMap<String, Option<Entry>>, Failure> {
+    envelope::<BulkEntries>(body)?
+        .result
+        .map(|result| result.values)
+        .ok_or_else(|| Failure::Transient("KV answered a read without values".to_owned()))
 }
 
 /// Reads the answer to a bulk write of `sent` keys: the keys it says were not written.
@@ -84,9 +149,13 @@ pub(super) fn values(body: &[u8]) -> Result<HashMap<String, Option<String>>, Fai
 }
 
 fn succeeded<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<Option<T>, Failure> {
+    envelope(body).map(|envelope| envelope.result)
+}
+
+fn envelope<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<Envelope<T>, Failure> {
     let envelope: Envelope<T> = serde_json::from_slice(body)
         .map_err(|error| Failure::Transient(format!("KV's answer cannot be read: {error}")))?;
-    if envelope.success { Ok(envelope.result) } else { Err(by_code(200, &envelope.errors)) }
+    if envelope.success { Ok(envelope) } else { Err(by_code(200, &envelope.errors)) }
 }
 
 /// Classifies an answer whose status is not 2xx.
@@ -189,6 +258,32 @@ mod tests {
         assert!(written(br#"{"success":true,"result":null}"#, 4).unwrap().is_empty());
         assert!(matches!(written(&error(10_000, "no"), 1), Err(Failure::Config(_))));
         assert!(matches!(written(b"<html>", 1), Err(Failure::Transient(_))));
+    }
+
+    #[test]
+    fn a_page_ends_the_list_when_it_has_no_cursor() {
+        let read = |info: &str| {
+            let body = format!(
+                r#"{{"success":true,"result":[{{"name":"a"}},{{"name":"b","metadata":{{"x":1}}}}]{info}}}"#
+            );
+            let page = page(body.as_bytes()).unwrap();
+            (page.keys.len(), page.cursor)
+        };
+        assert_eq!(read(r#","result_info":{"count":2,"cursor":"c"}"#), (2, Some("c".to_owned())));
+        for last in ["", r#","result_info":{"cursor":""}"#, r#","result_info":{"count":2}"#] {
+            assert_eq!(read(last), (2, None), "{last}");
+        }
+        assert!(matches!(page(br#"{"success":true,"result":null}"#), Err(Failure::Transient(_))));
+    }
+
+    #[test]
+    fn entries_come_with_metadata_or_without() {
+        let body =
+            br#"{"success":true,"result":{"values":{"a":{"value":"1","metadata":{}},"b":"2","c":null}}}"#;
+        let entries = entries(body).unwrap();
+        assert!(matches!(&entries["a"], Some(Entry::Whole { value, metadata: Some(_) }) if value == "1"));
+        assert!(matches!(&entries["b"], Some(Entry::Value(value)) if value == "2"));
+        assert!(entries["c"].is_none());
     }
 
     #[test]

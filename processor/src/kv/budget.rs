@@ -55,9 +55,18 @@ impl Budget {
     /// # Errors
     /// The moment at which a token will be there.
     pub fn take(&mut self, now: Instant) -> Result<(), Instant> {
+        self.ready(now)?;
+        self.tokens -= 1.0;
+        Ok(())
+    }
+
+    /// Whether there is a token now.
+    ///
+    /// # Errors
+    /// The moment at which a token will be there.
+    pub fn ready(&mut self, now: Instant) -> Result<(), Instant> {
         self.refill(now);
         if self.tokens >= 1.0 {
-            self.tokens -= 1.0;
             return Ok(());
         }
         let missing = (1.0 - self.tokens) / self.per_second;

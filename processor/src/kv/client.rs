@@ -1,4 +1,4 @@
-//! The requests themselves: one namespace's bulk put, bulk delete and bulk get.
+//! The requests themselves: one namespace's bulk put, bulk delete and bulk get, and the list of its keys.
 //!
 //! No retry, no pacing, no waiting: whoever calls has decided that this request is sent now.
 
@@ -12,8 +12,11 @@ use serde::Serialize;
 use taskpipeline_contract::{TaskKey, TaskMetadata};
 
 use super::BulkApi;
-use super::answer::{self, Failure};
+use super::answer::{self, Entry, Failure, KeyPage};
 use crate::config::KvSettings;
+
+/// The most keys of one page of a list (Cloudflare's limit).
+const MOST_KEYS_PER_PAGE: &str = "1000";
 
 /// Why there can be no client at all.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +69,38 @@ impl Namespace {
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
         Ok(Self { http, url: settings.namespace_url.clone(), redact: Redact(settings.token.clone()) })
+    }
+
+    /// The keys with this prefix from a cursor on, at most 1,000, with their metadata. What it answers may be
+    /// a minute old.
+    ///
+    /// # Errors
+    /// As [`BulkApi::bulk_get`].
+    pub async fn list(&self, prefix: &str, cursor: Option<&str>) -> Result<KeyPage, Failure> {
+        let mut url = self.url.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.push("keys");
+        }
+        url.query_pairs_mut()
+            .append_pair("prefix", prefix)
+            .append_pair("limit", MOST_KEYS_PER_PAGE)
+            .extend_pairs(cursor.map(|cursor| ("cursor", cursor)));
+        let request = self.http.request(Method::GET, url);
+        self.exchange(request, answer::page).await.map_err(|failure| self.redact.failure(failure))
+    }
+
+    /// As [`BulkApi::bulk_get`], with the metadata where the server tells it.
+    ///
+    /// # Errors
+    /// As [`BulkApi::bulk_get`].
+    pub async fn bulk_get_whole(&self, keys: &[TaskKey]) -> Result<HashMap<String, Option<Entry>>, Failure> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Body<'a> {
+            keys: &'a [TaskKey],
+            with_metadata: bool,
+        }
+        self.call(Method::POST, "bulk/get", &Body { keys, with_metadata: true }, answer::entries).await
     }
 
     async fn call<T>(

@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
+use std::num::NonZeroU16;
 
 use taskpipeline_contract::TaskKey;
 
@@ -11,9 +12,12 @@ mod answer;
 mod budget;
 mod client;
 
-pub use answer::Failure;
+pub use answer::{Entry, Failure, KeyPage, ListedKey};
 pub use budget::{Budget, RequestBudget};
 pub use client::{ClientError, Namespace, Pair};
+
+/// The most keys of one bulk put or delete (Cloudflare's limit).
+pub const MAX_KEYS_PER_WRITE: NonZeroU16 = NonZeroU16::MIN.saturating_add(9_999);
 
 /// The most keys of one bulk get (Cloudflare's limit).
 pub const MAX_KEYS_PER_READ: usize = 100;

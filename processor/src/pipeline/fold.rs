@@ -5,42 +5,82 @@
 //! in which a create sets everything, an update changes what exists and is nothing otherwise, and a delete
 //! removes.
 
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
 use taskpipeline_contract::{Description, EventData, Status, Task, TaskId, Timestamp, Title};
 
-/// An event's place in the order of all events. In `Core` it is the order of receipt in this replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Version(u64);
+/// An event's place in the order of all events. In `Durable`: which life of the stream, and the sequence in
+/// it. In `Core`: the order of receipt in this replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct Version {
+    incarnation: u32,
+    sequence: u64,
+}
 
 impl Version {
     /// Older than any event: what KV knew before the first one.
-    pub(super) const ZERO: Self = Self(0);
+    pub(super) const ZERO: Self = Self { incarnation: 0, sequence: 0 };
+
+    /// The version of the message with this sequence in this life of the stream.
+    pub(super) fn new(incarnation: u32, sequence: u64) -> Self {
+        Self { incarnation, sequence }
+    }
+
+    /// The sequence in its life of the stream.
+    #[must_use]
+    pub(super) fn sequence(self) -> u64 {
+        self.sequence
+    }
 
     /// The version that follows.
     #[must_use]
     pub(super) fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self { incarnation: self.incarnation, sequence: self.sequence + 1 }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.incarnation, self.sequence)
     }
 }
 
 /// A value and the version of the event that set it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Versioned<T> {
-    version: Version,
-    value: T,
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Versioned<T> {
+    #[serde(rename = "v")]
+    pub(super) version: Version,
+    #[serde(rename = "is")]
+    pub(super) value: T,
 }
 
 /// What is known of one task.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TaskState {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     created: Option<Versioned<Timestamp>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     deleted: Option<Version>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     updated: Option<Versioned<Timestamp>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     title: Option<Versioned<Title>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     description: Option<Versioned<Description>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     status: Option<Versioned<Status>>,
+    /// KV was asked, and knew no such task before the first event.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    absent_before: bool,
 }
 
 impl TaskState {
+    /// A task that was deleted before any event, so that every event outranks it.
+    pub(super) fn tombstone() -> Self {
+        Self { deleted: Some(Version::ZERO), ..Self::default() }
+    }
+
     /// Takes in one event.
     pub(super) fn fold(&mut self, version: Version, at: Timestamp, data: &EventData) {
         match data {
@@ -71,10 +111,66 @@ impl TaskState {
         self.forget_what_was_deleted();
     }
 
+    /// Takes in that KV knew no such task before any event.
+    pub(super) fn join_absent(&mut self) {
+        self.absent_before = true;
+    }
+
+    /// Takes in all that another state of the same task knows.
+    pub(super) fn merge(&mut self, other: &Self) {
+        merge_slot(&mut self.created, &other.created);
+        merge_slot(&mut self.updated, &other.updated);
+        merge_slot(&mut self.title, &other.title);
+        merge_slot(&mut self.description, &other.description);
+        merge_slot(&mut self.status, &other.status);
+        self.deleted = self.deleted.max(other.deleted);
+        self.absent_before |= other.absent_before;
+        self.forget_what_was_deleted();
+    }
+
     /// Whether nothing but updates are known, so that only KV can say what they change.
     #[must_use]
     pub(super) fn needs_base(&self) -> bool {
-        self.created.is_none() && self.deleted.is_none()
+        self.created.is_none() && self.deleted.is_none() && !self.absent_before
+    }
+
+    /// Whether a create is known.
+    #[must_use]
+    pub(super) fn is_created(&self) -> bool {
+        self.created.is_some()
+    }
+
+    /// Whether a delete is known that nothing newer has undone.
+    #[must_use]
+    pub(super) fn is_deleted(&self) -> bool {
+        self.deleted.is_some() && self.created.is_none()
+    }
+
+    /// How many bytes its title and description occupy.
+    #[must_use]
+    pub(super) fn text_bytes(&self) -> usize {
+        let title = self.title.as_ref().map_or(0, |title| title.value.as_str().len());
+        title + self.description.as_ref().map_or(0, |text| text.value.as_str().len())
+    }
+
+    /// The versions of the events that what is known comes from, oldest first.
+    #[must_use]
+    pub(super) fn sources(&self) -> Vec<Version> {
+        fn of<T>(slot: &Option<Versioned<T>>) -> Option<Version> {
+            slot.as_ref().map(|known| known.version)
+        }
+        let all = [
+            of(&self.created),
+            of(&self.updated),
+            of(&self.title),
+            of(&self.description),
+            of(&self.status),
+            self.deleted,
+        ];
+        let mut sources: Vec<_> = all.into_iter().flatten().collect();
+        sources.sort_unstable();
+        sources.dedup();
+        sources
     }
 
     /// The task as it should be seen; nothing when it was deleted or never created.
@@ -123,6 +219,10 @@ fn raise<T: Clone>(slot: &mut Option<Versioned<T>>, version: Version, value: &T)
     }
 }
 
+fn merge_slot<T: Clone>(slot: &mut Option<Versioned<T>>, other: &Option<Versioned<T>>) {
+    other.iter().for_each(|other| raise(slot, other.version, &other.value));
+}
+
 fn drop_up_to<T>(slot: &mut Option<Versioned<T>>, deleted: Version) {
     if slot.as_ref().is_some_and(|known| known.version <= deleted) {
         *slot = None;
@@ -131,112 +231,127 @@ fn drop_up_to<T>(slot: &mut Option<Versioned<T>>, deleted: Version) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
     use taskpipeline_contract::{NewTask, TaskPatch};
 
+    use super::super::fold_reference::{
+        Asked, Happened, at, base, deliveries, history, needs_base, replay, setters,
+    };
     use super::*;
 
     fn id() -> TaskId {
         TaskId::new("a").unwrap()
     }
 
-    fn event() -> impl Strategy<Value = EventData> {
-        let title = (0..9_u8).prop_map(|n| Title::new(format!("title {n}")).unwrap());
-        let description = (0..9_u8).prop_map(|n| Description::new(format!("{n}")).unwrap());
-        let status = proptest::sample::select(Status::ALL.to_vec());
-        let option = proptest::option::of::<proptest::sample::Select<Status>>;
-        prop_oneof![
-            3 => (title.clone(), description.clone(), status.clone()).prop_map(
-                |(title, description, status)| {
-                    EventData::Created(NewTask { id: id(), title, description, status })
-                }
-            ),
-            5 => (proptest::option::of(title), proptest::option::of(description), option(status)).prop_map(
-                |(title, description, status)| {
-                    EventData::Updated(TaskPatch { id: id(), title, description, status })
-                }
-            ),
-            2 => Just(EventData::Deleted(id())),
-        ]
-    }
-
-    fn at(n: usize) -> Timestamp {
-        Timestamp::from_unix_millis(i64::try_from(n).unwrap() * 1000).unwrap()
-    }
-
     fn version(n: usize) -> Version {
-        Version(u64::try_from(n).unwrap() + 1)
+        Version::new(1, u64::try_from(n).unwrap() + 1)
     }
 
-    /// The definition to hold the fold to: the events one after the other, as the replaced system would.
-    fn replay(base: Option<Task>, events: &[EventData]) -> Option<Task> {
-        let mut task = base;
-        for (n, event) in events.iter().enumerate() {
-            match event {
-                EventData::Created(new) => {
-                    task = Some(Task {
-                        id: id(),
-                        title: new.title.clone(),
-                        description: new.description.clone(),
-                        status: new.status,
-                        created_at: at(n),
-                        updated_at: at(n),
-                    });
-                }
-                EventData::Updated(patch) => {
-                    if let Some(task) = &mut task {
-                        task.title = patch.title.clone().unwrap_or_else(|| task.title.clone());
-                        task.description =
-                            patch.description.clone().unwrap_or_else(|| task.description.clone());
-                        task.status = patch.status.unwrap_or(task.status);
-                        task.updated_at = at(n);
-                    }
-                }
-                EventData::Deleted(_) => task = None,
-            }
+    /// Holds what is known to the reference, whatever part of the history it is.
+    fn agree(state: &TaskState, asked: &Asked, events: &[Happened]) {
+        let before = if let Asked::ItKnew(task) = asked { Some(task) } else { None };
+        assert_eq!(state.needs_base(), needs_base(asked, events), "{state:?}");
+        let task = replay(before, events);
+        if !state.needs_base() {
+            assert_eq!(state.visible(&id()), task);
+        } else {
+            assert_eq!(state.visible(&id()), None);
         }
-        task
-    }
+        let last = |wanted: fn(&EventData) -> bool| {
+            events.iter().filter(|event| wanted(&event.data)).max_by_key(|event| event.nth)
+        };
+        let delete = last(|data| matches!(data, EventData::Deleted(_)));
+        let create = last(|data| matches!(data, EventData::Created(_)));
+        let outlives = |event: Option<&Happened>, other: Option<&Happened>| {
+            event.is_some() && event.map(|event| event.nth) > other.map(|other| other.nth)
+        };
+        assert_eq!(state.is_deleted(), outlives(delete, create));
+        // The base was created too, before any event.
+        let base_lives = before.is_some() && delete.is_none();
+        assert_eq!(state.is_created(), outlives(create, delete) || base_lives);
 
-    fn base() -> Task {
-        Task {
-            id: id(),
-            title: Title::new("from KV").unwrap(),
-            description: Description::new("").unwrap(),
-            status: Status::Pending,
-            created_at: Timestamp::UNIX_EPOCH,
-            updated_at: Timestamp::UNIX_EPOCH,
+        let sources = state.sources();
+        assert!(sources.is_sorted_by(|one, next| one < next), "oldest first, each once: {sources:?}");
+        let mut sources: BTreeSet<_> = sources.into_iter().collect();
+        // Version zero stands for what KV knew.
+        assert!(!sources.remove(&Version::ZERO) || before.is_some());
+        if task.is_some() || state.needs_base() {
+            let mut expected = setters(before.is_some() || state.needs_base(), events);
+            expected.extend(delete.map(|delete| delete.version));
+            assert_eq!(sources, expected);
+        } else {
+            assert!(sources.iter().all(|source| events.iter().any(|event| event.version == *source)));
         }
     }
 
     proptest! {
         #[test]
-        fn any_order_with_repeats_equals_the_replay_in_order(
-            events in proptest::collection::vec(event(), 0..12),
-            picks in proptest::collection::vec(any::<prop::sample::Index>(), 0..12),
-            seed in any::<u64>(),
-            known_in_kv in any::<bool>(),
+        fn any_order_with_repeats_equals_the_replay_in_order_at_every_step(
+            (events, order, join_at) in history(&id(), 12).prop_flat_map(|events| {
+                let count = events.len();
+                (Just(events), deliveries(count), 0..=2 * count)
+            }),
+            asked in prop_oneof![Just(Asked::NotYet), Just(Asked::ItKnewNone), Just(Asked::ItKnew(base(&id())))],
         ) {
-            // Every event at least once, some again, shuffled, KV's answer somewhere among them.
-            let mut order: Vec<Option<usize>> = (0..events.len()).map(Some).collect();
-            if !events.is_empty() {
-                order.extend(picks.iter().map(|pick| Some(pick.index(events.len()))));
-            }
-            if known_in_kv {
-                order.push(None);
-            }
-            let mut shuffled: Vec<_> = order.into_iter().enumerate().collect();
-            shuffled.sort_by_key(|(n, _)| (*n as u64 + 1).wrapping_mul(seed | 1).rotate_left(17));
-
             let mut state = TaskState::default();
-            for (_, which) in shuffled {
-                match which {
-                    Some(n) => state.fold(version(n), at(n), &events[n]),
-                    None => state.join(&base()),
+            let (mut taken, mut said) = (Vec::new(), Asked::NotYet);
+            for (n, which) in order.iter().enumerate() {
+                let event = &events[*which];
+                state.fold(event.version, event.at, &event.data);
+                taken.push(event.clone());
+                if n == join_at {
+                    said = asked.clone();
+                    match &asked {
+                        Asked::NotYet => {}
+                        Asked::ItKnewNone => state.join_absent(),
+                        Asked::ItKnew(task) => state.join(task),
+                    }
+                }
+                agree(&state, &said, &taken);
+            }
+        }
+
+        #[test]
+        fn states_merge_in_any_grouping_and_more_than_once(
+            (events, splits) in history(&id(), 12).prop_flat_map(|events| {
+                let count = events.len();
+                (Just(events), proptest::collection::vec(1..8_u8, count))
+            }),
+            asked in prop_oneof![Just(Asked::NotYet), Just(Asked::ItKnewNone), Just(Asked::ItKnew(base(&id())))],
+            joined in 0..3_usize,
+        ) {
+            // Each event is in one, two or three of the parts.
+            let mut parts = [TaskState::default(), TaskState::default(), TaskState::default()];
+            for (event, split) in events.iter().zip(&splits) {
+                for (n, part) in parts.iter_mut().enumerate() {
+                    if split & (1 << n) != 0 {
+                        part.fold(event.version, event.at, &event.data);
+                    }
                 }
             }
-            let expected = replay(known_in_kv.then(base), &events);
-            prop_assert_eq!(state.visible(&id()), expected);
+            match &asked {
+                Asked::NotYet => {}
+                Asked::ItKnewNone => parts[joined].join_absent(),
+                Asked::ItKnew(task) => parts[joined].join(task),
+            }
+            let merged = |one: &TaskState, other: &TaskState| {
+                let mut merged = one.clone();
+                merged.merge(other);
+                merged
+            };
+            let [a, b, c] = &parts;
+            prop_assert_eq!(merged(a, b), merged(b, a));
+            prop_assert_eq!(merged(&merged(a, b), c), merged(a, &merged(b, c)));
+            let all = merged(&merged(a, b), c);
+            for part in &parts {
+                prop_assert_eq!(&merged(&all, part), &all);
+                prop_assert_eq!(&merged(part, part), part);
+            }
+            if !events.is_empty() {
+                agree(&all, &asked, &events);
+            }
         }
     }
 
@@ -248,7 +363,7 @@ mod tests {
         state.fold(version(1), at(1), &EventData::Updated(patch));
         assert!(state.needs_base());
         assert_eq!(state.visible(&id()), None);
-        let task = base();
+        let task = base(&id());
         let new = NewTask { id: id(), title: task.title, description: task.description, status: task.status };
         state.fold(version(0), at(0), &EventData::Created(new));
         assert_eq!(state.visible(&id()).unwrap().status, Status::Completed);
@@ -258,7 +373,7 @@ mod tests {
     fn a_delete_is_not_undone_by_what_came_before_it() {
         let mut state = TaskState::default();
         state.fold(version(5), at(5), &EventData::Deleted(id()));
-        state.join(&base());
+        state.join(&base(&id()));
         assert!(!state.needs_base());
         assert_eq!(state.visible(&id()), None);
     }

@@ -51,6 +51,8 @@ pub struct Health {
     started: Instant,
     nats: Mutex<NatsState>,
     kv: Mutex<KvState>,
+    /// Why events may be lost to their age soon.
+    late: Mutex<Option<String>>,
     draining: AtomicBool,
     client: OnceLock<Client>,
 }
@@ -61,6 +63,7 @@ impl Default for Health {
             started: Instant::now(),
             nats: Mutex::new(NatsState::Connecting(None)),
             kv: Mutex::new(KvState::Unknown),
+            late: Mutex::new(None),
             draining: AtomicBool::new(false),
             client: OnceLock::new(),
         }
@@ -88,6 +91,11 @@ impl Health {
         *self.kv.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
+    /// Events wait for so long that some may age out of the stream; or no more.
+    pub fn set_late(&self, why: Option<String>) {
+        *self.late.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
     /// The subscriptions are made; from now on a round trip proves them.
     pub fn set_source(&self, client: Client) {
         let _ = self.client.set(client);
@@ -101,12 +109,13 @@ impl Health {
     fn report(&self) -> (StatusCode, Value) {
         let nats = self.nats.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let kv = self.kv.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let late = self.late.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let draining = self.draining.load(Ordering::Relaxed);
         let nats_up = nats == NatsState::Connected;
         let kv_up = matches!(kv, KvState::Unknown | KvState::Reachable);
         let status = match () {
             () if draining => "draining",
-            () if nats_up && kv_up => "ok",
+            () if nats_up && kv_up && late.is_none() => "ok",
             () => "degraded",
         };
         let nats = match nats {
@@ -121,9 +130,13 @@ impl Health {
             KvState::Misconfigured(why) => service("misconfigured", Some(why)),
         };
         let code = if status == "degraded" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+        let stream = match late {
+            None => service("ok", None),
+            Some(why) => service("late", Some(why)),
+        };
         let report = json!({
             "status": status,
-            "services": {"nats": nats, "kv": kv},
+            "services": {"nats": nats, "kv": kv, "stream": stream},
             "version": env!("CARGO_PKG_VERSION"),
             "uptime": self.started.elapsed().as_secs(),
         });

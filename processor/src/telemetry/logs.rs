@@ -31,6 +31,14 @@ pub fn start(format: LogFormat) {
     };
 }
 
+/// Starts logging for a command that has its result on standard output: on standard error, and only what is
+/// wrong unless `RUST_LOG` says otherwise.
+pub fn start_for_command() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = builder.event_format(OneLine).try_init();
+}
+
 /// `2026-11-22T08:00:00.000000Z  INFO [test-001] Received tasks.created`
 struct OneLine;
 

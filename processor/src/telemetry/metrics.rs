@@ -54,6 +54,20 @@ pub struct Metrics {
     pub events_dropped: IntCounter,
     /// Messages that are no event.
     pub events_invalid: IntCounter,
+    /// Events whose tasks are in the ledger.
+    pub events_stored: IntCounter,
+    /// Events that were delivered before.
+    pub redeliveries: IntCounter,
+    /// How often a task's attempts were used up, and counted anew.
+    pub attempts_used_up: IntCounter,
+    /// 1 while this replica writes to KV.
+    pub projector_active: IntGauge,
+    /// Tasks in the projector's hands that KV may not have as they are.
+    pub unsettled_tasks: IntGauge,
+    /// Changes of the ledger that the projector has not read yet.
+    pub changes_behind: IntGauge,
+    /// The age of the oldest event that is not in the ledger.
+    pub oldest_event_age: Gauge,
     /// Updates of tasks that do not exist.
     pub updates_unknown: IntCounter,
     /// Failed attempts that were followed by another, by key.
@@ -124,6 +138,34 @@ impl Metrics {
                 "Events received and dropped for want of room: KV does not keep up, and Core cannot wait.",
             )?,
             events_invalid: counter("events_invalid_total", "Messages that are no valid event.")?,
+            events_stored: counter(
+                "events_stored_total",
+                "Events taken into the ledger or the dead letters.",
+            )?,
+            redeliveries: counter(
+                "events_redelivered_total",
+                "Events that NATS delivered not for the first time.",
+            )?,
+            attempts_used_up: counter(
+                "kv_attempts_used_up_total",
+                "How often a task's attempts to be written were used up; it is tried again later.",
+            )?,
+            projector_active: gauge("projector_active", "1 on the replica that writes to KV, else 0.")?,
+            unsettled_tasks: gauge(
+                "projector_unsettled_tasks",
+                "Tasks in the projector's hands that KV may not have as the ledger has them.",
+            )?,
+            changes_behind: gauge(
+                "projector_changes_behind",
+                "Changes of the ledger that the projector has not read yet.",
+            )?,
+            oldest_event_age: registered(
+                r,
+                Gauge::new(
+                    "oldest_event_age_seconds",
+                    "Age of the oldest event that is not in the ledger yet.",
+                )?,
+            )?,
             updates_unknown: counter(
                 "updates_of_unknown_tasks_total",
                 "Updates that changed nothing because their task does not exist.",

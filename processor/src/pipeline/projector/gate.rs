@@ -15,7 +15,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Open, or closed by KV itself.
 #[derive(Debug, Default)]
-pub(super) struct Gate {
+pub(crate) struct Gate {
     closed_until: Option<Instant>,
     /// The last answer was that nothing can work as it is configured: one request at a time finds out
     /// whether that has changed.
@@ -25,7 +25,7 @@ pub(super) struct Gate {
 
 impl Gate {
     /// Learns from an answer.
-    pub(super) fn learn(&mut self, failure: Option<&Failure>, now: Instant) {
+    pub(crate) fn learn(&mut self, failure: Option<&Failure>, now: Instant) {
         match failure {
             None => {
                 self.probing = false;
@@ -42,7 +42,7 @@ impl Gate {
 
     /// Whether a request may be sent while `in_flight` others are out; else when to ask again, if time
     /// alone can open it.
-    pub(super) fn admits(&self, in_flight: usize, now: Instant) -> Result<(), Option<Instant>> {
+    pub(crate) fn admits(&self, in_flight: usize, now: Instant) -> Result<(), Option<Instant>> {
         match self.closed_until {
             Some(until) if now < until => Err(Some(until)),
             _ if self.probing && in_flight > 0 => Err(None),
@@ -51,7 +51,7 @@ impl Gate {
     }
 
     /// Whether it is time to say, again, that KV cannot be used as it is configured.
-    pub(super) fn may_report(&mut self, now: Instant) -> bool {
+    pub(crate) fn may_report(&mut self, now: Instant) -> bool {
         let may = self.reported.is_none_or(|at| now.duration_since(at) >= REPORT_INTERVAL);
         if may {
             self.reported = Some(now);

@@ -6,12 +6,12 @@ const MOST_IN_FLIGHT: usize = 4;
 
 /// An idle pipeline writes at once; a busy one lets changes gather while a request is out, and sends the
 /// next beside it only when that would be full.
-pub(super) fn worth_sending(ready: usize, in_flight: usize, full: usize) -> bool {
+pub(crate) fn worth_sending(ready: usize, in_flight: usize, full: usize) -> bool {
     ready > 0 && (in_flight == 0 || (ready >= full && has_place(in_flight)))
 }
 
 /// Whether one more request may go beside those that are out, whatever is in it.
-pub(super) fn has_place(in_flight: usize) -> bool {
+pub(crate) fn has_place(in_flight: usize) -> bool {
     in_flight < MOST_IN_FLIGHT
 }
 

@@ -21,7 +21,7 @@ enum State {
 
 /// The queue of one kind of request.
 #[derive(Debug, Default)]
-pub(super) struct KeyQueue {
+pub(crate) struct KeyQueue {
     states: HashMap<TaskId, State>,
     /// In first-dirty order. An id that was withdrawn may still stand here; its state says so.
     ready: VecDeque<TaskId>,
@@ -33,7 +33,7 @@ pub(super) struct KeyQueue {
 
 impl KeyQueue {
     /// This key wants a request.
-    pub(super) fn mark(&mut self, id: &TaskId) {
+    pub(crate) fn mark(&mut self, id: &TaskId) {
         match self.states.get_mut(id) {
             None => self.enqueue(id.clone()),
             Some(State::Ready) => {}
@@ -43,7 +43,7 @@ impl KeyQueue {
     }
 
     /// This key wants no request any more, if it is not in one already.
-    pub(super) fn withdraw(&mut self, id: &TaskId) {
+    pub(crate) fn withdraw(&mut self, id: &TaskId) {
         match self.states.get_mut(id) {
             Some(State::Ready) => {
                 self.states.remove(id);
@@ -56,7 +56,7 @@ impl KeyQueue {
     }
 
     /// Hands out the first `most` keys; each stays in flight until it is settled or retried.
-    pub(super) fn take(&mut self, most: usize) -> Vec<TaskId> {
+    pub(crate) fn take(&mut self, most: usize) -> Vec<TaskId> {
         let mut taken = Vec::with_capacity(most.min(self.ready_count));
         while taken.len() < most {
             let Some(id) = self.ready.pop_front() else { break };
@@ -70,21 +70,21 @@ impl KeyQueue {
     }
 
     /// The key's request is done. It rests until `until`, and then wants the next one if it has changed.
-    pub(super) fn settle(&mut self, id: &TaskId, until: Instant) {
+    pub(crate) fn settle(&mut self, id: &TaskId, until: Instant) {
         if let Some(State::InFlight { again }) = self.states.get(id) {
             self.rest(id, until, *again);
         }
     }
 
     /// The key's request did nothing. It wants another at `until`.
-    pub(super) fn retry(&mut self, id: &TaskId, until: Instant) {
+    pub(crate) fn retry(&mut self, id: &TaskId, until: Instant) {
         if let Some(State::InFlight { .. }) = self.states.get(id) {
             self.rest(id, until, true);
         }
     }
 
     /// Moves on every key that has rested, and answers those that want nothing more and are forgotten.
-    pub(super) fn wake(&mut self, now: Instant) -> Vec<TaskId> {
+    pub(crate) fn wake(&mut self, now: Instant) -> Vec<TaskId> {
         let mut forgotten = Vec::new();
         while self.resting.peek().is_some_and(|Reverse((until, _, _))| *until <= now) {
             let Some(Reverse((_, _, id))) = self.resting.pop() else { break };
@@ -101,22 +101,22 @@ impl KeyQueue {
     }
 
     /// When the next key has rested.
-    pub(super) fn next_wake(&self) -> Option<Instant> {
+    pub(crate) fn next_wake(&self) -> Option<Instant> {
         self.resting.peek().map(|Reverse((until, _, _))| *until)
     }
 
     /// How many keys could go into a request now.
-    pub(super) fn ready(&self) -> usize {
+    pub(crate) fn ready(&self) -> usize {
         self.ready_count
     }
 
     /// Whether this key is in a request.
-    pub(super) fn is_in_flight(&self, id: &TaskId) -> bool {
+    pub(crate) fn is_in_flight(&self, id: &TaskId) -> bool {
         matches!(self.states.get(id), Some(State::InFlight { .. }))
     }
 
     /// Whether this key is known here at all.
-    pub(super) fn contains(&self, id: &TaskId) -> bool {
+    pub(crate) fn contains(&self, id: &TaskId) -> bool {
         self.states.contains_key(id)
     }
 

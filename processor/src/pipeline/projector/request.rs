@@ -9,7 +9,7 @@ use crate::kv::{BulkApi, Failure, Pair};
 use crate::telemetry::metrics::Operation;
 
 /// What is asked of KV.
-pub(super) enum Request {
+pub(crate) enum Request {
     /// Write these tasks.
     Put(Vec<Task>),
     /// Delete these.
@@ -19,7 +19,7 @@ pub(super) enum Request {
 }
 
 /// What became of one key.
-pub(super) enum KeyOutcome {
+pub(crate) enum KeyOutcome {
     /// Written or deleted.
     Landed,
     /// KV names it as not written.
@@ -29,15 +29,15 @@ pub(super) enum KeyOutcome {
 }
 
 /// What became of a request.
-pub(super) struct Answer {
-    pub(super) operation: Operation,
-    pub(super) ids: Vec<TaskId>,
+pub(crate) struct Answer {
+    pub(crate) operation: Operation,
+    pub(crate) ids: Vec<TaskId>,
     /// One outcome for each id, in their order; or none is known.
-    pub(super) result: Result<Vec<KeyOutcome>, Failure>,
+    pub(crate) result: Result<Vec<KeyOutcome>, Failure>,
 }
 
 impl Request {
-    pub(super) fn operation(&self) -> Operation {
+    pub(crate) fn operation(&self) -> Operation {
         match self {
             Self::Put(_) => Operation::Put,
             Self::Delete(_) => Operation::Delete,
@@ -45,7 +45,7 @@ impl Request {
         }
     }
 
-    pub(super) fn ids(&self) -> Vec<TaskId> {
+    pub(crate) fn ids(&self) -> Vec<TaskId> {
         match self {
             Self::Put(tasks) => tasks.iter().map(|task| task.id.clone()).collect(),
             Self::Delete(ids) | Self::Get(ids) => ids.clone(),
@@ -53,7 +53,7 @@ impl Request {
     }
 
     /// Sends it. Takes as long as the request's time-out at the most.
-    pub(super) async fn send(self, kv: impl BulkApi) -> Answer {
+    pub(crate) async fn send(self, kv: impl BulkApi) -> Answer {
         let operation = self.operation();
         let ids = self.ids();
         let keys = || -> Vec<TaskKey> { ids.iter().cloned().map(TaskKey::new).collect() };

@@ -8,9 +8,10 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::buffer::Output;
-use super::dead_letters::{DeadLetters, Letter};
-use super::fold::Version;
-use super::source::Received;
+use super::dead_letters::DeadLetters;
+use crate::pipeline::dead_letters::Letter;
+use crate::pipeline::fold::Version;
+use crate::pipeline::message::Received;
 use crate::telemetry::metrics::Metrics;
 
 /// A valid event, its place in the order of all, and the message it came in.

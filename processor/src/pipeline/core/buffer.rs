@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::mpsc;
 
-use super::source::Received;
+use crate::pipeline::message::Received;
 
 /// How much may wait.
 #[derive(Clone, Copy, Debug)]

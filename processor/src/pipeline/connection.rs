@@ -1,23 +1,18 @@
-//! Where events come from, in mode `Core`: NATS subscriptions that share a queue group. At most once: what
-//! the server has handed over is gone from it.
-//!
-//! Nothing is decoded here.
+//! The connection to NATS: how to log in, how long to wait, and what is told of its ups and downs. Knows no
+//! subject.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions, Event as NatsEvent, HeaderMap, Subject, Subscriber};
+use async_nats::{Client, ConnectOptions, Event as NatsEvent};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::stream::{SelectAll, select_all};
 use secrecy::ExposeSecret;
-use taskpipeline_contract::{EventKind, Timestamp};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::RunError;
-use super::buffer::Input;
 use crate::config::{NatsAuth, NatsConnection, NatsSettings};
 use crate::telemetry::health::{Health, NatsState};
 use crate::telemetry::metrics::Metrics;
@@ -34,26 +29,6 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long the server may take for a round trip.
 const ROUND_TRIP: Duration = Duration::from_secs(2);
-
-/// A message as it was received: kept whole until its event has landed, for a dead letter must have it.
-#[derive(Clone, Debug)]
-pub(super) struct Received {
-    pub(super) kind: EventKind,
-    pub(super) subject: Subject,
-    pub(super) headers: Option<HeaderMap>,
-    pub(super) payload: Bytes,
-    /// The wall clock's time, for the task's createdAt and updatedAt.
-    pub(super) at: Timestamp,
-    /// The same moment for measuring.
-    pub(super) taken: Instant,
-}
-
-/// The subscriptions to the three subjects.
-pub(super) struct Source {
-    client: Client,
-    kinds: Vec<(Subject, EventKind)>,
-    messages: SelectAll<Subscriber>,
-}
 
 /// How to connect, whoever does: name, login, patience.
 pub(crate) fn connect_options(connection: &NatsConnection) -> Result<ConnectOptions, std::io::Error> {
@@ -78,127 +53,30 @@ fn reconnect_delay(attempts: usize, dice: f64) -> Duration {
     delay.mul_f64(1.0 - dice / 2.0)
 }
 
-impl Source {
-    /// Connects and subscribes; waits for a server that is away, for ever.
-    pub(super) async fn connect(
-        settings: &NatsSettings,
-        health: Arc<Health>,
-        metrics: Arc<Metrics>,
-    ) -> Result<Self, RunError> {
-        let url = settings.connection.to_string();
-        let failed = |reason: String| RunError::Nats { url: url.clone(), reason };
-        info!("connecting to NATS at {url}");
-        let (shown, complaints) = (url.clone(), Complaints::default());
-        let options = connect_options(&settings.connection)
-            .map_err(|error| failed(format!("NATS_CREDS cannot be read: {error}")))?
-            .retry_on_initial_connect()
-            .max_reconnects(None)
-            .event_callback(move |event| {
-                note(&event, &shown, &complaints, &health, &metrics);
-                std::future::ready(())
-            });
-        let client = options
-            .connect(settings.connection.servers.as_slice())
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-
-        let mut subscribers = Vec::new();
-        let mut kinds = Vec::new();
-        for kind in EventKind::ALL {
-            let subject = kind.subject(&settings.subject_prefix);
-            let subscriber = client
-                .queue_subscribe(subject.clone(), settings.queue_group.clone())
-                .await
-                .map_err(|error| failed(format!("cannot subscribe to {subject}: {error}")))?;
-            subscribers.push(subscriber);
-            kinds.push((Subject::from(subject), kind));
-        }
-        Ok(Self { client, kinds, messages: select_all(subscribers) })
-    }
-
-    pub(super) fn client(&self) -> Client {
-        self.client.clone()
-    }
-
-    /// Moves messages into the buffer until `stop` turns true and the subscriptions are drained.
-    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>, buffer: Input, metrics: Arc<Metrics>) {
-        let mut drops = Drops::default();
-        let mut draining = false;
-        loop {
-            let message = tokio::select! {
-                message = self.messages.next() => message,
-                () = stopped(&mut stop), if !draining => {
-                    draining = true;
-                    self.drain().await;
-                    continue;
-                }
-            };
-            let Some(message) = message else { break };
-            // The server sends only what was subscribed to.
-            let Some((_, kind)) = self.kinds.iter().find(|(subject, _)| *subject == message.subject) else {
-                continue;
-            };
-            metrics.received(*kind);
-            let received = Received {
-                kind: *kind,
-                subject: message.subject,
-                headers: message.headers,
-                payload: message.payload,
-                at: Timestamp::from(SystemTime::now()),
-                taken: Instant::now(),
-            };
-            if buffer.put(received).is_err() {
-                metrics.events_dropped.inc();
-                drops.count(Instant::now());
+/// Connects; waits for a server that is away, for ever. What happens to the connection is told in the log, in
+/// health and in the metrics, and `reconnected` counts up each time it comes to be.
+pub(super) async fn connect(
+    settings: &NatsSettings,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    connections: watch::Sender<u64>,
+) -> Result<Client, RunError> {
+    let url = settings.connection.to_string();
+    let failed = |reason: String| RunError::Nats { url: url.clone(), reason };
+    info!("connecting to NATS at {url}");
+    let (shown, complaints) = (url.clone(), Complaints::default());
+    let options = connect_options(&settings.connection)
+        .map_err(|error| failed(format!("NATS_CREDS cannot be read: {error}")))?
+        .retry_on_initial_connect()
+        .max_reconnects(None)
+        .event_callback(move |event| {
+            if matches!(event, NatsEvent::Connected) {
+                connections.send_modify(|count| *count += 1);
             }
-        }
-        drops.report();
-    }
-
-    /// Ends the subscriptions; their streams go on until what was received is handed out.
-    async fn drain(&mut self) {
-        // What the server sent before it answers this is in our buffers by then: the client forgets a
-        // subscription soon after it has told the server so.
-        if round_trip(&self.client).await.is_err() {
-            warn!("NATS does not answer; what it has sent meanwhile is lost");
-        }
-        for subscriber in self.messages.iter_mut() {
-            // Fails only where the connection is closed, and then nothing more comes anyway.
-            let _ = subscriber.drain().await;
-        }
-    }
-}
-
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error means that the sender is gone, which stops just as well.
-    let _ = stop.wait_for(|stop| *stop).await;
-}
-
-/// Dropped events that were not reported yet: reported at once, and then once a second at the most.
-#[derive(Debug, Default)]
-struct Drops {
-    unreported: u64,
-    reported: Option<Instant>,
-}
-
-impl Drops {
-    fn count(&mut self, now: Instant) {
-        self.unreported += 1;
-        if self.reported.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(1)) {
-            self.reported = Some(now);
-            self.report();
-        }
-    }
-
-    fn report(&mut self) {
-        match std::mem::take(&mut self.unreported) {
-            0 => {}
-            count => warn!(
-                "dropped {count} events: KV does not take them as fast as they come, and in mode Core NATS \
-                 does not keep them"
-            ),
-        }
-    }
+            note(&event, &shown, &complaints, &health, &metrics);
+            std::future::ready(())
+        });
+    options.connect(settings.connection.servers.as_slice()).await.map_err(|error| failed(error.to_string()))
 }
 
 /// Proves that the server has processed all this client sent before: it handles a connection's commands in

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use async_nats::Subject;
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::kv::{Pair, RequestBudget};
 use crate::pipeline::fold::Version;
-use crate::pipeline::source::Received;
+use crate::pipeline::message::Received;
 
 const LATENCY: Duration = Duration::from_millis(100);
 

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use taskpipeline_contract::{Event, TaskId};
 
-use super::fold::TaskState;
 use super::ingest::{Accepted, Carried};
+use crate::pipeline::fold::TaskState;
 
 /// How many bytes may wait here for KV. What comes then waits in the subscription's buffer.
 const MOST_BYTES: usize = 512 * 1024 * 1024;

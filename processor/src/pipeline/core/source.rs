@@ -1,0 +1,139 @@
+//! Where events come from, in mode `Core`: NATS subscriptions that share a queue group. At most once: what
+//! the server has handed over is gone from it.
+//!
+//! Nothing is decoded here.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_nats::{Client, Subject, Subscriber};
+use futures_util::StreamExt;
+use futures_util::stream::{SelectAll, select_all};
+use taskpipeline_contract::{EventKind, Timestamp};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::buffer::Input;
+use crate::config::NatsSettings;
+use crate::pipeline::RunError;
+use crate::pipeline::connection::{connect, round_trip};
+use crate::pipeline::message::Received;
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::Metrics;
+
+/// The subscriptions to the three subjects.
+pub(super) struct Source {
+    client: Client,
+    kinds: Vec<(Subject, EventKind)>,
+    messages: SelectAll<Subscriber>,
+}
+
+impl Source {
+    /// Connects and subscribes; waits for a server that is away, for ever.
+    pub(super) async fn connect(
+        settings: &NatsSettings,
+        health: Arc<Health>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, RunError> {
+        let (connections, _) = watch::channel(0);
+        let client = connect(settings, health, metrics, connections).await?;
+        let failed = |reason: String| RunError::Nats { url: settings.connection.to_string(), reason };
+        let mut subscribers = Vec::new();
+        let mut kinds = Vec::new();
+        for kind in EventKind::ALL {
+            let subject = kind.subject(&settings.subject_prefix);
+            let subscriber = client
+                .queue_subscribe(subject.clone(), settings.queue_group.clone())
+                .await
+                .map_err(|error| failed(format!("cannot subscribe to {subject}: {error}")))?;
+            subscribers.push(subscriber);
+            kinds.push((Subject::from(subject), kind));
+        }
+        Ok(Self { client, kinds, messages: select_all(subscribers) })
+    }
+
+    pub(super) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Moves messages into the buffer until `stop` turns true and the subscriptions are drained.
+    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>, buffer: Input, metrics: Arc<Metrics>) {
+        let mut drops = Drops::default();
+        let mut draining = false;
+        loop {
+            let message = tokio::select! {
+                message = self.messages.next() => message,
+                () = stopped(&mut stop), if !draining => {
+                    draining = true;
+                    self.drain().await;
+                    continue;
+                }
+            };
+            let Some(message) = message else { break };
+            // The server sends only what was subscribed to.
+            let Some((_, kind)) = self.kinds.iter().find(|(subject, _)| *subject == message.subject) else {
+                continue;
+            };
+            metrics.received(*kind);
+            let received = Received {
+                kind: *kind,
+                subject: message.subject,
+                headers: message.headers,
+                payload: message.payload,
+                at: Timestamp::from(SystemTime::now()),
+                taken: Instant::now(),
+            };
+            if buffer.put(received).is_err() {
+                metrics.events_dropped.inc();
+                drops.count(Instant::now());
+            }
+        }
+        drops.report();
+    }
+
+    /// Ends the subscriptions; their streams go on until what was received is handed out.
+    async fn drain(&mut self) {
+        // What the server sent before it answers this is in our buffers by then: the client forgets a
+        // subscription soon after it has told the server so.
+        if round_trip(&self.client).await.is_err() {
+            warn!("NATS does not answer; what it has sent meanwhile is lost");
+        }
+        for subscriber in self.messages.iter_mut() {
+            // Fails only where the connection is closed, and then nothing more comes anyway.
+            let _ = subscriber.drain().await;
+        }
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone, which stops just as well.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Dropped events that were not reported yet: reported at once, and then once a second at the most.
+#[derive(Debug, Default)]
+struct Drops {
+    unreported: u64,
+    reported: Option<Instant>,
+}
+
+impl Drops {
+    fn count(&mut self, now: Instant) {
+        self.unreported += 1;
+        if self.reported.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(1)) {
+            self.reported = Some(now);
+            self.report();
+        }
+    }
+
+    fn report(&mut self) {
+        match std::mem::take(&mut self.unreported) {
+            0 => {}
+            count => warn!(
+                "dropped {count} events: KV does not take them as fast as they come, and in mode Core NATS \
+                 does not keep them"
+            ),
+        }
+    }
+}

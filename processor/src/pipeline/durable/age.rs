@@ -1,0 +1,61 @@
+//! Watches how long events wait to be taken in: one that waits for ever ages out of the stream and is lost, so
+//! it is told while there is still time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tracing::{error, info};
+
+use super::holder::now;
+use super::session::{Session, next_from};
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::Metrics;
+
+/// How often at the most it is looked at.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Looks as long as the session lasts.
+pub(super) fn watch(session: Arc<Session>, health: Arc<Health>, metrics: Arc<Metrics>) -> JoinHandle<()> {
+    // Often enough to see an event get old, however short the stream's memory is.
+    let look = session.max_age.map_or(LOOK, |age| (age / 20).clamp(Duration::from_millis(500), LOOK));
+    tokio::spawn(async move {
+        let mut late = false;
+        loop {
+            tokio::time::sleep(look).await;
+            // While NATS does not answer, that is what is told.
+            let Ok(age) = oldest(&session).await else { continue };
+            metrics.oldest_event_age.set(age.as_secs_f64());
+            let nearing = session.max_age.filter(|most| age > *most / 2);
+            match nearing {
+                Some(most) if !late => {
+                    let (age, most) = (age.as_secs(), most.as_secs());
+                    error!(
+                        "the oldest event that is not taken in is {age} s old, and the stream keeps events for \
+                         {most} s: add replicas, or raise the stream's max_age, before events are lost"
+                    );
+                    late = true;
+                }
+                None if late => {
+                    info!("no event waits longer than half of what the stream keeps any more");
+                    late = false;
+                }
+                _ => {}
+            }
+            health.set_late(nearing.map(|most| {
+                format!("the oldest event waits for {} s of {} s", age.as_secs(), most.as_secs())
+            }));
+        }
+    })
+}
+
+/// The age of the oldest event that the consumer has not seen acknowledged.
+async fn oldest(session: &Session) -> Result<Duration, ()> {
+    let info = session.consumer.get_info().await.map_err(|_| ())?;
+    if info.num_pending == 0 && info.num_ack_pending == 0 {
+        return Ok(Duration::ZERO);
+    }
+    let next = next_from(&session.stream, info.ack_floor.stream_sequence + 1).await.map_err(|_| ())?;
+    let Some((_, time)) = next else { return Ok(Duration::ZERO) };
+    Ok(Duration::from_millis(u64::try_from(now().saturating_sub(time / 1_000_000)).unwrap_or(0)))
+}

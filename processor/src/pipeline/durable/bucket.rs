@@ -1,0 +1,195 @@
+//! The bucket under the ledger: reads, and writes by compare-and-set. Knows subjects and bytes, nothing of what
+//! they mean.
+
+use std::future::IntoFuture;
+use std::time::Duration;
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::context::{PublishAckFuture, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::{Message, StatusCode};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// The sequence of a record's last write in the bucket's stream; 0 where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(super) struct Revision(pub(super) u64);
+
+/// The most subjects of one read (the server's limit is 1,024).
+const MOST_SUBJECTS: usize = 1_000;
+
+/// How long the server may take to begin, and to go on, with an answer of many messages.
+const NEXT_MESSAGE: Duration = Duration::from_secs(2);
+
+/// A value and the revision it was written as.
+pub(super) struct Stored {
+    pub(super) subject: String,
+    pub(super) revision: Revision,
+    pub(super) value: Bytes,
+}
+
+/// Why a write did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WriteError {
+    /// The record is not what it was.
+    #[error("another replica has written it")]
+    Conflict,
+    /// It may have been written or not.
+    #[error("NATS does not confirm the write: {0}")]
+    Unknown(String),
+}
+
+/// Why nothing could be read.
+#[derive(Debug, thiserror::Error)]
+#[error("the ledger cannot be read: {0}")]
+pub(super) struct ReadError(String);
+
+/// A write that is on its way.
+pub(super) struct Writing(PublishAckFuture);
+
+impl Writing {
+    pub(super) async fn done(self) -> Result<Revision, WriteError> {
+        match self.0.into_future().await {
+            Ok(ack) => Ok(Revision(ack.sequence)),
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Err(WriteError::Conflict),
+            Err(error) => Err(WriteError::Unknown(error.to_string())),
+        }
+    }
+}
+
+/// See the module's head.
+#[derive(Clone)]
+pub(super) struct Bucket {
+    jetstream: Context,
+    stream: String,
+}
+
+impl Bucket {
+    pub(super) fn new(jetstream: Context, stream: &str) -> Self {
+        Self { jetstream, stream: stream.to_owned() }
+    }
+
+    /// Sends a write that is done only where the record's revision is `expected`.
+    pub(super) async fn compare_and_set(
+        &self,
+        subject: String,
+        value: Vec<u8>,
+        expected: Revision,
+        time_to_live: Option<Duration>,
+    ) -> Result<Writing, WriteError> {
+        let mut message =
+            PublishMessage::build().payload(value.into()).expected_last_subject_sequence(expected.0);
+        if let Some(time_to_live) = time_to_live {
+            message = message.ttl(time_to_live);
+        }
+        self.send(subject, message).await
+    }
+
+    /// Sends a write, whatever the record is.
+    pub(super) async fn set(&self, subject: String, value: Vec<u8>) -> Result<Writing, WriteError> {
+        self.send(subject, PublishMessage::build().payload(value.into())).await
+    }
+
+    async fn send(&self, subject: String, message: PublishMessage) -> Result<Writing, WriteError> {
+        let sent = self.jetstream.send_publish(subject, message).await;
+        sent.map(Writing).map_err(|error| WriteError::Unknown(error.to_string()))
+    }
+
+    /// Reads one record as the stream's leader has it.
+    pub(super) async fn get(&self, subject: &str) -> Result<Option<Stored>, ReadError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            message: Option<Raw>,
+            error: Option<async_nats::jetstream::Error>,
+        }
+        #[derive(Deserialize)]
+        struct Raw {
+            seq: u64,
+            #[serde(default)]
+            data: String,
+        }
+        let path = format!("STREAM.MSG.GET.{}", self.stream);
+        let answer: Answer = self
+            .jetstream
+            .request(path, &json!({"last_by_subj": subject}))
+            .await
+            .map_err(|error| ReadError(error.to_string()))?;
+        match answer {
+            Answer { message: Some(raw), .. } => {
+                let value = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, raw.data)
+                    .map_err(|error| ReadError(error.to_string()))?;
+                Ok(Some(Stored {
+                    subject: subject.to_owned(),
+                    revision: Revision(raw.seq),
+                    value: value.into(),
+                }))
+            }
+            Answer { error: Some(error), .. }
+                if error.error_code() == async_nats::jetstream::ErrorCode::NO_MESSAGE_FOUND =>
+            {
+                Ok(None)
+            }
+            Answer { error, .. } => {
+                Err(ReadError(error.map_or_else(|| "an empty answer".to_owned(), |error| error.to_string())))
+            }
+        }
+    }
+
+    /// The sequence of the bucket's newest write.
+    pub(super) async fn newest(&self) -> Result<Revision, ReadError> {
+        let stream =
+            self.jetstream.get_stream(&self.stream).await.map_err(|error| ReadError(error.to_string()))?;
+        Ok(Revision(stream.cached_info().state.last_sequence))
+    }
+
+    /// Reads the records of these subjects, which may have wildcards; those that are not there are missing in
+    /// the answer. A replica of the stream may answer that is a little behind.
+    pub(super) async fn get_many(&self, subjects: &[String]) -> Result<Vec<Stored>, ReadError> {
+        let mut found = Vec::with_capacity(subjects.len());
+        for some in subjects.chunks(MOST_SUBJECTS) {
+            self.get_some(some, &mut found).await?;
+        }
+        Ok(found)
+    }
+
+    async fn get_some(&self, subjects: &[String], found: &mut Vec<Stored>) -> Result<(), ReadError> {
+        let failed = |reason: String| ReadError(reason);
+        let client = self.jetstream.client();
+        let inbox = client.new_inbox();
+        let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| failed(error.to_string()))?;
+        let request = serde_json::to_vec(&json!({"multi_last": subjects, "batch": MOST_SUBJECTS}))
+            .map_err(|error| failed(error.to_string()))?;
+        let path = format!("$JS.API.DIRECT.GET.{}", self.stream);
+        client
+            .publish_with_reply(path, inbox, request.into())
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        loop {
+            let message = tokio::time::timeout(NEXT_MESSAGE, answers.next())
+                .await
+                .map_err(|_| failed(format!("no answer within {} s", NEXT_MESSAGE.as_secs())))?
+                .ok_or_else(|| failed("the connection is closed".to_owned()))?;
+            match message.status {
+                None => found
+                    .push(stored(message).ok_or_else(|| failed("an answer without a sequence".to_owned()))?),
+                // The end of the batch, or nothing found at all.
+                Some(status) if status.as_u16() == 204 || status == StatusCode::NOT_FOUND => return Ok(()),
+                Some(status) => {
+                    let description = message.description.unwrap_or_default();
+                    return Err(failed(format!("{status} {description}")));
+                }
+            }
+        }
+    }
+}
+
+fn stored(message: Message) -> Option<Stored> {
+    let headers = message.headers?;
+    Some(Stored {
+        subject: headers.get("Nats-Subject")?.to_string(),
+        revision: Revision(headers.get("Nats-Sequence")?.as_str().parse().ok()?),
+        value: message.payload,
+    })
+}

@@ -1,0 +1,59 @@
+//! Records as this replica last saw them, so that most events need no read. Bounded in bytes; what it says may
+//! be old, which the compare-and-set of every write finds out.
+
+use std::sync::Arc;
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache as Bounded;
+use taskpipeline_contract::TaskId;
+
+use super::ledger::Revision;
+use super::record::Record;
+
+/// How many bytes of records may be kept.
+const MOST_BYTES: u64 = 20 * 1024 * 1024;
+
+/// What an entry occupies besides its texts.
+const BYTES_PER_ENTRY: usize = 700;
+
+/// What the ledger holds for a task.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub(super) record: Arc<Record>,
+    pub(super) revision: Revision,
+}
+
+#[derive(Clone)]
+struct Bytes;
+
+impl Weighter<TaskId, Known> for Bytes {
+    fn weight(&self, id: &TaskId, known: &Known) -> u64 {
+        u64::try_from(BYTES_PER_ENTRY + id.as_str().len() + known.record.text_bytes()).unwrap_or(u64::MAX)
+    }
+}
+
+/// See the module's head.
+pub(super) struct Cache(Bounded<TaskId, Known, Bytes>);
+
+impl Cache {
+    pub(super) fn new() -> Self {
+        let entries = usize::try_from(MOST_BYTES).unwrap_or(usize::MAX) / (BYTES_PER_ENTRY + 100);
+        Self(Bounded::with_weighter(entries, MOST_BYTES, Bytes))
+    }
+
+    pub(super) fn get(&self, id: &TaskId) -> Option<Known> {
+        self.0.get(id)
+    }
+
+    pub(super) fn put(&self, id: &TaskId, known: Known) {
+        self.0.insert(id.clone(), known);
+    }
+
+    pub(super) fn forget(&self, id: &TaskId) {
+        self.0.remove(id);
+    }
+
+    pub(super) fn forget_all(&self) {
+        self.0.clear();
+    }
+}

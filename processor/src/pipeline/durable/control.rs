@@ -1,0 +1,182 @@
+//! The control record: which replica projects, and up to where the ledger is settled in KV. Pure: what is read
+//! and what is to be written; [`super::holder`] does both.
+//!
+//! There is one for each KV namespace. It is written by compare-and-set, at least every [`RENEWAL`] by its
+//! holder. One that stands still for [`LEASE`] may be taken over. Clocks of two machines are never compared.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::bucket::Revision;
+
+/// How often a holder renews it.
+pub(super) const RENEWAL: Duration = Duration::from_secs(1);
+
+/// How long it has to stand still before another replica takes it.
+pub(super) const LEASE: Duration = Duration::from_secs(4);
+
+/// For how long after a renewal was begun its holder sends requests to KV: less than a lease, so that two
+/// projectors overlap only where a process was stopped.
+pub(super) const MAY_SEND: Duration = Duration::from_secs(3);
+
+/// See the module's head.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Control {
+    /// The replica that projects; nothing where one has drained.
+    pub(super) holder: Option<String>,
+    /// Goes up each time it is taken, or has to begin anew.
+    pub(super) term: u64,
+    /// Each record of a task with this revision or a lower one is settled in KV.
+    pub(super) settled: Revision,
+    /// No request of the holder that let it go can take effect any more.
+    pub(super) clean: bool,
+    /// Makes each renewal differ from the one before.
+    pub(super) beat: u64,
+    /// When it was last renewed by its holder's clock, in ms since 1970. Only to see that it is days old.
+    pub(super) renewed: i64,
+}
+
+/// What a replica that wants to project may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// Write this. `doubtful`: requests of the last holder may still take effect.
+    Take { control: Control, doubtful: bool },
+    /// Another holds it.
+    Wait,
+}
+
+/// What a new holder has to know of itself and of the world.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Claimant<'a> {
+    pub(super) replica: &'a str,
+    /// For how long the record has not changed, as far as this replica has seen.
+    pub(super) unchanged_for: Duration,
+    /// The wall clock, in ms since 1970.
+    pub(super) now: i64,
+    /// The ledger's newest revision: it may have been thrown back behind what is settled.
+    pub(super) newest: Revision,
+    /// How long the ledger remembers a delete after it was settled; for ever, if nothing.
+    pub(super) memory: Option<Duration>,
+}
+
+impl Claimant<'_> {
+    /// Whether and how the record may be taken.
+    pub(super) fn claim(&self, found: Option<&Control>) -> Claim {
+        let Some(found) = found else {
+            return Claim::Take { control: self.control(1, Revision::default()), doubtful: false };
+        };
+        let free = found.holder.is_none() || found.holder.as_deref() == Some(self.replica);
+        if !free && self.unchanged_for < LEASE {
+            return Claim::Wait;
+        }
+        let settled = if self.is_forgotten(found) { Revision::default() } else { found.settled };
+        Claim::Take { control: self.control(found.term + 1, settled), doubtful: !found.clean }
+    }
+
+    /// Whether what the record says is settled cannot be relied on.
+    pub(super) fn is_forgotten(&self, found: &Control) -> bool {
+        let age = u64::try_from(self.now.saturating_sub(found.renewed)).unwrap_or(0);
+        found.settled > self.newest || self.memory.is_some_and(|memory| Duration::from_millis(age) > memory)
+    }
+
+    fn control(&self, term: u64, settled: Revision) -> Control {
+        let holder = Some(self.replica.to_owned());
+        Control { holder, term, settled, clean: false, beat: 0, renewed: self.now }
+    }
+}
+
+impl Control {
+    /// The next renewal, with what is settled by now.
+    pub(super) fn renewed(&self, settled: Revision, now: i64) -> Self {
+        Self { settled, beat: self.beat + 1, renewed: now, ..self.clone() }
+    }
+
+    /// The last renewal: whoever wants it may have it.
+    pub(super) fn released(&self, settled: Revision, clean: bool, now: i64) -> Self {
+        Self { holder: None, clean, ..self.renewed(settled, now) }
+    }
+
+    /// As a former holder leaves it that has sent requests without knowing that it was one no more: what it has
+    /// not seen settled while it was holder is to be written again.
+    pub(super) fn handed(&self, settled: Revision) -> Self {
+        Self { settled: self.settled.min(settled), clean: false, beat: self.beat + 1, ..self.clone() }
+    }
+
+    /// Whether it is this holder's, in this term.
+    pub(super) fn is_held_by(&self, holder: &Self) -> bool {
+        self.holder.is_some() && self.holder == holder.holder && self.term == holder.term
+    }
+
+    /// The holder begins anew from what another has handed it.
+    pub(super) fn restarted(&self, now: i64) -> Self {
+        Self { term: self.term + 1, ..self.renewed(self.settled, now) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claimant(unchanged_for: Duration) -> Claimant<'static> {
+        let memory = Some(Duration::from_secs(10));
+        Claimant { replica: "b", unchanged_for, now: 100_000, newest: Revision(50), memory }
+    }
+
+    fn held() -> Control {
+        Control {
+            holder: Some("a".to_owned()),
+            term: 3,
+            settled: Revision(40),
+            clean: false,
+            beat: 7,
+            renewed: 99_000,
+        }
+    }
+
+    fn taken(claim: Claim) -> (Control, bool) {
+        match claim {
+            Claim::Take { control, doubtful } => (control, doubtful),
+            Claim::Wait => panic!("not taken"),
+        }
+    }
+
+    #[test]
+    fn a_new_namespace_begins_at_zero() {
+        let (control, doubtful) = taken(claimant(Duration::ZERO).claim(None));
+        assert_eq!((control.settled, doubtful), (Revision(0), false));
+    }
+
+    #[test]
+    fn a_live_holder_keeps_it_and_a_silent_one_loses_it() {
+        assert_eq!(claimant(LEASE / 2).claim(Some(&held())), Claim::Wait);
+        let (control, doubtful) = taken(claimant(LEASE).claim(Some(&held())));
+        assert_eq!((control.term, control.settled, doubtful), (4, Revision(40), true));
+    }
+
+    #[test]
+    fn a_drained_one_is_taken_at_once_and_without_doubt() {
+        let drained = held().released(Revision(45), true, 99_500);
+        let (control, doubtful) = taken(claimant(Duration::ZERO).claim(Some(&drained)));
+        assert_eq!((control.settled, doubtful), (Revision(45), false));
+    }
+
+    #[test]
+    fn what_is_settled_is_not_believed_of_a_ledger_thrown_back_or_a_record_older_than_its_memory() {
+        let ahead = Control { settled: Revision(51), ..held() };
+        assert_eq!(taken(claimant(LEASE).claim(Some(&ahead))).0.settled, Revision(0));
+        let old = Control { renewed: 80_000, ..held() };
+        assert_eq!(taken(claimant(LEASE).claim(Some(&old))).0.settled, Revision(0));
+    }
+
+    #[test]
+    fn a_former_holder_takes_back_what_it_may_have_spoilt() {
+        let mine = Control { holder: Some("b".to_owned()), term: 4, settled: Revision(48), ..held() };
+        let handed = mine.handed(Revision(40));
+        assert_eq!(handed.settled, Revision(40));
+        assert!(handed.is_held_by(&mine));
+        assert_eq!(mine.handed(Revision(60)).settled, Revision(48));
+        assert!(!handed.restarted(0).is_held_by(&mine), "a new term");
+    }
+}

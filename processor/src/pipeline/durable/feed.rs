@@ -1,0 +1,168 @@
+//! The feed: the ledger's changes from a revision on, in their order, as fast as they are taken. A task that
+//! has changed since is seen once, at its newest change. Decides nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::pull::Config as PullConfig;
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, ReplayPolicy};
+use futures_util::StreamExt;
+use taskpipeline_contract::TaskId;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tracing::{debug, error, warn};
+
+use super::bucket::Revision;
+use super::cache::Known;
+use super::names::Names;
+use super::record::Record;
+
+/// How many changes are fetched at a time.
+const FETCH: usize = 500;
+
+/// How long a fetch waits for changes.
+const FETCH_EXPIRES: Duration = Duration::from_secs(5);
+
+/// How long the server remembers a feed that is not read.
+const INACTIVE: Duration = Duration::from_secs(60);
+
+/// The wait before a feed that broke is made anew.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// A task's record as it was written.
+pub(super) struct Change {
+    pub(super) id: TaskId,
+    pub(super) known: Known,
+    /// How many changes there are behind this one.
+    pub(super) behind: u64,
+}
+
+/// See the module's head. It ends when it is dropped.
+pub(super) struct Feed {
+    changes: mpsc::Receiver<Change>,
+    reading: JoinHandle<()>,
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}
+
+impl Feed {
+    /// Reads what was written after this revision.
+    pub(super) fn after(
+        revision: Revision,
+        jetstream: Context,
+        names: Arc<Names>,
+        connections: watch::Receiver<u64>,
+    ) -> Self {
+        let (sender, changes) = mpsc::channel(FETCH);
+        let reader = Reader { jetstream, names, connections, position: revision, sender };
+        Self { changes, reading: tokio::spawn(reader.run()) }
+    }
+
+    /// The next changes, at least one.
+    pub(super) async fn next(&mut self, into: &mut Vec<Change>, most: usize) {
+        if self.changes.recv_many(into, most).await == 0 {
+            // The reader never ends by itself.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+struct Reader {
+    jetstream: Context,
+    names: Arc<Names>,
+    connections: watch::Receiver<u64>,
+    position: Revision,
+    sender: mpsc::Sender<Change>,
+}
+
+impl Reader {
+    async fn run(mut self) {
+        loop {
+            self.connections.mark_unchanged();
+            let broken = match self.consumer().await {
+                Ok(consumer) => self.read(&consumer).await,
+                Err(error) => error,
+            };
+            debug!("the ledger's feed is made anew from {}: {broken}", self.position.0);
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn consumer(&self) -> Result<PullConsumer, String> {
+        let config = PullConfig {
+            description: Some("The projector's feed".to_owned()),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.position.0 + 1 },
+            ack_policy: AckPolicy::None,
+            filter_subject: self.names.tasks(),
+            replay_policy: ReplayPolicy::Instant,
+            inactive_threshold: INACTIVE,
+            memory_storage: true,
+            num_replicas: 1,
+            ..PullConfig::default()
+        };
+        let made = self.jetstream.create_consumer_on_stream(config, &self.names.ledger_stream).await;
+        made.map_err(|error| error.to_string())
+    }
+
+    /// Reads until something is wrong, and answers what.
+    async fn read(&mut self, consumer: &PullConsumer) -> String {
+        let mut expected = 1;
+        loop {
+            let fetched = consumer.batch().max_messages(FETCH).expires(FETCH_EXPIRES).messages().await;
+            let mut fetched = match fetched {
+                Ok(fetched) => fetched,
+                Err(error) => return error.to_string(),
+            };
+            loop {
+                let message = tokio::select! {
+                    biased;
+                    message = fetched.next() => message,
+                    _ = self.connections.changed() => return "the connection was made anew".to_owned(),
+                };
+                let message = match message {
+                    Some(Ok(message)) => message,
+                    Some(Err(error)) => return error.to_string(),
+                    None => break,
+                };
+                let info = match message.info() {
+                    Ok(info) => info,
+                    Err(error) => return error.to_string(),
+                };
+                // Without acks, nothing else tells that a message got lost.
+                if info.consumer_sequence != expected {
+                    return format!("change {expected} is missing");
+                }
+                expected += 1;
+                let (revision, behind) = (Revision(info.stream_sequence), info.pending);
+                if let Some(change) = self.decode(&message.subject, &message.payload, revision, behind)
+                    && self.sender.send(change).await.is_err()
+                {
+                    return "nobody reads it".to_owned();
+                }
+                self.position = revision;
+            }
+        }
+    }
+
+    fn decode(&self, subject: &str, payload: &[u8], revision: Revision, behind: u64) -> Option<Change> {
+        let Some(id) = self.names.task_of(subject) else {
+            warn!("{subject} in the ledger is no task's record; it is left alone");
+            return None;
+        };
+        match serde_json::from_slice::<Record>(payload) {
+            Ok(record) => {
+                let known = Known { record: Arc::new(record), revision };
+                Some(Change { id, known, behind })
+            }
+            Err(error) => {
+                error!("the ledger's record {subject} cannot be read and is left alone: {error}");
+                None
+            }
+        }
+    }
+}

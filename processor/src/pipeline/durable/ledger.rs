@@ -1,0 +1,283 @@
+//! The ledger: the latest state of each task, in a bucket of which any replica may write any record, by
+//! compare-and-set. A conflict is read again and folded again. Decides nothing about what is written to KV.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use taskpipeline_contract::{Task, TaskId};
+use tracing::debug;
+
+use super::bucket::{Bucket, ReadError, Stored, WriteError};
+use super::cache::{Cache, Known};
+use super::crash;
+use super::names::Names;
+use super::record::{Due, Record};
+
+pub(super) use super::bucket::Revision;
+
+/// How often a write is tried again before its events are left for another delivery.
+const MOST_TRIES: u32 = 50;
+
+/// The longest wait between two tries.
+const MOST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Why the ledger does not say or take what it should; nothing is lost, and it may be asked again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LedgerError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("the ledger's record {subject} cannot be read: {reason}. Was it written by something else?")]
+    Foreign { subject: String, reason: String },
+}
+
+/// See the module's head.
+pub(super) struct Ledger {
+    bucket: Bucket,
+    names: Arc<Names>,
+    cache: Cache,
+    /// Of 1,000 creates written without looking, how many found something there, lately.
+    surprises: AtomicU32,
+}
+
+impl Ledger {
+    pub(super) fn new(bucket: Bucket, names: Arc<Names>) -> Self {
+        Self { bucket, names, cache: Cache::new(), surprises: AtomicU32::new(0) }
+    }
+
+    /// The bucket itself, for records that are no task's.
+    pub(super) fn bucket(&self) -> &Bucket {
+        &self.bucket
+    }
+
+    /// The connection was lost: the server may have been thrown back, and what was read may never have been.
+    pub(super) fn forget_all(&self) {
+        self.cache.forget_all();
+    }
+
+    /// Folds what these records say into the ledger's. When it is done, all of them are stored.
+    ///
+    /// # Errors
+    /// Where NATS does not take them. Some may have been stored; it does no harm to apply them again.
+    pub(super) async fn apply(&self, records: Vec<(TaskId, Record)>) -> Result<(), LedgerError> {
+        let mut left = records;
+        let mut tries = 0;
+        loop {
+            let known = self.known(&left, tries).await?;
+            let mut conflicts = Vec::new();
+            let mut error = None;
+            // All are sent before the first answer is waited for.
+            let mut writing = Vec::with_capacity(left.len());
+            for (id, record) in left {
+                let (merged, expected) = match known.get(&id) {
+                    Some(known) => {
+                        let mut merged = Record::clone(&known.record);
+                        if !merged.merge(&record) {
+                            continue;
+                        }
+                        (merged, known.revision)
+                    }
+                    None => (record.clone(), Revision::default()),
+                };
+                match self.send(&id, &merged, expected, None).await {
+                    Ok(sent) => writing.push((id, record, merged, sent, expected)),
+                    Err(failed) => {
+                        error = Some(failed);
+                        conflicts.push((id, record));
+                    }
+                }
+            }
+            for (id, record, merged, sent, expected) in writing {
+                let done = sent.done().await;
+                if expected == Revision::default() && tries == 0 {
+                    self.note_surprise(matches!(done, Err(WriteError::Conflict)));
+                }
+                match done {
+                    Ok(revision) => self.cache.put(&id, Known { record: Arc::new(merged), revision }),
+                    Err(failed) => {
+                        // What the cache says is not so any more.
+                        self.cache.forget(&id);
+                        error = Some(failed.into());
+                        conflicts.push((id, record));
+                    }
+                }
+            }
+            if conflicts.is_empty() {
+                return Ok(());
+            }
+            tries += 1;
+            let error = error.unwrap_or(LedgerError::Write(WriteError::Conflict));
+            let is_conflict = matches!(error, LedgerError::Write(WriteError::Conflict));
+            if tries >= MOST_TRIES || (!is_conflict && tries >= 3) {
+                return Err(error);
+            }
+            debug!("{} records are folded again, the {tries}. time: {error}", conflicts.len());
+            if tries > 1 {
+                let pause = Duration::from_millis(2) * 2_u32.pow(tries.min(8));
+                tokio::time::sleep(pause.min(MOST_PAUSE).mul_f64(rand::random())).await;
+            }
+            left = conflicts;
+        }
+    }
+
+    /// What the ledger holds for these tasks; what has no record is missing.
+    pub(super) async fn read(&self, ids: &[TaskId]) -> Result<HashMap<TaskId, Known>, LedgerError> {
+        let subjects: Vec<_> = ids.iter().map(|id| self.names.task(id)).collect();
+        let mut known = HashMap::with_capacity(ids.len());
+        for stored in self.bucket.get_many(&subjects).await? {
+            let Some(id) = self.names.task_of(&stored.subject) else { continue };
+            known.insert(id, decode(&stored)?);
+        }
+        Ok(known)
+    }
+
+    /// Records what KV knew of a task before any event, if that is still not known. Answers whether it was
+    /// recorded now.
+    pub(super) async fn join(&self, id: &TaskId, known_to_kv: Option<&Task>) -> Result<bool, LedgerError> {
+        let mut tries = 0;
+        loop {
+            let Some(known) = self.read(std::slice::from_ref(id)).await?.remove(id) else { return Ok(false) };
+            let mut record = Record::clone(&known.record);
+            if !record.join(known_to_kv) {
+                return Ok(false);
+            }
+            let outcome = match self.send(id, &record, known.revision, None).await {
+                Ok(sent) => sent.done().await.map_err(LedgerError::from),
+                Err(error) => Err(error),
+            };
+            self.cache.forget(id);
+            match outcome {
+                Ok(_) => return Ok(true),
+                Err(error) if tries >= 9 => return Err(error),
+                Err(_) => tries += 1,
+            }
+            tokio::time::sleep(Duration::from_millis(20).mul_f64(rand::random())).await;
+        }
+    }
+
+    /// What the stream's leader holds for one task: for decisions, where being a little behind would matter.
+    pub(super) async fn newest(&self, id: &TaskId) -> Result<Option<Known>, LedgerError> {
+        self.bucket.get(&self.names.task(id)).await?.as_ref().map(decode).transpose()
+    }
+
+    /// Writes a task's record once more as it is, so that the projector takes it up again. It lives on for
+    /// that, should it have had a time to live. Answers whether there is one.
+    pub(super) async fn touch(&self, id: &TaskId) -> Result<bool, LedgerError> {
+        let mut tries = 0;
+        loop {
+            let Some(known) = self.newest(id).await? else { return Ok(false) };
+            let record = Record { expires_by: None, ..Record::clone(&known.record) };
+            let outcome = match self.send(id, &record, known.revision, None).await {
+                Ok(sent) => sent.done().await.map_err(LedgerError::from),
+                Err(error) => Err(error),
+            };
+            self.cache.forget(id);
+            match outcome {
+                Ok(_) => return Ok(true),
+                Err(error) if tries >= 9 => return Err(error),
+                Err(_) => tries += 1,
+            }
+            tokio::time::sleep(Duration::from_millis(20).mul_f64(rand::random())).await;
+        }
+    }
+
+    /// Records that a task which only KV knows is to be gone, unless something is known of it by now. Answers
+    /// whether it was recorded.
+    pub(super) async fn entomb(&self, id: &TaskId, tombstone: &Record) -> Result<bool, LedgerError> {
+        let mut tries = 0;
+        loop {
+            let (record, expected) = match self.newest(id).await? {
+                None => (tombstone.clone(), Revision::default()),
+                // Updates of a task that KV did not know when it was asked.
+                Some(known) if known.record.due(id) == Due::Nothing => {
+                    let mut record = Record { expires_by: None, ..Record::clone(&known.record) };
+                    record.task.merge(&tombstone.task);
+                    (record, known.revision)
+                }
+                Some(_) => return Ok(false),
+            };
+            let outcome = match self.send(id, &record, expected, None).await {
+                Ok(sent) => sent.done().await.map_err(LedgerError::from),
+                Err(error) => Err(error),
+            };
+            self.cache.forget(id);
+            match outcome {
+                Ok(_) => return Ok(true),
+                Err(error) if tries >= 9 => return Err(error),
+                Err(_) => tries += 1,
+            }
+            tokio::time::sleep(Duration::from_millis(20).mul_f64(rand::random())).await;
+        }
+    }
+
+    /// Gives a record a time to live, if it still is the one of this revision.
+    pub(super) async fn expire(
+        &self,
+        id: &TaskId,
+        known: &Known,
+        term: u64,
+        time_to_live: Duration,
+    ) -> Result<(), LedgerError> {
+        let mut record = Record::clone(&known.record);
+        record.expires_by = Some(term);
+        self.send(id, &record, known.revision, Some(time_to_live)).await?.done().await?;
+        crash::point("expiring");
+        self.cache.forget(id);
+        Ok(())
+    }
+
+    /// The records as they are known without reading where that can be, for a first try; as they are, after
+    /// a conflict.
+    async fn known(
+        &self,
+        records: &[(TaskId, Record)],
+        tries: u32,
+    ) -> Result<HashMap<TaskId, Known>, LedgerError> {
+        let mut known = HashMap::with_capacity(records.len());
+        let mut unknown = Vec::new();
+        let creates_look = self.surprises.load(Ordering::Relaxed) > 300;
+        for (id, record) in records {
+            match self.cache.get(id) {
+                Some(cached) if tries == 0 => {
+                    known.insert(id.clone(), cached);
+                }
+                // Most creates are of new tasks, and then there is nothing to read.
+                _ if tries == 0 && !creates_look && record.task.is_created() => {}
+                _ => unknown.push(id.clone()),
+            }
+        }
+        if !unknown.is_empty() {
+            known.extend(self.read(&unknown).await?);
+        }
+        Ok(known)
+    }
+
+    fn note_surprise(&self, surprised: bool) {
+        let before = self.surprises.load(Ordering::Relaxed);
+        let after = if surprised { before + (1_000 - before) / 32 } else { before - before / 32 };
+        self.surprises.store(after, Ordering::Relaxed);
+    }
+
+    async fn send(
+        &self,
+        id: &TaskId,
+        record: &Record,
+        expected: Revision,
+        time_to_live: Option<Duration>,
+    ) -> Result<super::bucket::Writing, LedgerError> {
+        let bytes = serde_json::to_vec(record)
+            .map_err(|error| WriteError::Unknown(format!("a record cannot be written as JSON: {error}")))?;
+        Ok(self.bucket.compare_and_set(self.names.task(id), bytes, expected, time_to_live).await?)
+    }
+}
+
+fn decode(stored: &Stored) -> Result<Known, LedgerError> {
+    let record = serde_json::from_slice(&stored.value).map_err(|error| LedgerError::Foreign {
+        subject: stored.subject.clone(),
+        reason: error.to_string(),
+    })?;
+    Ok(Known { record: Arc::new(record), revision: stored.revision })
+}

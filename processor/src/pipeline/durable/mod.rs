@@ -1,0 +1,227 @@
+//! Mode `Durable`, in the order data flows: [`session`] -> [`ingest`] -> [`ledger`] -> [`feed`] -> [`projector`],
+//! and [`dead_letters`] for what cannot go on. Nothing is lost: an event is acknowledged when the ledger has it,
+//! and KV is brought to what the ledger says. This file starts the parts and drains them, nothing else.
+
+mod age;
+mod bucket;
+mod cache;
+mod control;
+mod crash;
+mod dead_letters;
+mod feed;
+mod holder;
+mod incarnation;
+mod ingest;
+mod ledger;
+pub(crate) mod letters;
+#[cfg(test)]
+mod model_tests;
+mod names;
+mod projector;
+mod record;
+pub(crate) mod resync;
+mod session;
+mod streams;
+mod supervisor;
+mod unsettled;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream::{Context, context::ContextBuilder};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::RunError;
+use super::connection::connect;
+use crate::config::{DurableSettings, NatsSettings, Settings, Tuning};
+use crate::kv::Namespace;
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::Metrics;
+
+use self::bucket::Bucket;
+use self::dead_letters::DeadLetters;
+use self::holder::Holder;
+use self::ledger::Ledger;
+use self::names::{Names, Target};
+use self::projector::Parts;
+use self::session::Sessions;
+use self::supervisor::Supervisor;
+
+/// How long JetStream may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// How many publishes may wait for their acks.
+const MOST_IN_FLIGHT: usize = 16_384;
+
+/// What is left of the grace for letting go of KV and closing the connection.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Runs the pipeline until `shutdown` resolves, and drains it.
+pub(super) async fn run(
+    settings: Settings,
+    durable: DurableSettings,
+    namespace: Namespace,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    mut shutdown: Pin<&mut impl Future<Output = ()>>,
+) -> Result<(), RunError> {
+    let (connected, connections) = watch::channel(0);
+    let connecting = connect(&settings.nats, Arc::clone(&health), Arc::clone(&metrics), connected);
+    let client = tokio::select! {
+        client = connecting => client?,
+        () = &mut shutdown => return Ok(()),
+    };
+    let member = Member::new(&client, &settings.nats, &durable, connections, metrics, health);
+    let sessions = Sessions {
+        jetstream: member.jetstream.clone(),
+        bucket: member.bucket.clone(),
+        names: Arc::clone(&member.names),
+        settings: durable.clone(),
+    };
+    let session = tokio::select! {
+        session = supervisor::first(&sessions) => session.map_err(|reason| RunError::Nats {
+            url: settings.nats.connection.to_string(),
+            reason,
+        })?,
+        () = &mut shutdown => return Ok(()),
+    };
+    member.health.set_source(client.clone());
+    info!("replica {} takes part in {}", member.replica, session.consumer.cached_info().name);
+
+    let target = Target::new(settings.kv.namespace_url.as_str());
+    let parts =
+        member.projector(namespace, settings.tuning.clone(), durable.settle_after, target, session.max_age);
+    let health = Arc::clone(&member.health);
+    let supervisor = Supervisor {
+        sessions,
+        ledger: member.ledger,
+        letters: member.letters,
+        names: member.names,
+        replica: member.replica,
+        connections: member.connections,
+        metrics: member.metrics,
+        health: member.health,
+        ack_wait: durable.ack_wait,
+    };
+
+    let (stop, stopped) = watch::channel(None);
+    let mut projecting = tokio::spawn(projector::run(parts, stopped.clone()));
+    let mut ingesting = tokio::spawn(supervisor.run(session, stopped));
+    tokio::select! {
+        () = &mut shutdown => {}
+        _ = &mut ingesting => return Err(RunError::Stopped("ingest")),
+        _ = &mut projecting => return Err(RunError::Stopped("projector")),
+    }
+
+    let grace = settings.shutdown_grace;
+    info!("draining: no more events are taken, and KV is left to another replica");
+    health.set_draining();
+    let started = Instant::now();
+    stop.send_replace(Some(started + grace.saturating_sub(LAST_WORDS)));
+    let drained = tokio::time::timeout_at(started + grace, async {
+        let _ = projecting.await;
+        let _ = ingesting.await;
+        // The last acks; what does not get through is delivered again.
+        let _ = client.flush().await;
+    })
+    .await;
+    match drained {
+        Ok(()) => info!("drained in {:.1} s", started.elapsed().as_secs_f64()),
+        Err(_) => warn!(
+            "the grace of {} s is over; what was in hand is delivered again, and written by another replica",
+            grace.as_secs()
+        ),
+    }
+    Ok(())
+}
+
+/// A process that takes part in a pipeline, be it a replica or a command: what its parts share.
+struct Member {
+    jetstream: Context,
+    names: Arc<Names>,
+    replica: Arc<str>,
+    bucket: Bucket,
+    ledger: Arc<Ledger>,
+    letters: DeadLetters,
+    connections: watch::Receiver<u64>,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+}
+
+impl Member {
+    fn new(
+        client: &Client,
+        nats: &NatsSettings,
+        durable: &DurableSettings,
+        connections: watch::Receiver<u64>,
+        metrics: Arc<Metrics>,
+        health: Arc<Health>,
+    ) -> Self {
+        let jetstream = context(client);
+        let names = Arc::new(Names::new(nats, durable));
+        let bucket = Bucket::new(jetstream.clone(), &names.ledger_stream);
+        Self {
+            replica: Uuid::new_v4().simple().to_string()[..12].into(),
+            ledger: Arc::new(Ledger::new(bucket.clone(), Arc::clone(&names))),
+            letters: DeadLetters::new(jetstream.clone(), Arc::clone(&names), Arc::clone(&metrics)),
+            jetstream,
+            names,
+            bucket,
+            connections,
+            metrics,
+            health,
+        }
+    }
+
+    /// What its projector needs. `max_age`: how long the stream keeps an event; nothing where it does for ever.
+    fn projector<K>(
+        &self,
+        kv: K,
+        tuning: Tuning,
+        settle_after: Duration,
+        target: Target,
+        max_age: Option<Duration>,
+    ) -> Parts<K> {
+        // A tenth more than any event can live: for clocks, and for what a replica holds in its hands.
+        let memory = max_age.map(|age| age + (age / 10).max(Duration::from_secs(1)));
+        Parts {
+            kv,
+            tuning,
+            settle_after,
+            memory,
+            ledger: Arc::clone(&self.ledger),
+            holder: Holder {
+                bucket: self.bucket.clone(),
+                names: Arc::clone(&self.names),
+                target,
+                replica: Arc::clone(&self.replica),
+                memory,
+            },
+            letters: self.letters.clone(),
+            names: Arc::clone(&self.names),
+            jetstream: self.jetstream.clone(),
+            connections: self.connections.clone(),
+            metrics: Arc::clone(&self.metrics),
+            health: Arc::clone(&self.health),
+        }
+    }
+}
+
+fn context(client: &Client) -> Context {
+    ContextBuilder::new()
+        .timeout(ANSWER)
+        .max_ack_inflight(MOST_IN_FLIGHT)
+        .backpressure_on_inflight(true)
+        .build(client.clone())
+}
+
+/// Resolves when the drain has begun; or when nobody is left to begin one, which stops just as well.
+async fn stopped(stop: &mut watch::Receiver<Option<Instant>>) {
+    let _ = stop.wait_for(Option::is_some).await;
+}

@@ -1,0 +1,612 @@
+//! The projector of mode `Durable`: one replica at a time brings KV to what the ledger says. That it is the only
+//! one cannot be promised; that KV ends up as the ledger says does not depend on it.
+//!
+//! Here the parts meet the clock and the network: the [`Feed`] of changes, [`Unsettled`] that knows what is
+//! settled, [`Dispatch`] that decides what is sent when, and the control record with its [`Holder`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::Context;
+use taskpipeline_contract::{Task, TaskId, TaskKey};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{enabled, error, info, warn};
+
+use super::bucket::Revision;
+use super::cache::Known;
+use super::control::{MAY_SEND, RENEWAL};
+use super::crash;
+use super::dead_letters::DeadLetters;
+use super::feed::{Change, Feed};
+use super::holder::{Held, Holder, Renewal, now};
+use super::ledger::{Ledger, LedgerError};
+use super::names::Names;
+use super::record::{Due, Record};
+use super::stopped;
+use super::unsettled::{Landed, Unsettled};
+use crate::config::Tuning;
+use crate::kv::{Budget, BulkApi, Failure, RequestBudget};
+use crate::pipeline::dead_letters::{Letter, Reason};
+use crate::pipeline::projector::{Answered, Batch, Dispatch, Request, Verdict, delay_after};
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::{Metrics, Operation};
+
+/// How many changes are taken in between two looks at what can be sent.
+const TAKE_IN: usize = 256;
+
+/// How many tasks are read again at a time when their doubt is over.
+const READ_AGAIN: usize = 500;
+
+/// The pause before something that NATS did not take is tried again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How soon a renewal that NATS did not confirm is tried again.
+const RENEW_AGAIN: Duration = Duration::from_millis(200);
+
+/// How often a record is tried to be given its time to live, before it is left in the ledger for good.
+const EXPIRE_TRIES: usize = 5;
+
+/// What the projector of a replica needs, whether or not it is its turn.
+pub(super) struct Parts<K> {
+    pub(super) kv: K,
+    pub(super) tuning: Tuning,
+    pub(super) settle_after: Duration,
+    /// How long a settled record lives that says nothing but that there is no task; for ever, if nothing.
+    pub(super) memory: Option<Duration>,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) holder: Holder,
+    pub(super) letters: DeadLetters,
+    pub(super) names: Arc<Names>,
+    pub(super) jetstream: Context,
+    pub(super) connections: watch::Receiver<u64>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) health: Arc<Health>,
+}
+
+/// See the module's head.
+pub(super) struct Projector<K> {
+    parts: Parts<K>,
+    dispatch: Dispatch<K>,
+    held: Held,
+    unsettled: Unsettled,
+    feed: Feed,
+    /// What is done beside: reads and writes of the ledger, dead letters, the renewal.
+    beside: JoinSet<Done>,
+    renewing: bool,
+    renew_at: Instant,
+    behind: u64,
+}
+
+/// What was done beside.
+enum Done {
+    Renewed(Renewal),
+    /// A record was given its time to live, or need not be.
+    Expired(TaskId, Revision),
+    /// What KV knew of a task is recorded; or it was no news; or it could not be.
+    Joined(TaskId, Result<bool, LedgerError>),
+    /// These were read again.
+    Read(Vec<TaskId>, Result<HashMap<TaskId, Known>, LedgerError>),
+    /// A task that KV refuses is a dead letter now.
+    Buried(TaskId, Revision),
+}
+
+/// How a term ends.
+enum Ended {
+    Drained,
+    Lost,
+}
+
+/// Projects whenever it is this replica's turn, until `stop` names the moment by which it has to end.
+pub(super) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<Option<Instant>>) {
+    let reads = Budget::new(tenth(parts.tuning.request_budget), Instant::now());
+    let mut dispatch = Dispatch::new(
+        parts.kv.clone(),
+        &parts.tuning,
+        reads,
+        Arc::clone(&parts.metrics),
+        Arc::clone(&parts.health),
+    );
+    let mut parts = parts;
+    loop {
+        let held = tokio::select! {
+            held = parts.holder.acquire() => held,
+            () = stopped(&mut stop) => return,
+        };
+        parts.metrics.projector_active.set(1);
+        let mut projector = Projector::new(parts, dispatch, held);
+        let ended = projector.project(&mut stop).await;
+        projector.parts.metrics.projector_active.set(0);
+        projector.parts.metrics.unsettled_tasks.set(0);
+        projector.parts.metrics.changes_behind.set(0);
+        if let Ended::Drained = ended {
+            return;
+        }
+        warn!("another replica writes to KV now");
+        let handover = projector.parts.holder.hand_over(&projector.held);
+        tokio::select! {
+            () = handover => {}
+            () = deadline(&mut stop) => return,
+        }
+        (parts, dispatch) = (projector.parts, projector.dispatch);
+        dispatch.restart();
+    }
+}
+
+/// At most a tenth of the budget goes into looking up what only KV knows.
+fn tenth(budget: RequestBudget) -> RequestBudget {
+    let requests = std::num::NonZeroU32::new(budget.requests.get() / 10).unwrap_or(std::num::NonZeroU32::MIN);
+    RequestBudget { requests, ..budget }
+}
+
+async fn deadline(stop: &mut watch::Receiver<Option<Instant>>) {
+    let at = stop.wait_for(Option::is_some).await.ok().and_then(|at| *at);
+    tokio::time::sleep_until(at.unwrap_or_else(Instant::now)).await;
+}
+
+impl<K: BulkApi> Projector<K> {
+    fn new(parts: Parts<K>, dispatch: Dispatch<K>, held: Held) -> Self {
+        let (settled, now) = (held.control.settled, Instant::now());
+        let unsettled = Unsettled::new(settled, held.doubtful, parts.settle_after, now);
+        let feed = feed(&parts, settled);
+        let renew_at = held.since + RENEWAL;
+        Self {
+            parts,
+            dispatch,
+            held,
+            unsettled,
+            feed,
+            beside: JoinSet::new(),
+            renewing: false,
+            renew_at,
+            behind: 0,
+        }
+    }
+
+    async fn project(&mut self, stop: &mut watch::Receiver<Option<Instant>>) -> Ended {
+        let mut changes = Vec::with_capacity(TAKE_IN);
+        let mut stopping = false;
+        let mut until = stop.clone();
+        let mut out_of_time = Box::pin(async move { deadline(&mut until).await });
+        loop {
+            self.dispatch.wake_rested();
+            self.read_doubtful_again();
+            self.renew();
+            if stopping && self.dispatch.in_flight() == 0 && !self.renewing {
+                self.release().await;
+                return Ended::Drained;
+            }
+            if !stopping && self.may_send() {
+                self.send_what_can_be_sent();
+            }
+            self.show();
+            let wake_at = self.next_wake();
+            tokio::select! {
+                () = self.feed.next(&mut changes, TAKE_IN), if !stopping && self.unsettled.has_room() => {
+                    changes.drain(..).for_each(|change| self.take_in(change));
+                }
+                Some(answer) = self.dispatch.answer() => match answer {
+                    Ok(answered) => self.settle(answered),
+                    Err(error) => {
+                        error!("a request to KV fell over: {error}");
+                        return Ended::Lost;
+                    }
+                },
+                Some(done) = self.beside.join_next() => match done {
+                    Ok(Done::Renewed(renewal)) => {
+                        self.renewing = false;
+                        if self.renewed(renewal) {
+                            return Ended::Lost;
+                        }
+                    }
+                    Ok(done) => self.note(done),
+                    Err(error) => {
+                        error!("a part of the projector fell over: {error}");
+                        return Ended::Lost;
+                    }
+                },
+                () = tokio::time::sleep_until(wake_at) => {}
+                () = stopped(stop), if !stopping => stopping = true,
+                () = &mut out_of_time => {
+                    self.dispatch.abort();
+                    self.release().await;
+                    return Ended::Drained;
+                }
+            }
+        }
+    }
+
+    /// Whether this replica can be sure enough that no other projects.
+    fn may_send(&self) -> bool {
+        self.held.since.elapsed() < MAY_SEND
+    }
+
+    fn next_wake(&self) -> Instant {
+        let renew = if self.renewing { None } else { Some(self.renew_at) };
+        let soon = Instant::now() + PAUSE;
+        [renew, self.dispatch.next_wake(), self.unsettled.next_due()]
+            .into_iter()
+            .flatten()
+            .fold(soon, Instant::min)
+    }
+
+    fn renew(&mut self) {
+        if self.renewing || Instant::now() < self.renew_at {
+            return;
+        }
+        self.renewing = true;
+        let (holder, held, settled) =
+            (self.parts.holder.clone(), self.held.clone(), self.unsettled.settled());
+        self.beside.spawn(async move { Done::Renewed(holder.renew(held, settled).await) });
+    }
+
+    /// Answers whether the record is lost.
+    fn renewed(&mut self, renewal: Renewal) -> bool {
+        match renewal {
+            Renewal::Held(held) => {
+                self.renew_at = held.since + RENEWAL;
+                self.held = held;
+            }
+            Renewal::Restarted(held) => {
+                warn!("a former holder has handed over what came after change {}", held.control.settled.0);
+                let (settled, now) = (held.control.settled, Instant::now());
+                self.unsettled = Unsettled::new(settled, true, self.parts.settle_after, now);
+                self.feed = feed(&self.parts, settled);
+                self.dispatch.restart();
+                self.beside = JoinSet::new();
+                self.renew_at = held.since + RENEWAL;
+                self.held = held;
+            }
+            Renewal::Lost => return true,
+            Renewal::Unknown(what) => {
+                warn!("that this replica writes to KV cannot be recorded: {what}");
+                self.renew_at = Instant::now() + RENEW_AGAIN;
+            }
+        }
+        false
+    }
+
+    async fn release(&mut self) {
+        let clean = self.dispatch.in_flight() == 0 && self.unsettled.is_clean(Instant::now());
+        self.parts.holder.release(self.held.clone(), self.unsettled.settled(), clean).await;
+    }
+
+    fn take_in(&mut self, change: Change) {
+        let Change { id, known, behind } = change;
+        self.behind = behind;
+        // Our own doing: it was settled before it was given its time to live, and nothing came between.
+        if known.record.expires_by == Some(self.held.control.term) {
+            self.unsettled.passed(&id, known.revision);
+            return;
+        }
+        self.unsettled.changed(&id, known, Instant::now());
+        self.route(&id);
+    }
+
+    /// Queues a task for what has to be done about it.
+    fn route(&mut self, id: &TaskId) {
+        let Some(record) = self.unsettled.record(id) else { return };
+        match record.due(id) {
+            Due::Put(_) | Due::Delete => {
+                if self.dispatch.reads.contains(id) {
+                    // The read is not needed any more, and its failed attempts are not the write's.
+                    self.dispatch.reads.withdraw(id);
+                    self.unsettled.forgive(id);
+                }
+                self.dispatch.writes.mark(id);
+            }
+            Due::LookUp => {
+                self.dispatch.writes.withdraw(id);
+                self.dispatch.reads.mark(id);
+            }
+            Due::Nothing => {
+                self.dispatch.reads.withdraw(id);
+                self.dispatch.writes.withdraw(id);
+                if !self.dispatch.writes.is_in_flight(id) {
+                    self.unsettled.ended(id);
+                    self.finish(id);
+                }
+            }
+        }
+    }
+
+    fn send_what_can_be_sent(&mut self) {
+        while let Some(batch) = self.dispatch.next_batch() {
+            match batch {
+                Batch::Write(ids) => self.send_write(ids),
+                Batch::Read(ids) => {
+                    ids.iter().for_each(|id| self.announce(Operation::Get, id));
+                    self.dispatch.send(Request::Get(ids));
+                }
+            }
+        }
+    }
+
+    /// Takes the values now, at the last moment, and sends puts or deletes; where there are both, the deletes
+    /// go next.
+    fn send_write(&mut self, ids: Vec<TaskId>) {
+        let mut tasks: Vec<Task> = Vec::with_capacity(ids.len());
+        let mut gone = Vec::new();
+        for id in ids {
+            match self.unsettled.record(&id).map(|record| record.due(&id)) {
+                Some(Due::Put(task)) => tasks.push(task),
+                Some(Due::Delete) => gone.push(id),
+                // Nothing is ever deleted because nothing is known of it.
+                _ => self.dispatch.writes.settle(&id, Instant::now()),
+            }
+        }
+        if !tasks.is_empty() {
+            for task in &tasks {
+                self.unsettled.sent(&task.id);
+                self.announce(Operation::Put, &task.id);
+            }
+            if !gone.is_empty() {
+                self.dispatch.send_next(Batch::Write(gone));
+            }
+            crash::point("sending");
+            self.dispatch.send(Request::Put(tasks));
+        } else if !gone.is_empty() {
+            for id in &gone {
+                self.unsettled.sent(id);
+                self.announce(Operation::Delete, id);
+            }
+            crash::point("sending");
+            self.dispatch.send(Request::Delete(gone));
+        }
+    }
+
+    fn announce(&self, operation: Operation, id: &TaskId) {
+        if !enabled!(tracing::Level::INFO) {
+            return;
+        }
+        let (key, verb) = (TaskKey::new(id.clone()), operation.verb());
+        let (attempt, most) = (self.unsettled.attempts(id) + 1, self.parts.tuning.retry.max_attempts);
+        let correlation_id = self.correlation_id(id);
+        info!(correlation_id, %key, "{verb} {key}");
+        info!(correlation_id, %key, attempt, "Attempt {attempt}/{most}");
+    }
+
+    fn correlation_id(&self, id: &TaskId) -> &str {
+        self.unsettled.record(id).map_or("", |record| record.last.value.correlation_id.as_str())
+    }
+
+    fn settle(&mut self, answered: Answered) {
+        crash::point("answered");
+        let Answered { operation, sent, verdicts } = answered;
+        let dice = rand::random();
+        for (id, verdict) in verdicts {
+            match verdict {
+                Verdict::Landed => self.landed(operation, &id, sent),
+                Verdict::Read(value) => self.learned(&id, value.as_deref()),
+                Verdict::TryAgain { failure, in_doubt } => {
+                    self.try_again(operation, &id, &failure, in_doubt, dice);
+                }
+                Verdict::Refused(what) if operation == Operation::Get => {
+                    self.dispatch.reads.settle(&id, Instant::now());
+                    self.bury(&id, Reason::UnreadableInKv, &what);
+                }
+                Verdict::Refused(what) => {
+                    self.dispatch.writes.settle(&id, Instant::now() + self.parts.tuning.min_write_interval);
+                    self.bury(&id, Reason::RefusedByKv, &what);
+                }
+            }
+        }
+        crash::point("settled");
+    }
+
+    fn landed(&mut self, operation: Operation, id: &TaskId, sent: Instant) {
+        if let Some(record) = self.unsettled.record(id) {
+            self.parts.metrics.landed(age(record));
+            if enabled!(tracing::Level::INFO) {
+                let (key, correlation_id) = (TaskKey::new(id.clone()), self.correlation_id(id));
+                info!(correlation_id, %key, "{} {key} successful", operation.verb());
+            }
+        }
+        self.dispatch.writes.settle(id, Instant::now() + self.parts.tuning.min_write_interval);
+        match self.unsettled.landed(id, sent) {
+            Landed::Changed | Landed::InDoubt => {}
+            Landed::Settled => self.finish(id),
+        }
+    }
+
+    /// Nothing is left to be done in KV: a record that says nothing but that there is no task may expire.
+    fn finish(&mut self, id: &TaskId) {
+        let Some(known) = self.unsettled.known(id) else { return };
+        let revision = known.revision;
+        let lives_on = matches!(known.record.due(id), Due::Put(_));
+        let Some(memory) = self.parts.memory.filter(|_| !lives_on && known.record.expires_by.is_none())
+        else {
+            self.unsettled.settle(id, revision);
+            return;
+        };
+        let (ledger, id, term) = (Arc::clone(&self.parts.ledger), id.clone(), self.held.control.term);
+        self.beside.spawn(async move {
+            for _ in 0..EXPIRE_TRIES {
+                match ledger.expire(&id, &known, term, memory).await {
+                    Ok(()) => break,
+                    // Changed meanwhile: then it need not expire.
+                    Err(LedgerError::Write(super::bucket::WriteError::Conflict)) => break,
+                    Err(error) => {
+                        warn!("the record of a deleted task cannot be given its time to live: {error}");
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+            }
+            Done::Expired(id, revision)
+        });
+    }
+
+    /// KV has said what it knows of a task that updates are waiting for.
+    fn learned(&mut self, id: &TaskId, value: Option<&str>) {
+        crash::point("looked-up");
+        self.dispatch.reads.settle(id, Instant::now());
+        self.unsettled.forgive(id);
+        let known = match value.map(serde_json::from_str::<Task>) {
+            Some(Ok(task)) => Some(task),
+            None => None,
+            Some(Err(error)) => {
+                let detail = format!("the value of tasks:{id} in KV is not a task: {error}");
+                return self.bury(id, Reason::UnreadableInKv, &detail);
+            }
+        };
+        self.join(id, known, None);
+    }
+
+    /// Records what KV knew, after the letter that tells what is lost by it.
+    fn join(&mut self, id: &TaskId, known: Option<Task>, letter: Option<Letter>) {
+        let (ledger, letters, id) = (Arc::clone(&self.parts.ledger), self.parts.letters.clone(), id.clone());
+        let (metrics, correlation_id) =
+            (Arc::clone(&self.parts.metrics), self.correlation_id(&id).to_owned());
+        self.beside.spawn(async move {
+            if let Some(letter) = letter {
+                store(&letters, &letter).await;
+            }
+            let recorded = ledger.join(&id, known.as_ref()).await;
+            crash::point("joined");
+            match &recorded {
+                Ok(true) if known.is_none() => {
+                    metrics.updates_unknown.inc();
+                    warn!(correlation_id, "The task tasks:{id} does not exist; its update changes nothing");
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    warn!("what KV knows of tasks:{id} cannot be recorded: {error}");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+            Done::Joined(id, recorded)
+        });
+    }
+
+    /// A task that KV does not take, or whose value in KV is none, becomes a dead letter.
+    fn bury(&mut self, id: &TaskId, reason: Reason, detail: &str) {
+        let attempts = self.unsettled.attempts(id);
+        let Some(known) = self.unsettled.known(id) else { return };
+        warn!(correlation_id = self.correlation_id(id), "Dead letter ({}): {detail}", reason.as_str());
+        let letter = Letter::of_task(&self.parts.names, id, &known, reason, detail, attempts.max(1));
+        self.unsettled.ended(id);
+        if reason == Reason::UnreadableInKv {
+            return self.join(id, None, Some(letter));
+        }
+        let (letters, id, revision) = (self.parts.letters.clone(), id.clone(), known.revision);
+        self.beside.spawn(async move {
+            store(&letters, &letter).await;
+            Done::Buried(id, revision)
+        });
+    }
+
+    /// One more failed attempt, with the delay that belongs to it. When they are used up the task waits for
+    /// the longest delay, and they are counted anew: nothing is given up.
+    fn try_again(&mut self, operation: Operation, id: &TaskId, failure: &Failure, in_doubt: bool, dice: f64) {
+        let tuning = &self.parts.tuning;
+        let attempt = self.unsettled.failed(id, in_doubt, Instant::now());
+        let most = tuning.retry.max_attempts;
+        let used_up = delay_after(tuning, attempt, failure, dice).is_none();
+        let delay = delay_after(tuning, attempt, failure, dice).unwrap_or_else(|| {
+            let longest = tuning.retry.delays.iter().max().copied().unwrap_or(PAUSE);
+            longest.mul_f64(1.0 + dice / 10.0)
+        });
+        let (correlation_id, seconds) = (self.correlation_id(id), delay.as_secs_f64());
+        warn!(correlation_id, attempt, "Attempt {attempt}/{most} failed: {failure}; next in {seconds:.1} s");
+        self.parts.metrics.retries.inc();
+        if used_up {
+            self.parts.metrics.attempts_used_up.inc();
+            self.unsettled.forgive(id);
+        }
+        self.dispatch.queue(operation).retry(id, Instant::now() + delay);
+    }
+
+    fn read_doubtful_again(&mut self) {
+        if !self.unsettled.has_room() {
+            return;
+        }
+        let ids = self.unsettled.take_doubtful(READ_AGAIN, Instant::now());
+        if ids.is_empty() {
+            return;
+        }
+        self.read(ids);
+    }
+
+    fn read(&mut self, ids: Vec<TaskId>) {
+        let ledger = Arc::clone(&self.parts.ledger);
+        self.beside.spawn(async move {
+            let known = read_surely(&ledger, &ids).await;
+            Done::Read(ids, known)
+        });
+    }
+
+    fn note(&mut self, done: Done) {
+        match done {
+            Done::Renewed(_) => {}
+            Done::Expired(id, revision) => self.unsettled.settle(&id, revision),
+            Done::Buried(id, revision) => self.unsettled.settle(&id, revision),
+            // The change comes by the feed.
+            Done::Joined(_, Ok(true)) => {}
+            // Another was first, and its change comes too; or the record is gone.
+            Done::Joined(id, Ok(false)) => self.read(vec![id]),
+            Done::Joined(id, Err(_)) => self.route(&id),
+            Done::Read(ids, Ok(mut known)) => {
+                for id in ids {
+                    match known.remove(&id) {
+                        Some(known) => {
+                            self.unsettled.read_again(&id, known);
+                            if self.unsettled.record(&id).is_some() {
+                                self.route(&id);
+                            } else {
+                                // A replica of the stream has answered that is behind.
+                                self.unsettled.give_back(vec![id], Instant::now() + RENEW_AGAIN);
+                            }
+                        }
+                        None => self.unsettled.settle(&id, Revision(u64::MAX)),
+                    }
+                }
+            }
+            Done::Read(ids, Err(error)) => {
+                warn!("{} tasks cannot be read again: {error}", ids.len());
+                self.unsettled.give_back(ids, Instant::now() + PAUSE);
+            }
+        }
+    }
+
+    fn show(&mut self) {
+        let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let metrics = &self.parts.metrics;
+        metrics.unsettled_tasks.set(i64::try_from(self.unsettled.len()).unwrap_or(i64::MAX));
+        metrics.changes_behind.set(gauge(self.behind));
+        self.dispatch.show();
+    }
+}
+
+fn feed<K>(parts: &Parts<K>, after: Revision) -> Feed {
+    Feed::after(after, parts.jetstream.clone(), Arc::clone(&parts.names), parts.connections.clone())
+}
+
+/// What the ledger holds for these tasks. That one has no record is believed only of the stream's leader:
+/// another replica of the stream may be behind.
+async fn read_surely(ledger: &Ledger, ids: &[TaskId]) -> Result<HashMap<TaskId, Known>, LedgerError> {
+    let mut known = ledger.read(ids).await?;
+    for id in ids {
+        if !known.contains_key(id)
+            && let Some(found) = ledger.newest(id).await?
+        {
+            known.insert(id.clone(), found);
+        }
+    }
+    Ok(known)
+}
+
+/// Stores a letter, however long it takes: what it tells of is settled only then.
+async fn store(letters: &DeadLetters, letter: &Letter) {
+    while let Err(error) = letters.store(letter).await {
+        warn!("{error}");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// How long ago the stream took in the event that changed the task last.
+fn age(record: &Record) -> Duration {
+    let at = record.last.value.at.to_unix_millis();
+    Duration::from_millis(u64::try_from(now().saturating_sub(at)).unwrap_or(0))
+}

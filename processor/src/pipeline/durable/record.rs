@@ -1,0 +1,226 @@
+//! A task's record in the ledger: what is known of the task, and who was the last to change it. Pure.
+
+use serde::{Deserialize, Serialize};
+use taskpipeline_contract::{CorrelationId, EventData, Task, TaskId, Timestamp};
+
+use crate::pipeline::fold::{TaskState, Version, Versioned};
+
+/// The event that changed a task last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Cause {
+    /// What its producer follows it by.
+    #[serde(rename = "id")]
+    pub(super) correlation_id: CorrelationId,
+    /// When the stream took it in.
+    pub(super) at: Timestamp,
+}
+
+/// See the module's head.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) task: TaskState,
+    pub(super) last: Versioned<Cause>,
+    /// Set when the record was given a time to live: the term of the projector that had settled it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) expires_by: Option<u64>,
+}
+
+impl Record {
+    /// What one event says.
+    pub(super) fn of(
+        version: Version,
+        at: Timestamp,
+        correlation_id: CorrelationId,
+        data: &EventData,
+    ) -> Self {
+        let mut task = TaskState::default();
+        task.fold(version, at, data);
+        Self { task, last: Versioned { version, value: Cause { correlation_id, at } }, expires_by: None }
+    }
+
+    /// That there is to be no such task, as if it had been deleted before any event.
+    pub(super) fn tombstone(at: Timestamp, correlation_id: CorrelationId) -> Self {
+        let last = Versioned { version: Version::ZERO, value: Cause { correlation_id, at } };
+        Self { task: TaskState::tombstone(), last, expires_by: None }
+    }
+
+    /// Takes in all that another record of the same task says. Answers whether that was news; then the
+    /// record lives on.
+    pub(super) fn merge(&mut self, other: &Self) -> bool {
+        let before = self.task.clone();
+        self.task.merge(&other.task);
+        let newer = other.last.version > self.last.version;
+        if newer {
+            self.last = other.last.clone();
+        }
+        let news = newer || self.task != before;
+        if news {
+            self.expires_by = None;
+        }
+        news
+    }
+
+    /// Takes in what KV knew of the task before any event. Answers whether that was asked for.
+    pub(super) fn join(&mut self, known: Option<&Task>) -> bool {
+        if !self.task.needs_base() {
+            return false;
+        }
+        match known {
+            Some(task) => self.task.join(task),
+            None => self.task.join_absent(),
+        }
+        true
+    }
+
+    /// How many bytes its texts occupy.
+    pub(super) fn text_bytes(&self) -> usize {
+        self.task.text_bytes() + self.last.value.correlation_id.as_str().len()
+    }
+
+    /// What KV should hold of it.
+    pub(super) fn due(&self, id: &TaskId) -> Due {
+        match self.task.visible(id) {
+            Some(task) => Due::Put(task),
+            None if self.task.needs_base() => Due::LookUp,
+            None if self.task.is_deleted() => Due::Delete,
+            None => Due::Nothing,
+        }
+    }
+}
+
+/// What has to happen in KV for a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// It is to be there, like this.
+    Put(Task),
+    /// It is to be gone.
+    Delete,
+    /// Only KV knows what its updates change.
+    LookUp,
+    /// It never existed.
+    Nothing,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::pipeline::fold_reference::{Asked, Duty, Happened, base, deliveries, duty, history};
+
+    fn id() -> TaskId {
+        TaskId::new("a").unwrap()
+    }
+
+    fn record(event: &Happened) -> Record {
+        let correlation_id = CorrelationId::new(format!("of {}", event.version)).unwrap();
+        Record::of(event.version, event.at, correlation_id, &event.data)
+    }
+
+    /// As it comes back from the ledger.
+    fn stored(record: &Record) -> Record {
+        serde_json::from_slice(&serde_json::to_vec(record).unwrap()).unwrap()
+    }
+
+    fn merged(one: &Record, other: &Record) -> Record {
+        let mut merged = stored(one);
+        let news = merged.merge(&stored(other));
+        assert_eq!(news, merged != *one, "it is news where it changes something");
+        merged
+    }
+
+    fn agree(record: &Record, asked: &Asked, events: &[Happened]) {
+        let due = match record.due(&id()) {
+            Due::Put(task) => Duty::Put(task),
+            Due::Delete => Duty::Delete,
+            Due::LookUp => Duty::LookUp,
+            Due::Nothing => Duty::Nothing,
+        };
+        assert_eq!(due, duty(asked, events));
+        if due == Duty::Delete {
+            let is_delete =
+                |event: &Happened| matches!(event.data, taskpipeline_contract::EventData::Deleted(_));
+            assert!(events.iter().any(is_delete), "a delete for want of knowledge");
+        }
+        if due == Duty::Nothing {
+            assert_eq!(asked, &Asked::ItKnewNone);
+        }
+        let newest = events.iter().max_by_key(|event| event.nth).unwrap().version;
+        assert_eq!(record.last.version, newest);
+        assert_eq!(record.last.value.correlation_id.as_str(), format!("of {newest}"));
+    }
+
+    /// What KV has to say, if it is asked.
+    fn kv_knows() -> impl Strategy<Value = Option<Task>> {
+        proptest::option::of(Just(base(&id())))
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_folded_from_any_deliveries_and_from_the_ledger_each_time_is_the_replay(
+            (events, order, asks) in history(&id(), 12).prop_flat_map(|events| {
+                let count = events.len();
+                (Just(events), deliveries(count), proptest::collection::vec(any::<bool>(), 2 * count))
+            }),
+            knows in kv_knows(),
+        ) {
+            let mut known: Option<Record> = None;
+            let (mut taken, mut said) = (Vec::new(), Asked::NotYet);
+            for (which, ask) in order.iter().zip(asks) {
+                let new = record(&events[*which]);
+                let mut next = known.map_or_else(|| new.clone(), |known| merged(&known, &new));
+                prop_assert!(!next.clone().merge(&new), "the second time it is no news");
+                taken.push(events[*which].clone());
+                if ask && next.join(knows.as_ref()) {
+                    said = knows.clone().map_or(Asked::ItKnewNone, Asked::ItKnew);
+                }
+                agree(&next, &said, &taken);
+                known = Some(stored(&next));
+            }
+        }
+
+        #[test]
+        fn a_delivery_split_into_records_is_the_same_in_any_order_and_grouping(
+            (events, parts) in history(&id(), 12).prop_flat_map(|events| {
+                let count = events.len();
+                (Just(events), proptest::collection::vec(0..3_usize, count))
+            }),
+            joins in 0..4_usize,
+            knows in kv_knows(),
+        ) {
+            let mut records: Vec<Record> = Vec::new();
+            for part in 0..3 {
+                let of_part = events.iter().zip(&parts).filter(|(_, of)| **of == part).map(|(event, _)| record(event));
+                records.extend(of_part.reduce(|one, next| merged(&one, &next)));
+            }
+            let mut said = Asked::NotYet;
+            if let Some(asking) = records.get_mut(joins) && asking.join(knows.as_ref()) {
+                said = knows.clone().map_or(Asked::ItKnewNone, Asked::ItKnew);
+            }
+            let Some(all) = records.iter().cloned().reduce(|one, next| merged(&one, &next)) else { return Ok(()) };
+            let reverse = records.iter().rev().cloned().reduce(|one, next| merged(&one, &next)).unwrap();
+            prop_assert_eq!(&all, &reverse);
+            if let [a, b, c] = &records[..] {
+                prop_assert_eq!(&merged(a, &merged(b, c)), &all);
+                prop_assert_eq!(&merged(&merged(a, c), b), &all);
+            }
+            for record in &records {
+                prop_assert_eq!(&merged(&all, record), &all);
+            }
+            agree(&all, &said, &events);
+        }
+    }
+
+    #[test]
+    fn news_lets_an_expiring_record_live_on_and_no_news_does_not() {
+        let delete = |sequence| {
+            let (version, data) =
+                (Version::new(1, sequence), taskpipeline_contract::EventData::Deleted(id()));
+            record(&Happened { nth: 0, version, at: Timestamp::UNIX_EPOCH, data })
+        };
+        let mut expiring = delete(5);
+        expiring.expires_by = Some(3);
+        assert!(!expiring.merge(&delete(4)) && expiring.expires_by == Some(3));
+        assert!(expiring.merge(&delete(6)) && expiring.expires_by.is_none());
+    }
+}

@@ -1,0 +1,147 @@
+//! Reads from KV for a command: retried by the policy, and within a small part of the request budget, since a
+//! running pipeline uses the rest. Also counts requests, whoever sends them. Decides nothing about what is read.
+
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use taskpipeline_contract::{KEY_PREFIX, TaskKey};
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::ResyncError;
+use crate::config::Tuning;
+use crate::kv::{Budget, BulkApi, Entry, Failure, KeyPage, Namespace, Pair, RequestBudget};
+use crate::pipeline::projector::delay_after;
+
+/// One in so many requests of the budget is for reads. With the default budget of 1,100, a pipeline that uses
+/// all of it and these together stay below Cloudflare's 1,200.
+const SHARE: u32 = 12;
+
+/// The part of the budget that reads may use, and what is left of it for a projector in this process.
+pub(super) fn shares(budget: RequestBudget) -> (RequestBudget, RequestBudget) {
+    let at_least_one = |requests| NonZeroU32::new(requests).unwrap_or(NonZeroU32::MIN);
+    let reads = at_least_one(budget.requests.get() / SHARE);
+    let rest = at_least_one(budget.requests.get() - reads.get());
+    (RequestBudget { requests: reads, ..budget }, RequestBudget { requests: rest, ..budget })
+}
+
+/// How many requests were sent.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Count(Arc<AtomicU64>);
+
+impl Count {
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn one(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A namespace whose requests are counted.
+#[derive(Clone)]
+pub(super) struct Counted {
+    pub(super) namespace: Namespace,
+    pub(super) count: Count,
+}
+
+impl BulkApi for Counted {
+    async fn bulk_put(&self, pairs: &[Pair]) -> Result<HashSet<String>, Failure> {
+        self.count.one();
+        self.namespace.bulk_put(pairs).await
+    }
+
+    async fn bulk_delete(&self, keys: &[TaskKey]) -> Result<HashSet<String>, Failure> {
+        self.count.one();
+        self.namespace.bulk_delete(keys).await
+    }
+
+    async fn bulk_get(&self, keys: &[TaskKey]) -> Result<HashMap<String, Option<String>>, Failure> {
+        self.count.one();
+        self.namespace.bulk_get(keys).await
+    }
+}
+
+/// See the module's head.
+pub(super) struct Reader {
+    kv: Counted,
+    budget: Budget,
+    tuning: Tuning,
+}
+
+impl Reader {
+    pub(super) fn new(kv: Counted, tuning: Tuning) -> Self {
+        let (reads, _) = shares(tuning.request_budget);
+        Self { kv, budget: Budget::new(reads, Instant::now()), tuning }
+    }
+
+    /// How many requests were sent, of these and others.
+    pub(super) fn requests(&self) -> u64 {
+        self.kv.count.get()
+    }
+
+    /// The tasks' keys from a cursor on.
+    pub(super) async fn page(&mut self, cursor: Option<&str>) -> Result<KeyPage, ResyncError> {
+        let page = self.ask(async |kv: &Namespace| kv.list(KEY_PREFIX, cursor).await).await?;
+        if page.cursor.is_some() && page.cursor.as_deref() == cursor {
+            return Err(ResyncError::Kv("its list of keys does not go on: it repeats a cursor".to_owned()));
+        }
+        Ok(page)
+    }
+
+    /// The values of at most 100 keys, with their metadata where KV tells it.
+    pub(super) async fn entries(
+        &mut self,
+        keys: &[TaskKey],
+    ) -> Result<HashMap<String, Option<Entry>>, ResyncError> {
+        self.ask(async |kv: &Namespace| kv.bulk_get_whole(keys).await).await
+    }
+
+    async fn ask<T>(
+        &mut self,
+        request: impl AsyncFn(&Namespace) -> Result<T, Failure>,
+    ) -> Result<T, ResyncError> {
+        let mut attempt = 0;
+        loop {
+            while let Err(at) = self.budget.take(Instant::now()) {
+                tokio::time::sleep_until(at).await;
+            }
+            self.kv.count.one();
+            let failure = match request(&self.kv.namespace).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure @ (Failure::Config(_) | Failure::Refused(_))) => {
+                    return Err(ResyncError::Kv(failure.to_string()));
+                }
+                Err(failure) => failure,
+            };
+            attempt += 1;
+            let Some(delay) = delay_after(&self.tuning, attempt, &failure, rand::random()) else {
+                return Err(ResyncError::Kv(format!("{failure} ({attempt} attempts)")));
+            };
+            warn!("reading from KV failed: {failure}; next in {:.1} s", delay.as_secs_f64());
+            tokio::time::sleep(delay).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn both_shares_are_the_budget_and_one_more_share_fits_cloudflares_limit() {
+        for requests in [2, 11, 40, 1_100] {
+            let requests = NonZeroU32::new(requests).unwrap();
+            let budget = RequestBudget { requests, period: Duration::from_secs(300) };
+            let (reads, rest) = shares(budget);
+            assert_eq!(reads.requests.get() + rest.requests.get(), requests.get());
+        }
+        let (reads, _) = shares(RequestBudget::default());
+        assert!(reads.requests.get() + RequestBudget::default().requests.get() <= 1_200);
+    }
+}

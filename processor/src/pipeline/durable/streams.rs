@@ -1,0 +1,232 @@
+//! The three streams: the one that captures the events, the one under the ledger, and that of the dead letters.
+//! Makes what is missing, uses what fits, and refuses what does not, saying why.
+
+use std::time::Duration;
+
+use async_nats::jetstream::context::{AccountErrorKind, CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, Stream};
+use async_nats::jetstream::{Context, ErrorCode};
+use tracing::{info, warn};
+
+use super::names::Names;
+use crate::config::DurableSettings;
+
+/// Per-message time to live and sound compare-and-set with replicas came with it.
+const OLDEST_SERVER: (u64, u64) = (2, 11);
+
+/// Why the streams cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StreamsError {
+    /// It may work in a moment.
+    #[error("{0}")]
+    Away(String),
+    /// Someone has to change something.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+/// Makes sure that the server can do what this mode needs, and that all three streams are there.
+pub(super) async fn ensure(
+    jetstream: &Context,
+    names: &Names,
+    settings: &DurableSettings,
+) -> Result<Stream, StreamsError> {
+    check_server(jetstream).await?;
+    let events = ensure_one(jetstream, events(names, settings)).await?;
+    let unfit = misfits(&events.cached_info().config, names);
+    if !unfit.is_empty() {
+        return Err(StreamsError::Unfit(format!(
+            "the stream {} is there and cannot be used: {}. Change it, or name another in STREAM_NAME",
+            names.stream,
+            unfit.join("; ")
+        )));
+    }
+    let ledger = ensure_one(jetstream, ledger(names, settings)).await?;
+    let config = &ledger.cached_info().config;
+    if !config.allow_message_ttl || !config.allow_direct || config.max_messages_per_subject != 1 {
+        return Err(StreamsError::Unfit(format!(
+            "the stream {} is there and is no ledger: it must allow direct gets and per-message TTL, and \
+             keep one message a subject",
+            names.ledger_stream
+        )));
+    }
+    let letters = ensure_one(jetstream, dead_letters(names, settings)).await?;
+    let subject = &names.dead_letter_subject;
+    if !letters.cached_info().config.subjects.iter().any(|filter| captures(filter, subject)) {
+        return Err(StreamsError::Unfit(format!(
+            "the stream {} is there and does not capture {subject}: add the subject to it (its letters stay), or \
+             rename it",
+            names.dead_letter_stream
+        )));
+    }
+    Ok(events)
+}
+
+async fn check_server(jetstream: &Context) -> Result<(), StreamsError> {
+    let no_jetstream = || {
+        StreamsError::Unfit(
+            "this NATS server has no JetStream (for this account): turn it on, or set DELIVERY_MODE=Core, \
+             which delivers at most once"
+                .to_owned(),
+        )
+    };
+    match jetstream.query_account().await {
+        Ok(_) => {}
+        Err(error) => {
+            return Err(match error.kind() {
+                AccountErrorKind::JetStream(error)
+                    if error.error_code() == ErrorCode::JETSTREAM_NOT_ENABLED
+                        || error.error_code() == ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT =>
+                {
+                    no_jetstream()
+                }
+                AccountErrorKind::JetStreamUnavailable => no_jetstream(),
+                _ => StreamsError::Away(format!("JetStream does not answer: {error}")),
+            });
+        }
+    }
+    let version = jetstream.client().server_info().version;
+    let mut numbers = version.split(['.', '-']).map(|part| part.parse::<u64>().unwrap_or(0));
+    if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < OLDEST_SERVER {
+        let (major, minor) = OLDEST_SERVER;
+        return Err(StreamsError::Unfit(format!(
+            "this NATS server is {version}: {major}.{minor} or newer is needed, or DELIVERY_MODE=Core, which \
+             delivers at most once"
+        )));
+    }
+    Ok(())
+}
+
+async fn ensure_one(jetstream: &Context, config: Config) -> Result<Stream, StreamsError> {
+    let (name, subjects) = (config.name.clone(), config.subjects.join(", "));
+    match jetstream.get_stream(&name).await {
+        Ok(stream) => return Ok(stream),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {}
+            _ => return Err(StreamsError::Away(format!("the stream {name} cannot be looked up: {error}"))),
+        },
+    }
+    match jetstream.create_stream(config).await {
+        Ok(stream) => {
+            info!("made the stream {name} on {subjects}");
+            Ok(stream)
+        }
+        Err(error) => Err(match error.kind() {
+            // Another replica was first.
+            CreateStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NAME_EXIST => {
+                StreamsError::Away(format!("the stream {name} was made by someone else just now"))
+            }
+            CreateStreamErrorKind::JetStream(error)
+                if error.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP =>
+            {
+                StreamsError::Unfit(format!(
+                    "another stream captures some of {subjects} already: name it in STREAM_NAME if it \
+                     captures all of the events, or take them out of it"
+                ))
+            }
+            CreateStreamErrorKind::TimedOut | CreateStreamErrorKind::JetStreamUnavailable => {
+                StreamsError::Away(format!("the stream {name} cannot be made: {error}"))
+            }
+            _ => StreamsError::Unfit(format!("the stream {name} cannot be made: {error}")),
+        }),
+    }
+}
+
+fn events(names: &Names, settings: &DurableSettings) -> Config {
+    Config {
+        name: names.stream.clone(),
+        subjects: names.subjects.iter().map(|(subject, _)| subject.clone()).collect(),
+        description: Some("Task events, until the replicas have taken them in".to_owned()),
+        max_age: settings.max_age,
+        num_replicas: settings.replicas,
+        allow_direct: true,
+        ..Config::default()
+    }
+}
+
+fn ledger(names: &Names, settings: &DurableSettings) -> Config {
+    Config {
+        name: names.ledger_stream.clone(),
+        subjects: vec![names.ledger_all()],
+        description: Some("The latest state of each task".to_owned()),
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::New,
+        num_replicas: settings.replicas,
+        allow_direct: true,
+        allow_rollup: true,
+        deny_delete: true,
+        // Without `subject_delete_marker_ttl`, which would put empty markers where a record expires.
+        allow_message_ttl: true,
+        ..Config::default()
+    }
+}
+
+fn dead_letters(names: &Names, settings: &DurableSettings) -> Config {
+    Config {
+        name: names.dead_letter_stream.clone(),
+        subjects: vec![names.dead_letter_subject.clone()],
+        description: Some("Events that could not go on, until someone looks at them".to_owned()),
+        num_replicas: settings.replicas,
+        allow_direct: true,
+        ..Config::default()
+    }
+}
+
+/// Why a stream that was there before us cannot be used.
+fn misfits(config: &Config, names: &Names) -> Vec<String> {
+    let mut misfits = Vec::new();
+    for (subject, _) in &names.subjects {
+        if !config.subjects.iter().any(|filter| captures(filter, subject)) {
+            misfits.push(format!("it does not capture {subject}"));
+        }
+    }
+    if config.retention != RetentionPolicy::Limits {
+        misfits.push(
+            "its retention must be by limits: others remove events that a replica still needs".to_owned(),
+        );
+    }
+    if config.max_messages_per_subject > 0 {
+        misfits.push("it keeps only the newest events of each subject (max_msgs_per_subject)".to_owned());
+    }
+    if config.sealed {
+        misfits.push("it is sealed".to_owned());
+    }
+    if config.mirror.is_some() {
+        misfits.push("it is a mirror".to_owned());
+    }
+    if config.no_ack {
+        warn!("the stream {} sends no acks: JetStream publishers will wait for them in vain", names.stream);
+    }
+    if config.max_age == Duration::ZERO {
+        warn!("the stream {} keeps events for ever: so does the ledger keep deleted tasks", names.stream);
+    }
+    misfits
+}
+
+/// Whether a subject with wildcards takes in another without.
+fn captures(filter: &str, subject: &str) -> bool {
+    let (mut filter, mut subject) = (filter.split('.'), subject.split('.'));
+    loop {
+        match (filter.next(), subject.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(_)) => {}
+            (Some(wanted), Some(token)) if wanted == token => {}
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subjects_with_wildcards() {
+        for filter in ["tasks.created", "tasks.*", "tasks.>", "*.created", ">"] {
+            assert!(captures(filter, "tasks.created"), "{filter}");
+        }
+        for filter in ["tasks", "tasks.created.>", "tasks.updated", "*", "other.>"] {
+            assert!(!captures(filter, "tasks.created"), "{filter}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Keeps the workers of ingest running: a new session and new workers whenever the connection was made anew,
+//! or the stream, its consumer or the ledger is not as it was.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::age;
+use super::dead_letters::DeadLetters;
+use super::ingest::{Ingest, IngestError};
+use super::ledger::Ledger;
+use super::names::Names;
+use super::session::{Session, SessionError, Sessions};
+use super::stopped;
+use super::streams::StreamsError;
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::Metrics;
+
+/// How many pulls of a replica are under way: one waits for the ledger while others decode.
+const WORKERS: usize = 4;
+
+/// The first and the longest wait before a session is tried again.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// How long workers may take to finish what they have in hand.
+const FINISH: Duration = Duration::from_secs(8);
+
+/// The first session. What someone has to change is an error; what may come is waited for.
+///
+/// # Errors
+/// What has to be changed.
+pub(super) async fn first(sessions: &Sessions) -> Result<Session, String> {
+    let mut pause = PAUSES.0;
+    loop {
+        match sessions.begin().await {
+            Ok(session) => return Ok(session),
+            Err(SessionError::Streams(StreamsError::Unfit(reason))) => return Err(reason),
+            Err(error) => warn!("not started yet: {error}"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// See the module's head.
+pub(super) struct Supervisor {
+    pub(super) sessions: Sessions,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) letters: DeadLetters,
+    pub(super) names: Arc<Names>,
+    pub(super) replica: Arc<str>,
+    pub(super) connections: watch::Receiver<u64>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) health: Arc<Health>,
+    pub(super) ack_wait: Duration,
+}
+
+impl Supervisor {
+    /// Runs until `stop` says so and the workers have finished.
+    pub(super) async fn run(mut self, first: Session, mut stop: watch::Receiver<Option<Instant>>) {
+        let mut next = Some(first);
+        loop {
+            let session = match next.take() {
+                Some(session) => session,
+                None => tokio::select! {
+                    session = self.session() => session,
+                    () = stopped(&mut stop) => return,
+                },
+            };
+            let session = Arc::new(session);
+            let watching =
+                age::watch(Arc::clone(&session), Arc::clone(&self.health), Arc::clone(&self.metrics));
+            let ended = self.work(&session, &mut stop).await;
+            watching.abort();
+            match ended {
+                None => return,
+                Some(IngestError::Reconnected) => debug!("the session begins anew after a reconnect"),
+                Some(error) => {
+                    warn!("{error}; looking at the stream again");
+                    tokio::time::sleep(PAUSES.0).await;
+                }
+            }
+            // The server may be another than before, or have been thrown back.
+            self.ledger.forget_all();
+        }
+    }
+
+    async fn session(&mut self) -> Session {
+        let mut pause = PAUSES.0;
+        let mut complained = String::new();
+        loop {
+            self.connections.mark_unchanged();
+            match self.sessions.begin().await {
+                Ok(session) => {
+                    if !complained.is_empty() {
+                        info!("events are pulled again");
+                    }
+                    return session;
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    if error != complained {
+                        warn!("no events can be pulled: {error}");
+                        complained = error;
+                    }
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    /// Why the workers have ended; nothing, if they were to.
+    async fn work(
+        &self,
+        session: &Arc<Session>,
+        stop: &mut watch::Receiver<Option<Instant>>,
+    ) -> Option<IngestError> {
+        let (finish, finishing) = watch::channel(false);
+        let mut workers = JoinSet::new();
+        for _ in 0..WORKERS {
+            let worker = Ingest {
+                session: Arc::clone(session),
+                ledger: Arc::clone(&self.ledger),
+                letters: self.letters.clone(),
+                names: Arc::clone(&self.names),
+                replica: Arc::clone(&self.replica),
+                metrics: Arc::clone(&self.metrics),
+                ack_wait: self.ack_wait,
+            };
+            workers.spawn(worker.run(finishing.clone(), self.connections.clone()));
+        }
+        let ended = tokio::select! {
+            ended = workers.join_next() => Some(match ended {
+                Some(Ok(Err(error))) => error,
+                Some(Err(error)) => IngestError::Pull(error.to_string()),
+                Some(Ok(Ok(()))) | None => IngestError::Pull("a worker has ended".to_owned()),
+            }),
+            () = stopped(stop) => None,
+        };
+        finish.send_replace(true);
+        let finished = tokio::time::timeout(FINISH, async {
+            while let Some(ended) = workers.join_next().await {
+                if let Ok(Err(error)) = ended {
+                    debug!("{error}");
+                }
+            }
+        });
+        if finished.await.is_err() {
+            debug!("a worker does not finish; what it has in hand is delivered again");
+        }
+        ended
+    }
+}

@@ -1,0 +1,260 @@
+//! The tasks whose state in the ledger is not known to be KV's. Pure: changes, sendings and outcomes in;
+//! what is settled, what is to be written again and when, out.
+//!
+//! A task is unsettled from the first change that KV may lack until a write of its newest state has landed and
+//! nothing older can land after it. A request whose outcome is unknown may take effect for some time (the
+//! *settle time*); until then its tasks stay *in doubt*, and are written once more after it.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use taskpipeline_contract::TaskId;
+use tokio::time::Instant;
+
+use super::bucket::Revision;
+use super::cache::Known;
+use super::record::Record;
+
+/// How many bytes of records may be in memory here, waiting for KV or on the way to it.
+const MOST_BYTES: usize = 16 * 1024 * 1024;
+
+/// How many tasks may be here, in doubt included, whose records are not in memory.
+const MOST_TASKS: usize = 100_000;
+
+/// What a record occupies besides its texts.
+const BYTES_PER_RECORD: usize = 700;
+
+/// What follows from a landed write.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Landed {
+    /// Changed since: another write follows.
+    Changed,
+    /// To be written once more when its doubt is over.
+    InDoubt,
+    /// Settled.
+    Settled,
+}
+
+#[derive(Debug)]
+struct Task {
+    /// The first change that KV may lack.
+    low: Revision,
+    /// The newest change that was seen.
+    seen: Revision,
+    /// What it says; not kept while nothing is to be written.
+    record: Option<Arc<Record>>,
+    /// The revision in the request that is out.
+    sent: Option<Revision>,
+    /// A write sent from this moment on ends the doubt.
+    doubtful_until: Option<Instant>,
+    attempts: u32,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Unsettled {
+    settle_after: Duration,
+    /// Whatever is first seen before this moment is in doubt until then: the last holder may have sent it.
+    all_doubtful_until: Option<Instant>,
+    tasks: HashMap<TaskId, Task>,
+    lows: BTreeSet<Revision>,
+    /// In the order in which their doubts end.
+    doubts: VecDeque<(Instant, TaskId)>,
+    bytes: usize,
+    /// The newest change that was seen of any task.
+    position: Revision,
+}
+
+impl Unsettled {
+    /// Everything up to `settled` is settled. `doubtful`: what came after may have been sent by another.
+    pub(super) fn new(settled: Revision, doubtful: bool, settle_after: Duration, now: Instant) -> Self {
+        Self {
+            settle_after,
+            all_doubtful_until: doubtful.then(|| now + settle_after),
+            tasks: HashMap::new(),
+            lows: BTreeSet::new(),
+            doubts: VecDeque::new(),
+            bytes: 0,
+            position: settled,
+        }
+    }
+
+    /// Whether another change may be taken in.
+    pub(super) fn has_room(&self) -> bool {
+        self.bytes < MOST_BYTES && self.tasks.len() < MOST_TASKS
+    }
+
+    /// How many tasks are not settled.
+    pub(super) fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Every record with this revision or a lower one is settled.
+    pub(super) fn settled(&self) -> Revision {
+        self.lows.first().map_or(self.position, |low| Revision(low.0.saturating_sub(1)))
+    }
+
+    /// Whether a request sent so far may still do anything.
+    pub(super) fn is_clean(&self, now: Instant) -> bool {
+        self.all_doubtful_until.is_none_or(|until| until <= now)
+            && self.tasks.values().all(|task| task.sent.is_none() && task.doubtful_until.is_none())
+    }
+
+    /// A change was read from the ledger, in the order of revisions.
+    pub(super) fn changed(&mut self, id: &TaskId, known: Known, now: Instant) {
+        let Known { record, revision } = known;
+        self.position = self.position.max(revision);
+        let bytes = bytes(&record);
+        if let Some(task) = self.tasks.get_mut(id) {
+            // Read again for its doubt, it may be ahead of what the feed had read before.
+            if revision < task.seen {
+                return;
+            }
+            task.seen = revision;
+            self.bytes -= task.record.replace(record).as_deref().map_or(0, self::bytes);
+        } else {
+            let doubtful_until = self.all_doubtful_until.filter(|until| now < *until);
+            let record = Some(record);
+            self.lows.insert(revision);
+            self.tasks.insert(
+                id.clone(),
+                Task { low: revision, seen: revision, record, sent: None, doubtful_until, attempts: 0 },
+            );
+        }
+        self.bytes += bytes;
+    }
+
+    /// A change was read that says what was settled before.
+    pub(super) fn passed(&mut self, id: &TaskId, revision: Revision) {
+        self.position = self.position.max(revision);
+        self.settle(id, revision);
+    }
+
+    /// What the newest change says, if it has to be written or was sent.
+    pub(super) fn record(&self, id: &TaskId) -> Option<&Arc<Record>> {
+        self.tasks.get(id)?.record.as_ref()
+    }
+
+    /// The newest change and its revision.
+    pub(super) fn known(&self, id: &TaskId) -> Option<Known> {
+        let task = self.tasks.get(id)?;
+        Some(Known { record: Arc::clone(task.record.as_ref()?), revision: task.seen })
+    }
+
+    /// How many writes of the task have failed in a row.
+    pub(super) fn attempts(&self, id: &TaskId) -> u32 {
+        self.tasks.get(id).map_or(0, |task| task.attempts)
+    }
+
+    /// What the record says now is sent.
+    pub(super) fn sent(&mut self, id: &TaskId) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.sent = Some(task.seen);
+        }
+    }
+
+    /// What was sent at this moment has landed. A settled task stays until [`Self::settle`].
+    pub(super) fn landed(&mut self, id: &TaskId, sent_at: Instant) -> Landed {
+        let Some(task) = self.tasks.get_mut(id) else { return Landed::Settled };
+        task.attempts = 0;
+        let sent = task.sent.take().unwrap_or_default();
+        if task.doubtful_until.is_some_and(|until| until <= sent_at) {
+            task.doubtful_until = None;
+        }
+        match task.doubtful_until {
+            _ if task.seen > sent => {
+                if task.doubtful_until.is_none() {
+                    // KV has all up to what was sent; the next that it lacks has the newest revision.
+                    self.lows.remove(&task.low);
+                    task.low = task.seen;
+                    self.lows.insert(task.low);
+                }
+                Landed::Changed
+            }
+            Some(until) => {
+                self.bytes -= task.record.take().as_deref().map_or(0, bytes);
+                let at = self.doubts.partition_point(|(other, _)| *other <= until);
+                self.doubts.insert(at, (until, id.clone()));
+                Landed::InDoubt
+            }
+            None => Landed::Settled,
+        }
+    }
+
+    /// The request failed. `in_doubt`: it may take effect all the same. Answers how often it has failed in a row.
+    pub(super) fn failed(&mut self, id: &TaskId, in_doubt: bool, now: Instant) -> u32 {
+        let Some(task) = self.tasks.get_mut(id) else { return 1 };
+        task.sent = None;
+        task.attempts += 1;
+        if in_doubt {
+            task.doubtful_until = task.doubtful_until.max(Some(now + self.settle_after));
+        }
+        task.attempts
+    }
+
+    /// Failed attempts are counted anew.
+    pub(super) fn forgive(&mut self, id: &TaskId) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.attempts = 0;
+        }
+    }
+
+    /// The request that was out is over for good, and nothing of it can land any more.
+    pub(super) fn ended(&mut self, id: &TaskId) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            (task.sent, task.doubtful_until, task.attempts) = (None, None, 0);
+        }
+    }
+
+    /// KV has what the ledger has, unless it was changed since; then it stays here.
+    pub(super) fn settle(&mut self, id: &TaskId, up_to: Revision) {
+        if self.tasks.get(id).is_none_or(|task| task.seen > up_to) {
+            return;
+        }
+        if let Some(task) = self.tasks.remove(id) {
+            self.lows.remove(&task.low);
+            self.bytes -= task.record.as_deref().map_or(0, bytes);
+        }
+    }
+
+    /// Tasks to be written once more now, at most so many: their records are to be read again.
+    pub(super) fn take_doubtful(&mut self, most: usize, now: Instant) -> Vec<TaskId> {
+        let mut due = Vec::new();
+        while due.len() < most && self.doubts.front().is_some_and(|(until, _)| *until <= now) {
+            let Some((_, id)) = self.doubts.pop_front() else { break };
+            // One with a record is about to be written anyway; one that landed twice in its doubt stands here twice.
+            if self.tasks.get(&id).is_some_and(|task| task.record.is_none()) && !due.contains(&id) {
+                due.push(id);
+            }
+        }
+        due
+    }
+
+    /// These could not be read: they are due again at once.
+    pub(super) fn give_back(&mut self, ids: Vec<TaskId>, at: Instant) {
+        for id in ids {
+            self.doubts.push_front((at, id));
+        }
+    }
+
+    /// When the next doubt is over.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.doubts.front().map(|(until, _)| *until)
+    }
+
+    /// A record that was read again for its doubt, and is to be written.
+    pub(super) fn read_again(&mut self, id: &TaskId, known: Known) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        if task.record.is_none() && task.seen <= known.revision {
+            // Its change comes by the feed too, and is then no news.
+            task.seen = known.revision;
+            self.bytes += bytes(&known.record);
+            task.record = Some(known.record);
+        }
+    }
+}
+
+fn bytes(record: &Record) -> usize {
+    BYTES_PER_RECORD + record.text_bytes()
+}

@@ -1,0 +1,369 @@
+//! `taskpipeline dead-letters`: what could not go on is found, understood, and put right or removed.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may
+
+use std::process::Output;
+use std::time::Duration;
+
+use anyhow::ensure;
+use async_nats::jetstream::AckKind;
+use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::{Client, HeaderMap, jetstream};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use taskpipeline_simulator::{Config, Latency, Rule, Simulator};
+use taskpipeline_testkit::{
+    NatsServer, Processor, ProcessorOptions, created, eventually, program, publish, stored_task,
+};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A pipeline and whoever looks after it.
+struct Scene {
+    nats: NatsServer,
+    kv: Simulator,
+    replica: Processor,
+    client: Client,
+}
+
+impl Scene {
+    async fn start() -> Self {
+        let nats = NatsServer::start().await.unwrap();
+        let kv = Simulator::start(Config { latency: Latency::NONE, ..Config::default() }).await.unwrap();
+        let replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
+        let client = nats.client().await.unwrap();
+        Self { nats, kv, replica, client }
+    }
+
+    async fn stop_replica(&mut self) {
+        assert!(self.replica.terminate(SOON).await.unwrap().success());
+    }
+
+    async fn start_replica(&mut self) {
+        self.replica = Processor::start(&ProcessorOptions::new(&self.nats, &self.kv)).await.unwrap();
+    }
+
+    /// The command with nothing but `NATS_URL` in its environment.
+    async fn run(&self, arguments: &str) -> Output {
+        let mut command =
+            tokio::process::Command::new(program("TASKPIPELINE_BIN", &["taskpipeline"]).unwrap());
+        command.arg("dead-letters").args(arguments.split(' '));
+        command.env_clear().env("NATS_URL", self.nats.url()).output().await.unwrap()
+    }
+
+    /// What it prints when all is well.
+    async fn done(&self, arguments: &str) -> String {
+        let output = self.run(arguments).await;
+        assert!(output.status.success(), "{arguments}: {output:?}");
+        assert!(output.stderr.is_empty(), "{arguments}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What it says when it does not do all it should.
+    async fn refused(&self, arguments: &str) -> String {
+        let output = self.run(arguments).await;
+        assert_eq!(output.status.code(), Some(1), "{arguments}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    async fn letters(&self) -> Vec<Value> {
+        serde_json::from_str(&self.done("list --json").await).unwrap()
+    }
+
+    /// Waits until there are so many letters.
+    async fn wait_letters(&self, count: usize) -> Vec<Value> {
+        eventually(SOON, async || {
+            let letters = self.letters().await;
+            ensure!(letters.len() == count, "{letters:?}\n{}", self.replica.process().tail());
+            Ok(letters)
+        })
+        .await
+        .unwrap()
+    }
+
+    /// Waits until a task has this title in KV.
+    async fn wait_title(&self, id: &str, title: &str) {
+        eventually(SOON, async || {
+            let task = stored_task(&self.kv, id);
+            ensure!(task.as_ref().is_some_and(|task| task["title"] == title), "{task:?}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+
+    async fn publish(&self, kind: &str, event: &Value) {
+        publish(&self.client, kind, event).await.unwrap();
+        self.client.flush().await.unwrap();
+    }
+
+    /// Has these events delivered as often as if ten replicas had died of them, while none runs.
+    async fn wear_out(&self, events: &[(&str, Value)]) {
+        for (kind, event) in events {
+            self.publish(kind, event).await;
+        }
+        let stream = jetstream::new(self.client.clone()).get_stream("TASKS").await.unwrap();
+        let consumer: PullConsumer = stream.get_consumer("tasks-processor-1").await.unwrap();
+        for _ in 0..10 {
+            let batch = consumer.batch().max_messages(events.len()).expires(SOON).messages().await.unwrap();
+            let messages: Vec<_> = batch.collect().await;
+            assert_eq!(messages.len(), events.len());
+            for message in messages {
+                message.unwrap().ack_with(AckKind::Nak(None)).await.unwrap();
+            }
+        }
+        self.client.flush().await.unwrap();
+    }
+
+    async fn messages(&self) -> u64 {
+        let stream = jetstream::new(self.client.clone()).get_stream("TASKS-DEAD-LETTERS").await.unwrap();
+        stream.cached_info().state.messages
+    }
+}
+
+fn titled(id: &str, title: &str) -> Value {
+    let mut event = created(id);
+    event["data"]["title"] = json!(title);
+    event
+}
+
+fn sequence(letter: &Value) -> u64 {
+    letter["sequence"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invalid_event_is_shown_with_all_that_is_known_and_its_headers_block_nothing() {
+    let scene = Scene::start().await;
+    assert_eq!(scene.done("list").await, "no dead letters in TASKS-DEAD-LETTERS on dead-letters.tasks\n");
+    scene.publish("created", &created("good")).await;
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Msg-Id", "its-own-id");
+    headers.insert("Nats-Expected-Stream", "TASKS");
+    headers.insert("Nats-Expected-Last-Sequence", "1");
+    headers.insert("X-Trace", "abc");
+    let bytes =
+        "{\"correlationId\": \"c\", \"data\":\n {\"id\": \"bad\", \"title\": \"\", \"status\": \"done\"}}";
+    let jetstream = jetstream::new(scene.client.clone());
+    let sent = jetstream.publish_with_headers("tasks.created", headers, bytes.into()).await.unwrap();
+    assert_eq!(sent.await.unwrap().sequence, 2);
+
+    let letter = scene.wait_letters(1).await.remove(0);
+    assert_eq!((&letter["id"], &letter["task"]), (&json!("tasks-processor-1-2"), &json!("bad")));
+    let list = scene.done("list").await;
+    let lines: Vec<_> = list.lines().collect();
+    assert!(lines[1].contains("invalid  tasks.created  bad   invalid event: data.title: must be"), "{list}");
+    assert_eq!(lines[2..], ["1 dead letter in TASKS-DEAD-LETTERS"]);
+
+    let by_id = scene.done("show tasks-processor-1-2").await;
+    assert_eq!(by_id, scene.done(&format!("show {}", sequence(&letter))).await);
+    for part in [
+        "reason       invalid\n",
+        "subject      tasks.created\n",
+        "version      1-2 ",
+        "deliveries   1\n",
+        "\n    data.title: must be 1 to 200 characters, got 0\n",
+        "\n    data.description: ",
+        "\n    data.status: must be one of",
+        "\n    Nats-Msg-Id: its-own-id\n",
+        "\n    X-Trace: abc\n",
+        &format!("payload ({} bytes, text)\n    {}\n", bytes.len(), bytes.replace('\n', "\n    ")),
+    ] {
+        assert!(by_id.contains(part), "{part}\n{by_id}");
+    }
+    assert_eq!(scene.done("show tasks-processor-1-2 --payload").await, bytes);
+
+    let refusal = scene.refused("replay tasks-processor-1-2").await;
+    for part in ["tasks-processor-1-2", "still are no event", "data.title", "--as-new", "1 of 1"] {
+        assert!(refusal.contains(part), "{part}\n{refusal}");
+    }
+    assert_eq!(scene.letters().await, [letter], "a refused letter stays");
+
+    // Its id would make the stream drop it, and the sequence it expects refuse it.
+    let done = scene.done("replay --all --as-new").await;
+    assert!(done.contains("published again on tasks.created as message 3"), "{done}");
+    eventually(SOON, async || {
+        let letters = scene.letters().await;
+        ensure!(letters.len() == 1 && letters[0]["id"] == "tasks-processor-1-3", "{letters:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let again = scene.done("show tasks-processor-1-3").await;
+    assert!(again.contains("X-Trace: abc") && !again.contains("its-own-id"), "{again}");
+    assert_eq!(scene.done("show tasks-processor-1-3 --payload").await, bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_kv_refuses_is_written_when_it_is_mended_and_replayed() {
+    let scene = Scene::start().await;
+    scene.kv.inject(Rule::poison("poison-marker", 400));
+    scene.publish("created", &titled("a", "poison-marker")).await;
+    let status = json!({"correlationId": "c-2", "data": {"id": "a", "status": "completed"}});
+    scene.publish("updated", &status).await;
+    let letters = eventually(SOON, async || {
+        let letters = scene.letters().await;
+        // One letter or two: the update may have come in time for the first write or not.
+        let newest = letters.last().ok_or(anyhow::anyhow!("no letter"))?;
+        let shown = scene.done(&format!("show {}", sequence(newest))).await;
+        ensure!(shown.contains("completed"), "{shown}");
+        Ok(letters)
+    })
+    .await
+    .unwrap();
+    let newest = letters.last().unwrap();
+    assert_eq!((&newest["reason"], &newest["task"]), (&json!("refused-by-kv"), &json!("a")));
+    let shown = scene.done(&format!("show {}", sequence(newest))).await;
+    for part in ["task id      a\n", "\"title\": \"poison-marker\"", "made of)\n    1-1\n    1-2\n"] {
+        assert!(shown.contains(part), "{part}\n{shown}");
+    }
+    assert!(!shown.contains("payload"), "{shown}");
+
+    // Not mended yet: it comes back.
+    scene.done("replay --all --reason refused-by-kv").await;
+    let back = scene.wait_letters(1).await;
+    assert_ne!(back[0]["id"], newest["id"]);
+    assert_eq!(stored_task(&scene.kv, "a"), None);
+
+    scene.kv.mend("poison");
+    let done = scene.done(&format!("replay {}", back[0]["id"].as_str().unwrap())).await;
+    assert!(done.contains("the task a is written to KV again"), "{done}");
+    scene.wait_title("a", "poison-marker").await;
+    assert_eq!(stored_task(&scene.kv, "a").unwrap()["status"], "completed");
+    assert!(scene.letters().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_is_refused_where_the_task_is_or_may_be_newer_unless_it_is_to_count_as_new() {
+    let mut scene = Scene::start().await;
+    scene.stop_replica().await;
+    scene.wear_out(&[("created", titled("a", "old"))]).await;
+    scene.start_replica().await;
+    let letter = scene.wait_letters(1).await.remove(0);
+    assert_eq!((&letter["reason"], &letter["task"]), (&json!("delivered-too-often"), &json!("a")));
+    assert!(scene.done("show tasks-processor-1-1").await.contains("deliveries   11\n"));
+
+    scene.stop_replica().await;
+    scene.publish("created", &titled("a", "new")).await;
+    let refusal = scene.refused("replay tasks-processor-1-1").await;
+    assert!(refusal.contains("events wait to be taken in (1)") && refusal.contains("--as-new"), "{refusal}");
+
+    scene.start_replica().await;
+    scene.wait_title("a", "new").await;
+    let refusal = scene.refused("replay tasks-processor-1-1 77").await;
+    for part in ["the task a was changed by a newer event (version 1-2, this one is 1-1)", "--as-new"] {
+        assert!(refusal.contains(part), "{part}\n{refusal}");
+    }
+    assert!(refusal.contains("there is no dead letter 77") && refusal.contains("2 of 2"), "{refusal}");
+    assert_eq!(scene.letters().await, [letter], "a refused letter stays");
+
+    scene.done("replay tasks-processor-1-1 --as-new").await;
+    scene.wait_title("a", "old").await;
+    assert!(scene.letters().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_of_one_task_are_replayed_in_the_order_of_their_events() {
+    let mut scene = Scene::start().await;
+    scene.stop_replica().await;
+    let update = json!({"correlationId": "c-2", "data": {"id": "a", "title": "last"}});
+    scene.wear_out(&[("created", titled("a", "first")), ("updated", update)]).await;
+    scene.start_replica().await;
+    let letters = scene.wait_letters(2).await;
+    assert_eq!(stored_task(&scene.kv, "a"), None);
+    // The other way round, one command.
+    let ids: Vec<_> = letters.iter().rev().map(|letter| letter["id"].as_str().unwrap()).collect();
+    let done = scene.done(&format!("replay {}", ids.join(" "))).await;
+    assert_eq!(done.lines().count(), 2, "{done}");
+    scene.wait_title("a", "last").await;
+    assert!(scene.letters().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payload_as_large_as_nats_takes_comes_whole_from_its_parts_and_goes_out_whole() {
+    let scene = Scene::start().await;
+    let most = scene.client.server_info().max_payload;
+    let bytes: Vec<u8> = (0..most).map(|n| u8::try_from(n % 251).unwrap()).collect();
+    scene.client.publish("tasks.created", bytes.clone().into()).await.unwrap();
+    scene.client.flush().await.unwrap();
+    let letter = eventually(SOON, async || {
+        let mut letters = scene.letters().await;
+        ensure!(letters.len() == 1 && letters[0]["missingParts"] == json!([]), "{letters:?}");
+        Ok(letters.remove(0))
+    })
+    .await
+    .unwrap();
+    let parts = letter["parts"].as_u64().unwrap();
+    assert!(parts > 1 && scene.messages().await == parts, "{letter}");
+    assert_eq!(scene.run("show tasks-processor-1-1 --payload").await.stdout, bytes);
+    let shown = scene.done("show tasks-processor-1-1").await;
+    assert!(shown.contains("not UTF-8, as hex)\n    00000000  00 01 02"), "{}", &shown[..1_000]);
+
+    // With no room left for even one header.
+    scene.done("replay tasks-processor-1-1 --as-new").await;
+    eventually(SOON, async || {
+        let letters = scene.letters().await;
+        ensure!(letters.len() == 1 && letters[0]["id"] == "tasks-processor-1-2", "{letters:?}");
+        ensure!(letters[0]["missingParts"] == json!([]), "{letters:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(scene.run("show tasks-processor-1-2 --payload").await.stdout, bytes);
+
+    // Half a letter is no letter.
+    let stream = jetstream::new(scene.client.clone()).get_stream("TASKS-DEAD-LETTERS").await.unwrap();
+    let first = stream.cached_info().state.first_sequence;
+    stream.delete_message(first).await.unwrap();
+    let refusal = scene.refused("replay --all --as-new").await;
+    assert!(refusal.contains(&format!("1 of its {parts} parts are missing (1)")), "{refusal}");
+    scene.done("drop tasks-processor-1-2").await;
+    assert_eq!(scene.messages().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_are_dropped_by_name_by_reason_or_all_but_not_all_by_mistake() {
+    let scene = Scene::start().await;
+    scene.kv.inject(Rule::poison("poison-marker", 400));
+    for n in 0..4 {
+        scene
+            .publish("deleted", &json!({"correlationId": "c", "data": {"id": format!("bad\u{7}{n}")}}))
+            .await;
+    }
+    scene.publish("created", &titled("a", "poison-marker")).await;
+    let letters = scene.wait_letters(5).await;
+    let list = scene.done("list --limit 2").await;
+    assert!(list.contains("the newest 2 of 5 dead letters"), "{list}");
+
+    assert_eq!(scene.done(&format!("drop {}", sequence(&letters[0]))).await.lines().count(), 1);
+    assert_eq!(scene.letters().await.len(), 4);
+    let refusal = scene.refused("drop --all").await;
+    assert!(refusal.contains("4 dead letters would be deleted") && refusal.contains("--yes"), "{refusal}");
+    assert_eq!(scene.letters().await.len(), 4);
+    assert_eq!(scene.done("drop --all --reason refused-by-kv --yes").await.lines().count(), 1);
+    assert_eq!(scene.letters().await.len(), 3);
+    assert_eq!(scene.done("drop --all --yes").await.lines().count(), 3);
+    assert_eq!(scene.messages().await, 0);
+    assert_eq!(scene.done("drop --all --yes").await, "there are no such dead letters\n");
+    assert!(scene.refused("drop 1").await.contains("there is no dead letter 1;"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_there_is_no_pipeline_or_no_nats_the_command_says_what_to_look_at() {
+    let nats = NatsServer::start().await.unwrap();
+    let run = async |url: &str, password: &str| {
+        let mut command =
+            tokio::process::Command::new(program("TASKPIPELINE_BIN", &["taskpipeline"]).unwrap());
+        command.args(["dead-letters", "list"]).env_clear().env("NATS_URL", url).env("STREAM_NAME", "OTHER");
+        command.env("NATS_USER", "me").env("NATS_PASSWORD", password).output().await.unwrap()
+    };
+    let none = run(&nats.url(), "hidden-1").await;
+    let said = String::from_utf8(none.stdout).unwrap();
+    assert!(none.status.success() && said.contains("there is no stream OTHER-DEAD-LETTERS"), "{said}");
+
+    let port = taskpipeline_testkit::free_port().unwrap();
+    let away = run(&format!("nats://127.0.0.1:{port}"), "hidden-2").await;
+    let error = String::from_utf8(away.stderr).unwrap();
+    assert_eq!(away.status.code(), Some(1));
+    assert!(error.contains(&format!("NATS at 127.0.0.1:{port}")) && error.contains("NATS_URL"), "{error}");
+    assert!(!error.contains("hidden"), "{error}");
+}

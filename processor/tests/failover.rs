@@ -1,0 +1,152 @@
+//! One replica projects at a time; another takes its place.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may
+
+use std::time::Duration;
+
+use taskpipeline_simulator::{Config, Fault, Latency, Rule, Scope, Simulator};
+use taskpipeline_testkit::{NatsServer, Processor, ProcessorOptions, created, eventually, store};
+use tokio::time::Instant;
+
+const PENDING: u32 = 10_000;
+
+async fn kv() -> Simulator {
+    let latency = Latency { least: Duration::from_millis(20), tail: Duration::ZERO };
+    Simulator::start(Config { rate_limit: None, latency, ..Config::default() }).await.unwrap()
+}
+
+fn options(nats: &NatsServer, kv: &Simulator) -> ProcessorOptions {
+    ProcessorOptions::new(nats, kv)
+        .set("RUST_LOG", "warn,taskpipeline_processor=warn")
+        .set("REQUEST_BUDGET", "1000000/5m")
+        .set("SETTLE_AFTER", "2s")
+        .set("REQUEST_TIMEOUT", "2s")
+        .set("ACK_WAIT", "3s")
+}
+
+async fn is_active(processor: &Processor) -> bool {
+    processor.metric("taskpipeline_projector_active").await.unwrap_or(0.0) > 0.0
+}
+
+/// The place of the replica that projects.
+async fn active(replicas: &[Processor]) -> usize {
+    for _ in 0..200 {
+        for (n, replica) in replicas.iter().enumerate() {
+            if is_active(replica).await {
+                return n;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("no replica projects");
+}
+
+/// The first request that KV answered well after this moment.
+async fn first_write_after(kv: &Simulator, moment: Instant) -> Duration {
+    eventually(Duration::from_secs(20), || async {
+        let requests = kv.requests();
+        let first = requests.iter().find(|request| request.at > moment && request.answered == Some(200));
+        first.map(|request| request.at - moment).ok_or_else(|| anyhow::anyhow!("no write yet"))
+    })
+    .await
+    .unwrap()
+}
+
+/// Stores so many new tasks while KV is down, and waits until the projector has them all in its hands.
+async fn pend(nats: &NatsServer, kv: &Simulator, projector: &Processor, round: u32) {
+    kv.inject(Rule::new(Fault::status(503)).on(Scope::Writes).named("down"));
+    let client = nats.client().await.unwrap();
+    let events = (0..PENDING).map(|n| ("created", created(&format!("{round}-{n}"))));
+    assert_eq!(store(&client, events).await.unwrap(), PENDING);
+    eventually(Duration::from_secs(20), || async {
+        let pending = projector.metric("taskpipeline_projector_unsettled_tasks").await?;
+        anyhow::ensure!(pending >= f64::from(PENDING), "{pending} of {PENDING} pending");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+async fn all_there(kv: &Simulator, rounds: u32) {
+    let wanted = usize::try_from(rounds * PENDING).unwrap();
+    eventually(Duration::from_secs(60), || async {
+        let there = kv.keys().len();
+        anyhow::ensure!(there == wanted, "{there} of {wanted} tasks are in KV");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_kill_9_of_the_projector_with_10000_pending_another_writes_within_10_s() {
+    const ROUNDS: u32 = 20;
+    let (nats, kv) = (NatsServer::start().await.unwrap(), kv().await);
+    let options = options(&nats, &kv);
+    let mut replicas =
+        vec![Processor::start(&options).await.unwrap(), Processor::start(&options).await.unwrap()];
+    let mut gaps = Vec::new();
+    for round in 0..ROUNDS {
+        let first = active(&replicas).await;
+        pend(&nats, &kv, &replicas[first], round).await;
+        kv.mend("down");
+        let killed = Instant::now();
+        replicas.remove(first).kill().await.unwrap();
+        gaps.push(first_write_after(&kv, killed).await);
+        all_there(&kv, round + 1).await;
+        replicas.push(Processor::start(&options).await.unwrap());
+    }
+    gaps.sort();
+    let longest = *gaps.last().unwrap();
+    println!(
+        "{ROUNDS} kills with {PENDING} tasks pending each; from kill to the next write: median {:?}, longest {longest:?}; {} tasks in KV",
+        gaps[gaps.len() / 2],
+        kv.keys().len()
+    );
+    assert_eq!(gaps.len(), usize::try_from(ROUNDS).unwrap());
+    assert!(longest <= Duration::from_secs(10), "{gaps:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_projector_drains_another_writes_within_a_second() {
+    const ROUNDS: u32 = 5;
+    let (nats, kv) = (NatsServer::start().await.unwrap(), kv().await);
+    let options = options(&nats, &kv);
+    let mut replicas =
+        vec![Processor::start(&options).await.unwrap(), Processor::start(&options).await.unwrap()];
+    let mut gaps = Vec::new();
+    for round in 0..ROUNDS {
+        let first = active(&replicas).await;
+        pend(&nats, &kv, &replicas[first], round).await;
+        kv.mend("down");
+        let mut drained = replicas.remove(first);
+        let asked = Instant::now();
+        let ended = drained.terminate(Duration::from_secs(20)).await.unwrap();
+        assert!(ended.success(), "{ended}\n{}", drained.process().tail());
+        // The drained one may have written after it was asked; the gap is that of its successor.
+        let successor = &replicas[0];
+        eventually(Duration::from_secs(5), || async {
+            anyhow::ensure!(is_active(successor).await, "nobody has taken over");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        let requests = kv.requests();
+        let mut writes: Vec<_> =
+            requests.iter().filter(|it| it.at > asked && it.answered == Some(200)).map(|it| it.at).collect();
+        writes.insert(0, asked);
+        let gap = match writes.len() {
+            1 => first_write_after(&kv, asked).await,
+            _ => writes.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap(),
+        };
+        gaps.push(gap);
+        all_there(&kv, round + 1).await;
+        replicas.push(Processor::start(&options).await.unwrap());
+    }
+    let longest = *gaps.iter().max().unwrap();
+    println!(
+        "{ROUNDS} drains with {PENDING} tasks pending each: the longest gap without a write {longest:?}; all {} tasks in KV",
+        kv.keys().len()
+    );
+    assert!(longest <= Duration::from_secs(1), "{gaps:?}");
+}

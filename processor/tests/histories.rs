@@ -1,0 +1,40 @@
+//! Histories of faults: whatever crashes, stops, lies or comes late, KV ends up with what an in-order replay
+//! of the stream gives, and the dead letters with what is no event.
+//!
+//! A share of them runs with every test run; `cargo xtask soak` plays more by the same code. The seeds are
+//! printed: `TASKPIPELINE_SEED=7 TASKPIPELINE_HISTORIES=1 cargo xtask test --only test` begins with 7.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may
+
+use std::time::Duration;
+
+use taskpipeline_testkit::history::Series;
+
+/// What this run is told by its environment; something that is no number must not be taken for nothing.
+fn told(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} must be a number, got {text:?}")))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faulted_histories_end_with_kv_equal_to_the_replay() {
+    let minutes = told("TASKPIPELINE_SOAK_MINUTES");
+    let histories = told("TASKPIPELINE_HISTORIES").map(|count| usize::try_from(count).unwrap());
+    let series = Series {
+        // The first of those in every run: all shapes are among six of them.
+        first: told("TASKPIPELINE_SEED").unwrap_or(2_002),
+        least: if minutes.is_some() { 1 } else { histories.unwrap_or(6) },
+        most: histories.unwrap_or(if minutes.is_some() { usize::MAX } else { 20 }),
+        within: minutes.map_or(Duration::from_secs(180), |minutes| Duration::from_secs(60 * minutes)),
+        at_a_time: told("TASKPIPELINE_AT_A_TIME").map_or(3, |count| usize::try_from(count).unwrap()),
+    };
+    println!("histories from seed {}", series.first);
+    let totals = series.play().await.unwrap();
+    println!("{totals}");
+    if totals.histories >= 200 {
+        totals.ensure_each(20).unwrap();
+    } else if totals.histories >= 6 {
+        let kinds = totals.kinds(1);
+        assert!(kinds >= 20, "only {kinds} kinds of faults happened");
+    }
+}

@@ -1,0 +1,196 @@
+//! What becomes of the stream under running replicas: made anew, thrown back, paused until events get old.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::PullConsumer;
+use serde_json::json;
+use taskpipeline_simulator::{Config, Latency, Simulator};
+use taskpipeline_testkit::{
+    NatsServer, Processor, ProcessorOptions, created, eventually, store, stored_task,
+};
+
+async fn fast_kv() -> Simulator {
+    let config = Config { rate_limit: None, latency: Latency::NONE, ..Config::default() };
+    Simulator::start(config).await.unwrap()
+}
+
+fn options(nats: &NatsServer, kv: &Simulator) -> ProcessorOptions {
+    ProcessorOptions::new(nats, kv)
+        .set("RUST_LOG", "warn,taskpipeline_processor=info")
+        .set("REQUEST_BUDGET", "1000000/5m")
+        .set("MIN_WRITE_INTERVAL", "50ms")
+        .set("ACK_WAIT", "3s")
+        .set("LOG_FORMAT", "text")
+}
+
+/// So many tasks with this title.
+fn titled(count: u32, title: &str) -> impl Iterator<Item = (&'static str, serde_json::Value)> {
+    (0..count).map(move |n| {
+        let data = json!({"id": format!("task-{n}"), "title": title, "description": "", "status": "pending"});
+        ("created", json!({"correlationId": "c", "data": data}))
+    })
+}
+
+async fn all_titled(kv: &Simulator, count: u32, title: &str) {
+    eventually(Duration::from_secs(30), || async {
+        let there = (0..count)
+            .filter(|n| stored_task(kv, &format!("task-{n}")).is_some_and(|task| task["title"] == title));
+        let there = u32::try_from(there.count())?;
+        ensure!(there == count, "{there} of {count} tasks have the title {title}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+async fn all_acknowledged(stream: &jetstream::Context, consumer: &str) {
+    eventually(Duration::from_secs(20), || async {
+        let consumer: PullConsumer = stream.get_consumer_from_stream(consumer, "TASKS").await?;
+        let info = consumer.get_info().await?;
+        ensure!(info.num_pending == 0 && info.num_ack_pending == 0, "{} pending", info.num_pending);
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_a_stream_made_anew_while_replicas_run_win_over_those_of_the_old_one() {
+    const TASKS: u32 = 300;
+    let (nats, kv) = (NatsServer::start().await.unwrap(), fast_kv().await);
+    let replicas = [
+        Processor::start(&options(&nats, &kv)).await.unwrap(),
+        Processor::start(&options(&nats, &kv)).await.unwrap(),
+    ];
+    let client = nats.client().await.unwrap();
+    let stream = jetstream::new(client.clone());
+    // The old stream gets to higher sequences than the new one will.
+    for title in ["zero", "one", "old"] {
+        store(&client, titled(TASKS, title)).await.unwrap();
+    }
+    all_acknowledged(&stream, "tasks-processor-1").await;
+    all_titled(&kv, TASKS, "old").await;
+    let old = stream.get_stream("TASKS").await.unwrap().cached_info().state.last_sequence;
+    stream.delete_stream("TASKS").await.unwrap();
+    // The replicas make it anew.
+    eventually(Duration::from_secs(20), || async {
+        stream.get_stream("TASKS").await?;
+        Ok(())
+    })
+    .await
+    .unwrap();
+    store(&client, titled(TASKS, "new")).await.unwrap();
+    all_titled(&kv, TASKS, "new").await;
+    let new = stream.get_stream("TASKS").await.unwrap().cached_info().state.last_sequence;
+    println!("{TASKS} tasks; the old stream ended at {old}, the new one is at {new}; incarnation 2 wins");
+    assert!(new < old);
+    all_acknowledged(&stream, "tasks-processor-2").await;
+    for replica in &replicas {
+        assert!(
+            !replica.process().lines().iter().any(|line| line.contains("ERROR")),
+            "{}",
+            replica.process().tail()
+        );
+    }
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_events_win_in_a_stream_restored_from_an_older_copy_of_its_files() {
+    const TASKS: u32 = 300;
+    let (mut nats, kv) = (NatsServer::start().await.unwrap(), fast_kv().await);
+    let _replicas = [
+        Processor::start(&options(&nats, &kv)).await.unwrap(),
+        Processor::start(&options(&nats, &kv)).await.unwrap(),
+    ];
+    let client = nats.client().await.unwrap();
+    let stream = jetstream::new(client.clone());
+    store(&client, titled(TASKS, "kept")).await.unwrap();
+    all_acknowledged(&stream, "tasks-processor-1").await;
+    nats.stop().await.unwrap();
+    let backup = tempfile::tempdir().unwrap();
+    copy(&nats.stream_dir("TASKS"), backup.path());
+    nats.restart().await.unwrap();
+    let client = nats.client().await.unwrap();
+    let stream = jetstream::new(client.clone());
+    // These will be lost.
+    for title in ["lost", "lost too"] {
+        store(&client, titled(TASKS, title)).await.unwrap();
+    }
+    all_acknowledged(&stream, "tasks-processor-1").await;
+    all_titled(&kv, TASKS, "lost too").await;
+    let before = stream.get_stream("TASKS").await.unwrap().cached_info().state.last_sequence;
+    nats.stop().await.unwrap();
+    std::fs::remove_dir_all(nats.stream_dir("TASKS")).unwrap();
+    copy(backup.path(), &nats.stream_dir("TASKS"));
+    nats.restart().await.unwrap();
+    let client = nats.client().await.unwrap();
+    let stream = jetstream::new(client.clone());
+    let after = stream.get_stream("TASKS").await.unwrap().cached_info().state.last_sequence;
+    // Published before any replica can have looked, on sequences that were handed out before.
+    store(&client, titled(TASKS, "new")).await.unwrap();
+    all_titled(&kv, TASKS, "new").await;
+    println!("{TASKS} tasks; the stream was thrown back from {before} to {after}; every new event won");
+    assert!(after < before, "nothing was lost");
+    all_acknowledged(&stream, "tasks-processor-2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_near_max_age_are_reported_while_none_has_expired() {
+    const EVENTS: u32 = 100;
+    const MAX_AGE: Duration = Duration::from_secs(16);
+    let (nats, kv) = (NatsServer::start().await.unwrap(), fast_kv().await);
+    let replica = Processor::start(&options(&nats, &kv).set("STREAM_MAX_AGE", "16s")).await.unwrap();
+    let client = nats.client().await.unwrap();
+    let stream = jetstream::new(client.clone());
+    // A replica that does not get on: here its consumer is made to stand still.
+    let events = stream.get_stream("TASKS").await.unwrap();
+    let until = time::OffsetDateTime::now_utc() + Duration::from_secs(60);
+    events.pause_consumer("tasks-processor-1", until).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    store(&client, (0..EVENTS).map(|n| ("created", created(&format!("task-{n}"))))).await.unwrap();
+    let stored = std::time::Instant::now();
+    eventually(MAX_AGE, || async {
+        let (status, body) = replica.get("/health").await?;
+        ensure!(status == 503 && body.contains("late"), "{status}: {body}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let reported = stored.elapsed();
+    let left = stream.get_stream("TASKS").await.unwrap().cached_info().state.messages;
+    println!(
+        "{EVENTS} events: reported when the oldest was {reported:?} old of {MAX_AGE:?}, {left} still there"
+    );
+    assert_eq!(left, u64::from(EVENTS));
+    assert!(reported >= MAX_AGE / 2);
+    assert!(
+        replica.metric("taskpipeline_oldest_event_age_seconds").await.unwrap() >= MAX_AGE.as_secs_f64() / 2.0
+    );
+    assert!(replica.process().lines().iter().any(|line| line.contains("ERROR") && line.contains("max_age")));
+    events.resume_consumer("tasks-processor-1").await.unwrap();
+    eventually(Duration::from_secs(10), || async {
+        let there = kv.keys().len();
+        ensure!(there == usize::try_from(EVENTS)?, "{there} of {EVENTS} tasks are in KV");
+        let (status, body) = replica.get("/health").await?;
+        ensure!(status == 200, "{status}: {body}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}

@@ -1,0 +1,241 @@
+//! The truth about a history: what the stream holds, read by the harness for itself.
+//!
+//! Not what was published: a plain publish may be lost with the server, and an attempt that seemed to fail
+//! may have been stored. It only reads; a server that is away is waited for.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use async_nats::jetstream::{self, consumer};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use taskpipeline_contract::Timestamp;
+
+use crate::eventually;
+
+/// How long a read may take in all, with the server away for a while.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A stored message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Captured {
+    /// Which stream of this name it was in: 1, and one more each time the stream was recreated or lost its
+    /// tail.
+    pub(crate) incarnation: u32,
+    /// Its place in the stream.
+    pub(crate) sequence: u64,
+    /// When the stream stored it, in nanoseconds since the start of 1970.
+    pub(crate) nanos: i128,
+    /// What it was published on.
+    pub(crate) subject: String,
+    /// Its bytes.
+    pub(crate) payload: Bytes,
+}
+
+impl Captured {
+    /// When the stream stored it, to the millisecond, as tasks say it.
+    #[must_use]
+    pub(crate) fn at(&self) -> Timestamp {
+        let millis = i64::try_from(self.nanos.div_euclid(1_000_000)).unwrap_or_default();
+        Timestamp::from_unix_millis(millis).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+}
+
+/// What has been read of a stream so far, through all its incarnations.
+#[derive(Debug)]
+pub(crate) struct Capture {
+    stream: String,
+    incarnation: u32,
+    next: u64,
+    events: Vec<Captured>,
+}
+
+impl Capture {
+    /// Nothing yet of this stream.
+    #[must_use]
+    pub(crate) fn new(stream: &str) -> Self {
+        Self { stream: stream.to_owned(), incarnation: 1, next: 1, events: Vec::new() }
+    }
+
+    /// Everything read so far, in order.
+    #[must_use]
+    pub(crate) fn events(&self) -> &[Captured] {
+        &self.events
+    }
+
+    /// Which incarnation is being read.
+    #[must_use]
+    pub(crate) fn incarnation(&self) -> u32 {
+        self.incarnation
+    }
+
+    /// From now on it is another stream, whose first new message has this sequence.
+    pub(crate) fn begin_incarnation(&mut self, first: u64) {
+        self.incarnation += 1;
+        self.next = first;
+    }
+
+    /// Reads what has been stored since the last time.
+    ///
+    /// # Errors
+    /// Where the server does not answer for long.
+    pub(crate) async fn sweep(&mut self, jetstream: &jetstream::Context) -> anyhow::Result<()> {
+        let read = eventually(PATIENCE, || read(jetstream, &self.stream, self.next)).await;
+        for mut event in read.with_context(|| format!("cannot read the stream {}", self.stream))? {
+            event.incarnation = self.incarnation;
+            self.next = event.sequence + 1;
+            self.events.push(event);
+        }
+        Ok(())
+    }
+
+    /// Holds what was read against what the stream holds now: the server must not have lost or changed any
+    /// of it behind the harness' back, else the harness knows no truth.
+    ///
+    /// # Errors
+    /// Where they differ, or the server does not answer.
+    pub(crate) async fn verify(&self, jetstream: &jetstream::Context) -> anyhow::Result<()> {
+        let held = eventually(PATIENCE, || read(jetstream, &self.stream, 1)).await?;
+        // The oldest may have aged out since; the newest may not be gone.
+        let last = jetstream.get_stream(&self.stream).await?.cached_info().state.last_sequence;
+        ensure!(
+            last + 1 >= self.next,
+            "the harness: {} ends at {last}, though it was read up to {}",
+            self.stream,
+            self.next - 1
+        );
+        // Of those with the same sequence, the latest read is the one that the stream should hold.
+        let known: HashMap<_, _> = self.events.iter().map(|event| (event.sequence, event)).collect();
+        for event in held {
+            let known = known.get(&event.sequence);
+            ensure!(
+                known.is_some_and(|known| known.nanos == event.nanos && known.payload == event.payload),
+                "the harness: message {} of {} is not the one that was read before",
+                event.sequence,
+                self.stream
+            );
+        }
+        Ok(())
+    }
+}
+
+/// All messages of a stream from this sequence on; incarnation 0, for the caller to say.
+///
+/// # Errors
+/// Where the server does not answer, or not with all of them.
+pub(crate) async fn read(
+    jetstream: &jetstream::Context,
+    stream: &str,
+    from: u64,
+) -> anyhow::Result<Vec<Captured>> {
+    let mut stream = jetstream.get_stream(stream).await?;
+    let last = stream.info().await?.state.last_sequence;
+    let held = stream.cached_info().state.messages;
+    let from = from.max(stream.cached_info().state.first_sequence).max(1);
+    if last < from || held == 0 {
+        return Ok(Vec::new());
+    }
+    let reader = consumer::pull::Config {
+        deliver_policy: consumer::DeliverPolicy::ByStartSequence { start_sequence: from },
+        ack_policy: consumer::AckPolicy::None,
+        inactive_threshold: Duration::from_secs(10),
+        memory_storage: true,
+        ..Default::default()
+    };
+    let reader = stream.create_consumer(reader).await?;
+    let mut events: Vec<Captured> = Vec::new();
+    while events.last().is_none_or(|event| event.sequence < last) {
+        let mut batch = reader.batch().max_messages(5_000).expires(Duration::from_secs(2)).messages().await?;
+        let before = events.len();
+        while let Some(message) = batch.next().await {
+            let message = message.map_err(|error| anyhow::anyhow!("{error}"))?;
+            let info = message.info().map_err(|error| anyhow::anyhow!("{error}"))?;
+            events.push(Captured {
+                incarnation: 0,
+                sequence: info.stream_sequence,
+                nanos: info.published.unix_timestamp_nanos(),
+                subject: message.subject.to_string(),
+                payload: message.payload.clone(),
+            });
+            if info.pending == 0 {
+                break;
+            }
+        }
+        ensure!(events.len() > before, "no more messages came, though the last should be {last}");
+    }
+    let name = reader.cached_info().name.clone();
+    // It goes by itself where this does not reach the server.
+    let _ = stream.delete_consumer(&name).await;
+    Ok(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use taskpipeline_contract::EventKind;
+
+    use super::*;
+    use crate::NatsServer;
+    use crate::history::events::Publication;
+    use crate::history::publish::Producer;
+
+    fn publications(count: usize) -> Vec<Publication> {
+        let publication = |n| Publication { kind: EventKind::Created, payload: format!("{n}").into() };
+        (0..count).map(publication).collect()
+    }
+
+    #[tokio::test]
+    async fn what_was_acked_is_read_once_and_in_order_though_the_server_is_killed() {
+        let mut nats = NatsServer::start().await.unwrap();
+        let producer = Producer::new(&nats.url(), "test".to_owned()).await.unwrap();
+        let (_, jetstream) = crate::history::publish::connect(&nats.url()).await.unwrap();
+        let stream = jetstream::stream::Config {
+            name: "TASKS".to_owned(),
+            subjects: vec!["tasks.*".to_owned()],
+            ..Default::default()
+        };
+        jetstream.create_stream(stream).await.unwrap();
+        let all = publications(3_000);
+        let mut capture = Capture::new("TASKS");
+        let mut kills = 0;
+        for burst in all.chunks(600) {
+            let (killed, published) = tokio::join!(
+                async {
+                    nats.kill().await.unwrap();
+                    nats.restart().await.unwrap();
+                    1
+                },
+                producer.acked(burst)
+            );
+            published.unwrap();
+            kills += killed;
+            capture.sweep(&jetstream).await.unwrap();
+        }
+        println!("{kills} kills, {} publishes repeated", producer.repeated());
+        capture.verify(&jetstream).await.unwrap();
+        assert!(capture.events().len() >= all.len(), "{}", capture.events().len());
+        assert_eq!(producer.stored_up_to(), capture.events().last().unwrap().sequence);
+        let payloads: std::collections::HashSet<_> = capture.events().iter().map(|it| &it.payload).collect();
+        assert_eq!(payloads.len(), all.len());
+        assert!(capture.events().windows(2).all(|two| two[0].sequence + 1 == two[1].sequence));
+
+        // What the harness has not been told of is found out.
+        let last = capture.events().last().unwrap().sequence;
+        jetstream.get_stream("TASKS").await.unwrap().purge().await.unwrap();
+        capture.verify(&jetstream).await.unwrap();
+        jetstream.delete_stream("TASKS").await.unwrap();
+        let again = jetstream::stream::Config {
+            name: "TASKS".to_owned(),
+            subjects: vec!["tasks.*".to_owned()],
+            ..Default::default()
+        };
+        jetstream.create_stream(again).await.unwrap();
+        producer.acked(&publications(2)).await.unwrap();
+        assert!(capture.verify(&jetstream).await.is_err());
+        capture.begin_incarnation(1);
+        capture.sweep(&jetstream).await.unwrap();
+        let newest = capture.events().last().unwrap();
+        assert_eq!((newest.incarnation, newest.sequence), (2, 2));
+        assert!(newest.sequence < last);
+    }
+}

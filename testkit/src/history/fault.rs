@@ -1,0 +1,318 @@
+//! What can befall a history, as data: which fault, with which numbers. What carries them out is `strike`.
+
+use std::time::Duration;
+
+use taskpipeline_simulator::{Fault, KeyMatch, Report, Rule, Scope};
+
+use super::check::POISON;
+use super::dice::Dice;
+use super::events::{Publication, SEEDED};
+
+/// How long a replica may stand still before another takes its place: the processor's lease.
+pub(crate) const LEASE: Duration = Duration::from_secs(4);
+
+/// The settle time that replicas are mostly given.
+pub(crate) const SETTLE_AFTER: Duration = Duration::from_secs(3);
+
+/// A settle time beyond the lease, for late writes of a dead projector that its successor does not outlast.
+const LONG_SETTLE_AFTER: Duration = Duration::from_secs(8);
+
+/// The points at which the build with crash points can be made to abort, in the order of a task's way.
+pub(crate) const CRASH_POINTS: [&str; 12] = [
+    "pulled",
+    "stored",
+    "acked",
+    "dead-lettered",
+    "took-over",
+    "sending",
+    "answered",
+    "settled",
+    "recorded",
+    "looked-up",
+    "joined",
+    "expiring",
+];
+
+/// What befalls the replicas. One at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ReplicaFault {
+    /// kill -9 of any of them; a new one after this long.
+    Kill {
+        /// Before the new one.
+        pause: Duration,
+    },
+    /// kill -9 of the active projector.
+    KillActive {
+        /// Before the new one.
+        pause: Duration,
+    },
+    /// SIGSTOP of any of them, and SIGCONT while its lease still holds.
+    Stop {
+        /// Between the two.
+        lasting: Duration,
+    },
+    /// SIGSTOP of the active projector past its lease, so that there are two when it goes on.
+    TwoProjectors {
+        /// Between SIGSTOP and SIGCONT.
+        lasting: Duration,
+    },
+    /// The active projector goes while a write of its is on its way, which lands only when its successor has
+    /// written newer values.
+    LateWriteOutlives {
+        /// When the write lands.
+        after: Duration,
+        /// Whether the projector is told to end; otherwise it is killed, and its lease has to run out.
+        drained: bool,
+    },
+    /// SIGSTOP of one that is not the active projector, with messages in its hands, past `ACK_WAIT`.
+    Redelivery,
+    /// One replica, then four, then two.
+    Scale,
+    /// A replica aborts at one of [`CRASH_POINTS`].
+    Crash {
+        /// Where.
+        point: &'static str,
+        /// At which passage.
+        nth: u32,
+        /// Whether it is the only replica at that moment.
+        alone: bool,
+    },
+    /// KV refuses everything for a reason that only a person can mend; the active projector, which would
+    /// now wait for half a minute, is killed.
+    Misconfigured {
+        /// How KV refuses.
+        fault: Fault,
+    },
+}
+
+impl ReplicaFault {
+    /// What it is counted as.
+    #[must_use]
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Kill { .. } => "kill replica".to_owned(),
+            Self::KillActive { .. } => "kill active projector".to_owned(),
+            Self::Stop { .. } => "stop replica".to_owned(),
+            Self::TwoProjectors { .. } => "two projectors".to_owned(),
+            Self::LateWriteOutlives { drained: true, .. } => {
+                "late write outlives drained projector".to_owned()
+            }
+            Self::LateWriteOutlives { .. } => "late write outlives killed projector".to_owned(),
+            Self::Redelivery => "redelivery".to_owned(),
+            Self::Scale => "scale 1-4-2".to_owned(),
+            Self::Crash { point, .. } => format!("crash at {point}"),
+            Self::Misconfigured { fault } => format!("kv {}", fault.name()),
+        }
+    }
+
+    /// About how long it takes.
+    #[must_use]
+    pub(crate) fn expected(&self) -> Duration {
+        match self {
+            Self::Kill { pause } | Self::KillActive { pause } => *pause + Duration::from_millis(500),
+            Self::Stop { lasting } => *lasting,
+            Self::TwoProjectors { lasting } => *lasting + Duration::from_secs(2),
+            Self::LateWriteOutlives { after, .. } => *after + Duration::from_millis(1_500),
+            Self::Redelivery => Duration::from_secs(5),
+            Self::Scale => Duration::from_secs(3),
+            Self::Crash { .. } => Duration::from_secs(5),
+            Self::Misconfigured { .. } => Duration::from_secs(3),
+        }
+    }
+
+    /// The settle time without which it would be outside of what is promised.
+    pub(crate) fn settle_after(&self) -> Duration {
+        match self {
+            Self::LateWriteOutlives { drained: false, .. } => LONG_SETTLE_AFTER,
+            _ => SETTLE_AFTER,
+        }
+    }
+
+    /// One of those that are neither a crash nor a misconfiguration.
+    pub(crate) fn draw(dice: &mut Dice, which: usize) -> Self {
+        let millis = |dice: &mut Dice, least, most| Duration::from_millis(dice.between(least, most));
+        match which {
+            0 => Self::Kill { pause: millis(dice, 0, 1_000) },
+            1 => Self::KillActive { pause: millis(dice, 0, 1_000) },
+            2 => Self::Stop { lasting: millis(dice, 500, 3_500) },
+            3 => Self::TwoProjectors { lasting: LEASE + millis(dice, 2_000, 4_000) },
+            4 => Self::LateWriteOutlives { after: millis(dice, 1_000, 2_200), drained: true },
+            5 => Self::LateWriteOutlives { after: LEASE + millis(dice, 1_500, 2_500), drained: false },
+            6 => Self::Redelivery,
+            _ => Self::Scale,
+        }
+    }
+
+    /// How many misconfigurations there are.
+    pub(crate) const MISCONFIGURED: u64 = 5;
+
+    /// How many [`Self::draw`] chooses from.
+    pub(crate) const DRAWN: usize = 8;
+
+    /// A crash at the point with this number.
+    pub(crate) fn crash(dice: &mut Dice, number: u64) -> Self {
+        let point = CRASH_POINTS[usize::try_from(number % CRASH_POINTS.len() as u64).unwrap_or(0)];
+        // Those of the one projector there is, or that seldom come by, are passed for sure only by a replica
+        // that is alone.
+        let (most, alone) = match point {
+            "pulled" | "stored" | "acked" => (20, 300),
+            "dead-lettered" => (2, 1_000),
+            "took-over" => (1, 1_000),
+            "sending" | "answered" | "settled" => (6, 1_000),
+            _ => (2, 1_000),
+        };
+        let nth = u32::try_from(dice.between(1, most)).unwrap_or(1);
+        Self::Crash { point, nth, alone: dice.chance(alone) }
+    }
+
+    /// A misconfiguration by number.
+    pub(crate) fn misconfigured(number: u64) -> Self {
+        let fault = match number % Self::MISCONFIGURED {
+            0 => Fault::RevokedToken,
+            1 => Fault::UnknownAccount,
+            2 => Fault::MissingNamespace,
+            // Its code is that of a token that is refused.
+            3 => Fault::EchoAuthorization { status: 500 },
+            _ => Fault::Redirect { location: "http://127.0.0.1:9/".to_owned() },
+        };
+        Self::Misconfigured { fault }
+    }
+}
+
+/// What befalls nats-server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NatsFault {
+    /// kill -9, and a start on the same files.
+    Kill {
+        /// Between the two.
+        down: Duration,
+    },
+    /// SIGSTOP and SIGCONT.
+    Stop {
+        /// Between the two.
+        lasting: Duration,
+    },
+    /// The stream is deleted and made again.
+    Recreated {
+        /// By the harness at once; otherwise the replicas must.
+        by_harness: bool,
+    },
+    /// The stream's files are replaced by an older copy.
+    TailLost {
+        /// What is published after the copy was made: the tail.
+        tail: Vec<Publication>,
+        /// Whether a replica dies while the server is away.
+        kill_replica: bool,
+    },
+}
+
+impl NatsFault {
+    /// What it is counted as.
+    #[must_use]
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Kill { .. } => "kill nats-server",
+            Self::Stop { .. } => "stop nats-server",
+            Self::Recreated { .. } => "stream recreated",
+            Self::TailLost { .. } => "stream's tail lost",
+        }
+    }
+
+    pub(crate) fn draw(dice: &mut Dice, which: usize) -> Self {
+        match which {
+            0 => Self::Kill { down: Duration::from_millis(dice.between(0, 2_000)) },
+            1 => Self::Stop { lasting: Duration::from_millis(dice.between(500, 3_000)) },
+            2 => Self::Recreated { by_harness: dice.chance(500) },
+            _ => Self::TailLost { tail: Vec::new(), kill_replica: dice.chance(400) },
+        }
+    }
+}
+
+/// The names of what befalls requests to KV, as they are counted.
+pub(crate) const KV_FAULTS: [&str; 17] = [
+    "kv status 500",
+    "kv status 503",
+    "kv throttled",
+    "kv hang",
+    "kv slow",
+    "kv answer lost",
+    "kv answered 500 though done",
+    "kv late",
+    "kv late and 524",
+    "kv partial",
+    "kv partial unnamed",
+    "kv partial overcounted",
+    "kv stale",
+    "kv html",
+    "kv garbage",
+    "kv truncated",
+    "kv poison",
+];
+
+/// The rule for one of [`KV_FAULTS`]. Nothing that KV does late comes later than 2.2 s, which is well below
+/// the settle time that the replicas are given.
+pub(crate) fn kv_rule(name: &str, dice: &mut Dice) -> Rule {
+    let millis = |dice: &mut Dice, least, most| Duration::from_millis(dice.between(least, most));
+    let scope = match dice.below(10) {
+        0 => Scope::Reads,
+        1..4 => Scope::Writes,
+        _ => Scope::All,
+    };
+    let lasting = millis(dice, 300, 2_500);
+    let times = dice.between(1, 4);
+    let partial = |report, dice: &mut Dice| {
+        let at_most = if dice.chance(300) { None } else { Some(dice.index(20) + 1) };
+        Rule::new(Fault::Partial { at_most, report }).times(times * 2)
+    };
+    let rule = match name {
+        // They last, and reads seldom come by in so short a time.
+        "kv status 500" => Rule::new(Fault::status(500)).lasting(lasting),
+        "kv status 503" => Rule::new(Fault::status(503)).on(Scope::Writes).lasting(lasting),
+        "kv throttled" => Rule::new(Fault::Throttled { retry_after: Duration::from_secs(1) }).times(1),
+        "kv hang" => Rule::new(Fault::Hang).on(scope).times(times),
+        "kv slow" => Rule::new(Fault::Slow { extra: millis(dice, 200, 2_200) }).on(scope).times(times),
+        "kv answer lost" => Rule::new(Fault::LostAnswer { status: None }).on(scope).times(times),
+        "kv answered 500 though done" => {
+            Rule::new(Fault::LostAnswer { status: Some(500) }).on(scope).times(times)
+        }
+        "kv late" => Rule::new(Fault::Late { after: millis(dice, 200, 2_200), status: None }).times(times),
+        "kv late and 524" => {
+            Rule::new(Fault::Late { after: millis(dice, 200, 2_200), status: Some(524) }).times(times)
+        }
+        "kv partial" => partial(Report::Right, dice),
+        "kv partial unnamed" => partial(Report::Unnamed, dice),
+        "kv partial overcounted" => partial(Report::Overcounted, dice),
+        // Only of tasks that were there before: what a replica has written itself it never asks KV for.
+        "kv stale" => Rule::new(Fault::Stale { age: Duration::from_secs(60) })
+            .keys(KeyMatch::StartsWith(format!("tasks:{SEEDED}"))),
+        "kv html" => Rule::new(Fault::Html).on(scope).times(times),
+        "kv garbage" => Rule::new(Fault::Garbage).on(scope).times(times),
+        "kv truncated" => Rule::new(Fault::Truncated).on(scope).times(times),
+        _ => Rule::poison(POISON, 400),
+    };
+    rule.named(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_has_its_name_and_only_the_poisonous_one_is_the_fallback() {
+        let mut dice = Dice::new(1);
+        for name in KV_FAULTS {
+            let rule = kv_rule(name, &mut dice);
+            assert_eq!(rule.name(), name);
+            let poison = matches!(rule.fault(), Fault::Status { status: 400, .. });
+            assert_eq!(poison, name == "kv poison", "{name}");
+        }
+    }
+
+    #[test]
+    fn all_crash_points_have_their_turn() {
+        let mut dice = Dice::new(1);
+        let points: std::collections::BTreeSet<_> =
+            (0..12).map(|n| ReplicaFault::crash(&mut dice, n).name()).collect();
+        assert_eq!(points.len(), CRASH_POINTS.len());
+    }
+}

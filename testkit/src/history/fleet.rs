@@ -1,0 +1,236 @@
+//! The replicas of a history: they are started, stopped and killed here, and what each has printed is kept
+//! for the case that the history fails. It does not decide when.
+
+use std::os::unix::process::ExitStatusExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{bail, ensure};
+use futures_util::future::join_all;
+use nix::sys::signal::Signal;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::timeline::Timeline;
+use crate::{Processor, ProcessorOptions};
+
+/// How long a replica may take to end after SIGTERM: its `SHUTDOWN_GRACE` and some more.
+const DRAIN: Duration = Duration::from_secs(12);
+
+/// A running replica.
+#[derive(Debug)]
+struct Replica {
+    name: String,
+    processor: Processor,
+}
+
+/// All replicas of a pipeline.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    options: ProcessorOptions,
+    replicas: Vec<Replica>,
+    started: u32,
+    timeline: Arc<Timeline>,
+    /// What those that are gone have printed.
+    gone: Vec<(String, Vec<String>)>,
+}
+
+impl Fleet {
+    /// None yet.
+    pub(crate) fn new(options: ProcessorOptions, timeline: Arc<Timeline>) -> Self {
+        Self { options, replicas: Vec::new(), started: 0, timeline, gone: Vec::new() }
+    }
+
+    /// How many run.
+    pub(crate) fn count(&self) -> usize {
+        self.replicas.len()
+    }
+
+    /// How many were started in all.
+    pub(crate) fn started(&self) -> u32 {
+        self.started
+    }
+
+    /// Starts one; where it is in the list.
+    ///
+    /// # Errors
+    /// Where it cannot be run.
+    pub(crate) fn start(&mut self) -> anyhow::Result<usize> {
+        self.start_with(&self.options.clone(), "")
+    }
+
+    fn start_with(&mut self, options: &ProcessorOptions, remark: &str) -> anyhow::Result<usize> {
+        self.started += 1;
+        let name = format!("replica-{}", self.started);
+        let processor = Processor::spawn(options)?;
+        self.timeline.note(format_args!("{name} started, pid {}{remark}", processor.process().pid()));
+        self.replicas.push(Replica { name, processor });
+        Ok(self.replicas.len() - 1)
+    }
+
+    /// Starts as many as there should be.
+    ///
+    /// # Errors
+    /// Where one cannot be run.
+    pub(crate) fn fill_up(&mut self, count: usize) -> anyhow::Result<()> {
+        while self.replicas.len() < count {
+            self.start()?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all are ready.
+    ///
+    /// # Errors
+    /// Where one does not get ready.
+    pub(crate) async fn ready(&self) -> anyhow::Result<()> {
+        for replica in &self.replicas {
+            replica.processor.wait_ready(Duration::from_secs(20)).await?;
+        }
+        Ok(())
+    }
+
+    /// None may have ended by itself.
+    ///
+    /// # Errors
+    /// Where one has; its last lines are in the error.
+    pub(crate) fn all_run(&mut self) -> anyhow::Result<()> {
+        for replica in &mut self.replicas {
+            let runs = replica.processor.is_running()?;
+            ensure!(runs, "{} has ended by itself\n{}", replica.name, replica.processor.process().tail());
+        }
+        Ok(())
+    }
+
+    /// The active projector, by its own word; the first where several say so.
+    pub(crate) async fn active(&self) -> Option<usize> {
+        self.all_active().await.first().copied()
+    }
+
+    /// All that say they are the active projector. One that stands still says nothing.
+    pub(crate) async fn all_active(&self) -> Vec<usize> {
+        let says = |replica| {
+            let asked = Replica::is_active(replica);
+            async move { timeout(Duration::from_millis(400), asked).await.unwrap_or(false) }
+        };
+        let all = join_all(self.replicas.iter().map(says)).await;
+        all.into_iter().enumerate().filter_map(|(index, active)| active.then_some(index)).collect()
+    }
+
+    /// Waits until there is one, though not for long.
+    pub(crate) async fn wait_active(&self, within: Duration) -> Option<usize> {
+        let deadline = Instant::now() + within;
+        loop {
+            let active = self.active().await;
+            if active.is_some() || Instant::now() >= deadline {
+                return active;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What a replica is called in the timeline and in the logs.
+    pub(crate) fn name(&self, index: usize) -> &str {
+        self.replicas.get(index).map_or("no replica", |replica| &replica.name)
+    }
+
+    /// Makes one stand still, or go on.
+    ///
+    /// # Errors
+    /// Where it is gone.
+    pub(crate) fn pause(&self, index: usize, paused: bool) -> anyhow::Result<()> {
+        let signal = if paused { Signal::SIGSTOP } else { Signal::SIGCONT };
+        self.timeline.note(format_args!("{signal} to {}", self.name(index)));
+        match self.replicas.get(index) {
+            Some(replica) => replica.processor.process().signal(signal),
+            None => bail!("there is no replica {index}"),
+        }
+    }
+
+    /// kill -9.
+    ///
+    /// # Errors
+    /// Where it was gone already: then it has not been killed.
+    pub(crate) async fn kill(&mut self, index: usize) -> anyhow::Result<()> {
+        let mut replica = self.replicas.remove(index);
+        self.timeline.note(format_args!("SIGKILL to {}", replica.name));
+        let ended = replica.processor.kill().await;
+        let tail = replica.processor.process().tail();
+        self.keep(&replica);
+        let status = ended?;
+        let killed = status.signal() == Some(Signal::SIGKILL as i32);
+        ensure!(killed, "{} had ended by itself: {status}\n{tail}", replica.name);
+        Ok(())
+    }
+
+    /// SIGTERM to these, all at the same time.
+    ///
+    /// # Errors
+    /// Where one does not end in time.
+    pub(crate) async fn drain(&mut self, mut which: Vec<usize>) -> anyhow::Result<()> {
+        which.sort_unstable();
+        let mut leaving: Vec<_> = which.into_iter().rev().map(|index| self.replicas.remove(index)).collect();
+        for replica in &leaving {
+            self.timeline.note(format_args!("SIGTERM to {}", replica.name));
+        }
+        let ended = join_all(leaving.iter_mut().map(|replica| replica.processor.terminate(DRAIN))).await;
+        for (replica, status) in leaving.iter().zip(&ended) {
+            let status = status.as_ref().map_or_else(ToString::to_string, ToString::to_string);
+            self.timeline.note(format_args!("{} ended: {status}", replica.name));
+            self.keep(replica);
+        }
+        ended.into_iter().try_for_each(|status| status.map(drop))
+    }
+
+    /// Runs the build with crash points until it aborts at this one; whether it did. `alone`: all others are
+    /// told to end, so that there is nobody else to pass the point.
+    ///
+    /// # Errors
+    /// Where it cannot be run, or ends in another way.
+    pub(crate) async fn crash(
+        &mut self,
+        point: &str,
+        nth: u32,
+        alone: bool,
+        within: Duration,
+    ) -> anyhow::Result<bool> {
+        let options = self.options.clone().crashing_at(point, nth);
+        let index = self.start_with(&options, &format!(", to crash at {point}:{nth}"))?;
+        if alone {
+            self.drain((0..index).collect()).await?;
+        }
+        let index = self.replicas.len() - 1;
+        let deadline = Instant::now() + within;
+        while self.replicas[index].processor.is_running()? && Instant::now() < deadline {
+            sleep(Duration::from_millis(20)).await;
+        }
+        if self.replicas[index].processor.is_running()? {
+            self.timeline.note(format_args!("{point}:{nth} was not passed"));
+            self.kill(index).await?;
+            return Ok(false);
+        }
+        let mut replica = self.replicas.remove(index);
+        let status = replica.processor.wait(Duration::from_secs(1)).await?;
+        self.timeline.note(format_args!("{} crashed at {point}:{nth}: {status}", replica.name));
+        self.keep(&replica);
+        let aborted = status.signal() == Some(Signal::SIGABRT as i32);
+        ensure!(aborted, "{} ended: {status}\n{}", replica.name, replica.processor.process().tail());
+        Ok(true)
+    }
+
+    fn keep(&mut self, replica: &Replica) {
+        self.gone.push((replica.name.clone(), replica.processor.process().lines()));
+    }
+
+    /// What all have printed, those that are gone first.
+    pub(crate) fn logs(&self) -> Vec<(String, Vec<String>)> {
+        let running = self.replicas.iter().map(|it| (it.name.clone(), it.processor.process().lines()));
+        self.gone.iter().cloned().chain(running).collect()
+    }
+}
+
+impl Replica {
+    async fn is_active(&self) -> bool {
+        let active = self.processor.metric("taskpipeline_projector_active").await;
+        active.is_ok_and(|active| active > 0.0)
+    }
+}

@@ -1,0 +1,30 @@
+//! Histories: real replicas, a real nats-server and the simulator, seeded random events and faults, and a
+//! checker that holds what KV has in the end against an in-order replay of the stream.
+//!
+//! ```text
+//! seed ─▶ plan ─▶ run ─▶ events in the stream ─▶ capture ─▶ replay ─▶ expected ─┐
+//!                  └───▶ faults                     KV, dead letters ─▶ found ──┴▶ check
+//! ```
+//!
+//! Nothing here may use the processor's code: a mistake that both make would not be seen.
+
+mod capture;
+mod check;
+mod dice;
+mod events;
+mod fault;
+mod fleet;
+mod letters;
+mod plan;
+mod publish;
+mod replay;
+mod run;
+mod series;
+mod settle;
+mod stage;
+mod strike;
+mod timeline;
+
+pub use plan::Plan;
+pub use run::{Report, run};
+pub use series::{Series, Totals};

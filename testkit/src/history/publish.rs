@@ -1,0 +1,131 @@
+//! Publishing the events of a history the two ways that producers have: by JetStream until it is acked, and
+//! plainly. It does not decide what or when, and what it publishes proves nothing: see `capture`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use async_nats::Client;
+use async_nats::jetstream;
+use async_nats::jetstream::message::PublishMessage;
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep};
+
+use super::events::Publication;
+
+/// How long one burst may take, with the server or the stream away for a while.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A producer.
+#[derive(Debug)]
+pub(crate) struct Producer {
+    client: Client,
+    jetstream: jetstream::Context,
+    name: String,
+    number: AtomicU64,
+    repeated: AtomicU64,
+    stored_up_to: AtomicU64,
+}
+
+/// Connects with little patience for a server that is away and all the more attempts.
+///
+/// # Errors
+/// Where the address is none.
+pub(crate) async fn connect(url: &str) -> anyhow::Result<(Client, jetstream::Context)> {
+    let client = async_nats::ConnectOptions::new()
+        .retry_on_initial_connect()
+        .reconnect_delay_callback(|_| Duration::from_millis(50))
+        .connect(url)
+        .await?;
+    let jetstream = jetstream::context::ContextBuilder::new()
+        .timeout(Duration::from_secs(2))
+        .ack_timeout(Duration::from_secs(1))
+        .build(client.clone());
+    Ok((client, jetstream))
+}
+
+impl Producer {
+    /// One whose message ids begin with this name.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub(crate) async fn new(url: &str, name: String) -> anyhow::Result<Self> {
+        let (client, jetstream) = connect(url).await?;
+        let (number, repeated, stored_up_to) = Default::default();
+        Ok(Self { client, jetstream, name, number, repeated, stored_up_to })
+    }
+
+    /// The highest sequence that the stream has promised to hold; 0 again once it is another stream.
+    pub(crate) fn stored_up_to(&self) -> u64 {
+        self.stored_up_to.load(Ordering::Relaxed)
+    }
+
+    /// The stream is another one now, and has promised nothing.
+    pub(crate) fn forget_promises(&self) {
+        self.stored_up_to.store(0, Ordering::Relaxed);
+    }
+
+    /// How many publishes were repeated for want of an ack.
+    pub(crate) fn repeated(&self) -> u64 {
+        self.repeated.load(Ordering::Relaxed)
+    }
+
+    /// Publishes them in this order, and those without an ack again until they have one.
+    ///
+    /// # Errors
+    /// Where they still have none after a long time.
+    pub(crate) async fn acked(&self, publications: &[Publication]) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let numbered = |publication| (self.number.fetch_add(1, Ordering::Relaxed), publication);
+        let mut left: Vec<(u64, &Publication)> = publications.iter().map(numbered).collect();
+        loop {
+            let refused = self.attempt(&mut left).await;
+            if left.is_empty() {
+                return Ok(());
+            }
+            let why = refused.unwrap_or_default();
+            ensure!(Instant::now() < deadline, "{} publishes get no ack: {why}", left.len());
+            self.repeated.fetch_add(left.len() as u64, Ordering::Relaxed);
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Publishes what is left, and leaves what got no ack; why one of them got none.
+    async fn attempt(&self, left: &mut Vec<(u64, &Publication)>) -> Option<String> {
+        let mut acks = Vec::with_capacity(left.len());
+        for (number, publication) in left.drain(..) {
+            let message = PublishMessage::build()
+                .payload(publication.payload.clone())
+                .message_id(format!("{}-{number}", self.name));
+            let sent = self.jetstream.send_publish(publication.kind.subject("tasks"), message).await;
+            acks.push(async move {
+                let acked = match sent {
+                    Ok(ack) => ack.await.map_err(|error| error.to_string()),
+                    Err(error) => Err(error.to_string()),
+                };
+                let acked = acked.map(|ack| self.stored_up_to.fetch_max(ack.sequence, Ordering::Relaxed));
+                acked.map_err(|why| ((number, publication), why)).err()
+            });
+        }
+        let mut refused = None;
+        for (publication, why) in join_all(acks).await.into_iter().flatten() {
+            left.push(publication);
+            refused = Some(why);
+        }
+        refused
+    }
+
+    /// Publishes them plainly, and once.
+    ///
+    /// # Errors
+    /// Where the client is closed.
+    pub(crate) async fn plain(&self, publications: &[Publication]) -> anyhow::Result<()> {
+        for Publication { kind, payload } in publications {
+            let sent = self.client.publish(kind.subject("tasks"), payload.clone()).await;
+            sent.context("cannot publish")?;
+        }
+        // They may be lost with the server; but a flush that waits for one that is away says nothing.
+        let _ = tokio::time::timeout(Duration::from_millis(500), self.client.flush()).await;
+        Ok(())
+    }
+}

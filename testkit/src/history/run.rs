@@ -1,0 +1,331 @@
+//! One history from its plan to its verdict. What happens in between is the stage's; here is the order.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::{self, Write as _};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use taskpipeline_contract::{EventKind, Task};
+use taskpipeline_simulator::{Fault, Rule};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::capture::Captured;
+use super::check::{self, Difference, Found};
+use super::events::seeded_value;
+use super::letters::letters;
+use super::plan::{Burst, Plan, Shape};
+use super::replay::{decoded, kind_of, replay};
+use super::settle::{DEAD_LETTERS, Glance, settled};
+use super::stage::Stage;
+use crate::output_dir;
+
+/// How long it may take to come to rest when nothing goes wrong any more.
+const REST: Duration = Duration::from_secs(90);
+
+/// How long all of it may take.
+const WHOLE: Duration = Duration::from_secs(300);
+
+/// How long KV is out in an outage. Events live for eight seconds and tombstones for a tenth more.
+const OUT_BEFORE_KILL: Duration = Duration::from_millis(10_500);
+const OUT_AFTER_KILL: Duration = Duration::from_millis(1_500);
+
+/// What a history was.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// What it was made of.
+    pub seed: u64,
+    /// Events in the stream, by kind; `invalid` and `again` are kinds of their own.
+    pub events: BTreeMap<&'static str, u64>,
+    /// Faults that happened, by kind.
+    pub fired: BTreeMap<String, u64>,
+    /// Replicas started.
+    pub replicas: u32,
+    /// Requests to KV.
+    pub requests: u64,
+    /// Publishes that were repeated for want of an ack.
+    pub repeated: u64,
+    /// How long it took to come to rest once everything was mended.
+    pub rest: Duration,
+    /// How long all of it took.
+    pub took: Duration,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |counts: Vec<String>| counts.join(", ");
+        let events = self.events.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+        let fired = self.fired.iter().filter(|(_, times)| **times > 0);
+        let fired = fired.map(|(kind, times)| format!("{kind} {times}")).collect();
+        write!(
+            f,
+            "history {}: {}; faults: {}; {} replicas, {} requests, {:.1} s, {:.1} s of it to come to rest",
+            self.seed,
+            list(events),
+            list(fired),
+            self.replicas,
+            self.requests,
+            self.took.as_secs_f64(),
+            self.rest.as_secs_f64()
+        )
+    }
+}
+
+/// Plays the history of this plan and checks what it left behind.
+///
+/// # Errors
+/// Where anything differs from the replay, does not come to rest, or cannot be done. The error has the seed
+/// and the evidence, and says where the logs are.
+pub async fn run(plan: Plan) -> anyhow::Result<Report> {
+    let seed = plan.seed;
+    let stage = Stage::open(plan).await.with_context(|| format!("history {seed} does not start"))?;
+    let played = timeout(WHOLE, stage.play()).await;
+    let played = played.unwrap_or_else(|_| Err(anyhow!("it did not end within {WHOLE:?}")));
+    let report = stage.report().await;
+    match played {
+        Ok(()) => {
+            // For one that is only slow.
+            if std::env::var_os("TASKPIPELINE_EVIDENCE").is_some() {
+                stage.leave_evidence().await?;
+            }
+            Ok(report)
+        }
+        Err(error) => {
+            let place = match stage.leave_evidence().await {
+                Ok(place) => place.display().to_string(),
+                Err(error) => format!("nowhere ({error:#})"),
+            };
+            Err(anyhow!("FAILED {report}\nevidence in {place}\n{error:#}"))
+        }
+    }
+}
+
+impl Stage {
+    async fn play(&self) -> anyhow::Result<()> {
+        match self.plan.shape {
+            Shape::Mixed => {
+                tokio::try_join!(
+                    self.publish(&self.plan.bursts),
+                    self.replica_lane(),
+                    self.nats_lane(),
+                    async {
+                        self.kv_lane().await;
+                        Ok(())
+                    }
+                )?;
+            }
+            Shape::Outage => self.with_sweeps(self.outage()).await?,
+        }
+        self.finish().await
+    }
+
+    async fn publish(&self, bursts: &[Burst]) -> anyhow::Result<()> {
+        for Burst { publications, acked, pause } in bursts {
+            {
+                let _open = self.gate.read().await;
+                if *acked {
+                    self.producer.acked(publications).await?;
+                } else {
+                    self.producer.plain(publications).await?;
+                }
+            }
+            sleep(*pause).await;
+        }
+        self.timeline.note("everything is published");
+        Ok(())
+    }
+
+    /// KV goes away, tasks are deleted, and the replica that knows of it dies when the events are gone.
+    async fn outage(&self) -> anyhow::Result<()> {
+        tokio::join!(self.publish(&self.plan.bursts), self.kv_lane()).0?;
+        self.mend_kv();
+        settled(&self.jetstream, 1, REST).await.context("before the outage")?;
+        self.timeline.note("== outage");
+        self.kv
+            .set_faults(self.kv.faults().into_iter().chain([Rule::new(Fault::status(503)).named("outage")]));
+        tokio::try_join!(self.publish(&self.plan.during_outage), async {
+            sleep(OUT_BEFORE_KILL).await;
+            let mut fleet = self.fleet.lock().await;
+            let active = fleet.wait_active(Duration::from_secs(5)).await;
+            fleet.kill(active.context("no active projector")?).await?;
+            sleep(OUT_AFTER_KILL).await;
+            fleet.fill_up(self.plan.replicas)
+        })?;
+        ensure!(self.befell("outage") > 0, "nobody noticed the outage");
+        self.count("kv outage past the events' age", 1);
+        self.count("kill active projector", 1);
+        self.kv.mend("outage");
+        self.timeline.note("== outage: over");
+        Ok(())
+    }
+
+    /// Reads the stream all along: events go when they are old.
+    async fn with_sweeps(&self, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+        let over = AtomicBool::new(false);
+        let sweeps = async {
+            while !over.load(Ordering::Relaxed) {
+                self.capture.lock().await.sweep(&self.jetstream).await?;
+                sleep(Duration::from_millis(500)).await;
+            }
+            Ok(())
+        };
+        let work = async {
+            let done = work.await;
+            over.store(true, Ordering::Relaxed);
+            done
+        };
+        tokio::try_join!(work, sweeps).map(drop)
+    }
+
+    /// Nothing goes wrong any more: everything must come to rest, and be right.
+    async fn finish(&self) -> anyhow::Result<()> {
+        self.mend_kv();
+        let mut capture = self.capture.lock().await;
+        {
+            let mut fleet = self.fleet.lock().await;
+            fleet.fill_up(self.plan.replicas)?;
+            fleet.all_run()?;
+        }
+        capture.sweep(&self.jetstream).await?;
+        let mended = Instant::now();
+        settled(&self.jetstream, capture.incarnation(), REST).await?;
+        *self.rest.lock().await = mended.elapsed();
+        self.timeline.note("at rest");
+        self.fleet.lock().await.all_run()?;
+        capture.sweep(&self.jetstream).await?;
+        capture.verify(&self.jetstream).await?;
+        let last = Glance::take(&self.jetstream).await?.stream_last;
+        let promised = self.producer.stored_up_to();
+        ensure!(last >= promised, "nats-server acked message {promised} and holds only {last}");
+        self.count_kv_faults();
+
+        let differences = self.differences(capture.events()).await?;
+        if differences.is_empty() {
+            return Ok(());
+        }
+        // Whether they last tells a task that is late from one that is lost.
+        sleep(Duration::from_secs(6)).await;
+        let later = self.differences(capture.events()).await?;
+        bail!(
+            "{} differences, {} of them still there 6 s later:\n{}",
+            differences.len(),
+            later.iter().filter(|difference| differences.contains(difference)).count(),
+            told(&differences, capture.events())
+        )
+    }
+
+    async fn differences(&self, events: &[Captured]) -> anyhow::Result<Vec<Difference>> {
+        let before = self.plan.seeded.iter().map(|id| serde_json::from_value::<Task>(seeded_value(id)));
+        let expected = replay(before.collect::<Result<Vec<_>, _>>()?, events);
+        let found = |key: String| {
+            let stored = self.kv.get(&key)?;
+            Some((key, Found { value: stored.value, metadata: stored.metadata }))
+        };
+        let found = self.kv.keys().into_iter().filter_map(found).collect();
+        let mut differences = check::tasks(&expected, &found);
+        let letters = letters(&self.jetstream, DEAD_LETTERS).await.context("cannot read the dead letters")?;
+        differences.extend(check::letters(&expected, events, &letters));
+        Ok(differences)
+    }
+
+    async fn report(&self) -> Report {
+        let mut events = BTreeMap::new();
+        let mut known = HashSet::new();
+        let capture = self.capture.lock().await;
+        for captured in capture.events() {
+            let kind = match decoded(captured).map(|event| event.kind()) {
+                _ if !known.insert((&captured.subject, &captured.payload)) => "again",
+                Some(EventKind::Created) => "created",
+                Some(EventKind::Updated) => "updated",
+                Some(EventKind::Deleted) => "deleted",
+                None => "invalid",
+            };
+            *events.entry(kind).or_default() += 1;
+        }
+        let mut fired = self.fired();
+        fired.insert("duplicates".to_owned(), events.get("again").copied().unwrap_or_default());
+        Report {
+            seed: self.plan.seed,
+            events,
+            fired,
+            replicas: self.fleet.lock().await.started(),
+            requests: self.kv.seen().total_requests(),
+            repeated: self.producer.repeated(),
+            rest: *self.rest.lock().await,
+            took: self.timeline.start().elapsed(),
+        }
+    }
+
+    /// Writes down what a person needs to find out why.
+    async fn leave_evidence(&self) -> anyhow::Result<PathBuf> {
+        let place = output_dir()?.join(format!("history-{}", self.plan.seed));
+        // What an earlier run of the same seed left would only confuse.
+        let _ = std::fs::remove_dir_all(&place);
+        std::fs::create_dir_all(&place)?;
+        std::fs::write(place.join("timeline"), self.timeline.text())?;
+        for (name, lines) in self.fleet.lock().await.logs() {
+            std::fs::write(place.join(format!("{name}.log")), lines.join("\n"))?;
+        }
+        std::fs::write(place.join("nats-server.log"), self.nats.lock().await.tail())?;
+        let mut requests = String::new();
+        for request in self.kv.requests() {
+            writeln!(requests, "{request:?}")?;
+        }
+        std::fs::write(place.join("requests"), requests)?;
+        let mut events = String::new();
+        for event in self.capture.lock().await.events() {
+            writeln!(events, "{} {}", line(event), String::from_utf8_lossy(&event.payload))?;
+        }
+        std::fs::write(place.join("events"), events)?;
+        let mut told = String::new();
+        for letter in letters(&self.jetstream, DEAD_LETTERS).await? {
+            writeln!(told, "{letter:?}")?;
+        }
+        std::fs::write(place.join("dead-letters"), told)?;
+        Ok(place)
+    }
+}
+
+/// The first differences, each with the latest events of its task.
+fn told(differences: &[Difference], events: &[Captured]) -> String {
+    const SHOWN: usize = 20;
+    let mut text = String::new();
+    for difference in differences.iter().take(SHOWN) {
+        let _ = writeln!(text, "{difference}");
+        let Some(id) = difference.task_id() else { continue };
+        let about = |event: &&Captured| decoded(event).is_some_and(|event| event.task_id().as_str() == id);
+        let about: Vec<_> = events.iter().filter(about).map(line).collect();
+        let from = about.len().saturating_sub(8);
+        let _ = writeln!(text, "  {} events, at last: {}", about.len(), about[from..].join(", "));
+    }
+    let more = differences.len().saturating_sub(SHOWN);
+    if more > 0 {
+        let _ = writeln!(text, "... and {more} more");
+    }
+    text
+}
+
+fn line(event: &Captured) -> String {
+    let kind = kind_of(&event.subject).map_or("?", EventKind::as_str);
+    format!("{}-{} {kind} {}", event.incarnation, event.sequence, event.at())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_told_with_the_events_of_its_task() {
+        let event = |sequence, id: &str| Captured {
+            incarnation: 2,
+            sequence,
+            nanos: 0,
+            subject: "tasks.deleted".to_owned(),
+            payload: format!(r#"{{"correlationId": "c", "data": {{"id": "{id}"}}}}"#).into(),
+        };
+        let difference = Difference::Extra { key: "tasks:a".to_owned(), found: "x".to_owned() };
+        let text = told(&[difference], &[event(4, "a"), event(5, "b")]);
+        assert!(text.contains("1 events, at last: 2-4 deleted 1970"), "{text}");
+    }
+}

@@ -1,0 +1,147 @@
+//! Many histories, some at a time, and what they add up to. It judges nothing but how often each kind of
+//! fault has happened.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
+use super::plan::Plan;
+use super::run::{Report, run};
+
+/// No more is begun once so many have failed: they would most likely tell the same.
+const ENOUGH_FAILURES: usize = 3;
+
+/// How many histories, and which.
+#[derive(Clone, Copy, Debug)]
+pub struct Series {
+    /// The first seed; the others follow it.
+    pub first: u64,
+    /// At least so many, however long they take.
+    pub least: usize,
+    /// At most so many.
+    pub most: usize,
+    /// None is begun after so long, once there are enough.
+    pub within: Duration,
+    /// So many at a time; they mostly wait.
+    pub at_a_time: usize,
+}
+
+/// What the histories of a series add up to.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// How many there were.
+    pub histories: usize,
+    /// Their events, by kind.
+    pub events: BTreeMap<&'static str, u64>,
+    /// For each kind of fault: how often it happened, and in how many histories.
+    pub faults: BTreeMap<String, (u64, usize)>,
+    /// Replicas started.
+    pub replicas: u64,
+    /// Requests to KV.
+    pub requests: u64,
+    /// Publishes that were repeated for want of an ack.
+    pub repeated: u64,
+    /// How long all of it took.
+    pub took: Duration,
+}
+
+impl Series {
+    /// Plays them; each prints a line.
+    ///
+    /// # Errors
+    /// Where any of them fails: all that failed, each with its seed.
+    pub async fn play(self) -> anyhow::Result<Totals> {
+        let begun = Instant::now();
+        let (mut totals, mut failures) = (Totals::default(), Vec::new());
+        let mut begun_so_far = 0;
+        let mut playing = FuturesUnordered::new();
+        loop {
+            while playing.len() < self.at_a_time.max(1) && failures.len() < ENOUGH_FAILURES {
+                let enough = begun_so_far >= self.least && begun.elapsed() >= self.within;
+                if enough || begun_so_far >= self.most {
+                    break;
+                }
+                let plan = Plan::new(self.first.wrapping_add(begun_so_far as u64));
+                begun_so_far += 1;
+                playing.push(run(plan));
+            }
+            let Some(played) = playing.next().await else { break };
+            match played {
+                Ok(report) => {
+                    println!("{report}");
+                    totals.add(&report);
+                }
+                Err(error) => {
+                    println!("{error:#}");
+                    failures.push(error);
+                }
+            }
+        }
+        totals.took = begun.elapsed();
+        if let Some(first) = failures.first() {
+            bail!("{} histories failed, {} did not. The first:\n{first:#}", failures.len(), totals.histories);
+        }
+        Ok(totals)
+    }
+}
+
+impl Totals {
+    fn add(&mut self, report: &Report) {
+        self.histories += 1;
+        self.replicas += u64::from(report.replicas);
+        self.requests += report.requests;
+        self.repeated += report.repeated;
+        for (kind, count) in &report.events {
+            *self.events.entry(kind).or_default() += count;
+        }
+        for (kind, times) in &report.fired {
+            let (all, histories) = self.faults.entry(kind.clone()).or_default();
+            *all += times;
+            *histories += usize::from(*times > 0);
+        }
+    }
+
+    /// How many kinds of faults happened at least so often.
+    #[must_use]
+    pub fn kinds(&self, least: u64) -> usize {
+        self.faults.values().filter(|(times, _)| *times >= least).count()
+    }
+
+    /// Every kind of fault must have happened so often.
+    ///
+    /// # Errors
+    /// Names those that did not.
+    pub fn ensure_each(&self, least: u64) -> anyhow::Result<()> {
+        let mut seldom = self.faults.iter().filter(|(_, (times, _))| *times < least).peekable();
+        if seldom.peek().is_some() {
+            let seldom: Vec<_> = seldom.map(|(kind, (times, _))| format!("{kind} {times}")).collect();
+            bail!("these happened less than {least} times: {}", seldom.join(", "));
+        }
+        ensure!(!self.faults.is_empty(), "nothing happened at all");
+        Ok(())
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<36}{:>8}{:>12}", "fault", "times", "histories")?;
+        for (kind, (times, histories)) in &self.faults {
+            writeln!(f, "{kind:<36}{times:>8}{histories:>12}")?;
+        }
+        let events: Vec<_> = self.events.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+        let all: u64 = self.events.values().sum();
+        writeln!(f, "{all} events: {}; {} publishes repeated", events.join(", "), self.repeated)?;
+        write!(
+            f,
+            "{} histories, 0 differences; {} replicas, {} requests to KV, {:.0} s",
+            self.histories,
+            self.replicas,
+            self.requests,
+            self.took.as_secs_f64()
+        )
+    }
+}

@@ -1,0 +1,184 @@
+//! When a pipeline has come to rest, as seen from outside: by its consumer and by what its control record
+//! says. It asks; it changes nothing.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use async_nats::jetstream;
+use async_nats::jetstream::consumer;
+use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
+use futures_util::TryStreamExt;
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+/// The names that follow from the defaults of stream and queue group.
+pub(crate) const STREAM: &str = "TASKS";
+const GROUP: &str = "tasks-processor";
+const LEDGER: &str = "KV_TASKS--tasks-processor";
+const TASK_RECORDS: &str = "$KV.TASKS--tasks-processor.task.>";
+const CONTROL_RECORDS: &str = "$KV.TASKS--tasks-processor.control.>";
+/// Where dead letters are.
+pub(crate) const DEAD_LETTERS: &str = "TASKS-DEAD-LETTERS";
+
+/// A glance at how far a pipeline is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Glance {
+    /// The stream's last message.
+    pub(crate) stream_last: u64,
+    /// Which incarnation's consumer it is; the latest.
+    pub(crate) incarnation: u32,
+    /// Messages that were not yet delivered.
+    pending: u64,
+    /// Messages that were delivered and not yet acked.
+    ack_pending: usize,
+    /// How many deliveries there were, and of how many messages.
+    delivered: (u64, u64),
+}
+
+impl Glance {
+    /// Takes one.
+    ///
+    /// # Errors
+    /// Where there is no stream or no consumer, or the server does not answer.
+    pub(crate) async fn take(jetstream: &jetstream::Context) -> anyhow::Result<Self> {
+        let stream = jetstream.get_stream(STREAM).await.context("no stream")?;
+        let names: Vec<String> = stream.consumer_names().try_collect().await?;
+        let latest = names.iter().filter_map(|name| incarnation_of(name)).max();
+        let incarnation = latest.with_context(|| format!("no consumer of the group among {names:?}"))?;
+        let name = format!("{GROUP}-{incarnation}");
+        let consumer: consumer::PullConsumer =
+            stream.get_consumer(&name).await.map_err(|error| anyhow::anyhow!("{name}: {error}"))?;
+        let info = consumer.cached_info();
+        Ok(Self {
+            stream_last: stream.cached_info().state.last_sequence,
+            incarnation,
+            pending: info.num_pending,
+            ack_pending: info.num_ack_pending,
+            delivered: (info.delivered.consumer_sequence, info.delivered.stream_sequence),
+        })
+    }
+
+    /// Whether every event of the stream was taken in.
+    ///
+    /// # Errors
+    /// Says what is not.
+    pub(crate) fn consumed(&self, incarnation: u32) -> anyhow::Result<()> {
+        ensure!(self.incarnation >= incarnation, "no consumer of incarnation {incarnation} yet: {self:?}");
+        ensure!(self.pending == 0 && self.ack_pending == 0, "not all was taken in: {self:?}");
+        Ok(())
+    }
+
+    /// How many deliveries there were beyond one for each message; only differences of it mean anything.
+    pub(crate) fn repeats(&self) -> i128 {
+        i128::from(self.delivered.0) - i128::from(self.delivered.1)
+    }
+}
+
+fn incarnation_of(consumer: &str) -> Option<u32> {
+    consumer.strip_prefix(GROUP)?.strip_prefix('-')?.parse().ok()
+}
+
+/// How far the projector is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Progress {
+    /// The ledger's last task record.
+    last: u64,
+    /// What the control record says is settled up to.
+    settled: u64,
+}
+
+impl Progress {
+    async fn take(jetstream: &jetstream::Context) -> anyhow::Result<Self> {
+        let ledger = jetstream.get_stream(LEDGER).await.context("no ledger")?;
+        let last = last_of(&ledger, TASK_RECORDS).await?.map_or(0, |(sequence, _)| sequence);
+        let control = last_of(&ledger, CONTROL_RECORDS).await?.context("no control record")?;
+        let control: Value = serde_json::from_slice(&control.1).context("the control record is no JSON")?;
+        let settled = control["settled"].as_u64().with_context(|| format!("no `settled` in {control}"))?;
+        Ok(Self { last, settled })
+    }
+}
+
+async fn last_of(stream: &Stream, subject: &str) -> anyhow::Result<Option<(u64, Vec<u8>)>> {
+    match stream.get_last_raw_message_by_subject(subject).await {
+        Ok(message) => Ok(Some((message.sequence, message.payload.to_vec()))),
+        Err(error) if matches!(error.kind(), RawMessageErrorKind::NoMessageFound) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits until every event was taken in.
+///
+/// # Errors
+/// What was still missing at the end.
+pub(crate) async fn consumed(
+    jetstream: &jetstream::Context,
+    incarnation: u32,
+    within: Duration,
+) -> anyhow::Result<()> {
+    rest(within, Duration::from_millis(300), async || {
+        let glance = Glance::take(jetstream).await?;
+        glance.consumed(incarnation)?;
+        Ok(glance)
+    })
+    .await
+    .context("the events are not taken in")
+}
+
+/// Waits until every event was taken in and every task record is settled in KV.
+///
+/// # Errors
+/// What was still missing at the end.
+pub(crate) async fn settled(
+    jetstream: &jetstream::Context,
+    incarnation: u32,
+    within: Duration,
+) -> anyhow::Result<()> {
+    rest(within, Duration::from_secs(1), async || {
+        let (glance, progress) = (Glance::take(jetstream).await?, Progress::take(jetstream).await?);
+        glance.consumed(incarnation)?;
+        ensure!(progress.settled >= progress.last, "not settled: {progress:?}, {glance:?}");
+        Ok((glance.stream_last, glance.incarnation, progress.last))
+    })
+    .await
+    .context("the pipeline does not come to rest")
+}
+
+/// Asks until two answers, so far apart, are good and the same.
+async fn rest<T: PartialEq>(
+    within: Duration,
+    apart: Duration,
+    ask: impl AsyncFn() -> anyhow::Result<T>,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + within;
+    let mut before = None;
+    loop {
+        let refusal = match ask().await {
+            Ok(answer) if before.as_ref() == Some(&answer) => return Ok(()),
+            Ok(answer) => {
+                before = Some(answer);
+                anyhow::anyhow!("it was still moving")
+            }
+            Err(error) => {
+                before = None;
+                error
+            }
+        };
+        if Instant::now() >= deadline {
+            return Err(refusal.context(format!("not within {within:?}")));
+        }
+        sleep(if before.is_some() { apart } else { apart / 4 }).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_consumers_name_ends_with_its_incarnation() {
+        assert_eq!(incarnation_of("tasks-processor-12"), Some(12));
+        for other in ["tasks-processor", "tasks-processor-", "tasks-processor-x", "other-1"] {
+            assert_eq!(incarnation_of(other), None, "{other}");
+        }
+    }
+}

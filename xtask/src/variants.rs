@@ -1,0 +1,188 @@
+//! `cargo xtask variants`: does the fault suite catch what it is there for? Processors that are broken on
+//! purpose, each by one patch, have to be found out by the checker of the histories.
+//!
+//! They are built from a copy of the clone, into a folder of their own: cargo would take what is made of the
+//! copy for what is made of the clone.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::progress::say;
+use crate::run;
+use crate::tools::Workshop;
+use crate::workspace::cargo;
+
+/// Where the patches lie.
+const PATCHES: &str = "processor/tests/variants";
+
+/// What `variants` can be told.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only this one, by its patch's name without `.patch`
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// At most so many histories are played against each
+    #[arg(long, value_name = "COUNT", default_value_t = 16)]
+    histories: u64,
+    /// The first seed; the others follow it
+    #[arg(long, value_name = "SEED", default_value_t = 2_002)]
+    seed: u64,
+}
+
+/// Breaks, builds and plays, one variant after another.
+///
+/// # Errors
+/// When something cannot be got, built or started. A variant that is not caught is in the exit status.
+pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
+    let root = &shop.workspace.root;
+    let nats_server = shop.nats_server()?;
+    let patches = patches(root)?;
+    let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
+    let mut escaped = Vec::new();
+    let mut caught = 0;
+    for patch in patches.iter().filter(|patch| wanted(&name(patch))) {
+        let name = name(patch);
+        let copy = shop.workspace.target.join("variants/source");
+        let built = shop.progress.step("build a broken variant", || {
+            copy_of(root, &copy)?;
+            apply(&copy, patch)?;
+            build(&copy, &shop.workspace.target.join("variants/target"))
+        })?;
+        let mut histories = shop.workspace.cargo();
+        histories
+            .args(["test", "--release", "--workspace", "--test", "histories", "--", "--nocapture"])
+            .env("TASKPIPELINE_NATS_SERVER", &nats_server)
+            // One that has crash points and is told none is as any other.
+            .env("TASKPIPELINE_BIN", &built)
+            .env("TASKPIPELINE_CRASHABLE_BIN", &built)
+            .env("TASKPIPELINE_TEST_OUTPUT", shop.workspace.target.join("variants/output"))
+            .env("TASKPIPELINE_SEED", options.seed.to_string())
+            .env("TASKPIPELINE_HISTORIES", options.histories.to_string());
+        match first_differences(&mut histories)? {
+            Some(differences) => {
+                caught += 1;
+                say(format_args!("{name}: caught ({differences})"));
+            }
+            None => {
+                say(format_args!("{name}: NOT caught in {} histories", options.histories));
+                escaped.push(name);
+            }
+        }
+    }
+    ensure!(caught + escaped.len() > 0, "there is no such variant in {PATCHES}");
+    say(format_args!("{caught} variants caught, {} not", escaped.len()));
+    Ok(if escaped.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn patches(root: &Path) -> Result<Vec<PathBuf>> {
+    let folder = root.join(PATCHES);
+    let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut patches: Vec<_> = entries.map_while(Result::ok).map(|entry| entry.path()).collect();
+    patches.retain(|path| path.extension().is_some_and(|extension| extension == "patch"));
+    patches.sort();
+    Ok(patches)
+}
+
+fn name(patch: &Path) -> String {
+    patch.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// What git knows of the clone, as it lies there.
+fn copy_of(root: &Path, copy: &Path) -> Result<()> {
+    let mut list = Command::new("git");
+    list.args(["ls-files", "--cached", "--others", "--exclude-standard", "-z"]).current_dir(root);
+    let files = run::output(&mut list)?;
+    for file in files.split('\0').map(str::trim).filter(|file| !file.is_empty()) {
+        let (from, to) = (root.join(file), copy.join(file));
+        // One that is deleted and not committed yet.
+        let Ok(bytes) = std::fs::read(&from) else { continue };
+        // What is as it was keeps its time: cargo builds only what has changed.
+        if std::fs::read(&to).is_ok_and(|there| there == bytes) {
+            continue;
+        }
+        if let Some(folder) = to.parent() {
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        std::fs::write(&to, bytes).with_context(|| format!("cannot write {}", to.display()))?;
+    }
+    Ok(())
+}
+
+fn apply(copy: &Path, patch: &Path) -> Result<()> {
+    let mut git = Command::new("git");
+    git.arg("apply").arg(patch).current_dir(copy);
+    // The copy lies within the clone, and is no part of it.
+    if let Some(above) = copy.parent() {
+        git.env("GIT_CEILING_DIRECTORIES", above);
+    }
+    run::output(&mut git).with_context(|| format!("{} does not apply any more", patch.display()))?;
+    Ok(())
+}
+
+fn build(copy: &Path, target: &Path) -> Result<PathBuf> {
+    let mut build = cargo();
+    build
+        .args([
+            "build",
+            "--quiet",
+            "--release",
+            "--package",
+            "taskpipeline-processor",
+            "--bin",
+            "taskpipeline",
+        ])
+        .args(["--features", "taskpipeline-processor/crash-points"])
+        .current_dir(copy)
+        .env("CARGO_TARGET_DIR", target)
+        // A variant may well leave something unused.
+        .env("RUSTFLAGS", "--cap-lints=allow");
+    run::output(&mut build)?;
+    Ok(target.join("release/taskpipeline"))
+}
+
+/// The first line in which the checker tells of differences, if it does. Anything else that goes wrong is no
+/// catch.
+fn first_differences(command: &mut Command) -> Result<Option<String>> {
+    let shown = run::describe(command);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("cannot start {shown}"))?;
+    let out = child.stdout.take().context("the histories have no output")?;
+    let (mut found, mut last) = (None, String::new());
+    for line in BufReader::new(out).lines().map_while(Result::ok) {
+        if found.is_none() && line.contains(" differences, ") && !line.contains(" 0 differences") {
+            found = Some(line.trim().to_owned());
+        }
+        last = line;
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for {shown}"))?;
+    if found.is_none() && !status.success() {
+        bail!("the histories failed without a difference: {last}");
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_variant_still_applies() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let patches = patches(root).unwrap();
+        assert_eq!(patches.len(), 6, "{patches:?}");
+        for patch in patches {
+            let checked =
+                Command::new("git").arg("apply").arg("--check").arg(&patch).current_dir(root).output();
+            let checked = checked.unwrap();
+            let told = String::from_utf8_lossy(&checked.stderr).into_owned();
+            assert!(checked.status.success(), "{}: {told}", patch.display());
+        }
+    }
+}
