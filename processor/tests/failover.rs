@@ -17,7 +17,7 @@ async fn kv() -> Simulator {
 
 fn options(nats: &NatsServer, kv: &Simulator) -> ProcessorOptions {
     ProcessorOptions::new(nats, kv)
-        .set("RUST_LOG", "warn,taskpipeline_processor=warn")
+        .set("RUST_LOG", "warn,taskpipeline_processor::pipeline::durable::holder=info")
         .set("REQUEST_BUDGET", "1000000/5m")
         .set("SETTLE_AFTER", "2s")
         .set("REQUEST_TIMEOUT", "2s")
@@ -67,15 +67,24 @@ async fn pend(nats: &NatsServer, kv: &Simulator, projector: &Processor, round: u
     .unwrap();
 }
 
-async fn all_there(kv: &Simulator, rounds: u32) {
+async fn all_there(kv: &Simulator, rounds: u32, replicas: &[Processor]) {
     let wanted = usize::try_from(rounds * PENDING).unwrap();
-    eventually(Duration::from_secs(60), || async {
+    let waited = eventually(Duration::from_secs(60), || async {
         let there = kv.keys().len();
         anyhow::ensure!(there == wanted, "{there} of {wanted} tasks are in KV");
         Ok(())
-    })
-    .await
-    .unwrap();
+    });
+    if let Err(error) = waited.await {
+        for replica in replicas {
+            let metrics = replica.get("/metrics").await.map(|(_, text)| text).unwrap_or_default();
+            let told =
+                |line: &&str| line.contains("projector") || line.contains("kv_") && !line.contains("bucket");
+            let metrics: Vec<_> =
+                metrics.lines().filter(|line| !line.starts_with('#')).filter(told).collect();
+            println!("{}\n{}", metrics.join("\n"), replica.process().tail());
+        }
+        panic!("{error:#}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,7 +102,7 @@ async fn after_kill_9_of_the_projector_with_10000_pending_another_writes_within_
         let killed = Instant::now();
         replicas.remove(first).kill().await.unwrap();
         gaps.push(first_write_after(&kv, killed).await);
-        all_there(&kv, round + 1).await;
+        all_there(&kv, round + 1, &replicas).await;
         replicas.push(Processor::start(&options).await.unwrap());
     }
     gaps.sort();
@@ -140,7 +149,7 @@ async fn when_the_projector_drains_another_writes_within_a_second() {
             _ => writes.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap(),
         };
         gaps.push(gap);
-        all_there(&kv, round + 1).await;
+        all_there(&kv, round + 1, &replicas).await;
         replicas.push(Processor::start(&options).await.unwrap());
     }
     let longest = *gaps.iter().max().unwrap();

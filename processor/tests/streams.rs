@@ -155,7 +155,10 @@ async fn events_that_near_max_age_are_reported_while_none_has_expired() {
     const EVENTS: u32 = 100;
     const MAX_AGE: Duration = Duration::from_secs(16);
     let (nats, kv) = (NatsServer::start().await.unwrap(), fast_kv().await);
-    let replica = Processor::start(&options(&nats, &kv).set("STREAM_MAX_AGE", "16s")).await.unwrap();
+    let replica =
+        Processor::start(&options(&nats, &kv).set("STREAM_MAX_AGE", "16s").set("SETTLE_AFTER", "5s"))
+            .await
+            .unwrap();
     let client = nats.client().await.unwrap();
     let stream = jetstream::new(client.clone());
     // A replica that does not get on: here its consumer is made to stand still.

@@ -39,7 +39,23 @@ pub fn http() -> reqwest::Client {
 /// # Errors
 /// Where the system has none.
 pub fn free_port() -> anyhow::Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    let [port] = free_ports()?;
+    Ok(port)
+}
+
+/// So many ports of this machine that nobody listens on, no two of them the same.
+///
+/// # Errors
+/// Where the system has none.
+pub fn free_ports<const N: usize>() -> anyhow::Result<[u16; N]> {
+    // All are held until the last one is known.
+    let held: Vec<_> =
+        (0..N).map(|_| std::net::TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    let mut ports = [0; N];
+    for (port, listener) in ports.iter_mut().zip(&held) {
+        *port = listener.local_addr()?.port();
+    }
+    Ok(ports)
 }
 
 /// Where a test may leave what a person might want to look at, such as screenshots.

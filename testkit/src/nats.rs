@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::{Process, eventually, free_port, http, program};
+use crate::{Process, eventually, free_ports, http, program};
 
 /// A nats-server with JetStream on a free port of this machine, its data in a folder of its own.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl NatsServer {
     /// As [`Self::start`].
     pub async fn start_with(extra: &[&str]) -> anyhow::Result<Self> {
         let data = TempDir::new()?;
-        let (port, monitor) = (free_port()?, free_port()?);
+        let [port, monitor] = free_ports()?;
         let extra: Vec<String> = extra.iter().map(|&argument| argument.to_owned()).collect();
         let process = spawn(port, monitor, &data, &extra)?;
         let server = Self { process, port, monitor, extra, data };

@@ -105,6 +105,20 @@ impl Process {
         Ok(self.child.try_wait()?.is_none())
     }
 
+    /// Whether it stands still, by SIGSTOP.
+    ///
+    /// # Errors
+    /// Where the system cannot say.
+    pub async fn is_stopped(&self) -> anyhow::Result<bool> {
+        // Linux says it in a file (`pid (name) state ...`); elsewhere `ps` is always there.
+        if let Ok(stat) = tokio::fs::read_to_string(format!("/proc/{}/stat", self.pid)).await {
+            return Ok(stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')));
+        }
+        let mut ps = Command::new("ps");
+        let told = ps.args(["-o", "state=", "-p", &self.pid.to_string()]).output().await?;
+        Ok(told.stdout.trim_ascii_start().starts_with(b"T"))
+    }
+
     /// Its last lines, for an error message.
     #[must_use]
     pub fn tail(&self) -> String {

@@ -64,6 +64,14 @@ impl ProcessorOptions {
         Ok(command)
     }
 
+    /// The build with crash points, which stands still, as if by SIGSTOP, when it passes this one for the
+    /// `nth` time.
+    #[must_use]
+    pub fn stopping_at(self, point: &str, nth: u32) -> Self {
+        let stopping = self.set("TASKPIPELINE_STOP_AT", &format!("{point}:{nth}"));
+        Self { program: ("TASKPIPELINE_CRASHABLE_BIN", "taskpipeline-crashable"), ..stopping }
+    }
+
     /// Sets one more variable.
     #[must_use]
     pub fn set(mut self, name: &str, value: &str) -> Self {

@@ -56,6 +56,14 @@ pub(crate) enum ReplicaFault {
         /// Between SIGSTOP and SIGCONT.
         lasting: Duration,
     },
+    /// The active projector stands still just before it sends a request, and goes on when another has settled
+    /// everything: what it sends then is old.
+    FormerProjectorWrites {
+        /// At which request.
+        nth: u32,
+        /// Whether it is told to end as soon as it goes on, before it can know of the other.
+        drained: bool,
+    },
     /// The active projector goes while a write of its is on its way, which lands only when its successor has
     /// written newer values.
     LateWriteOutlives {
@@ -94,6 +102,7 @@ impl ReplicaFault {
             Self::KillActive { .. } => "kill active projector".to_owned(),
             Self::Stop { .. } => "stop replica".to_owned(),
             Self::TwoProjectors { .. } => "two projectors".to_owned(),
+            Self::FormerProjectorWrites { .. } => "former projector writes".to_owned(),
             Self::LateWriteOutlives { drained: true, .. } => {
                 "late write outlives drained projector".to_owned()
             }
@@ -112,6 +121,7 @@ impl ReplicaFault {
             Self::Kill { pause } | Self::KillActive { pause } => *pause + Duration::from_millis(500),
             Self::Stop { lasting } => *lasting,
             Self::TwoProjectors { lasting } => *lasting + Duration::from_secs(2),
+            Self::FormerProjectorWrites { .. } => LEASE + SETTLE_AFTER + Duration::from_secs(5),
             Self::LateWriteOutlives { after, .. } => *after + Duration::from_millis(1_500),
             Self::Redelivery => Duration::from_secs(5),
             Self::Scale => Duration::from_secs(3),
@@ -138,7 +148,11 @@ impl ReplicaFault {
             3 => Self::TwoProjectors { lasting: LEASE + millis(dice, 2_000, 4_000) },
             4 => Self::LateWriteOutlives { after: millis(dice, 1_000, 2_200), drained: true },
             5 => Self::LateWriteOutlives { after: LEASE + millis(dice, 1_500, 2_500), drained: false },
-            6 => Self::Redelivery,
+            6 => Self::FormerProjectorWrites {
+                nth: u32::try_from(dice.between(1, 20)).unwrap_or(1),
+                drained: dice.chance(500),
+            },
+            7 => Self::Redelivery,
             _ => Self::Scale,
         }
     }
@@ -147,7 +161,7 @@ impl ReplicaFault {
     pub(crate) const MISCONFIGURED: u64 = 5;
 
     /// How many [`Self::draw`] chooses from.
-    pub(crate) const DRAWN: usize = 8;
+    pub(crate) const DRAWN: usize = 9;
 
     /// A crash at the point with this number.
     pub(crate) fn crash(dice: &mut Dice, number: u64) -> Self {

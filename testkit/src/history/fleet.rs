@@ -217,6 +217,33 @@ impl Fleet {
         Ok(true)
     }
 
+    /// Runs, alone, the build with crash points until it stands still at this one; where it is in the list,
+    /// nothing where it went on past `within`.
+    ///
+    /// # Errors
+    /// Where it cannot be run, or the others do not end.
+    pub(crate) async fn stop_at(
+        &mut self,
+        point: &str,
+        nth: u32,
+        within: Duration,
+    ) -> anyhow::Result<Option<usize>> {
+        let options = self.options.clone().stopping_at(point, nth);
+        let index = self.start_with(&options, &format!(", to stand still at {point}:{nth}"))?;
+        self.drain((0..index).collect()).await?;
+        let deadline = Instant::now() + within;
+        while Instant::now() < deadline {
+            if self.replicas[0].processor.process().is_stopped().await? {
+                self.timeline.note(format_args!("{} stands still at {point}:{nth}", self.name(0)));
+                return Ok(Some(0));
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        self.timeline.note(format_args!("{point}:{nth} was not passed"));
+        self.kill(0).await?;
+        Ok(None)
+    }
+
     fn keep(&mut self, replica: &Replica) {
         self.gone.push((replica.name.clone(), replica.processor.process().lines()));
     }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::dice::Dice;
 use super::events::Publication;
-use super::fault::{NatsFault, ReplicaFault};
+use super::fault::{LEASE, NatsFault, ReplicaFault};
 use super::fleet::Fleet;
 use super::plan::Strike;
 use super::settle::{Glance, STREAM, consumed};
@@ -79,6 +79,9 @@ impl Stage {
                 Ok(true)
             }
             ReplicaFault::TwoProjectors { lasting } => two_projectors(fleet, *lasting).await,
+            ReplicaFault::FormerProjectorWrites { nth, drained } => {
+                self.former_projector_writes(fleet, *nth, *drained).await
+            }
             ReplicaFault::LateWriteOutlives { after, drained } => {
                 self.late_write_outlives(fleet, *after, *drained).await
             }
@@ -95,6 +98,26 @@ impl Stage {
             ReplicaFault::Crash { point, nth, alone } => fleet.crash(point, *nth, *alone, CRASH_WITHIN).await,
             ReplicaFault::Misconfigured { fault } => self.misconfigured(fleet, fault).await,
         }
+    }
+
+    /// Counted when it stood still before a request, and another was the active projector for a settle time.
+    async fn former_projector_writes(
+        &self,
+        fleet: &mut Fleet,
+        nth: u32,
+        drained: bool,
+    ) -> anyhow::Result<bool> {
+        let Some(former) = fleet.stop_at("sending", nth, CRASH_WITHIN).await? else { return Ok(false) };
+        fleet.fill_up(self.plan.replicas.max(2))?;
+        let second = fleet.wait_active(LEASE + Duration::from_secs(4)).await;
+        sleep(self.plan.settle_after + Duration::from_secs(1)).await;
+        fleet.pause(former, false)?;
+        if drained {
+            fleet.drain(vec![former]).await?;
+        } else {
+            handed_over(fleet, former).await;
+        }
+        Ok(second.is_some())
     }
 
     /// Counted when a write was late and another replica has become the active projector before it landed.
@@ -292,10 +315,20 @@ async fn two_projectors(fleet: &mut Fleet, lasting: Duration) -> anyhow::Result<
     let second = fleet.wait_active(lasting).await;
     sleep_until(until).await;
     fleet.pause(first, false)?;
-    // It has to learn that it lost its place, and to hand over what it was about to write, before it may be
-    // killed: what a dead process has sent is settled a settle time after its lease, not after its death.
-    sleep(Duration::from_millis(1_500)).await;
+    handed_over(fleet, first).await;
     Ok(second.is_some())
+}
+
+/// Waits until a former projector knows that it is one, and has had the time to hand over what it was about to
+/// write. It may not be killed before: what it sent when it went on is nobody's then.
+async fn handed_over(fleet: &Fleet, former: usize) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    // Right after SIGCONT it has not even looked.
+    sleep(Duration::from_millis(1_000)).await;
+    while fleet.all_active().await.contains(&former) && Instant::now() < deadline {
+        sleep(Duration::from_millis(50)).await;
+    }
+    sleep(Duration::from_millis(500)).await;
 }
 
 fn copy_dir(from: &Path, to: &Path) -> anyhow::Result<()> {

@@ -208,7 +208,7 @@ impl Ingest {
                 }
                 Err(error) => {
                     self.metrics.events_invalid.inc();
-                    warn!(%subject, "Refused message {} on {subject}: {error}", delivery.version);
+                    warn!(%subject, "Refused a message on {subject} ({}): {error}", delivery.version);
                     Letter::undecodable(received(), &error)
                 }
             }

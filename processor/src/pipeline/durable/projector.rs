@@ -519,7 +519,8 @@ impl<K: BulkApi> Projector<K> {
     }
 
     fn read_doubtful_again(&mut self) {
-        if !self.unsettled.has_room() {
+        // However many tasks there are: only this way do they get fewer.
+        if !self.unsettled.has_room_for_records() {
             return;
         }
         let ids = self.unsettled.take_doubtful(READ_AGAIN, Instant::now());

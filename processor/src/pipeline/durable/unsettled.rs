@@ -82,7 +82,12 @@ impl Unsettled {
 
     /// Whether another change may be taken in.
     pub(super) fn has_room(&self) -> bool {
-        self.bytes < MOST_BYTES && self.tasks.len() < MOST_TASKS
+        self.has_room_for_records() && self.tasks.len() < MOST_TASKS
+    }
+
+    /// Whether the record of a task that is here already may be taken in again.
+    pub(super) fn has_room_for_records(&self) -> bool {
+        self.bytes < MOST_BYTES
     }
 
     /// How many tasks are not settled.
@@ -257,4 +262,41 @@ impl Unsettled {
 
 fn bytes(record: &Record) -> usize {
     BYTES_PER_RECORD + record.text_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use taskpipeline_contract::{CorrelationId, EventData, Timestamp};
+
+    use super::*;
+    use crate::pipeline::fold::Version;
+
+    #[test]
+    fn as_many_tasks_in_doubt_as_there_may_be_do_not_keep_themselves_from_being_written_again() {
+        let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
+        let mut unsettled = Unsettled::new(Revision(0), true, settle_after, now);
+        let mut revision = 0;
+        while unsettled.has_room() {
+            revision += 1;
+            let id = TaskId::new(format!("task-{revision}")).unwrap();
+            let cause = CorrelationId::new("c").unwrap();
+            let record = Record::of(
+                Version::new(1, revision),
+                Timestamp::UNIX_EPOCH,
+                cause,
+                &EventData::Deleted(id.clone()),
+            );
+            unsettled.changed(&id, Known { record: Arc::new(record), revision: Revision(revision) }, now);
+            unsettled.sent(&id);
+            assert_eq!(unsettled.landed(&id, now), Landed::InDoubt);
+        }
+        assert_eq!(
+            unsettled.len(),
+            MOST_TASKS,
+            "none is kept in memory, so it is their number that fills it"
+        );
+        assert!(unsettled.has_room_for_records());
+        assert_eq!(unsettled.take_doubtful(500, now + settle_after).len(), 500);
+        assert_eq!(unsettled.settled(), Revision(0));
+    }
 }
