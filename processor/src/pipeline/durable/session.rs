@@ -72,8 +72,10 @@ impl Sessions {
 
     /// Brings what is recorded of the stream up to date; nothing where another replica did so meanwhile.
     async fn agree(&self, stream: &Stream) -> Result<Option<Source>, SessionError> {
-        let now = present(stream).await?;
         let stored = self.bucket.get(&self.names.source()).await?;
+        let marks = self.bucket.get_many(&[self.names.high_waters()]).await?;
+        // Last of all: a stream that grows meanwhile must not look as if it ended before a mark.
+        let now = present(stream).await?;
         let (recorded, revision) = match &stored {
             Some(stored) => (Some(parse::<Source>(&stored.value)?), stored.revision),
             None => (None, Revision::default()),
@@ -83,7 +85,6 @@ impl Sessions {
             self.forget_consumers(stream).await?;
             return self.record(Source::first(now.created), revision).await;
         };
-        let marks = self.bucket.get_many(&[self.names.high_waters()]).await?;
         // An empty one is about to go.
         for mark in marks.iter().filter(|mark| !mark.value.is_empty()) {
             source.raise(parse(&mark.value)?);
