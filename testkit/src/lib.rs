@@ -24,6 +24,7 @@ pub use up::Up;
 pub use wait::eventually;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, anyhow};
 
@@ -43,17 +44,25 @@ pub fn free_port() -> anyhow::Result<u16> {
     Ok(port)
 }
 
-/// So many ports of this machine that nobody listens on, no two of them the same.
+/// So many ports of this machine that nobody listens on, no two of them the same. They are below those that
+/// the system gives to outgoing connections: one of these would take the port of a server that is down for a
+/// moment, or has not come up yet.
 ///
 /// # Errors
-/// Where the system has none.
+/// Where there are none.
 pub fn free_ports<const N: usize>() -> anyhow::Result<[u16; N]> {
-    // All are held until the last one is known.
-    let held: Vec<_> =
-        (0..N).map(|_| std::net::TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    const FIRST: u32 = 12_000;
+    const COUNT: u32 = 20_000;
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    // Test programs that run at the same time begin at different ones.
+    let begin = std::process::id().wrapping_mul(7_919) % COUNT;
+    let mut free = (0..COUNT)
+        .map(|_| FIRST + (begin + TRIED.fetch_add(1, Ordering::Relaxed)) % COUNT)
+        .filter_map(|port| u16::try_from(port).ok())
+        .filter(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok());
     let mut ports = [0; N];
-    for (port, listener) in ports.iter_mut().zip(&held) {
-        *port = listener.local_addr()?.port();
+    for port in &mut ports {
+        *port = free.next().ok_or_else(|| anyhow!("no port from {FIRST} on is free"))?;
     }
     Ok(ports)
 }
