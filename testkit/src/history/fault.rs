@@ -138,10 +138,10 @@ impl ReplicaFault {
         }
     }
 
-    /// One of those that are neither a crash nor a misconfiguration.
-    pub(crate) fn draw(dice: &mut Dice, which: usize) -> Self {
+    /// One of those that are neither a crash nor a misconfiguration, by number.
+    pub(crate) fn draw(dice: &mut Dice, number: u64) -> Self {
         let millis = |dice: &mut Dice, least, most| Duration::from_millis(dice.between(least, most));
-        match which {
+        match number % Self::DRAWN {
             0 => Self::Kill { pause: millis(dice, 0, 1_000) },
             1 => Self::KillActive { pause: millis(dice, 0, 1_000) },
             2 => Self::Stop { lasting: millis(dice, 500, 3_500) },
@@ -161,7 +161,7 @@ impl ReplicaFault {
     pub(crate) const MISCONFIGURED: u64 = 5;
 
     /// How many [`Self::draw`] chooses from.
-    pub(crate) const DRAWN: usize = 9;
+    pub(crate) const DRAWN: u64 = 9;
 
     /// A crash at the point with this number.
     pub(crate) fn crash(dice: &mut Dice, number: u64) -> Self {

@@ -83,6 +83,7 @@ impl Series {
         }
         totals.took = begun.elapsed();
         if let Some(first) = failures.first() {
+            println!("{totals}");
             bail!("{} histories failed, {} did not. The first:\n{first:#}", failures.len(), totals.histories);
         }
         Ok(totals)
@@ -137,7 +138,7 @@ impl fmt::Display for Totals {
         writeln!(f, "{all} events: {}; {} publishes repeated", events.join(", "), self.repeated)?;
         write!(
             f,
-            "{} histories, 0 differences; {} replicas, {} requests to KV, {:.0} s",
+            "{} histories without a difference; {} replicas, {} requests to KV, {:.0} s",
             self.histories,
             self.replicas,
             self.requests,
