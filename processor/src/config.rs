@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::num::{NonZeroU8, NonZeroU16};
+use std::num::{NonZeroU8, NonZeroU16, NonZeroU32};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -46,7 +46,14 @@ pub enum Delivery {
     /// Nothing is lost: events wait in a stream, tasks in a ledger.
     Durable(DurableSettings),
     /// At most once: NATS core, state in memory.
-    Core,
+    Core(CoreSettings),
+}
+
+/// What a replica in mode `Core` cannot find out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoreSettings {
+    /// `CORE_REPLICAS`: how many replicas share the request budget.
+    pub replicas: NonZeroU32,
 }
 
 /// The stream that captures the events, and how it is read.
@@ -139,7 +146,7 @@ pub struct Tuning {
     pub request_timeout: Duration,
     /// The least time between two writes of one task: KV allows about one a second.
     pub min_write_interval: Duration,
-    /// The most keys of one bulk write.
+    /// The most keys of one bulk write. It begins with fewer.
     pub max_keys: NonZeroU16,
 }
 
@@ -150,8 +157,7 @@ impl Default for Tuning {
             request_budget: RequestBudget::default(),
             request_timeout: Duration::from_secs(10),
             min_write_interval: Duration::from_secs(1),
-            // Cloudflare allows 10,000, and has answered puts of 5,000 with 524; wrangler sends 1,000.
-            max_keys: NonZeroU16::MIN.saturating_add(999),
+            max_keys: MAX_KEYS_PER_WRITE,
         }
     }
 }
@@ -333,10 +339,14 @@ impl<'a> Environment<'a> {
         }
     }
 
+    fn core(&mut self) -> CoreSettings {
+        CoreSettings { replicas: self.parsed("CORE_REPLICAS", "a number from 1", NonZeroU32::MIN) }
+    }
+
     fn delivery(&mut self, queue_group: &str) -> Delivery {
         let settings = self.durable();
         match self.text("DELIVERY_MODE").as_deref() {
-            Some("Core") => Delivery::Core,
+            Some("Core") => Delivery::Core(self.core()),
             Some("Durable") | None => {
                 self.check_names(&settings.stream, queue_group);
                 if settings.max_age <= settings.settle_after {
@@ -350,7 +360,7 @@ impl<'a> Environment<'a> {
             }
             Some(_) => {
                 self.problem("DELIVERY_MODE", "must be Durable or Core");
-                Delivery::Core
+                Delivery::Durable(settings)
             }
         }
     }

@@ -13,18 +13,28 @@ const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// Why a request did not do what it should, by what has to happen next.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// May work when tried again: time-outs, connections, 408, 425, 5xx.
+    /// May work when tried again: connections, 425, 5xx.
     #[error("{0}")]
     Transient(String),
+    /// As [`Self::Transient`], and may have to do with the size of the request: a time-out, 408, 504, 524.
+    #[error("{0}")]
+    TooSlow(String),
     /// 429: nothing at all may be sent for this long.
     #[error("too many requests: Cloudflare asks to wait {} s", .0.as_secs())]
     Throttled(Duration),
     /// Nothing can work until someone mends the token, the namespace or the plan.
     #[error("{0}")]
     Config(String),
-    /// The request itself is at fault: 400, 413.
+    /// The plan's writes of the day are used up: nothing can be written until 00:00 UTC, or until someone
+    /// upgrades the plan.
+    #[error("{0}")]
+    DailyQuota(String),
+    /// The request itself is at fault: 400.
     #[error("{0}")]
     Refused(String),
+    /// The request is larger than KV takes: 413.
+    #[error("{0}")]
+    TooLarge(String),
 }
 
 #[derive(Deserialize)]
@@ -178,15 +188,20 @@ fn by_code(status: u16, errors: &[ApiError]) -> Failure {
     } else if has(7_003) {
         "Cloudflare does not know such an account or namespace: check CF_ACCOUNT_ID and CF_NAMESPACE_ID"
     } else if is_daily_quota(errors) {
-        "the plan's daily quota is used up: it starts anew at 00:00 UTC, or upgrade the plan"
+        let advice = "the plan's daily quota is used up: it starts anew at 00:00 UTC, or upgrade the plan";
+        return Failure::DailyQuota(format!("{advice} ({what})"));
     } else if has(10_000) || matches!(status, 401 | 403) {
         "the token is refused: check CF_API_TOKEN, it needs Workers KV Storage: Edit on this account"
     } else if (300..400).contains(&status) {
         "redirects are not followed, lest the token go elsewhere: check CF_API_BASE_URL"
     } else if matches!(status, 404 | 405) {
         "this is no KV namespace's address: check CF_API_BASE_URL, CF_ACCOUNT_ID and CF_NAMESPACE_ID"
-    } else if matches!(status, 408 | 425 | 429 | 500..) || status == 200 {
+    } else if matches!(status, 408 | 504 | 524) {
+        return Failure::TooSlow(what);
+    } else if matches!(status, 425 | 429 | 500..) || status == 200 {
         return Failure::Transient(what);
+    } else if status == 413 {
+        return Failure::TooLarge(what);
     } else {
         return Failure::Refused(what);
     };
@@ -223,12 +238,18 @@ mod tests {
     fn each_status_and_code_has_its_class() {
         let class = |status, body: &[u8]| match failure(status, None, body) {
             Failure::Transient(_) => "transient",
+            Failure::TooSlow(_) => "too slow",
             Failure::Throttled(_) => "throttled",
             Failure::Config(_) => "config",
+            Failure::DailyQuota(_) => "quota",
             Failure::Refused(_) => "refused",
+            Failure::TooLarge(_) => "too large",
         };
-        for status in [408, 425, 500, 502, 503, 524] {
+        for status in [425, 500, 502, 503] {
             assert_eq!(class(status, b"<html>"), "transient", "{status}");
+        }
+        for status in [408, 504, 524] {
+            assert_eq!(class(status, b"<html>"), "too slow", "{status}");
         }
         for status in [301, 401, 403, 404] {
             assert_eq!(class(status, b""), "config", "{status}");
@@ -237,9 +258,9 @@ mod tests {
         assert_eq!(class(400, &error(7_003, "Could not route")), "config");
         assert_eq!(class(400, &error(10_000, "Authentication error")), "config");
         assert_eq!(class(429, &error(971, "throttled")), "throttled");
-        assert_eq!(class(429, &error(0, "KV put() limit exceeded for the day.")), "config");
+        assert_eq!(class(429, &error(0, "KV put() limit exceeded for the day.")), "quota");
         assert_eq!(class(400, &error(10_012, "too many pairs")), "refused");
-        assert_eq!(class(413, b""), "refused");
+        assert_eq!(class(413, b""), "too large");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! No retry, no pacing, no waiting: whoever calls has decided that this request is sent now.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
@@ -11,7 +12,7 @@ use secrecy::ExposeSecret;
 use serde::Serialize;
 use taskpipeline_contract::{TaskKey, TaskMetadata};
 
-use super::BulkApi;
+use super::{Allowance, BulkApi};
 use super::answer::{self, Entry, Failure, KeyPage};
 use crate::config::KvSettings;
 
@@ -46,6 +47,7 @@ pub struct Namespace {
     http: reqwest::Client,
     url: Url,
     redact: Redact,
+    allowance: Arc<Mutex<Option<Allowance>>>,
 }
 
 impl Namespace {
@@ -68,7 +70,8 @@ impl Namespace {
             // A redirect would carry the token to wherever it points.
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
-        Ok(Self { http, url: settings.namespace_url.clone(), redact: Redact(settings.token.clone()) })
+        let redact = Redact(settings.token.clone());
+        Ok(Self { http, url: settings.namespace_url.clone(), redact, allowance: Arc::default() })
     }
 
     /// The keys with this prefix from a cursor on, at most 1,000, with their metadata. What it answers may be
@@ -129,6 +132,10 @@ impl Namespace {
         let status = response.status();
         let retry_after =
             response.headers().get(RETRY_AFTER).and_then(|value| parse_retry_after(value.to_str().ok()?));
+        if let Some(value) = response.headers().get("ratelimit") {
+            let allowance = value.to_str().ok().and_then(Allowance::parse);
+            *self.allowance.lock().unwrap_or_else(PoisonError::into_inner) = allowance;
+        }
         let body = response.bytes().await.map_err(|error| unanswered(&error))?;
         if status.is_success() {
             read(&body)
@@ -154,6 +161,10 @@ impl BulkApi for Namespace {
         }
         self.call(Method::POST, "bulk/get", &Body { keys }, answer::values).await
     }
+
+    fn allowance(&self) -> Option<Allowance> {
+        self.allowance.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// Seconds, or the HTTP date that RFC 9110 allows as well.
@@ -170,7 +181,7 @@ fn parse_retry_after(value: &str) -> Option<Duration> {
 /// No answer came. The error's URL is left out (it names the account), its causes are not.
 fn unanswered(error: &reqwest::Error) -> Failure {
     if error.is_timeout() {
-        return Failure::Transient("KV did not answer in time".to_owned());
+        return Failure::TooSlow("KV did not answer in time".to_owned());
     }
     let mut what = String::from("no answer from KV");
     let mut cause = std::error::Error::source(error);
@@ -189,8 +200,11 @@ impl Redact {
     fn failure(&self, failure: Failure) -> Failure {
         match failure {
             Failure::Transient(what) => Failure::Transient(self.text(&what)),
+            Failure::TooSlow(what) => Failure::TooSlow(self.text(&what)),
             Failure::Config(what) => Failure::Config(self.text(&what)),
+            Failure::DailyQuota(what) => Failure::DailyQuota(self.text(&what)),
             Failure::Refused(what) => Failure::Refused(self.text(&what)),
+            Failure::TooLarge(what) => Failure::TooLarge(self.text(&what)),
             Failure::Throttled(wait) => Failure::Throttled(wait),
         }
     }

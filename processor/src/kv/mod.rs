@@ -8,12 +8,15 @@ use std::num::NonZeroU16;
 
 use taskpipeline_contract::TaskKey;
 
+mod allowance;
 mod answer;
 mod budget;
 mod client;
 
 pub use answer::{Entry, Failure, KeyPage, ListedKey};
-pub use budget::{Budget, RequestBudget};
+pub use allowance::{Allowance, Others};
+pub(crate) use budget::UNKNOWN;
+pub use budget::{Budget, RequestBudget, Spare};
 pub use client::{ClientError, Namespace, Pair};
 
 /// The most keys of one bulk put or delete (Cloudflare's limit).
@@ -46,4 +49,9 @@ pub trait BulkApi: Clone + Send + Sync + 'static {
         &self,
         keys: &[TaskKey],
     ) -> impl Future<Output = Result<HashMap<String, Option<String>>, Failure>> + Send;
+
+    /// What the last answer said is left of the token's limit, if it did.
+    fn allowance(&self) -> Option<Allowance> {
+        None
+    }
 }

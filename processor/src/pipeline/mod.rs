@@ -68,8 +68,8 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
     info!("taskpipeline {} serves health and metrics on http://{address}", env!("CARGO_PKG_VERSION"));
 
     tokio::pin!(shutdown);
-    match &settings.delivery {
-        Delivery::Core => core::run(settings, namespace, health, metrics, shutdown).await,
+    match settings.delivery.clone() {
+        Delivery::Core(core) => core::run(settings, core, namespace, health, metrics, shutdown).await,
         Delivery::Durable(durable) => {
             let durable = durable.clone();
             durable::run(settings, durable, namespace, health, metrics, shutdown).await

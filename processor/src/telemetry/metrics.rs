@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Counter, Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
     Registry, TextEncoder,
 };
 use taskpipeline_contract::EventKind;
 
 use crate::kv::Failure;
+
+/// "$5.00/million" for writes and for deletes. <https://developers.cloudflare.com/kv/platform/pricing/>
+const DOLLARS_PER_KEY: f64 = 5e-6;
 
 /// What a request to KV does, as a label and in logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +85,12 @@ pub struct Metrics {
     pub requests_in_flight: IntGauge,
     /// Requests that could be sent at once.
     pub budget_available: Gauge,
+    /// How many keys a request takes at present.
+    pub batch_keys: IntGauge,
+    /// Requests of others with the same token.
+    pub requests_of_others: IntCounter,
+    /// What Cloudflare bills for the keys written.
+    cost: Counter,
     /// 1 while connected.
     pub nats_connected: IntGauge,
     /// How often the client reported that it dropped events.
@@ -182,6 +191,18 @@ impl Metrics {
                 r,
                 Gauge::new("kv_budget_available_requests", "Requests the budget allows at once.")?,
             )?,
+            batch_keys: gauge("kv_batch_keys", "Keys that one write request takes at present.")?,
+            requests_of_others: counter(
+                "kv_requests_of_others_total",
+                "Requests that KV counted for the same token and this replica did not send, as far as noticed.",
+            )?,
+            cost: registered(
+                r,
+                Counter::new(
+                    "kv_write_cost_dollars_total",
+                    "What Cloudflare bills for the keys put and deleted, beyond what the plan includes.",
+                )?,
+            )?,
             nats_connected: gauge("nats_connected", "1 while connected to NATS, else 0.")?,
             slow_consumers: counter(
                 "nats_slow_consumer_total",
@@ -211,14 +232,20 @@ impl Metrics {
         let outcome = match failure {
             None => "success",
             Some(Failure::Transient(_)) => "transient",
+            Some(Failure::TooSlow(_)) => "too_slow",
             Some(Failure::Throttled(_)) => "throttled",
             Some(Failure::Config(_)) => "config",
+            Some(Failure::DailyQuota(_)) => "daily_quota",
             Some(Failure::Refused(_)) => "refused",
+            Some(Failure::TooLarge(_)) => "too_large",
         };
         self.requests.with_label_values(&[operation.label(), outcome]).inc();
         self.request_seconds.with_label_values(&[operation.label()]).observe(took.as_secs_f64());
         if failure.is_none() {
             self.keys.with_label_values(&[operation.label()]).inc_by(u64::try_from(keys).unwrap_or(u64::MAX));
+            if operation != Operation::Get {
+                self.cost.inc_by(DOLLARS_PER_KEY * f64::from(u32::try_from(keys).unwrap_or(u32::MAX)));
+            }
         }
     }
 

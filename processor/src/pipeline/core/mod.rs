@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tracing::{error, info};
 
 use super::RunError;
-use crate::config::Settings;
+use crate::config::{CoreSettings, Settings, Tuning};
 use crate::kv::Namespace;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
@@ -39,6 +39,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Runs the pipeline until `shutdown` resolves, and drains it.
 pub(super) async fn run(
     settings: Settings,
+    core: CoreSettings,
     namespace: Namespace,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
@@ -57,9 +58,10 @@ pub(super) async fn run(
     let (deadline, deadline_seen) = watch::channel(None);
     let (stop, stopped) = watch::channel(false);
 
+    let request_budget = settings.tuning.request_budget.shared_by(core.replicas);
     let projector = Projector::new(
         namespace,
-        settings.tuning.clone(),
+        Tuning { request_budget, ..settings.tuning.clone() },
         letters.clone(),
         Arc::clone(&metrics),
         Arc::clone(&health),

@@ -135,30 +135,31 @@ impl<K: BulkApi> Projector<K> {
         }
     }
 
-    /// Reads the values now, at the last moment, and sends puts or deletes; where there are both, the
-    /// deletes go next.
-    fn send_write(&mut self, ids: Vec<TaskId>) {
+    /// Reads the values now, at the last moment, and sends puts; what is to be deleted waits for others like it,
+    /// unless there is nothing else.
+    fn send_write(&mut self, mut ids: Vec<TaskId>) {
         let mut tasks: Vec<Task> = Vec::with_capacity(ids.len());
         let mut gone = Vec::new();
-        for id in ids {
-            // Nothing is ever deleted because nothing is known of it.
-            let Some(entry) = self.ledger.get(&id) else {
-                self.dispatch.writes.settle(&id, Instant::now());
-                continue;
-            };
-            match entry.state.visible(&id) {
-                Some(task) => tasks.push(task),
-                None => gone.push(id),
+        while !ids.is_empty() {
+            for id in ids {
+                // Nothing is ever deleted because nothing is known of it.
+                let Some(entry) = self.ledger.get(&id) else {
+                    self.dispatch.writes.settle(&id, Instant::now());
+                    continue;
+                };
+                match entry.state.visible(&id) {
+                    Some(task) => tasks.push(task),
+                    None => gone.push(id),
+                }
             }
+            let room = if tasks.is_empty() { 0 } else { self.dispatch.room_beside(tasks.len()) };
+            ids = self.dispatch.more(room);
         }
-        match (tasks.is_empty(), gone.is_empty()) {
-            (true, true) => {}
-            (true, false) => self.send(Request::Delete(gone)),
-            (false, true) => self.send(Request::Put(tasks)),
-            (false, false) => {
-                self.dispatch.send_next(Batch::Write(gone));
-                self.send(Request::Put(tasks));
-            }
+        if !tasks.is_empty() {
+            self.dispatch.delete_soon(gone);
+            self.send(Request::Put(tasks));
+        } else if !gone.is_empty() {
+            self.send(Request::Delete(gone));
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::bucket::Revision;
+use crate::kv::{Spare, UNKNOWN};
 
 /// How often a holder renews it.
 pub(super) const RENEWAL: Duration = Duration::from_secs(1);
@@ -30,6 +31,10 @@ pub(super) struct Control {
     pub(super) term: u64,
     /// Each record of a task with this revision or a lower one is settled in KV.
     pub(super) settled: Revision,
+    /// How many requests of the budget the holder that let it go has left. While it is held there are none: they
+    /// are the holder's.
+    #[serde(default)]
+    pub(super) spare: u32,
     /// No request of the holder that let it go can take effect any more.
     pub(super) clean: bool,
     /// Makes each renewal differ from the one before.
@@ -39,10 +44,11 @@ pub(super) struct Control {
 }
 
 /// What a replica that wants to project may do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Claim {
-    /// Write this. `doubtful`: requests of the last holder may still take effect.
-    Take { control: Control, doubtful: bool },
+    /// Write this. `doubtful`: requests of the last holder may still take effect. `spare`: what it has left of the
+    /// budget.
+    Take { control: Control, doubtful: bool, spare: Spare },
     /// Another holds it.
     Wait,
 }
@@ -65,14 +71,27 @@ impl Claimant<'_> {
     /// Whether and how the record may be taken.
     pub(super) fn claim(&self, found: Option<&Control>) -> Claim {
         let Some(found) = found else {
-            return Claim::Take { control: self.control(1, Revision::default()), doubtful: false };
+            // The token may have been in use for another namespace until now.
+            let spare = Spare { requests: UNKNOWN, refilling: Duration::ZERO };
+            return Claim::Take { control: self.control(1, Revision::default()), doubtful: false, spare };
         };
         let free = found.holder.is_none() || found.holder.as_deref() == Some(self.replica);
         if !free && self.unchanged_for < LEASE {
             return Claim::Wait;
         }
         let settled = if self.is_forgotten(found) { Revision::default() } else { found.settled };
-        Claim::Take { control: self.control(found.term + 1, settled), doubtful: !found.clean }
+        let spare = self.spare(found);
+        Claim::Take { control: self.control(found.term + 1, settled), doubtful: !found.clean, spare }
+    }
+
+    /// What is left of the budget: what the last holder has said; and what has come in since, but not while it
+    /// may have spent that itself.
+    fn spare(&self, found: &Control) -> Spare {
+        let spent_by_holder = if found.holder.is_some() { MAY_SEND } else { Duration::ZERO };
+        Spare {
+            requests: found.spare.into(),
+            refilling: self.unchanged_for.saturating_sub(spent_by_holder),
+        }
     }
 
     /// Whether what the record says is settled cannot be relied on.
@@ -83,19 +102,19 @@ impl Claimant<'_> {
 
     fn control(&self, term: u64, settled: Revision) -> Control {
         let holder = Some(self.replica.to_owned());
-        Control { holder, term, settled, clean: false, beat: 0, renewed: self.now }
+        Control { holder, term, settled, spare: 0, clean: false, beat: 0, renewed: self.now }
     }
 }
 
 impl Control {
     /// The next renewal, with what is settled by now.
     pub(super) fn renewed(&self, settled: Revision, now: i64) -> Self {
-        Self { settled, beat: self.beat + 1, renewed: now, ..self.clone() }
+        Self { settled, spare: 0, beat: self.beat + 1, renewed: now, ..self.clone() }
     }
 
-    /// The last renewal: whoever wants it may have it.
-    pub(super) fn released(&self, settled: Revision, clean: bool, now: i64) -> Self {
-        Self { holder: None, clean, ..self.renewed(settled, now) }
+    /// The last renewal: whoever wants it may have it, and so many requests of the budget with it.
+    pub(super) fn released(&self, settled: Revision, clean: bool, spare: u32, now: i64) -> Self {
+        Self { holder: None, clean, spare, ..self.renewed(settled, now) }
     }
 
     /// As a former holder leaves it that has sent requests without knowing that it was one no more: what it has
@@ -129,6 +148,7 @@ mod tests {
             holder: Some("a".to_owned()),
             term: 3,
             settled: Revision(40),
+            spare: 0,
             clean: false,
             beat: 7,
             renewed: 99_000,
@@ -137,7 +157,7 @@ mod tests {
 
     fn taken(claim: Claim) -> (Control, bool) {
         match claim {
-            Claim::Take { control, doubtful } => (control, doubtful),
+            Claim::Take { control, doubtful, .. } => (control, doubtful),
             Claim::Wait => panic!("not taken"),
         }
     }
@@ -157,9 +177,22 @@ mod tests {
 
     #[test]
     fn a_drained_one_is_taken_at_once_and_without_doubt() {
-        let drained = held().released(Revision(45), true, 99_500);
+        let drained = held().released(Revision(45), true, 30, 99_500);
         let (control, doubtful) = taken(claimant(Duration::ZERO).claim(Some(&drained)));
         assert_eq!((control.settled, doubtful), (Revision(45), false));
+    }
+
+    #[test]
+    fn the_budget_is_inherited_and_never_spent_twice() {
+        let spare = |found: Option<&Control>, unchanged_for| match claimant(unchanged_for).claim(found) {
+            Claim::Take { spare, .. } => (spare.requests, spare.refilling),
+            Claim::Wait => panic!("not taken"),
+        };
+        assert_eq!(spare(None, LEASE), (UNKNOWN, Duration::ZERO));
+        assert_eq!(spare(Some(&held()), LEASE), (0.0, LEASE - MAY_SEND), "until then the holder may have spent");
+        let drained = held().released(Revision(45), true, 30, 99_500);
+        assert_eq!(spare(Some(&drained), Duration::from_millis(250)), (30.0, Duration::from_millis(250)));
+        assert_eq!(drained.renewed(Revision(45), 99_600).spare, 0, "whoever holds it has it");
     }
 
     #[test]

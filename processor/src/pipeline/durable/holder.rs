@@ -11,6 +11,7 @@ use super::bucket::{Bucket, ReadError, Revision, WriteError};
 use super::control::{Claim, Claimant, Control};
 use super::crash;
 use super::names::{Names, Target};
+use crate::kv::Spare;
 
 /// How often a replica that waits looks at the record.
 const LOOK: Duration = Duration::from_millis(250);
@@ -27,6 +28,8 @@ pub(super) struct Held {
     pub(super) since: Instant,
     /// Requests of the last holder may still take effect.
     pub(super) doubtful: bool,
+    /// What the last holder has left of the budget.
+    pub(super) spare: Spare,
 }
 
 /// What became of a renewal.
@@ -98,7 +101,7 @@ impl Holder {
             return Ok(None);
         }
         claimant.newest = self.bucket.newest().await.map_err(|error| error.to_string())?;
-        let Claim::Take { control, doubtful } = claimant.claim(found.as_ref()) else { return Ok(None) };
+        let Claim::Take { control, doubtful, spare } = claimant.claim(found.as_ref()) else { return Ok(None) };
         if let Some(found) = &found
             && claimant.is_forgotten(found)
         {
@@ -115,7 +118,7 @@ impl Holder {
                 info!(
                     "this replica writes to KV from now on (term {term}), what came after change {settled}"
                 );
-                Ok(Some(Held { control, revision, since, doubtful }))
+                Ok(Some(Held { control, revision, since, doubtful, spare }))
             }
             Err(WriteError::Conflict) => Ok(None),
             Err(error) => Err(error.to_string()),
@@ -129,7 +132,7 @@ impl Holder {
         match self.write(&control, held.revision).await {
             Ok(revision) => {
                 crash::point("recorded");
-                Renewal::Held(Held { control, revision, since, doubtful: false })
+                Renewal::Held(Held { control, revision, since, doubtful: false, spare: held.spare })
             }
             Err(error) => self.look_after(&held, &control, since, &error).await,
         }
@@ -144,7 +147,7 @@ impl Holder {
             Err(unread) => return Renewal::Unknown(format!("{error}; {unread}")),
         };
         if found == *wanted {
-            return Renewal::Held(Held { control: found, revision, since, doubtful: false });
+            return Renewal::Held(Held { control: found, revision, since, doubtful: false, spare: held.spare });
         }
         if !found.is_held_by(&held.control) {
             return Renewal::Lost;
@@ -154,14 +157,14 @@ impl Holder {
         }
         let control = found.restarted(now());
         match self.write(&control, revision).await {
-            Ok(revision) => Renewal::Restarted(Held { control, revision, since, doubtful: true }),
+            Ok(revision) => Renewal::Restarted(Held { control, revision, since, doubtful: true, spare: held.spare }),
             Err(error) => Renewal::Unknown(error.to_string()),
         }
     }
 
     /// Lets it go, for another to take at once.
-    pub(super) async fn release(&self, held: Held, settled: Revision, clean: bool) {
-        let released = held.control.released(settled, clean, now());
+    pub(super) async fn release(&self, held: Held, settled: Revision, clean: bool, spare: u32) {
+        let released = held.control.released(settled, clean, spare, now());
         match self.write(&released, held.revision).await {
             Ok(_) => info!("this replica has let go of KV; all up to change {} is settled", settled.0),
             // Another has it, and what was sent since may have spoilt what that one wrote.
@@ -198,6 +201,7 @@ impl Holder {
             holder: None,
             term: 0,
             settled: Revision::default(),
+            spare: 0,
             clean: false,
             beat: 0,
             renewed: 0,

@@ -879,7 +879,7 @@ impl World {
         };
         let found = found.map(|(control, _)| control);
         assert!(!found.as_ref().is_some_and(|found| claimant.is_forgotten(found)), "nothing was thrown back");
-        let Claim::Take { control, doubtful } = claimant.claim(found.as_ref()) else { return };
+        let Claim::Take { control, doubtful, .. } = claimant.claim(found.as_ref()) else { return };
         if let Some(revision) = self.write_control(&control, revision) {
             let held = Held { control, revision, since };
             self.replicas[p].role = Role::Projecting(Box::new(Projector::new(held, doubtful, since)));
@@ -906,7 +906,7 @@ impl World {
         let recorded = projector.held.control.settled;
         let is_out = |request: &Request| request.owner == uid && request.lost.is_none();
         let clean = !self.requests.iter().any(is_out) && projector.unsettled.is_clean(replica.clock);
-        let released = projector.held.control.released(projector.unsettled.settled(), clean, wall);
+        let released = projector.held.control.released(projector.unsettled.settled(), clean, 0, wall);
         let expected = projector.held.revision;
         let written = self.write_control(&released, expected);
         if written.is_none() {
@@ -1211,7 +1211,8 @@ proptest! {
         let mut bucket = Bucket::default();
         let mut now = Instant::now();
         let control = Control {
-            holder: None, term: 1, settled: Revision(0), clean: true, beat: 0, renewed: 0,
+            holder: None, term: 1, settled: Revision(0), spare: 0,
+            clean: true, beat: 0, renewed: 0,
         };
         let mut projector = Projector::new(Held { control, revision: Revision(1), since: now }, false, now);
         let mut waits: BTreeMap<TaskId, usize> = BTreeMap::new();

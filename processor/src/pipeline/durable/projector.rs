@@ -147,7 +147,8 @@ async fn deadline(stop: &mut watch::Receiver<Option<Instant>>) {
 }
 
 impl<K: BulkApi> Projector<K> {
-    fn new(parts: Parts<K>, dispatch: Dispatch<K>, held: Held) -> Self {
+    fn new(parts: Parts<K>, mut dispatch: Dispatch<K>, held: Held) -> Self {
+        dispatch.resume(held.spare);
         let (settled, now) = (held.control.settled, Instant::now());
         let unsettled = Unsettled::new(settled, held.doubtful, parts.settle_after, now);
         let feed = feed(&parts, settled);
@@ -270,7 +271,8 @@ impl<K: BulkApi> Projector<K> {
 
     async fn release(&mut self) {
         let clean = self.dispatch.in_flight() == 0 && self.unsettled.is_clean(Instant::now());
-        self.parts.holder.release(self.held.clone(), self.unsettled.settled(), clean).await;
+        let spare = self.dispatch.spare();
+        self.parts.holder.release(self.held.clone(), self.unsettled.settled(), clean, spare).await;
     }
 
     fn take_in(&mut self, change: Change) {
@@ -324,27 +326,29 @@ impl<K: BulkApi> Projector<K> {
         }
     }
 
-    /// Takes the values now, at the last moment, and sends puts or deletes; where there are both, the deletes
-    /// go next.
-    fn send_write(&mut self, ids: Vec<TaskId>) {
+    /// Takes the values now, at the last moment, and sends puts; what is to be deleted waits for others like it,
+    /// unless there is nothing else.
+    fn send_write(&mut self, mut ids: Vec<TaskId>) {
         let mut tasks: Vec<Task> = Vec::with_capacity(ids.len());
         let mut gone = Vec::new();
-        for id in ids {
-            match self.unsettled.record(&id).map(|record| record.due(&id)) {
-                Some(Due::Put(task)) => tasks.push(task),
-                Some(Due::Delete) => gone.push(id),
-                // Nothing is ever deleted because nothing is known of it.
-                _ => self.dispatch.writes.settle(&id, Instant::now()),
+        while !ids.is_empty() {
+            for id in ids {
+                match self.unsettled.record(&id).map(|record| record.due(&id)) {
+                    Some(Due::Put(task)) => tasks.push(task),
+                    Some(Due::Delete) => gone.push(id),
+                    // Nothing is ever deleted because nothing is known of it.
+                    _ => self.dispatch.writes.settle(&id, Instant::now()),
+                }
             }
+            let room = if tasks.is_empty() { 0 } else { self.dispatch.room_beside(tasks.len()) };
+            ids = self.dispatch.more(room);
         }
         if !tasks.is_empty() {
             for task in &tasks {
                 self.unsettled.sent(&task.id);
                 self.announce(Operation::Put, &task.id);
             }
-            if !gone.is_empty() {
-                self.dispatch.send_next(Batch::Write(gone));
-            }
+            self.dispatch.delete_soon(gone);
             crash::point("sending");
             self.dispatch.send(Request::Put(tasks));
         } else if !gone.is_empty() {

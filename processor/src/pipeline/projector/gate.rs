@@ -10,6 +10,10 @@ use crate::kv::Failure;
 /// notice that it was mended.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 
+/// How long to leave KV alone after the day's quota was used up. It begins anew at midnight, or when someone
+/// upgrades the plan.
+const QUOTA_INTERVAL: Duration = Duration::from_secs(300);
+
 /// How often at the most it is said that KV refuses us.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -36,7 +40,13 @@ impl Gate {
                 self.probing = true;
                 self.close_until(now + PROBE_INTERVAL);
             }
-            Some(Failure::Transient(_) | Failure::Refused(_)) => {}
+            Some(Failure::DailyQuota(_)) => {
+                self.probing = true;
+                self.close_until(now + QUOTA_INTERVAL);
+            }
+            Some(
+                Failure::Transient(_) | Failure::TooSlow(_) | Failure::Refused(_) | Failure::TooLarge(_),
+            ) => {}
         }
     }
 
@@ -57,6 +67,11 @@ impl Gate {
             self.reported = Some(now);
         }
         may
+    }
+
+    /// KV says that nothing is left until then.
+    pub(crate) fn wait(&mut self, time: Duration, now: Instant) {
+        self.close_until(now + time);
     }
 
     fn close_until(&mut self, until: Instant) {
@@ -88,6 +103,14 @@ mod tests {
         assert_eq!(gate.admits(1, probe), Err(None));
         gate.learn(None, probe);
         assert_eq!(gate.admits(1, probe), Ok(()));
+    }
+
+    #[test]
+    fn a_used_up_quota_is_probed_every_five_minutes() {
+        let (mut gate, now) = (Gate::default(), Instant::now());
+        gate.learn(Some(&Failure::DailyQuota("no".to_owned())), now);
+        assert_eq!(gate.admits(0, now + QUOTA_INTERVAL / 2), Err(Some(now + QUOTA_INTERVAL)));
+        assert_eq!(gate.admits(0, now + QUOTA_INTERVAL), Ok(()));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod gate;
 mod pace;
 mod queue;
 mod request;
+mod size;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,13 +22,15 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::config::Tuning;
-use crate::kv::{Budget, BulkApi, Failure, MAX_KEYS_PER_READ};
+use crate::kv::{Budget, BulkApi, Failure, MAX_KEYS_PER_READ, Others, RequestBudget, Spare};
 use crate::telemetry::health::{Health, KvState};
 use crate::telemetry::metrics::{Metrics, Operation};
 
 use self::gate::Gate;
+use self::pace::{Situation, Worth, patience, spacing};
 use self::queue::KeyQueue;
 use self::request::{Answer, KeyOutcome};
+use self::size::BatchSize;
 
 pub(super) use self::request::Request;
 
@@ -69,16 +72,24 @@ pub(super) struct Answered {
 /// See the module's head.
 pub(super) struct Dispatch<K> {
     kv: K,
-    max_keys: usize,
+    size: BatchSize,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     pub(super) writes: KeyQueue,
     pub(super) reads: KeyQueue,
     set_aside: VecDeque<Batch>,
+    /// Keys that were handed out to be written and are to be deleted: they wait for others, to fill a request.
+    deletes: Vec<TaskId>,
+    /// Since when the first of them waits.
+    deletes_since: Instant,
+    request_budget: RequestBudget,
     budget: Budget,
     /// What of the budget may go into reads.
     read_budget: Budget,
     gate: Gate,
+    /// What others spend of the same token.
+    others: Others,
+    last_sent: Option<Instant>,
     requests: JoinSet<(Answer, Instant)>,
     writes_in_flight: usize,
     reads_in_flight: usize,
@@ -95,17 +106,23 @@ impl<K: BulkApi> Dispatch<K> {
         metrics: Arc<Metrics>,
         health: Arc<Health>,
     ) -> Self {
+        let now = Instant::now();
         Self {
-            budget: Budget::new(tuning.request_budget, Instant::now()),
+            request_budget: tuning.request_budget,
+            budget: Budget::unknown(tuning.request_budget, now),
             read_budget,
             kv,
-            max_keys: usize::from(tuning.max_keys.get()),
+            size: BatchSize::new(tuning.max_keys.get().into()),
             metrics,
             health,
             writes: KeyQueue::default(),
             reads: KeyQueue::default(),
             set_aside: VecDeque::new(),
+            deletes: Vec::new(),
+            deletes_since: now,
             gate: Gate::default(),
+            others: Others::default(),
+            last_sent: None,
             requests: JoinSet::new(),
             writes_in_flight: 0,
             reads_in_flight: 0,
@@ -136,9 +153,10 @@ impl<K: BulkApi> Dispatch<K> {
     pub(super) fn next_batch(&mut self) -> Option<Batch> {
         self.wake_at = None;
         let now = Instant::now();
-        let write = pace::worth_sending(self.writes.ready(), self.writes_in_flight, self.max_keys);
-        let mut read = pace::worth_sending(self.reads.ready(), self.reads_in_flight, MAX_KEYS_PER_READ);
-        let aside = !self.set_aside.is_empty() && pace::has_place(self.requests.len());
+        let write = self.is_worth_sending(self.writes.ready(), self.writes_in_flight, self.size.keys(), now);
+        let mut read = self.is_worth_sending(self.reads.ready(), self.reads_in_flight, MAX_KEYS_PER_READ, now);
+        let deletes = self.deletes_are_due(now);
+        let aside = deletes || (!self.set_aside.is_empty() && pace::has_place(self.requests.len()));
         if !aside && !write && !read {
             return None;
         }
@@ -149,7 +167,7 @@ impl<K: BulkApi> Dispatch<K> {
         // Taking turns: neither a flood of creates nor one of updates keeps the other waiting.
         let mut reads_turn = !aside && read && (!write || self.reads_in_flight == 0);
         if reads_turn && let Err(until) = self.read_budget.ready(now) {
-            self.wake_at = Some(until);
+            self.wake_by(until);
             (read, reads_turn) = (false, false);
         }
         if !aside && !write && !read {
@@ -159,7 +177,12 @@ impl<K: BulkApi> Dispatch<K> {
             self.wake_at = Some(until);
             return None;
         }
-        if let Some(batch) = aside.then(|| self.set_aside.pop_front()).flatten() {
+        self.last_sent = Some(now);
+        if deletes {
+            let rest = self.deletes.split_off(self.deletes.len().min(self.size.keys()));
+            return Some(Batch::Write(std::mem::replace(&mut self.deletes, rest)));
+        }
+        if let Some(batch) = self.set_aside.pop_front() {
             return Some(batch);
         }
         if reads_turn {
@@ -167,12 +190,74 @@ impl<K: BulkApi> Dispatch<K> {
             let _ = self.read_budget.take(now);
             return Some(Batch::Read(self.reads.take(MAX_KEYS_PER_READ)));
         }
-        Some(Batch::Write(self.writes.take(self.max_keys)))
+        Some(Batch::Write(self.writes.take(self.size.keys())))
     }
 
-    /// These keys, which were handed out, go into the next request, before all others.
-    pub(super) fn send_next(&mut self, batch: Batch) {
-        self.set_aside.push_front(batch);
+    fn is_worth_sending(&mut self, ready: usize, in_flight: usize, full: usize, now: Instant) -> bool {
+        let situation = Situation {
+            ready,
+            in_flight,
+            full,
+            since_last: self.last_sent.map_or(Duration::MAX, |at| now.duration_since(at)),
+            spacing: spacing(self.budget.level(now), self.budget.interval()),
+        };
+        match situation.worth_sending() {
+            Worth::Now => true,
+            Worth::No => false,
+            Worth::Later(wait) => {
+                self.wake_by(now + wait);
+                false
+            }
+        }
+    }
+
+    /// Whether the deletes that wait for others have waited long enough.
+    fn deletes_are_due(&mut self, now: Instant) -> bool {
+        if self.deletes.is_empty() || !pace::has_place(self.requests.len()) {
+            return false;
+        }
+        // Nothing is gained by waiting where nobody else waits for a request.
+        let idle = self.writes.ready() == 0 && self.requests.is_empty();
+        if idle || self.deletes.len() >= self.size.keys() {
+            return true;
+        }
+        let until = self.deletes_since + patience(self.budget.level(now), self.budget.interval());
+        if until > now {
+            self.wake_by(until);
+        }
+        until <= now
+    }
+
+    fn wake_by(&mut self, at: Instant) {
+        self.wake_at = Some(self.wake_at.map_or(at, |other| other.min(at)));
+    }
+
+    /// More keys to be written, at most so many, to fill a request of which some turned out to be deletes.
+    pub(super) fn more(&mut self, keys: usize) -> Vec<TaskId> {
+        self.writes.take(keys)
+    }
+
+    /// How many more keys than these a request takes.
+    pub(super) fn room_beside(&self, keys: usize) -> usize {
+        self.size.keys().saturating_sub(keys)
+    }
+
+    /// These keys, which were handed out to be written, are to be deleted: soon, together with others.
+    pub(super) fn delete_soon(&mut self, keys: Vec<TaskId>) {
+        if self.deletes.is_empty() {
+            self.deletes_since = Instant::now();
+        }
+        self.deletes.extend(keys);
+    }
+
+    /// Goes on with what another has left of the budget.
+    pub(super) fn resume(&mut self, spare: Spare) {
+        self.budget = Budget::resumed(self.request_budget, spare, Instant::now());
+    }
+
+    /// How many requests could be sent at once: what is left for the next.
+    pub(super) fn spare(&mut self) -> u32 {
+        self.budget.whole(Instant::now())
     }
 
     /// Sends a request made of keys that were handed out.
@@ -181,6 +266,7 @@ impl<K: BulkApi> Dispatch<K> {
             Operation::Get => self.reads_in_flight += 1,
             Operation::Put | Operation::Delete => self.writes_in_flight += 1,
         }
+        self.others.sent();
         let kv = self.kv.clone();
         self.requests.spawn(async move {
             let sent = Instant::now();
@@ -202,11 +288,14 @@ impl<K: BulkApi> Dispatch<K> {
         self.requests.abort_all();
     }
 
-    /// Forgets all keys and requests, but not what was spent of the budget, nor what KV asked for.
+    /// Forgets all keys and requests, but not what was spent of the budget, what KV asked for, and which keys were
+    /// written a moment ago.
     pub(super) fn restart(&mut self) {
         self.requests = JoinSet::new();
-        (self.writes, self.reads) = (KeyQueue::default(), KeyQueue::default());
+        self.writes.restart();
+        self.reads.restart();
         self.set_aside.clear();
+        self.deletes.clear();
         (self.writes_in_flight, self.reads_in_flight, self.wake_at) = (0, 0, None);
     }
 
@@ -222,6 +311,7 @@ impl<K: BulkApi> Dispatch<K> {
     pub(super) fn show(&mut self) {
         self.metrics.requests_in_flight.set(i64::try_from(self.requests.len()).unwrap_or(i64::MAX));
         self.metrics.budget_available.set(self.budget.available(Instant::now()));
+        self.metrics.batch_keys.set(i64::try_from(self.size.keys()).unwrap_or(i64::MAX));
     }
 
     fn judge(&mut self, answer: Answer, sent: Instant) -> Answered {
@@ -234,6 +324,10 @@ impl<K: BulkApi> Dispatch<K> {
         let took = now.duration_since(sent);
         self.metrics.request(operation, ids.len(), result.as_ref().err(), took);
         self.gate.learn(result.as_ref().err(), now);
+        self.heed(now);
+        if operation != Operation::Get {
+            self.resize(ids.len(), result.as_ref().err(), now);
+        }
         let verdicts = match result {
             Ok(outcomes) => {
                 self.health.set_kv(KvState::Reachable);
@@ -244,6 +338,35 @@ impl<K: BulkApi> Dispatch<K> {
         Answered { operation, sent, verdicts }
     }
 
+    /// Heeds what KV says is left of the token's limit.
+    fn heed(&mut self, now: Instant) {
+        let Some(allowance) = self.kv.allowance() else { return };
+        let out = u32::try_from(self.requests.len()).unwrap_or(u32::MAX);
+        self.budget.at_most(allowance.remaining.saturating_sub(out), now);
+        if allowance.remaining <= out {
+            self.gate.wait(allowance.resets_in, now);
+        }
+        if let Some(others) = self.others.learn(allowance, now) {
+            self.metrics.requests_of_others.inc_by(others.into());
+            warn!(
+                "others use the same Cloudflare token: {others} requests of late that are not of this pipeline. Together \
+                 they must stay below Cloudflare's limit: give each pipeline a token of its own account, or lower \
+                 its request budget"
+            );
+        }
+    }
+
+    /// Learns from what became of a write of so many keys how many the next should have.
+    fn resize(&mut self, keys: usize, failure: Option<&Failure>, now: Instant) {
+        match failure {
+            None => self.size.taken(keys, now),
+            Some(Failure::TooLarge(_) | Failure::TooSlow(_)) if self.size.failed(keys, now) => {
+                debug!("{keys} keys were too much for KV: {} at a time from now on", self.size.keys());
+            }
+            Some(_) => {}
+        }
+    }
+
     fn judge_failure(
         &mut self,
         operation: Operation,
@@ -252,21 +375,21 @@ impl<K: BulkApi> Dispatch<K> {
         now: Instant,
     ) -> Vec<(TaskId, Verdict)> {
         match failure {
-            Failure::Transient(_) | Failure::Throttled(_) => {
+            Failure::Transient(_) | Failure::TooSlow(_) | Failure::Throttled(_) => {
                 self.health.set_kv(KvState::Failing(failure.to_string()));
-                let in_doubt = matches!(failure, Failure::Transient(_)) && operation != Operation::Get;
+                let in_doubt = !matches!(failure, Failure::Throttled(_)) && operation != Operation::Get;
                 let again = || Verdict::TryAgain { failure: failure.clone(), in_doubt };
                 ids.into_iter().map(|id| (id, again())).collect()
             }
-            Failure::Config(what) => {
+            Failure::Config(what) | Failure::DailyQuota(what) => {
                 if self.gate.may_report(now) {
-                    warn!("KV cannot be used: {what}. Events wait, and it is tried again every half minute");
+                    warn!("KV cannot be used: {what}. Events wait, and it is tried again now and then");
                 }
                 self.health.set_kv(KvState::Misconfigured(what));
                 ids.iter().for_each(|id| self.queue(operation).retry(id, now));
                 Vec::new()
             }
-            Failure::Refused(what) if ids.len() > 1 => {
+            Failure::Refused(what) | Failure::TooLarge(what) if ids.len() > 1 => {
                 debug!("{} keys refused together ({what}): trying halves", ids.len());
                 let mut first = ids;
                 let second = first.split_off(first.len() / 2);
@@ -278,7 +401,7 @@ impl<K: BulkApi> Dispatch<K> {
                 }
                 Vec::new()
             }
-            Failure::Refused(what) => {
+            Failure::Refused(what) | Failure::TooLarge(what) => {
                 ids.into_iter().map(|id| (id, Verdict::Refused(what.clone()))).collect()
             }
         }

@@ -105,6 +105,15 @@ impl KeyQueue {
         self.resting.peek().map(|Reverse((until, _, _))| *until)
     }
 
+    /// Forgets what wants a request or is in one; a key that rests goes on resting, since KV was written a moment
+    /// ago.
+    pub(crate) fn restart(&mut self) {
+        self.states.retain(|_, state| matches!(state, State::Resting { .. }));
+        self.states.values_mut().for_each(|state| *state = State::Resting { dirty: false });
+        self.ready.clear();
+        self.ready_count = 0;
+    }
+
     /// How many keys could go into a request now.
     pub(crate) fn ready(&self) -> usize {
         self.ready_count
@@ -194,6 +203,24 @@ mod tests {
         }
         queue.wake(now + Duration::from_secs(3));
         assert_eq!(names(&queue.take(3)), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn what_rests_goes_on_resting_when_all_else_is_forgotten() {
+        let (mut queue, now) = (KeyQueue::default(), Instant::now());
+        let later = now + Duration::from_secs(1);
+        for name in ["a", "b"] {
+            queue.mark(&id(name));
+        }
+        queue.take(1);
+        queue.settle(&id("a"), later);
+        queue.restart();
+        assert!(!queue.contains(&id("b")));
+        queue.mark(&id("a"));
+        queue.mark(&id("b"));
+        assert_eq!(names(&queue.take(9)), ["b"]);
+        queue.wake(later);
+        assert_eq!(names(&queue.take(9)), ["a"]);
     }
 
     #[test]
