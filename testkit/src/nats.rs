@@ -103,6 +103,12 @@ impl NatsServer {
         self.process.signal(if paused { Signal::SIGSTOP } else { Signal::SIGCONT })
     }
 
+    /// The process itself.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
     /// The folder in which it keeps a stream's messages and consumers.
     #[must_use]
     pub fn stream_dir(&self, stream: &str) -> PathBuf {

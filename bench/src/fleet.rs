@@ -1,0 +1,250 @@
+//! The replicas of a system under test: started, watched, killed. What differs between the systems in how they
+//! are run stands here and nowhere else.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use taskpipeline_simulator::Simulator;
+use taskpipeline_testkit::{
+    NatsServer, Process, Processor, ProcessorOptions, eventually, free_port, http, program,
+};
+use tokio::process::Command;
+
+use crate::meter::Meter;
+use crate::stage::Stage;
+use crate::system::{Kind, System};
+
+/// How long a replica may take to come up.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// The requests to Cloudflare in five minutes that the peer is paced to. It has no token bucket that a burst could
+/// empty, so it may go nearer to the limit of 1,200 than we do.
+const PEER_REQUESTS: f64 = 1_170.0;
+
+/// A budget that never holds anything back.
+const NO_BUDGET: &str = "1000000/5m";
+
+/// What a system is told beside its defaults.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Setup {
+    /// Whether there is a limit on requests to respect.
+    pub(crate) limited: bool,
+    /// Further variables, for experiments.
+    pub(crate) env: Vec<(String, String)>,
+}
+
+/// One replica.
+#[derive(Debug)]
+enum Replica {
+    Ours(Processor),
+    Peer(Process, u16),
+}
+
+/// All replicas of a system.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    replicas: Vec<Replica>,
+    launch: Launch,
+}
+
+/// How one replica of a system is started.
+#[derive(Clone, Debug)]
+pub(crate) struct Launch {
+    kind: Kind,
+    ours: ProcessorOptions,
+    peer: Vec<(&'static str, String)>,
+}
+
+impl Launch {
+    pub(crate) fn new(system: System, setup: &Setup, nats: &NatsServer, kv: &Simulator) -> Self {
+        // A line a step is no part of what is compared; the peer logs as little.
+        let mut ours = ProcessorOptions::new(nats, kv).set("RUST_LOG", "warn");
+        if system.kind == Kind::Core {
+            ours = ours.core();
+        }
+        if !setup.limited {
+            ours = ours.set("REQUEST_BUDGET", NO_BUDGET);
+        } else if system.kind == Kind::Core && system.replicas > 1 {
+            // In Core no replica knows of the others: the user divides the budget.
+            ours = ours.set("REQUEST_BUDGET", &format!("{}/5m", 1_100 / system.replicas));
+        }
+        for (name, value) in &setup.env {
+            ours = ours.set(name, value);
+        }
+        let config = kv.config();
+        let mut peer = vec![
+            ("NATS_URL", nats.url()),
+            ("CF_API_BASE_URL", kv.base_url()),
+            ("CF_ACCOUNT_ID", config.account.clone()),
+            ("CF_NAMESPACE_ID", config.namespace.clone()),
+            ("CF_API_TOKEN", config.token.clone()),
+            ("QUEUE_GROUP", "tasks-processor".to_owned()),
+            ("SUBJECT_PREFIX", "tasks".to_owned()),
+            ("NODE_ENV", "production".to_owned()),
+        ];
+        if setup.limited {
+            let replicas = crate::stats::count(system.replicas);
+            peer.push(("REQUESTS_PER_SECOND", format!("{:.4}", PEER_REQUESTS / 300.0 / replicas)));
+        }
+        Self { kind: system.kind, ours, peer }
+    }
+
+    /// Starts one without waiting.
+    fn spawn(&self) -> anyhow::Result<Replica> {
+        match self.kind {
+            Kind::Durable | Kind::Core => Ok(Replica::Ours(Processor::spawn(&self.ours)?)),
+            Kind::Peer => {
+                let port = free_port()?;
+                let mut command = peer_command("main.js", &self.peer)?;
+                command.env("PORT", port.to_string());
+                Ok(Replica::Peer(Process::spawn("peer", &mut command)?, port))
+            }
+            Kind::Floor => bail!("the floor has no replicas"),
+        }
+    }
+
+    /// Starts the floor of the peer: the same requests by a bare loop.
+    pub(crate) fn peer_floor(&self, count: u32, concurrency: u32) -> anyhow::Result<Process> {
+        let mut command = peer_command("floor.js", &self.peer)?;
+        command.env("COUNT", count.to_string()).env("CONCURRENCY", concurrency.to_string());
+        Process::spawn("the peer's floor", &mut command)
+    }
+}
+
+/// A script of the peer, which `cargo xtask bench` has built.
+fn peer_command(script: &str, env: &[(&'static str, String)]) -> anyhow::Result<Command> {
+    let dist = std::env::var_os("TASKPIPELINE_PEER")
+        .context("TASKPIPELINE_PEER is not set: run this by `cargo xtask bench`, which builds the peer")?;
+    let mut command = Command::new(program("TASKPIPELINE_NODE", &["node"])?);
+    command.arg(std::path::Path::new(&dist).join(script)).env_clear().envs(env.iter().cloned());
+    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    Ok(command)
+}
+
+impl Replica {
+    fn process(&self) -> &Process {
+        match self {
+            Self::Ours(processor) => processor.process(),
+            Self::Peer(process, _) => process,
+        }
+    }
+
+    fn pid(&self) -> i32 {
+        self.process().pid().as_raw()
+    }
+
+    /// Whether it says that it is ready: our `/readyz`, the peer's `/health`.
+    async fn is_ready(&self) -> anyhow::Result<()> {
+        let status = match self {
+            Self::Ours(processor) => processor.get("/readyz").await?.0,
+            Self::Peer(_, port) => {
+                let url = format!("http://127.0.0.1:{port}/health");
+                http().get(url).timeout(Duration::from_secs(5)).send().await?.status().as_u16()
+            }
+        };
+        anyhow::ensure!(status == 200, "not ready: {status}\n{}", self.process().tail());
+        Ok(())
+    }
+}
+
+impl Fleet {
+    /// Starts all replicas and waits until each is ready.
+    pub(crate) async fn start(system: System, setup: &Setup, stage: &Stage) -> anyhow::Result<Self> {
+        let fleet = Self::spawn(system, setup, stage)?;
+        fleet.wait_ready().await?;
+        Ok(fleet)
+    }
+
+    /// Starts all replicas without waiting.
+    pub(crate) fn spawn(system: System, setup: &Setup, stage: &Stage) -> anyhow::Result<Self> {
+        let launch = Launch::new(system, setup, &stage.nats, &stage.kv);
+        let replicas = (0..system.replicas).map(|_| launch.spawn()).collect::<anyhow::Result<_>>()?;
+        Ok(Self { replicas, launch })
+    }
+
+    /// Waits until each replica is ready.
+    pub(crate) async fn wait_ready(&self) -> anyhow::Result<()> {
+        for replica in &self.replicas {
+            eventually(READY_WITHIN, || replica.is_ready()).await?;
+        }
+        Ok(())
+    }
+
+    /// Has the meter watch all replicas, all of whose life counts if they have just been born.
+    pub(crate) fn watch(&self, meter: &mut Meter, from_birth: bool) {
+        for replica in &self.replicas {
+            if from_birth {
+                meter.watch_from_birth(REPLICA, replica.pid());
+            } else {
+                meter.watch(REPLICA, replica.pid());
+            }
+        }
+    }
+
+    /// The replica that writes to KV, where one does for all; else the first.
+    pub(crate) async fn active(&self) -> usize {
+        for (index, replica) in self.replicas.iter().enumerate() {
+            if let Replica::Ours(processor) = replica
+                && processor.metric("taskpipeline_projector_active").await.is_ok_and(|active| active > 0.0)
+            {
+                return index;
+            }
+        }
+        0
+    }
+
+    /// The sum of a metric over our replicas; 0 for others.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let mut sum = 0.0;
+        for replica in &self.replicas {
+            if let Replica::Ours(processor) = replica {
+                sum += processor.metric(name).await.unwrap_or_default();
+            }
+        }
+        sum
+    }
+
+    /// Kills one replica as a crash would.
+    pub(crate) async fn kill(&mut self, index: usize) -> anyhow::Result<()> {
+        anyhow::ensure!(index < self.replicas.len(), "there is no replica {index}");
+        let replica = self.replicas.remove(index);
+        replica.process().signal(nix::sys::signal::Signal::SIGKILL)?;
+        // Dropping the handle waits for nothing, and the dead need no more than that.
+        drop(replica);
+        Ok(())
+    }
+
+    /// Starts one more replica and has the meter watch it.
+    pub(crate) async fn add(&mut self, meter: &mut Meter) -> anyhow::Result<()> {
+        let replica = self.launch.spawn()?;
+        meter.watch_from_birth(REPLICA, replica.pid());
+        eventually(READY_WITHIN, || replica.is_ready()).await?;
+        self.replicas.push(replica);
+        Ok(())
+    }
+
+    /// Ends all replicas in order, so that what they have in hand is done with.
+    pub(crate) async fn terminate(self) -> anyhow::Result<()> {
+        for replica in self.replicas {
+            match replica {
+                Replica::Ours(mut processor) => {
+                    processor.terminate(READY_WITHIN).await?;
+                }
+                Replica::Peer(mut process, _) => {
+                    process.signal(nix::sys::signal::Signal::SIGTERM)?;
+                    process.wait(READY_WITHIN).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The last lines of every replica, for an error message.
+    pub(crate) fn tails(&self) -> String {
+        let tails: Vec<_> = self.replicas.iter().map(|replica| replica.process().tail()).collect();
+        tails.join("\n")
+    }
+}
+
+/// The role of replicas in a [`Meter`].
+pub(crate) const REPLICA: &str = "replicas";

@@ -1,0 +1,133 @@
+//! The floor: the least that anything has to do that takes events from a stream, keeps each in a ledger before it
+//! acknowledges it, and writes to KV in bulk. It fetches 2,000, makes one pipelined put into a NATS bucket per
+//! event, acknowledges it then, and sends bulk PUTs of 10,000. It does no other work: it does not decode or check
+//! an event, compares nothing when it puts, folds nothing, keeps to no limit and repeats nothing.
+
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use async_nats::jetstream::consumer::pull::Config as PullConfig;
+use async_nats::jetstream::{self, Message, kv};
+use async_nats::{Client, Subject};
+use futures_util::StreamExt;
+use serde_json::json;
+use taskpipeline_testkit::http;
+use tokio::sync::{Semaphore, mpsc};
+
+/// How many events a fetch asks for.
+const FETCH: usize = 2_000;
+/// How many puts may wait for their acks.
+const PUTS_IN_FLIGHT: usize = 8_000;
+/// The keys of a bulk PUT: the most that Cloudflare takes.
+const BULK: usize = 10_000;
+/// How many bulk PUTs may be under way.
+const REQUESTS_IN_FLIGHT: usize = 8;
+
+/// What the process can be told.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    /// The server
+    #[arg(long)]
+    url: String,
+    /// The address of bulk PUTs
+    #[arg(long)]
+    bulk_url: String,
+    /// Its token
+    #[arg(long)]
+    token: String,
+    /// The stream, which is there
+    #[arg(long, default_value = "TASKS")]
+    stream: String,
+    /// It ends after so many events
+    #[arg(long)]
+    events: usize,
+}
+
+/// Arguments for the process.
+pub(crate) fn arguments(url: &str, bulk_url: &str, token: &str, events: u64) -> Vec<String> {
+    vec![
+        "floor".to_owned(),
+        format!("--url={url}"),
+        format!("--bulk-url={bulk_url}"),
+        format!("--token={token}"),
+        format!("--events={events}"),
+    ]
+}
+
+/// The process.
+pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
+    let client = async_nats::connect(&options.url).await.context("the floor cannot connect")?;
+    let context = jetstream::new(client.clone());
+    let bucket = kv::Config { bucket: "FLOOR".to_owned(), history: 1, ..kv::Config::default() };
+    context.create_key_value(bucket).await.context("no bucket")?;
+    let stream = context.get_stream_no_info(&options.stream).await.context("no stream")?;
+    let pull = PullConfig {
+        durable_name: Some("floor".to_owned()),
+        // Explicit, one by one: replicas share a consumer, so an ack of all before it would ack others' events.
+        ack_policy: jetstream::consumer::AckPolicy::Explicit,
+        max_ack_pending: 50_000,
+        ..PullConfig::default()
+    };
+    let consumer = stream.create_consumer(pull).await.context("no consumer")?;
+    let mut messages = consumer.stream().max_messages_per_batch(FETCH).messages().await?;
+    let (put, acknowledged) = mpsc::channel(PUTS_IN_FLIGHT);
+    let inbox = client.new_inbox();
+    let acks = client.subscribe(inbox.clone()).await?;
+    let second_half = tokio::spawn(finish(client.clone(), acks, acknowledged, options.clone()));
+    for number in 0..options.events {
+        let message = messages.next().await.context("the stream ended")??;
+        let key = Subject::from(format!("$KV.FLOOR.task.{number}"));
+        // Room first: the channel's bound is what bounds the puts in flight.
+        let room = put.reserve().await.context("the second half failed")?;
+        client.publish_with_reply(key, inbox.clone(), message.payload.clone()).await?;
+        room.send(message);
+    }
+    drop(put);
+    second_half.await?
+}
+
+/// What follows the ack of a put, which comes in the order of the puts.
+async fn finish(
+    client: Client,
+    mut acks: async_nats::Subscriber,
+    mut put: mpsc::Receiver<Message>,
+    options: Options,
+) -> anyhow::Result<()> {
+    let (http, room) = (http(), Arc::new(Semaphore::new(REQUESTS_IN_FLIGHT)));
+    let metadata = json!({"title": "Task number 1000000", "status": "pending",
+        "createdAt": "2026-01-01T00:00:00.000Z", "updatedAt": "2026-01-01T00:00:00.000Z"})
+    .to_string();
+    let (mut body, mut keys, mut total, mut requests) = (Vec::new(), 0, 0_usize, Vec::new());
+    while let Some(message) = put.recv().await {
+        let ack = acks.next().await.context("the connection ended")?;
+        ensure!(!ack.payload.starts_with(b"{\"error\""), "a put failed: {:?}", ack.payload);
+        let reply = message.reply.clone().context("a message without a reply")?;
+        client.publish(reply, "+ACK".into()).await?;
+        // A value as long as a task's, escaped as a string in JSON has to be.
+        let value = serde_json::to_string(std::str::from_utf8(&message.payload)?)?;
+        body.extend_from_slice(if body.is_empty() { b"[" } else { b"," });
+        body.extend_from_slice(
+            format!(r#"{{"key":"tasks:task-{total:08}","value":{value},"metadata":{metadata}}}"#).as_bytes(),
+        );
+        (keys, total) = (keys + 1, total + 1);
+        if keys == BULK || total == options.events {
+            body.push(b']');
+            let permit = Arc::clone(&room).acquire_owned().await?;
+            let capacity = body.len();
+            let full = std::mem::replace(&mut body, Vec::with_capacity(capacity));
+            let request = http.put(&options.bulk_url).bearer_auth(&options.token).body(full);
+            let request = request.header("content-type", "application/json");
+            requests.push(tokio::spawn(async move {
+                let answer = request.send().await.context("a bulk PUT failed")?.error_for_status();
+                drop(permit);
+                answer.map(drop).context("a bulk PUT was refused")
+            }));
+            keys = 0;
+        }
+    }
+    client.flush().await?;
+    for request in requests {
+        request.await??;
+    }
+    Ok(())
+}

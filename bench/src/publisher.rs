@@ -1,0 +1,224 @@
+//! A producer as a process of its own, so that its CPU time is not the system's, and so that it publishes
+//! as fast as it is allowed to: it is told, line by line on its standard input, up to which place of the load
+//! it may go, and tells on its standard output how far it has come.
+//!
+//! Into a stream it publishes plainly, as the quick start does, and asks for an ack at the end of each chunk. The
+//! server takes in one connection's messages in their order, so the sequence in that ack says whether any was
+//! lost on the way; it ends with an error if one was.
+
+use std::collections::VecDeque;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, bail, ensure};
+use bytes::BytesMut;
+use futures_util::StreamExt;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::watch;
+
+use crate::events::{Mix, encode};
+
+/// How many events go between two acks.
+const CHUNK: u64 = 500;
+
+/// How many acks may be outstanding. Chunks of them are less than the 10,000 messages that nats-server lets wait in
+/// front of a stream before it drops some.
+const MOST_ACKS: usize = 8;
+
+/// What the process can be told.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    /// The server
+    #[arg(long)]
+    url: String,
+    /// Events go to {prefix}.created and so on
+    #[arg(long, default_value = "tasks")]
+    prefix: String,
+    /// Over how many ids the creates go round
+    #[arg(long)]
+    ids: u64,
+    /// Every tenth event deletes a task created so many events before; 0: none does
+    #[arg(long, default_value_t = 0)]
+    delete_lag: u64,
+    /// There is a stream that acknowledges
+    #[arg(long)]
+    acked: bool,
+}
+
+impl Options {
+    pub(crate) fn new(url: &str, mix: Mix, acked: bool) -> Self {
+        Self {
+            url: url.to_owned(),
+            prefix: "tasks".to_owned(),
+            ids: mix.ids,
+            delete_lag: mix.delete_lag,
+            acked,
+        }
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec![
+            "publish".to_owned(),
+            format!("--url={}", self.url),
+            format!("--prefix={}", self.prefix),
+            format!("--ids={}", self.ids),
+            format!("--delete-lag={}", self.delete_lag),
+        ];
+        if self.acked {
+            arguments.push("--acked".to_owned());
+        }
+        arguments
+    }
+}
+
+/// The process: publishes until its standard input ends and all that was allowed is published.
+pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
+    let client = async_nats::connect(&options.url).await.context("the publisher cannot connect")?;
+    let mix = Mix { ids: options.ids, delete_lag: options.delete_lag };
+    let subject = |kind: &str| async_nats::Subject::from(format!("{}.{kind}", options.prefix));
+    let subjects = ["created", "updated", "deleted"].map(|kind| (kind, subject(kind)));
+    let inbox = client.new_inbox();
+    let mut acks = client.subscribe(inbox.clone()).await?;
+    let (mut sent, mut first_sequence, mut waiting) = (0_u64, None, VecDeque::new());
+    let mut buffer = BytesMut::with_capacity(64 * 1024);
+    let mut allowed = allowed();
+    loop {
+        let most = *allowed.borrow_and_update();
+        if sent >= most {
+            // Nothing more will be allowed.
+            if allowed.changed().await.is_err() {
+                break;
+            }
+            continue;
+        }
+        let end = most.min(sent + CHUNK);
+        for place in sent..end {
+            let (kind, task) = mix.at(place);
+            let event = encode(&mut buffer, kind, place, task);
+            let subject = subjects.iter().find(|(name, _)| *name == kind.name()).map(|(_, subject)| subject);
+            let subject = subject.context("no such subject")?.clone();
+            if options.acked && place + 1 == end {
+                client.publish_with_reply(subject, inbox.clone(), event).await?;
+            } else {
+                client.publish(subject, event).await?;
+            }
+        }
+        sent = end;
+        if options.acked {
+            waiting.push_back(end);
+        } else {
+            client.flush().await?;
+            println!("{sent}");
+        }
+        while waiting.len() >= MOST_ACKS || (*allowed.borrow() <= sent && !waiting.is_empty()) {
+            let ack = acks.next().await.context("the connection ended")?;
+            let events = waiting.pop_front().context("an ack too many")?;
+            check(&ack.payload, events, &mut first_sequence)?;
+            println!("{events}");
+        }
+    }
+    client.flush().await?;
+    Ok(())
+}
+
+/// Up to which place may be published, as the standard input says.
+fn allowed() -> watch::Receiver<u64> {
+    let (tell, allowed) = watch::channel(0);
+    tokio::spawn(async move {
+        let mut lines = BufReader::new(tokio::io::stdin()).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            if let Ok(most) = line.trim().parse() {
+                tell.send_replace(most);
+            }
+        }
+    });
+    allowed
+}
+
+/// Whether the stream has all events up to this ack.
+fn check(ack: &[u8], events: u64, before_first: &mut Option<u64>) -> anyhow::Result<()> {
+    let ack: Value = serde_json::from_slice(ack).context("an ack cannot be read")?;
+    let Some(sequence) = ack["seq"].as_u64() else { bail!("the stream refuses events: {ack}") };
+    let before = *before_first.get_or_insert(sequence.saturating_sub(events));
+    ensure!(
+        sequence - before == events,
+        "of {events} events only {} are in the stream: the server dropped some",
+        sequence - before
+    );
+    Ok(())
+}
+
+/// A handle on the process.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    published: Arc<AtomicU64>,
+}
+
+impl Publisher {
+    /// Starts it; it publishes nothing until it is allowed to.
+    pub(crate) fn start(options: &Options) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("cannot tell where this program lies")?;
+        let mut child = Command::new(program)
+            .args(options.arguments())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("cannot start the publisher")?;
+        let published = Arc::new(AtomicU64::new(0));
+        let stdin = child.stdin.take();
+        let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+        let told = Arc::clone(&published);
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                if let Ok(count) = line.parse() {
+                    told.store(count, Ordering::Relaxed);
+                }
+            }
+        });
+        Ok(Self { child, stdin, published })
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> anyhow::Result<i32> {
+        Ok(i32::try_from(self.child.id().context("the publisher has ended")?)?)
+    }
+
+    /// Lets it publish up to this place of the load.
+    pub(crate) async fn allow(&mut self, events: u64) -> anyhow::Result<()> {
+        let stdin = self.stdin.as_mut().context("the publisher was told to end")?;
+        stdin.write_all(format!("{events}\n").as_bytes()).await.context("the publisher has failed: see above")
+    }
+
+    /// How many events are published, and acknowledged where there is a stream.
+    pub(crate) fn published(&self) -> u64 {
+        self.published.load(Ordering::Relaxed)
+    }
+
+    /// Lets it finish what it was allowed to publish.
+    pub(crate) async fn finish(&mut self) -> anyhow::Result<()> {
+        drop(self.stdin.take());
+        let status = self.child.wait().await.context("cannot wait for the publisher")?;
+        ensure!(status.success(), "the publisher has failed: see above");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ack_tells_whether_any_event_was_lost() {
+        let mut first = None;
+        assert!(check(br#"{"stream":"TASKS","seq":510}"#, 500, &mut first).is_ok());
+        assert!(check(br#"{"stream":"TASKS","seq":1010}"#, 1_000, &mut first).is_ok());
+        assert!(check(br#"{"stream":"TASKS","seq":1509}"#, 1_500, &mut first).is_err());
+        assert!(check(br#"{"error":{"code":503}}"#, 500, &mut None).is_err());
+    }
+}

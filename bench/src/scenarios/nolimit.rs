@@ -1,0 +1,95 @@
+//! Events landed per second without a limit on requests: creates of distinct tasks, either stored before the clock
+//! starts or published while it runs. Also of the floor, which the figure is held against.
+
+use anyhow::ensure;
+use taskpipeline_simulator::{Latency, Simulator};
+use taskpipeline_testkit::Process;
+use tokio::process::Command;
+
+use super::{rates, setup, spent};
+use crate::course::{Course, Until};
+use crate::events::Mix;
+use crate::fleet::{Fleet, REPLICA};
+use crate::floor;
+use crate::measurement::{Findings, Knobs};
+use crate::meter::Meter;
+use crate::publisher::{Options, Publisher};
+use crate::stage::Stage;
+use crate::stats::{count, ratio};
+use crate::system::{Kind, System};
+
+/// Measures it once.
+pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Findings> {
+    let setup = setup(false, knobs);
+    let events = knobs.events_or(if system.kind == Kind::Peer { 20_000 } else { 600_000 });
+    let stored = system.kind.has_stream() && !knobs.live;
+    // Each event is about a task of its own, or fewer keys would be written than events came.
+    let mix = Mix { ids: events.max(knobs.ids), delete_lag: 0 };
+    let stage = Stage::new(false, Latency::LIKELY).await?;
+    stage.make_streams(system.kind, &setup).await?;
+    let mut meter = Meter::default();
+    if stored {
+        store(&stage, mix, events).await?;
+    }
+    let mut fleet = None;
+    if !stored && system.kind != Kind::Floor {
+        fleet = Some(Fleet::start(system, &setup, &stage).await?);
+    }
+    stage.watch(&mut meter)?;
+    let mut floor = None;
+    if system.kind == Kind::Floor {
+        let process = start_floor(&stage, events)?;
+        meter.watch_from_birth(REPLICA, process.pid().as_raw());
+        floor = Some(process);
+    }
+    match &fleet {
+        Some(fleet) => fleet.watch(&mut meter, false),
+        None if floor.is_none() => {
+            let spawned = Fleet::spawn(system, &setup, &stage)?;
+            spawned.watch(&mut meter, true);
+            fleet = Some(spawned);
+        }
+        None => {}
+    }
+    let mut course = if stored {
+        Course::stored(&stage, &mut meter)
+    } else {
+        // Without a stream, what a system has not taken yet waits in its own memory.
+        let usual = if system.kind.has_stream() { 100_000 } else { 10_000 };
+        let backlog = if knobs.backlog == 0 { usual } else { knobs.backlog };
+        Course::live(&stage, &mut meter, mix, system.kind.has_stream(), backlog)?
+    };
+    let seen = course.run(fleet.as_mut(), Until::Landed(events), None).await?;
+    drop(course);
+    if let Some(mut floor) = floor {
+        let status = floor.wait(std::time::Duration::from_secs(30)).await?;
+        ensure!(status.success(), "the floor failed\n{}", floor.tail());
+    }
+    stage.check_manners()?;
+    let mut findings = Findings::default();
+    rates(&mut findings, &seen);
+    spent(&mut findings, &meter, &stage, count(events));
+    findings.figure("keys written per event", ratio(stage.landed(), count(events)));
+    Ok(findings)
+}
+
+/// Has so many events stored in the stream.
+pub(super) async fn store(stage: &Stage, mix: Mix, events: u64) -> anyhow::Result<()> {
+    let mut publisher = Publisher::start(&Options::new(&stage.nats.url(), mix, true))?;
+    publisher.allow(events).await?;
+    publisher.finish().await?;
+    ensure!(publisher.published() == events, "{} of {events} events are stored", publisher.published());
+    Ok(())
+}
+
+fn start_floor(stage: &Stage, events: u64) -> anyhow::Result<Process> {
+    let bulk_url = bulk_url(&stage.kv);
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(floor::arguments(&stage.nats.url(), &bulk_url, &stage.kv.config().token, events));
+    Process::spawn("floor", &mut command)
+}
+
+fn bulk_url(kv: &Simulator) -> String {
+    let config = kv.config();
+    format!("{}/accounts/{}/storage/kv/namespaces/{}/bulk", kv.base_url(), config.account, config.namespace)
+}

@@ -1,0 +1,67 @@
+//! What every system is measured between: a nats-server of its own, as a process, and a simulator of Cloudflare KV
+//! in this process, whose CPU time is therefore the simulator's but for a little. Both are new for each measurement.
+
+use anyhow::ensure;
+use taskpipeline_simulator::{Config, Latency, RateLimit, Simulator};
+use taskpipeline_testkit::NatsServer;
+
+use crate::fleet::{Fleet, Setup};
+use crate::meter::Meter;
+use crate::stats::count;
+use crate::system::{Kind, System};
+
+/// The two.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    /// The server.
+    pub(crate) nats: NatsServer,
+    /// Cloudflare KV.
+    pub(crate) kv: Simulator,
+}
+
+/// The role of nats-server in a [`Meter`].
+pub(crate) const NATS: &str = "nats-server";
+/// The role of the simulator in a [`Meter`].
+pub(crate) const SIMULATOR: &str = "simulator";
+/// The role of the publisher in a [`Meter`].
+pub(crate) const PUBLISHER: &str = "publisher";
+
+impl Stage {
+    /// Sets it up, with Cloudflare's limit on requests or without one.
+    pub(crate) async fn new(limited: bool, latency: Latency) -> anyhow::Result<Self> {
+        let rate_limit = limited.then_some(RateLimit::CLOUDFLARE);
+        let nats = NatsServer::start().await?;
+        let kv = Simulator::start(Config { rate_limit, latency, ..Config::default() }).await?;
+        Ok(Self { nats, kv })
+    }
+
+    /// Has a system that keeps its events in a stream make what it needs, and ends it again.
+    pub(crate) async fn make_streams(&self, kind: Kind, setup: &Setup) -> anyhow::Result<()> {
+        if kind.has_stream() {
+            let maker = System { kind: Kind::Durable, replicas: 1 };
+            Fleet::start(maker, setup, self).await?.terminate().await?;
+        }
+        Ok(())
+    }
+
+    /// Has the meter watch the two.
+    pub(crate) fn watch(&self, meter: &mut Meter) -> anyhow::Result<()> {
+        meter.watch(NATS, self.nats.process().pid().as_raw());
+        meter.watch(SIMULATOR, i32::try_from(std::process::id())?);
+        Ok(())
+    }
+
+    /// How many keys were written or deleted. Where every event is about a task of its own, that is how many
+    /// events have landed.
+    pub(crate) fn landed(&self) -> f64 {
+        let seen = self.kv.seen();
+        count(seen.keys_put + seen.keys_deleted)
+    }
+
+    /// That the system did nothing that Cloudflare forbids.
+    pub(crate) fn check_manners(&self) -> anyhow::Result<()> {
+        let seen = self.kv.seen();
+        ensure!(seen.refused == 0, "the simulator refused {} requests", seen.refused);
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! The systems under test, and how each is named.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct System {
+    /// Which one.
+    pub(crate) kind: Kind,
+    /// How many processes of it share the events.
+    pub(crate) replicas: usize,
+}
+
+/// Which system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    /// This processor in mode `Durable`.
+    Durable,
+    /// This processor in mode `Core`.
+    Core,
+    /// The peer, `bench/peer`.
+    Peer,
+    /// The least that has to be done (`floor`).
+    Floor,
+}
+
+impl Kind {
+    const ALL: [Self; 4] = [Self::Durable, Self::Core, Self::Peer, Self::Floor];
+
+    /// Its name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Durable => "durable",
+            Self::Core => "core",
+            Self::Peer => "peer",
+            Self::Floor => "floor",
+        }
+    }
+
+    /// Whether events wait for it in a stream.
+    pub(crate) fn has_stream(self) -> bool {
+        matches!(self, Self::Durable | Self::Floor)
+    }
+}
+
+impl FromStr for Kind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|kind| kind.name() == text);
+        found.ok_or_else(|| "must be durable, core, peer or floor".to_owned())
+    }
+}
+
+impl fmt::Display for System {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.kind.name(), self.replicas)
+    }
+}
+
+impl From<System> for String {
+    fn from(system: System) -> Self {
+        system.to_string()
+    }
+}
+
+impl TryFrom<String> for System {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let (kind, replicas) = text.split_once('-').ok_or("must be such as durable-2")?;
+        Ok(Self { kind: kind.parse()?, replicas: replicas.parse().map_err(|_| "must end with a number")? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_means_its_system() {
+        for kind in Kind::ALL {
+            let system = System { kind, replicas: 4 };
+            assert_eq!(System::try_from(system.to_string()), Ok(system));
+        }
+        assert!(System::try_from("durable".to_owned()).is_err());
+    }
+}
