@@ -25,7 +25,10 @@ impl Allowance {
 
     fn parse_one(policy: &str) -> Option<Self> {
         let parameter = |name| {
-            policy.split(';').skip(1).find_map(|part| part.trim().split_once('=').filter(|(key, _)| *key == name))
+            policy
+                .split(';')
+                .skip(1)
+                .find_map(|part| part.trim().split_once('=').filter(|(key, _)| *key == name))
         };
         let number = |name| parameter(name).and_then(|(_, value)| value.trim().parse::<u32>().ok());
         let resets_in = Duration::from_secs(number("t").unwrap_or(0).into());

@@ -118,7 +118,11 @@ impl Budget {
     }
 
     /// How many requests could be sent now.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to the capacity, part of a u32")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "0 to the capacity, part of a u32"
+    )]
     pub fn whole(&mut self, now: Instant) -> u32 {
         self.refill(now);
         self.tokens as u32

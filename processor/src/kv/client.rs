@@ -12,8 +12,8 @@ use secrecy::ExposeSecret;
 use serde::Serialize;
 use taskpipeline_contract::{TaskKey, TaskMetadata};
 
-use super::{Allowance, BulkApi};
 use super::answer::{self, Entry, Failure, KeyPage};
+use super::{Allowance, BulkApi};
 use crate::config::KvSettings;
 
 /// The most keys of one page of a list (Cloudflare's limit).

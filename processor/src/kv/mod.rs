@@ -13,8 +13,8 @@ mod answer;
 mod budget;
 mod client;
 
-pub use answer::{Entry, Failure, KeyPage, ListedKey};
 pub use allowance::{Allowance, Others};
+pub use answer::{Entry, Failure, KeyPage, ListedKey};
 pub(crate) use budget::UNKNOWN;
 pub use budget::{Budget, RequestBudget, Spare};
 pub use client::{ClientError, Namespace, Pair};

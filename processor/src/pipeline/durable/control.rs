@@ -88,10 +88,7 @@ impl Claimant<'_> {
     /// may have spent that itself.
     fn spare(&self, found: &Control) -> Spare {
         let spent_by_holder = if found.holder.is_some() { MAY_SEND } else { Duration::ZERO };
-        Spare {
-            requests: found.spare.into(),
-            refilling: self.unchanged_for.saturating_sub(spent_by_holder),
-        }
+        Spare { requests: found.spare.into(), refilling: self.unchanged_for.saturating_sub(spent_by_holder) }
     }
 
     /// Whether what the record says is settled cannot be relied on.
@@ -189,7 +186,11 @@ mod tests {
             Claim::Wait => panic!("not taken"),
         };
         assert_eq!(spare(None, LEASE), (UNKNOWN, Duration::ZERO));
-        assert_eq!(spare(Some(&held()), LEASE), (0.0, LEASE - MAY_SEND), "until then the holder may have spent");
+        assert_eq!(
+            spare(Some(&held()), LEASE),
+            (0.0, LEASE - MAY_SEND),
+            "until then the holder may have spent"
+        );
         let drained = held().released(Revision(45), true, 30, 99_500);
         assert_eq!(spare(Some(&drained), Duration::from_millis(250)), (30.0, Duration::from_millis(250)));
         assert_eq!(drained.renewed(Revision(45), 99_600).spare, 0, "whoever holds it has it");

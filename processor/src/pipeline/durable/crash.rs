@@ -1,25 +1,56 @@
-//! Where the fault suite lets the process die, between every two steps that something could be lost between.
-//! Only with the feature `crash-points`; otherwise nothing.
+//! Where the fault suite lets the process die or stand still, between every two steps that something could be
+//! lost between. Only with the feature `crash-points`; otherwise nothing.
 
-/// The process ends here, without a word to anyone, if `TASKPIPELINE_CRASH_AT` is `{point}:{n}` and this is the
-/// nth time.
 #[cfg(feature = "crash-points")]
-pub(super) fn point(name: &str) {
-    use std::sync::OnceLock;
+mod armed {
+    use std::process::Command;
+    use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    static WANTED: OnceLock<Option<(String, AtomicU64)>> = OnceLock::new();
-    let wanted = WANTED.get_or_init(|| {
-        let text = std::env::var("TASKPIPELINE_CRASH_AT").ok()?;
-        let (name, times) = text.split_once(':')?;
-        Some((name.to_owned(), AtomicU64::new(times.parse().ok()?)))
-    });
-    if let Some((wanted, left)) = wanted
-        && wanted == name
-        && left.fetch_sub(1, Ordering::SeqCst) == 1
-    {
+    /// `{point}:{n}` from a variable: the nth passage of a point.
+    pub(super) struct Armed {
+        point: String,
+        left: AtomicU64,
+    }
+
+    /// `TASKPIPELINE_CRASH_AT`
+    pub(super) static CRASH: LazyLock<Option<Armed>> =
+        LazyLock::new(|| Armed::from_env("TASKPIPELINE_CRASH_AT"));
+
+    /// `TASKPIPELINE_STOP_AT`
+    pub(super) static STOP: LazyLock<Option<Armed>> =
+        LazyLock::new(|| Armed::from_env("TASKPIPELINE_STOP_AT"));
+
+    impl Armed {
+        fn from_env(name: &str) -> Option<Self> {
+            let text = std::env::var(name).ok()?;
+            let (point, times) = text.split_once(':')?;
+            Some(Self { point: point.to_owned(), left: AtomicU64::new(times.parse().ok()?) })
+        }
+
+        /// Whether this is the passage.
+        pub(super) fn is_at(&self, point: &str) -> bool {
+            self.point == point && self.left.fetch_sub(1, Ordering::SeqCst) == 1
+        }
+    }
+
+    /// All threads stand still from here on, until SIGCONT comes.
+    pub(super) fn stand_still() {
+        let _ = Command::new("kill").args(["-STOP", &std::process::id().to_string()]).status();
+    }
+}
+
+/// The process ends here, without a word to anyone, if `TASKPIPELINE_CRASH_AT` is `{point}:{n}` and this is the
+/// nth time; with `TASKPIPELINE_STOP_AT` it stands still.
+#[cfg(feature = "crash-points")]
+pub(super) fn point(name: &str) {
+    if armed::CRASH.as_ref().is_some_and(|armed| armed.is_at(name)) {
         eprintln!("crash point {name}");
         std::process::abort();
+    }
+    if armed::STOP.as_ref().is_some_and(|armed| armed.is_at(name)) {
+        eprintln!("stands still at {name}");
+        armed::stand_still();
     }
 }
 

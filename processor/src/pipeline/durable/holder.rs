@@ -101,7 +101,9 @@ impl Holder {
             return Ok(None);
         }
         claimant.newest = self.bucket.newest().await.map_err(|error| error.to_string())?;
-        let Claim::Take { control, doubtful, spare } = claimant.claim(found.as_ref()) else { return Ok(None) };
+        let Claim::Take { control, doubtful, spare } = claimant.claim(found.as_ref()) else {
+            return Ok(None);
+        };
         if let Some(found) = &found
             && claimant.is_forgotten(found)
         {
@@ -147,7 +149,13 @@ impl Holder {
             Err(unread) => return Renewal::Unknown(format!("{error}; {unread}")),
         };
         if found == *wanted {
-            return Renewal::Held(Held { control: found, revision, since, doubtful: false, spare: held.spare });
+            return Renewal::Held(Held {
+                control: found,
+                revision,
+                since,
+                doubtful: false,
+                spare: held.spare,
+            });
         }
         if !found.is_held_by(&held.control) {
             return Renewal::Lost;
@@ -157,7 +165,9 @@ impl Holder {
         }
         let control = found.restarted(now());
         match self.write(&control, revision).await {
-            Ok(revision) => Renewal::Restarted(Held { control, revision, since, doubtful: true, spare: held.spare }),
+            Ok(revision) => {
+                Renewal::Restarted(Held { control, revision, since, doubtful: true, spare: held.spare })
+            }
             Err(error) => Renewal::Unknown(error.to_string()),
         }
     }

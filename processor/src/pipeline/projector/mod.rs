@@ -154,7 +154,8 @@ impl<K: BulkApi> Dispatch<K> {
         self.wake_at = None;
         let now = Instant::now();
         let write = self.is_worth_sending(self.writes.ready(), self.writes_in_flight, self.size.keys(), now);
-        let mut read = self.is_worth_sending(self.reads.ready(), self.reads_in_flight, MAX_KEYS_PER_READ, now);
+        let mut read =
+            self.is_worth_sending(self.reads.ready(), self.reads_in_flight, MAX_KEYS_PER_READ, now);
         let deletes = self.deletes_are_due(now);
         let aside = deletes || (!self.set_aside.is_empty() && pace::has_place(self.requests.len()));
         if !aside && !write && !read {

@@ -112,7 +112,12 @@ impl Reader {
             self.kv.count.one();
             let failure = match request(&self.kv.namespace).await {
                 Ok(answer) => return Ok(answer),
-                Err(failure @ (Failure::Config(_) | Failure::DailyQuota(_) | Failure::Refused(_) | Failure::TooLarge(_))) => {
+                Err(
+                    failure @ (Failure::Config(_)
+                    | Failure::DailyQuota(_)
+                    | Failure::Refused(_)
+                    | Failure::TooLarge(_)),
+                ) => {
                     return Err(ResyncError::Kv(failure.to_string()));
                 }
                 Err(failure) => failure,
