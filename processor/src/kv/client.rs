@@ -41,6 +41,22 @@ pub struct Pair {
     pub metadata: TaskMetadata,
 }
 
+impl Pair {
+    /// How long its JSON will be, at a guess: the quotes of the value are escaped, and metadata repeats the
+    /// title.
+    fn about_bytes(&self) -> usize {
+        self.value.len() * 5 / 4 + 256
+    }
+}
+
+/// A request's body; grown step by step, one of millions of bytes would be copied a dozen times.
+fn json(body: &(impl Serialize + ?Sized), about_bytes: usize) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::with_capacity(about_bytes);
+    serde_json::to_writer(&mut bytes, body)
+        .map_err(|error| Failure::Refused(format!("the request cannot be written: {error}")))?;
+    Ok(bytes)
+}
+
 /// A KV namespace behind its REST API.
 #[derive(Clone, Debug)]
 pub struct Namespace {
@@ -113,8 +129,17 @@ impl Namespace {
         body: &(impl Serialize + Sync + ?Sized),
         read: impl FnOnce(&[u8]) -> Result<T, Failure> + Send,
     ) -> Result<T, Failure> {
-        let body = serde_json::to_vec(body)
-            .map_err(|error| Failure::Refused(format!("the request cannot be written: {error}")))?;
+        let body = json(body, 0)?;
+        self.call_with(method, path, body, read).await
+    }
+
+    async fn call_with<T>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+        read: impl FnOnce(&[u8]) -> Result<T, Failure> + Send,
+    ) -> Result<T, Failure> {
         let request = self
             .http
             .request(method, format!("{}/{path}", self.url))
@@ -147,7 +172,8 @@ impl Namespace {
 
 impl BulkApi for Namespace {
     async fn bulk_put(&self, pairs: &[Pair]) -> Result<HashSet<String>, Failure> {
-        self.call(Method::PUT, "bulk", pairs, |body| answer::written(body, pairs.len())).await
+        let body = json(pairs, pairs.iter().map(Pair::about_bytes).sum())?;
+        self.call_with(Method::PUT, "bulk", body, |body| answer::written(body, pairs.len())).await
     }
 
     async fn bulk_delete(&self, keys: &[TaskKey]) -> Result<HashSet<String>, Failure> {

@@ -23,6 +23,9 @@ const MOST_TRIES: u32 = 50;
 /// The longest wait between two tries.
 const MOST_PAUSE: Duration = Duration::from_millis(500);
 
+/// How long a record's JSON is besides its texts, about.
+const BYTES_BESIDE_TEXTS: usize = 512;
+
 /// Why the ledger does not say or take what it should; nothing is lost, and it may be asked again.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LedgerError {
@@ -268,7 +271,8 @@ impl Ledger {
         expected: Revision,
         time_to_live: Option<Duration>,
     ) -> Result<super::bucket::Writing, LedgerError> {
-        let bytes = serde_json::to_vec(record)
+        let mut bytes = Vec::with_capacity(record.text_bytes() + BYTES_BESIDE_TEXTS);
+        serde_json::to_writer(&mut bytes, record)
             .map_err(|error| WriteError::Unknown(format!("a record cannot be written as JSON: {error}")))?;
         Ok(self.bucket.compare_and_set(self.names.task(id), bytes, expected, time_to_live).await?)
     }
