@@ -175,7 +175,7 @@ async fn a_hundred_thousand_creates_land_at_cloudflares_limit_without_a_429() {
         f64::from(EVENTS) / took.as_secs_f64(),
         seen.total_requests(),
         f64::from(EVENTS) / seen.total_requests() as f64,
-        seen.most_in_a_window,
+        seen.most_in_sliding_window,
         seen.throttled,
     );
     assert_eq!(kv.config().rate_limit, Some(taskpipeline_simulator::RateLimit::CLOUDFLARE));

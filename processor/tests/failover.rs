@@ -11,7 +11,7 @@ use tokio::time::Instant;
 const PENDING: u32 = 10_000;
 
 async fn kv() -> Simulator {
-    let latency = Latency { least: Duration::from_millis(20), tail: Duration::ZERO };
+    let latency = Latency { least: Duration::from_millis(20), ..Latency::NONE };
     Simulator::start(Config { rate_limit: None, latency, ..Config::default() }).await.unwrap()
 }
 

@@ -71,7 +71,8 @@ impl Active {
         let matches = |rule: &Rule| {
             rule.place() == place
                 && rule.is_about(operation)
-                && contents.is_none_or(|call| rule.matches_contents(call.keys(), call.values()))
+                && contents
+                    .is_none_or(|call| rule.matches_contents(call.keys().map(|key| &**key), call.values()))
         };
         let rule = self.rules.iter_mut().map(|standing| &mut standing.rule).find(|rule| matches(rule))?;
         rule.times = rule.times.map(|times| times.saturating_sub(1));
@@ -86,7 +87,7 @@ mod tests {
     use crate::operation::Scope;
 
     fn taken(active: &mut Active, operation: Operation, key: &str, now: Instant) -> Option<String> {
-        let call = Call::Get(key.to_owned());
+        let call = Call::Get(key.into());
         active.take(Place::Contents, operation, Some(&call), now).map(|rule| rule.name().to_owned())
     }
 

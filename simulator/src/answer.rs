@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::fault::Fault;
+use crate::rate_limit::Quota;
 
 /// What a client gets.
 #[derive(Debug)]
@@ -156,9 +157,7 @@ impl IntoResponse for ApiError {
         let body = json!({"success": false, "errors": errors, "messages": [], "result": null});
         let mut response = (status, Json(body)).into_response();
         if let Some(wait) = wait {
-            // Rounded up: whoever waits so long must be let in.
-            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+            response.headers_mut().insert(header::RETRY_AFTER, whole_seconds(wait).into());
         }
         response
     }
@@ -166,12 +165,50 @@ impl IntoResponse for ApiError {
 
 /// A good answer.
 pub(crate) fn ok(result: impl Serialize) -> Response {
-    Json(json!({"success": true, "errors": [], "messages": [], "result": result})).into_response()
+    envelope(result, None)
 }
 
 /// A good answer that is a page.
-pub(crate) fn page(result: &[Value], cursor: &str) -> Response {
-    let info = json!({"count": result.len(), "cursor": cursor});
-    Json(json!({"success": true, "errors": [], "messages": [], "result": result, "result_info": info}))
-        .into_response()
+pub(crate) fn page<T: Serialize>(result: &[T], cursor: &str) -> Response {
+    envelope(result, Some(json!({"count": result.len(), "cursor": cursor})))
+}
+
+/// Written as it is, and not by way of a `Value`: pages are long.
+#[derive(Serialize)]
+struct Envelope<T> {
+    success: bool,
+    errors: [(); 0],
+    messages: [(); 0],
+    result: T,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result_info: Option<Value>,
+}
+
+fn envelope(result: impl Serialize, result_info: Option<Value>) -> Response {
+    Json(Envelope { success: true, errors: [], messages: [], result, result_info }).into_response()
+}
+
+/// Tells the client of the rate limit, in the two headers that "are returned when calling REST APIs":
+/// `"default";r=50;t=30` is what remains and the seconds until there is more, `"default";q=1200;w=300` the
+/// limit and its seconds. <https://developers.cloudflare.com/fundamentals/api/reference/limits/>
+///
+/// A fault's 429 says what the rate limit's own would: nothing is left until its Retry-After.
+pub(crate) fn tell(quota: &Quota, reply: &mut Reply) {
+    let Reply::Answer(response) = reply else { return };
+    let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let left = match retry_after {
+        Some(seconds) => format!("\"default\";r=0;t={seconds}"),
+        None => format!("\"default\";r={};t={}", quota.remaining, whole_seconds(quota.resets)),
+    };
+    let policy = format!("\"default\";q={};w={}", quota.limit.requests, whole_seconds(quota.limit.period));
+    for (name, value) in [("ratelimit", left), ("ratelimit-policy", policy)] {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+}
+
+/// Rounded up: whoever waits so long must be let in.
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }

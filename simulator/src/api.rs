@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Request};
 use axum::handler::Handler;
 use axum::http::{StatusCode, header};
@@ -16,15 +17,17 @@ use axum::routing::{get, post, put};
 use tokio::time::{Instant, sleep};
 
 use crate::Latency;
-use crate::answer::{ApiError, Reply, instead, truncated};
-use crate::call::{Call, MAX_BULK_BYTES};
-use crate::effect::{answered, carry_out, land};
+use crate::answer::{ApiError, Reply, instead, tell, truncated};
+use crate::body::{MAX_BODY_BYTES, whole};
+use crate::call::Call;
+use crate::effect::{carry_out, land};
 use crate::fault::{Fault, Place, Rule};
 use crate::gate::{Refused, admit};
+use crate::keys::KeyId;
 use crate::line::Line;
 use crate::operation::Operation;
 use crate::request_log::Number;
-use crate::shared::{Inner, Shared};
+use crate::shared::{Inner, Shared, World};
 
 pub(crate) fn routes(shared: Arc<Shared>) -> Router {
     use Operation::{BulkDelete, BulkGet, BulkPut, Delete, Get, List, Other, Put};
@@ -38,7 +41,7 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .route(&path("/keys"), get(List))
         .fallback(Other)
         .method_not_allowed_fallback(Other)
-        .layer(DefaultBodyLimit::max(MAX_BULK_BYTES))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(shared)
 }
 
@@ -68,56 +71,66 @@ impl Handler<(), Arc<Shared>> for Operation {
 
 /// A request from its arrival to its reply, both noted.
 async fn exchange(shared: Arc<Shared>, operation: Operation, request: Request) -> Reply {
-    let number = shared.lock().log.arrived(operation, Instant::now());
-    let reply = match respond(&shared, operation, number, request).await {
-        Ok(reply) => reply,
-        Err(refused) => {
-            if let Some(rule) = &refused.rule {
-                shared.lock().befell(number, rule);
-            }
-            refused.reply
-        }
+    let world = shared.world();
+    let number = world.lock().log.arrived(operation, Instant::now());
+    let mut quota = None;
+    let admitted = {
+        let Inner { traffic, rules, .. } = &mut *world.lock();
+        admit(&world.config, traffic, rules, operation, &request, &mut quota)
     };
-    shared.lock().answered(number, operation, &reply);
+    let answer = match admitted {
+        Ok(()) => respond(&world, operation, number, request).await,
+        Err(refused) => Err(refused),
+    };
+    let mut reply = answer.unwrap_or_else(|refused| {
+        if let Some(rule) = &refused.rule {
+            world.lock().befell(number, rule);
+        }
+        refused.reply
+    });
+    if let Some(quota) = &quota {
+        tell(quota, &mut reply);
+    }
+    world.lock().answered(number, operation, &reply);
     reply
 }
 
 async fn respond(
-    shared: &Arc<Shared>,
+    world: &Arc<World>,
     operation: Operation,
     number: Number,
     request: Request,
 ) -> Result<Reply, Box<Refused>> {
-    {
-        let Inner { window, rules, .. } = &mut *shared.lock();
-        admit(&shared.config, window, rules, operation, &request)?;
-    }
     let authorization = request.headers().get(header::AUTHORIZATION).cloned();
-    let call = Call::read(operation, request).await?;
-    let rule = begin(&mut shared.lock(), operation, number, &call);
+    let (parts, body) = request.into_parts();
+    let body = if operation.has_body() { whole(&parts.headers, body).await? } else { Bytes::new() };
+    let body_bytes = body.len();
+    let call = Call::read(operation, parts, body).await?;
+    let (ids, rule) = {
+        let inner = &mut *world.lock();
+        let ids = inner.begin(number, operation, &call, body_bytes);
+        (ids, befalling(inner, operation, number, &call))
+    };
     let fault = rule.as_ref().map(Rule::fault);
 
-    let latency = shared.config.latency;
+    let latency = world.config.latency;
     if latency != Latency::NONE {
-        sleep(latency.draw(rand::random())).await;
+        sleep(latency.draw(rand::random(), body_bytes)).await;
     }
     if let Some(Fault::Slow { extra }) = fault {
         sleep(*extra).await;
     }
     // Also where no answer follows: the client that gives up may send the keys again.
-    shared.lock().watch.end(call.keys());
+    world.lock().watch.end(&ids);
 
     if let Some(reply) = fault.and_then(|fault| instead(fault, authorization.as_ref())) {
         return Ok(reply);
     }
     if let Some(Fault::Late { after, status }) = fault {
-        land_late(shared, call, *after);
+        land_late(world, operation, call, ids, *after);
         return Ok(status.map_or(Reply::Never, |status| ApiError::bare(status).into()));
     }
-    let answer = {
-        let Inner { store, watch, .. } = &mut *shared.lock();
-        carry_out(store, watch, call, rule.as_ref())
-    };
+    let answer = carry_out(&mut world.lock(), operation, call, ids, rule.as_ref());
     Ok(match fault {
         Some(Fault::LostAnswer { status: None }) => Reply::Closed,
         Some(Fault::LostAnswer { status: Some(status) }) => ApiError::bare(*status).into(),
@@ -126,22 +139,19 @@ async fn respond(
     })
 }
 
-/// Notes a request whose contents are known, and finds the rule that befalls it.
-fn begin(inner: &mut Inner, operation: Operation, number: Number, call: &Call) -> Option<Rule> {
-    inner.watch.begin(operation, call.keys());
-    inner.log.keys(number, call.keys());
+/// The rule that befalls a request whose contents are known.
+fn befalling(inner: &mut Inner, operation: Operation, number: Number, call: &Call) -> Option<Rule> {
     let rule = inner.rules.take(Place::Contents, operation, Some(call), Instant::now())?;
     inner.befell(number, &rule);
     Some(rule)
 }
 
-fn land_late(shared: &Arc<Shared>, call: Call, after: Duration) {
-    answered(&mut shared.lock().watch, call.changes());
+fn land_late(world: &Arc<World>, operation: Operation, call: Call, ids: Vec<KeyId>, after: Duration) {
     let Call::Write { changes, .. } = call else { return };
-    let shared = Arc::clone(shared);
+    world.lock().watch.wrote(&ids, Instant::now());
+    let world = Arc::clone(world);
     tokio::spawn(async move {
         sleep(after).await;
-        let Inner { store, watch, .. } = &mut *shared.lock();
-        land(store, watch, changes);
+        land(&mut world.lock(), operation, ids.into_iter().zip(changes));
     });
 }

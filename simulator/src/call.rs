@@ -3,19 +3,22 @@
 
 use std::collections::HashMap;
 use std::slice;
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Multipart, Path, Query, Request};
-use axum::http::{StatusCode, header, request};
+use axum::http::{header, request};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use crate::answer::ApiError;
 use crate::operation::Operation;
-use crate::store::Stored;
+use crate::store::Held;
+use crate::text::Text;
 
 /// <https://developers.cloudflare.com/kv/platform/limits/>, and the API's reference for the bulk calls.
 const MAX_KEY_BYTES: usize = 512;
@@ -24,30 +27,29 @@ const MAX_VALUE_BYTES: usize = 25 * 1024 * 1024;
 const MAX_BULK_KEYS: usize = 10_000;
 const MAX_BULK_GET_KEYS: usize = 100;
 const MIN_TTL_SECONDS: u64 = 60;
-pub(crate) const MAX_BULK_BYTES: usize = 100 * 1024 * 1024;
 
 /// What a request asks for.
 #[derive(Debug)]
 pub(crate) enum Call {
     Write { changes: Vec<Change>, bulk: bool },
-    Get(String),
-    BulkGet(BulkGet),
+    Get(Arc<str>),
+    BulkGet { keys: Vec<Arc<str>>, with_metadata: bool },
     List(List),
 }
 
 /// A key and what it becomes; nothing: it is deleted.
 #[derive(Debug)]
 pub(crate) struct Change {
-    pub(crate) key: String,
-    pub(crate) to: Option<Stored>,
+    pub(crate) key: Arc<str>,
+    pub(crate) to: Option<Held>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct BulkGet {
-    pub(crate) keys: Vec<String>,
+struct BulkGet {
+    keys: Vec<Text<Arc<str>>>,
     #[serde(default)]
-    pub(crate) with_metadata: bool,
+    with_metadata: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -68,9 +70,9 @@ impl List {
 
 #[derive(Deserialize)]
 struct Pair {
-    key: String,
-    value: String,
-    metadata: Option<Value>,
+    key: Text<Arc<str>>,
+    value: Text<Box<str>>,
+    metadata: Option<Box<RawValue>>,
     #[serde(default)]
     base64: bool,
     expiration_ttl: Option<u64>,
@@ -82,37 +84,37 @@ struct WriteQuery {
 }
 
 impl Call {
-    pub(crate) async fn read(operation: Operation, request: Request) -> Result<Self, ApiError> {
-        let (mut parts, body) = request.into_parts();
+    /// The body may be empty where the operation takes none.
+    pub(crate) async fn read(
+        operation: Operation,
+        mut parts: request::Parts,
+        body: Bytes,
+    ) -> Result<Self, ApiError> {
         let path = Path::<HashMap<String, String>>::from_request_parts(&mut parts, &()).await;
         let Path(mut path) = path.map_err(|rejection| ApiError::BadRequest(rejection.body_text()))?;
         // Only where the path needs one; an empty key is refused.
-        let key = path.remove("key").unwrap_or_default();
+        let key: Arc<str> = path.remove("key").unwrap_or_default().into();
         match operation {
             Operation::BulkPut => {
-                let pairs: Vec<Pair> = json_body(Request::from_parts(parts, body)).await?;
+                let pairs: Vec<Pair> = json(&body)?;
                 at_most(MAX_BULK_KEYS, pairs.len())?;
                 let changes = pairs.into_iter().map(Pair::change).collect::<Result<_, _>>()?;
                 Ok(Self::Write { changes, bulk: true })
             }
             Operation::BulkDelete => {
-                let keys: Vec<String> = json_body(Request::from_parts(parts, body)).await?;
-                at_most(MAX_BULK_KEYS, keys.len())?;
-                keys.iter().try_for_each(|key| check_key(key))?;
+                let keys = checked_keys(json(&body)?, MAX_BULK_KEYS)?;
                 let changes = keys.into_iter().map(|key| Change { key, to: None }).collect();
                 Ok(Self::Write { changes, bulk: true })
             }
             Operation::BulkGet => {
-                let get: BulkGet = json_body(Request::from_parts(parts, body)).await?;
-                at_most(MAX_BULK_GET_KEYS, get.keys.len())?;
-                get.keys.iter().try_for_each(|key| check_key(key))?;
-                Ok(Self::BulkGet(get))
+                let BulkGet { keys, with_metadata } = json(&body)?;
+                Ok(Self::BulkGet { keys: checked_keys(keys, MAX_BULK_GET_KEYS)?, with_metadata })
             }
             Operation::Put => {
                 check_key(&key)?;
                 let WriteQuery { expiration_ttl } = query(&mut parts).await?;
-                let (value, metadata) = value_body(Request::from_parts(parts, body)).await?;
-                let to = Some(stored(value.to_vec(), metadata, expiration_ttl)?);
+                let (value, metadata) = value_body(parts, body).await?;
+                let to = Some(held(value.as_ref().into(), metadata, expiration_ttl)?);
                 Ok(Self::Write { changes: vec![Change { key, to }], bulk: false })
             }
             Operation::Delete => {
@@ -134,18 +136,18 @@ impl Call {
     }
 
     /// The keys it is about; a list has none.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> + Clone {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &Arc<str>> + Clone {
         let names = match self {
             Self::Get(key) => slice::from_ref(key),
-            Self::BulkGet(get) => get.keys.as_slice(),
+            Self::BulkGet { keys, .. } => keys.as_slice(),
             Self::Write { .. } | Self::List(_) => &[],
         };
-        self.changes().iter().map(|change| change.key.as_str()).chain(names.iter().map(String::as_str))
+        self.changes().iter().map(|change| &change.key).chain(names)
     }
 
     /// The values it writes.
     pub(crate) fn values(&self) -> impl Iterator<Item = &[u8]> {
-        self.changes().iter().filter_map(|change| Some(change.to.as_ref()?.value.as_slice()))
+        self.changes().iter().filter_map(|change| Some(&*change.to.as_ref()?.value))
     }
 
     /// What it changes; nothing where it only reads.
@@ -159,9 +161,9 @@ impl Pair {
         if self.base64 {
             return Err(ApiError::BadRequest("base64 values are not simulated".to_owned()));
         }
-        check_key(&self.key)?;
-        let to = stored(self.value.into_bytes(), self.metadata, self.expiration_ttl)?;
-        Ok(Change { key: self.key, to: Some(to) })
+        check_key(&self.key.0)?;
+        let to = held(self.value.0.into(), self.metadata, self.expiration_ttl)?;
+        Ok(Change { key: self.key.0, to: Some(to) })
     }
 }
 
@@ -179,18 +181,29 @@ fn check_key(key: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn stored(value: Vec<u8>, metadata: Option<Value>, ttl: Option<u64>) -> Result<Stored, ApiError> {
+fn checked_keys(keys: Vec<Text<Arc<str>>>, most: usize) -> Result<Vec<Arc<str>>, ApiError> {
+    at_most(most, keys.len())?;
+    keys.into_iter().map(|key| check_key(&key.0).map(|()| key.0)).collect()
+}
+
+fn held(value: Box<[u8]>, metadata: Option<Box<RawValue>>, ttl: Option<u64>) -> Result<Held, ApiError> {
     if value.len() > MAX_VALUE_BYTES {
         return Err(ApiError::TooLarge("the value"));
     }
-    if metadata.as_ref().is_some_and(|metadata| metadata.to_string().len() > MAX_METADATA_BYTES) {
+    if metadata.as_ref().is_some_and(|metadata| is_too_long(metadata.get())) {
         return Err(ApiError::BadRequest(format!("metadata may have at most {MAX_METADATA_BYTES} bytes")));
     }
     if ttl.is_some_and(|ttl| ttl < MIN_TTL_SECONDS) {
         return Err(ApiError::BadRequest(format!("expiration_ttl must be at least {MIN_TTL_SECONDS}")));
     }
     let expires = ttl.map(|ttl| Instant::now() + Duration::from_secs(ttl));
-    Ok(Stored { value, metadata, expires })
+    Ok(Held { value, metadata, expires })
+}
+
+/// Assumed: spaces between the tokens and escapes that need not be do not count.
+fn is_too_long(metadata: &str) -> bool {
+    let shortest = || serde_json::from_str::<Value>(metadata).map(|value| value.to_string().len());
+    metadata.len() > MAX_METADATA_BYTES && !shortest().is_ok_and(|length| length <= MAX_METADATA_BYTES)
 }
 
 async fn query<T: DeserializeOwned>(parts: &mut request::Parts) -> Result<T, ApiError> {
@@ -198,30 +211,22 @@ async fn query<T: DeserializeOwned>(parts: &mut request::Parts) -> Result<T, Api
     query.map(|Query(query)| query).map_err(|rejection| ApiError::BadRequest(rejection.body_text()))
 }
 
-async fn bytes(request: Request) -> Result<Bytes, ApiError> {
-    Bytes::from_request(request, &()).await.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLarge("the body"),
-        _ => ApiError::BadRequest("the body cannot be read".to_owned()),
-    })
-}
-
-async fn json_body<T: DeserializeOwned>(request: Request) -> Result<T, ApiError> {
-    let bytes = bytes(request).await?;
-    serde_json::from_slice(&bytes)
+fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body)
         .map_err(|error| ApiError::BadRequest(format!("the body is not what was expected: {error}")))
 }
 
 /// A single value, alone or in a form with its metadata.
-async fn value_body(request: Request) -> Result<(Bytes, Option<Value>), ApiError> {
-    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+async fn value_body(parts: request::Parts, body: Bytes) -> Result<(Bytes, Option<Box<RawValue>>), ApiError> {
+    let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if content_type.is_some_and(|value| value.starts_with("multipart/form-data")) {
-        form_body(request).await
+        form_body(Request::from_parts(parts, Body::from(body))).await
     } else {
-        Ok((bytes(request).await?, None))
+        Ok((body, None))
     }
 }
 
-async fn form_body(request: Request) -> Result<(Bytes, Option<Value>), ApiError> {
+async fn form_body(request: Request) -> Result<(Bytes, Option<Box<RawValue>>), ApiError> {
     let bad = |what: &str| ApiError::BadRequest(format!("the form cannot be read: {what}"));
     let mut form = Multipart::from_request(request, &()).await.map_err(|error| bad(&error.body_text()))?;
     let (mut value, mut metadata) = (None, None);
@@ -231,7 +236,7 @@ async fn form_body(request: Request) -> Result<(Bytes, Option<Value>), ApiError>
         match name.as_str() {
             "value" => value = Some(bytes),
             "metadata" => {
-                metadata = Some(serde_json::from_slice(&bytes).map_err(|error| bad(&error.to_string()))?);
+                metadata = serde_json::from_slice(&bytes).map_err(|error| bad(&error.to_string()))?;
             }
             _ => {}
         }

@@ -1,14 +1,16 @@
-//! The control endpoint, by which tests in other processes set faults and read what was seen. It may not
-//! count as the API: it needs no token and has no latency, no rate limit and no faults.
+//! The control endpoint, by which tests and benchmarks in other processes set faults, read what was seen and
+//! begin anew. It may not count as the API: it needs no token and has no latency, no rate limit and no
+//! faults.
 
 use std::sync::Arc;
 
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::fault::Rule;
@@ -22,27 +24,30 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .route("/control/faults", get(read).put(replace).post(add).delete(clear))
         .route("/control/faults/{name}", delete(mend))
         .route("/control/seen", get(seen))
+        .route("/control/landings", get(landings))
+        .route("/control/reset", post(reset))
         .with_state(shared)
 }
 
 impl Shared {
     pub(crate) fn faults(&self) -> Vec<Rule> {
-        self.lock().rules.rules(Instant::now())
+        self.world().lock().rules.rules(Instant::now())
     }
 
     pub(crate) fn set_faults(&self, rules: impl IntoIterator<Item = Rule>) {
-        let mut inner = self.lock();
+        let world = self.world();
+        let mut inner = world.lock();
         inner.rules.clear();
         let now = Instant::now();
         rules.into_iter().for_each(|rule| inner.rules.add(rule, now));
     }
 
     pub(crate) fn inject(&self, rule: Rule) {
-        self.lock().rules.add(rule, Instant::now());
+        self.world().lock().rules.add(rule, Instant::now());
     }
 
     pub(crate) fn mend(&self, name: &str) {
-        self.lock().rules.mend(name);
+        self.world().lock().rules.mend(name);
     }
 }
 
@@ -69,7 +74,41 @@ async fn mend(State(shared): Control, Path(name): Path<String>) -> StatusCode {
 }
 
 async fn seen(State(shared): Control) -> Json<Seen> {
-    Json(shared.lock().seen())
+    Json(shared.world().lock().seen())
+}
+
+/// Which landings are asked for.
+#[derive(Deserialize)]
+struct Asked {
+    #[serde(default)]
+    from: u64,
+    #[serde(default = "Asked::most")]
+    most: usize,
+}
+
+impl Asked {
+    /// As many as make some 6 MB.
+    fn most() -> usize {
+        100_000
+    }
+}
+
+async fn landings(State(shared): Control, Query(asked): Query<Asked>) -> Response {
+    // Written after the lock is gone.
+    let landings = shared.world().lock().landings(asked.from, asked.most);
+    let mut lines = Vec::new();
+    for landing in landings {
+        if let Err(error) = serde_json::to_writer(&mut lines, &landing) {
+            return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
+        }
+        lines.push(b'\n');
+    }
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], lines).into_response()
+}
+
+async fn reset(State(shared): Control) -> StatusCode {
+    shared.reset();
+    StatusCode::NO_CONTENT
 }
 
 /// What cannot be read changes nothing.

@@ -1,24 +1,49 @@
 //! What a call does to the namespace and how it is answered, as it should be or as a fault has it. It takes
 //! no time and may not wait; whether a fault befalls a call is decided before.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::answer::{ApiError, ok, page};
 use crate::call::{Call, Change};
 use crate::fault::{Fault, Report, Rule};
-use crate::seen::Watch;
-use crate::store::{Store, View};
+use crate::keys::KeyId;
+use crate::landings::unix_micros;
+use crate::operation::Operation;
+use crate::shared::Inner;
+use crate::store::View;
 
-/// Does what the call asks for, or as much of it as a partial failure leaves, and answers.
+/// One key of a page.
+#[derive(Serialize)]
+struct Listed<'a> {
+    name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<&'a RawValue>,
+}
+
+/// One value of a bulk get.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Got<'a> {
+    Alone(Cow<'a, str>),
+    WithMetadata { value: Cow<'a, str>, metadata: Option<&'a RawValue> },
+}
+
+/// Does what the call asks for, or as much of it as a partial failure leaves, and answers. `ids` are the
+/// numbers of the call's keys, in their order.
 pub(crate) fn carry_out(
-    store: &mut Store,
-    watch: &mut Watch,
+    inner: &mut Inner,
+    operation: Operation,
     call: Call,
+    ids: Vec<KeyId>,
     rule: Option<&Rule>,
 ) -> Result<Response, ApiError> {
     let view = match rule.map(Rule::fault) {
@@ -28,103 +53,105 @@ pub(crate) fn carry_out(
     match call {
         Call::Write { changes, bulk } => {
             let sent = changes.len();
-            let (left_out, changes) = match rule.map(|rule| (rule, rule.fault())) {
-                Some((rule, Fault::Partial { at_most, .. })) => {
-                    split(changes, |key| rule.matches_key(key), at_most.unwrap_or(sent))
-                }
-                _ => (Vec::new(), changes),
-            };
-            answered(watch, &changes);
-            land(store, watch, changes);
-            let report = match rule.map(Rule::fault) {
-                Some(Fault::Partial { report, .. }) => *report,
-                _ => Report::Right,
-            };
+            let (mut left_out, mut report) = (Vec::new(), Report::Right);
+            let mut changes: Vec<_> = ids.into_iter().zip(changes).collect();
+            if let Some(rule) = rule
+                && let Fault::Partial { at_most, report: how } = rule.fault()
+            {
+                let most = at_most.unwrap_or(sent);
+                (left_out, changes) = split(changes, |key| rule.matches_key(key), most);
+                report = *how;
+            }
+            let now = Instant::now();
+            inner.watch.wrote(changes.iter().map(|(id, _)| id), now);
+            land(inner, operation, changes);
             Ok(ok(if bulk { bulk_result(sent, &left_out, report) } else { Value::Null }))
         }
-        Call::Get(key) => {
-            let stored = store.get(&key, view).ok_or(ApiError::UnknownKey)?;
-            let bytes = stored.value.clone();
+        Call::Get(_) => {
+            let then = inner.store.at(view);
+            let held = ids.first().and_then(|id| then.get(*id)).ok_or(ApiError::UnknownKey)?;
+            let bytes = held.value.to_vec();
             Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
         }
-        Call::BulkGet(get) => {
-            let value = |key: &str| {
-                let stored = store.get(key, view)?;
-                let text = String::from_utf8_lossy(&stored.value);
-                Some(if get.with_metadata {
-                    json!({"value": text, "metadata": stored.metadata})
-                } else {
-                    json!(text)
-                })
+        Call::BulkGet { keys, with_metadata } => {
+            let then = inner.store.at(view);
+            let value = |id| {
+                let held = then.get(id)?;
+                let (value, metadata) = (String::from_utf8_lossy(&held.value), held.metadata.as_deref());
+                Some(if with_metadata { Got::WithMetadata { value, metadata } } else { Got::Alone(value) })
             };
-            let values: HashMap<_, _> = get.keys.iter().map(|key| (key, value(key))).collect();
-            Ok(ok(json!({"values": values})))
+            let values = keys.iter().zip(ids).map(|(key, id)| (&**key, value(id)));
+            Ok(ok(BTreeMap::from([("values", values.collect::<BTreeMap<_, _>>())])))
         }
         Call::List(list) => {
-            let found = store.list(&list.prefix, &list.cursor, list.limit, view);
-            let key = |(name, metadata)| match metadata {
-                Some(metadata) => json!({"name": name, "metadata": metadata}),
-                None => json!({"name": name}),
-            };
-            let keys: Vec<_> = found.keys.into_iter().map(key).collect();
-            Ok(page(&keys, &found.cursor.unwrap_or_default()))
+            let Inner { store, keys, watch, .. } = inner;
+            let found = store.list(keys, &list.prefix, &list.cursor, list.limit, view);
+            let listed = |(name, metadata)| Listed { name, metadata };
+            let listed: Vec<_> = found.keys.into_iter().map(listed).collect();
+            watch.listed(listed.len());
+            Ok(page(&listed, found.cursor.unwrap_or_default()))
         }
     }
 }
 
-/// Notes that a write of these keys is being answered as if done, whether it has landed or not: a client
-/// can only pace itself by answers.
-pub(crate) fn answered(watch: &mut Watch, changes: &[Change]) {
-    let now = Instant::now();
-    changes.iter().for_each(|change| watch.wrote(&change.key, now));
-}
-
-/// Makes the changes.
-pub(crate) fn land(store: &mut Store, watch: &mut Watch, changes: Vec<Change>) {
-    let now = Instant::now();
-    for Change { key, to } in changes {
-        if to.is_some() {
-            watch.seen.keys_put += 1;
-        } else {
-            watch.seen.keys_deleted += 1;
-        }
-        store.set(key, to, now);
+/// Makes the changes, all at the same moment.
+pub(crate) fn land(
+    inner: &mut Inner,
+    operation: Operation,
+    changes: impl IntoIterator<Item = (KeyId, Change)>,
+) {
+    let (now, unix_micros) = (Instant::now(), unix_micros());
+    for (id, Change { to, .. }) in changes {
+        inner.watch.landed(to.is_some());
+        inner.landings.record(id, unix_micros, operation);
+        inner.store.set(id, to, now);
     }
 }
 
 /// The keys that fail, at most so many, and the changes that do not.
-fn split(changes: Vec<Change>, fails: impl Fn(&str) -> bool, most: usize) -> (Vec<String>, Vec<Change>) {
+fn split(
+    changes: Vec<(KeyId, Change)>,
+    fails: impl Fn(&str) -> bool,
+    most: usize,
+) -> (Vec<Arc<str>>, Vec<(KeyId, Change)>) {
     let (mut left_out, mut others) = (Vec::new(), Vec::new());
-    for change in changes {
+    for (id, change) in changes {
         if left_out.len() < most && fails(&change.key) {
             left_out.push(change.key);
         } else {
-            others.push(change);
+            others.push((id, change));
         }
     }
     (left_out, others)
 }
 
-fn bulk_result(sent: usize, left_out: &[String], report: Report) -> Value {
+fn bulk_result(sent: usize, left_out: &[Arc<str>], report: Report) -> Value {
     let written = sent - left_out.len();
     let (count, named) = match report {
         Report::Right => (written, left_out),
         Report::Unnamed => (written, &[][..]),
         Report::Overcounted => (sent, left_out),
     };
+    let named: Vec<&str> = named.iter().map(|key| &**key).collect();
     json!({"successful_key_count": count, "unsuccessful_keys": named})
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::Keys;
 
     #[test]
     fn a_partial_failure_leaves_out_the_first_that_match() {
-        let changes = ["a1", "b", "a2", "a3"].map(|key| Change { key: key.to_owned(), to: None });
+        let mut keys = Keys::default();
+        let changes = ["a1", "b", "a2", "a3"].map(|name| {
+            let key = Arc::from(name);
+            (keys.number(&key), Change { key, to: None })
+        });
         let (left_out, others) = split(changes.into(), |key| key.starts_with('a'), 2);
-        assert_eq!(left_out, ["a1", "a2"]);
-        assert_eq!(others.iter().map(|change| change.key.as_str()).collect::<Vec<_>>(), ["b", "a3"]);
+        let names = left_out.iter().chain(others.iter().map(|(_, change)| &change.key));
+        assert_eq!(names.map(|key| &**key).collect::<Vec<_>>(), ["a1", "a2", "b", "a3"]);
+        assert_eq!(others.iter().map(|(id, _)| keys.name(*id).to_string()).collect::<String>(), "ba3");
         let result = |report| bulk_result(4, &left_out, report);
         let named = json!(["a1", "a2"]);
         assert_eq!(

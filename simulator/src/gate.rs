@@ -10,7 +10,7 @@ use crate::active::Active;
 use crate::answer::{ApiError, Reply, instead};
 use crate::fault::{Place, Rule};
 use crate::operation::Operation;
-use crate::rate_limit::Window;
+use crate::rate_limit::{Quota, Traffic};
 
 /// What a request gets that is not let in, and the rule that befell it, if it was one.
 pub(crate) struct Refused {
@@ -24,13 +24,14 @@ impl From<ApiError> for Box<Refused> {
     }
 }
 
-/// Lets a request in or refuses it.
+/// Lets a request in or refuses it. `quota` is what is to be told of the rate limit; nothing to strangers.
 pub(crate) fn admit(
     config: &Config,
-    window: &mut Window,
+    traffic: &mut Traffic,
     rules: &mut Active,
     operation: Operation,
     request: &Request,
+    quota: &mut Option<Quota>,
 ) -> Result<(), Box<Refused>> {
     let now = Instant::now();
     let authorization = request.headers().get(header::AUTHORIZATION);
@@ -48,7 +49,11 @@ pub(crate) fn admit(
     fault_at(Place::Token)?;
 
     if let Some(limit) = config.rate_limit {
-        window.admit(limit, now).map_err(ApiError::Throttled)?;
+        let admitted = traffic.admit(limit, now);
+        *quota = Some(traffic.quota(limit, now));
+        admitted.map_err(ApiError::Throttled)?;
+    } else {
+        traffic.count(now);
     }
     fault_at(Place::RateLimit)?;
 

@@ -19,6 +19,8 @@
 //! | `DELETE /control/faults` | takes all back |
 //! | `DELETE /control/faults/{name}` | takes back those with this name |
 //! | `GET /control/seen` | [`Seen`] as JSON |
+//! | `GET /control/landings?from=0&most=100000` | one [`Landing`] a line, from this number on |
+//! | `POST /control/reset` | begins anew: [`Simulator::reset`] |
 //!
 //! Setting answers 204, or 400 with the reason and without any change. How a rule looks in JSON is at
 //! [`Rule`]; three failures of writes are:
@@ -34,11 +36,14 @@
 mod active;
 mod answer;
 mod api;
+mod body;
 mod call;
 mod control;
 mod effect;
 mod fault;
 mod gate;
+mod keys;
+mod landings;
 mod latency;
 mod line;
 mod operation;
@@ -46,7 +51,9 @@ mod rate_limit;
 mod request_log;
 mod seen;
 mod shared;
+mod spread;
 mod store;
+mod text;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -56,16 +63,18 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 pub use fault::{Fault, KeyMatch, Report, Rule};
+pub use landings::Landing;
 pub use latency::Latency;
 pub use operation::{Operation, Scope};
-pub use rate_limit::RateLimit;
+pub use rate_limit::{RateLimit, Windows};
 pub use request_log::LoggedRequest;
 pub use seen::Seen;
+pub use spread::Spread;
 pub use store::Stored;
 
 use line::{Line, Lines};
 use shared::Shared;
-use store::View;
+use store::Held;
 
 /// What the simulator pretends to be.
 #[derive(Clone, Debug)]
@@ -82,6 +91,10 @@ pub struct Config {
     pub rate_limit: Option<RateLimit>,
     /// How long an answer takes.
     pub latency: Latency,
+    /// Whether to note when each key's value lands: [`Simulator::landings`].
+    pub record_landings: bool,
+    /// How many landings are kept, the latest; 24 bytes each.
+    pub most_landings: usize,
 }
 
 impl Default for Config {
@@ -94,6 +107,8 @@ impl Default for Config {
             token: "token".to_owned(),
             rate_limit: Some(RateLimit::CLOUDFLARE),
             latency: Latency::LIKELY,
+            record_landings: false,
+            most_landings: 4_000_000,
         }
     }
 }
@@ -146,13 +161,13 @@ impl Simulator {
     /// What it has seen so far.
     #[must_use]
     pub fn seen(&self) -> Seen {
-        self.shared.lock().seen()
+        self.shared.world().lock().seen()
     }
 
     /// The latest requests that arrived (10,000 at most), refused ones too, in the order of their arrival.
     #[must_use]
     pub fn requests(&self) -> Vec<LoggedRequest> {
-        self.shared.lock().log.requests()
+        self.shared.world().lock().log.requests()
     }
 
     /// Sets these faults in place of all others; none mends everything. Requests that are under way keep
@@ -180,19 +195,33 @@ impl Simulator {
     /// The value under a key.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Stored> {
-        self.shared.lock().store.get(key, View::of_now()).cloned()
+        self.shared.world().lock().get(key)
     }
 
     /// All keys, in their order.
     #[must_use]
     pub fn keys(&self) -> Vec<String> {
-        self.shared.lock().store.keys()
+        self.shared.world().lock().keys()
     }
 
     /// Puts a value there as if it had always been.
     pub fn seed(&self, key: &str, value: impl Into<Vec<u8>>) {
-        let stored = Stored { value: value.into(), metadata: None, expires: None };
-        self.shared.lock().store.seed(key, stored);
+        let held = Held { value: value.into().into(), metadata: None, expires: None };
+        self.shared.world().lock().seed(key, held);
+    }
+
+    /// What has landed, from this number on and in this order; nothing unless
+    /// [`Config::record_landings`] is set. Whoever asks often goes on behind the last number it has seen.
+    #[must_use]
+    pub fn landings(&self, from: u64) -> Vec<Landing> {
+        self.shared.world().lock().landings(from, usize::MAX)
+    }
+
+    /// Begins anew, as if just started: nothing stored, seen, logged or landed, the rate limit's windows
+    /// empty, and no faults. Requests that are under way are answered, but change nothing any more and are
+    /// not counted.
+    pub fn reset(&self) {
+        self.shared.reset();
     }
 
     /// Waits until someone stops it.

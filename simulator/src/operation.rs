@@ -50,6 +50,14 @@ impl Operation {
         matches!(self, Self::BulkPut | Self::BulkDelete)
     }
 
+    pub(crate) fn is_bulk(self) -> bool {
+        self.is_bulk_write() || self == Self::BulkGet
+    }
+
+    pub(crate) fn has_body(self) -> bool {
+        self.is_bulk() || self == Self::Put
+    }
+
     /// Whether it answers with what is in the namespace.
     #[must_use]
     pub fn is_read(self) -> bool {

@@ -1,36 +1,80 @@
-//! All that requests, the control endpoint and tests share, behind one lock. It may not be held across a
-//! wait.
+//! All that requests, the control endpoint and tests share: a [`World`], and another one after each reset.
+//! A request stays with the world that it arrived in, so that what was under way at a reset changes nothing
+//! of what comes after it. A world's lock may not be held across a wait.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
 
 use crate::Config;
 use crate::active::Active;
 use crate::answer::Reply;
+use crate::call::Call;
 use crate::fault::Rule;
+use crate::keys::{KeyId, Keys};
+use crate::landings::{Landing, Landings};
 use crate::operation::Operation;
-use crate::rate_limit::Window;
+use crate::rate_limit::{Tally, Traffic};
 use crate::request_log::{Number, RequestLog};
 use crate::seen::{Seen, Watch};
-use crate::store::Store;
+use crate::store::{Held, Store, Stored, View};
 
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) config: Config,
-    inner: Mutex<Inner>,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct Inner {
-    pub(crate) store: Store,
-    pub(crate) window: Window,
-    pub(crate) watch: Watch,
-    pub(crate) rules: Active,
-    pub(crate) log: RequestLog,
+    config: Arc<Config>,
+    world: Mutex<Arc<World>>,
 }
 
 impl Shared {
     pub(crate) fn new(config: Config) -> Self {
-        Self { config, inner: Mutex::default() }
+        let config = Arc::new(config);
+        Self { world: Mutex::new(Arc::new(World::new(Arc::clone(&config)))), config }
+    }
+
+    /// The present one.
+    pub(crate) fn world(&self) -> Arc<World> {
+        Arc::clone(&self.world.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Begins a new one.
+    pub(crate) fn reset(&self) {
+        let new = Arc::new(World::new(Arc::clone(&self.config)));
+        let old = std::mem::replace(&mut *self.world.lock().unwrap_or_else(PoisonError::into_inner), new);
+        // After the lock: a large one takes its time.
+        drop(old);
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) config: Arc<Config>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) keys: Keys,
+    pub(crate) store: Store,
+    pub(crate) traffic: Traffic,
+    pub(crate) watch: Watch,
+    pub(crate) rules: Active,
+    pub(crate) log: RequestLog,
+    pub(crate) landings: Landings,
+}
+
+impl World {
+    fn new(config: Arc<Config>) -> Self {
+        let landings = if config.record_landings { config.most_landings } else { 0 };
+        let inner = Inner {
+            keys: Keys::default(),
+            store: Store::default(),
+            traffic: Traffic::since(Instant::now()),
+            watch: Watch::default(),
+            rules: Active::default(),
+            log: RequestLog::default(),
+            landings: Landings::keeping(landings),
+        };
+        Self { config, inner: Mutex::new(inner) }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -40,7 +84,47 @@ impl Shared {
 
 impl Inner {
     pub(crate) fn seen(&self) -> Seen {
-        Seen { most_in_a_window: self.window.most(), ..self.watch.seen.clone() }
+        let Tally { most_in_sliding, most_in_fixed, refused_by_sliding, refused_by_fixed } =
+            self.traffic.tally();
+        Seen {
+            most_in_sliding_window: most_in_sliding,
+            most_in_fixed_window: most_in_fixed,
+            throttled_by_sliding_window: refused_by_sliding,
+            throttled_by_fixed_window: refused_by_fixed,
+            ..self.watch.seen()
+        }
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<Stored> {
+        let id = self.keys.find(key)?;
+        self.store.at(View::of_now()).get(id).map(Held::stored)
+    }
+
+    pub(crate) fn seed(&mut self, key: &str, held: Held) {
+        let id = self.keys.number(&Arc::from(key));
+        self.store.seed(id, held);
+    }
+
+    pub(crate) fn keys(&mut self) -> Vec<String> {
+        self.store.keys(&mut self.keys)
+    }
+
+    pub(crate) fn landings(&self, from: u64, most: usize) -> Vec<Landing> {
+        self.landings.starting_with(from, most, &self.keys)
+    }
+
+    /// Notes a request whose contents are known; the numbers of its keys, in their order.
+    pub(crate) fn begin(
+        &mut self,
+        number: Number,
+        operation: Operation,
+        call: &Call,
+        body_bytes: usize,
+    ) -> Vec<KeyId> {
+        let ids: Vec<_> = call.keys().map(|key| self.keys.number(key)).collect();
+        self.watch.begin(operation, &ids, body_bytes);
+        self.log.keys(number, call.keys().map(|key| &**key));
+        ids
     }
 
     pub(crate) fn befell(&mut self, number: Number, rule: &Rule) {

@@ -1,13 +1,18 @@
 //! The simulator answers as Cloudflare's documentation says the real API does.
 
-#![allow(clippy::unwrap_used)] // a test may
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a test may
 
 mod support;
+
+use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use support::{Api, start};
-use taskpipeline_simulator::{Config, Latency, RateLimit, Simulator};
+use taskpipeline_simulator::{
+    Config, Fault, Landing, Latency, Operation, RateLimit, Report, Rule, Scope, Seen, Simulator, Spread,
+};
+use tokio::time::sleep;
 
 #[tokio::test]
 async fn values_are_put_read_listed_and_deleted_in_bulk_and_alone() {
@@ -57,13 +62,147 @@ async fn past_the_limit_everything_is_blocked_and_retry_after_says_how_long() {
     for _ in 0..3 {
         assert_eq!(api.call(Method::GET, "/keys", "").await.0, StatusCode::OK);
     }
-    let request = api.client.get(format!("{}/keys", api.root)).bearer_auth("token");
-    let response = request.send().await.unwrap();
+    let response = api.request(Method::GET, "/keys", "").send().await.unwrap();
     assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(response.headers()["retry-after"], "300");
+    assert_eq!(response.headers()["ratelimit"], r#""default";r=0;t=300"#);
     assert_eq!(api.code(Method::GET, "/keys", "").await, (429, 971));
     let seen = simulator.seen();
-    assert_eq!((seen.most_in_a_window, seen.throttled), (3, 2));
+    assert_eq!((seen.most_in_sliding_window, seen.most_in_fixed_window, seen.throttled), (3, 3, 2));
+    assert_eq!((seen.throttled_by_sliding_window, seen.throttled_by_fixed_window), (2, 2));
+}
+
+#[tokio::test]
+async fn every_answer_tells_what_is_left_except_to_strangers() {
+    let (simulator, mut api) = start(Config::default()).await;
+    let told = async |api: &Api, path| {
+        let response = api.request(Method::GET, path, "").send().await.unwrap();
+        ["ratelimit", "ratelimit-policy"]
+            .map(|name| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned()))
+    };
+    let policy = Some(r#""default";q=1200;w=300"#.to_owned());
+    assert_eq!(told(&api, "/keys").await, [Some(r#""default";r=1199;t=300"#.to_owned()), policy.clone()]);
+    assert_eq!(told(&api, "/values/none").await[0].as_deref(), Some(r#""default";r=1198;t=300"#));
+    simulator.inject(Rule::new(Fault::Throttled { retry_after: Duration::from_secs(7) }));
+    assert_eq!(told(&api, "/keys").await, [Some(r#""default";r=0;t=7"#.to_owned()), policy]);
+    simulator.set_faults([Rule::new(Fault::RevokedToken)]);
+    assert_eq!(told(&api, "/keys").await, [None, None]);
+    simulator.set_faults([]);
+    api.token = "stolen".to_owned();
+    assert_eq!(told(&api, "/keys").await, [None, None]);
+}
+
+#[tokio::test]
+async fn a_large_body_takes_longer() {
+    let latency = Latency { per_mebibyte: Duration::from_millis(200), ..Latency::NONE };
+    let (quick, api) = start(Config::default()).await;
+    let slow = Simulator::start(Config { latency, ..Config::default() }).await.unwrap();
+    let api = Api { root: api.root.replace(&quick.base_url(), &slow.base_url()), ..api };
+    let begun = Instant::now();
+    api.call(Method::PUT, "/values/a", vec![b'x'; 2 << 20]).await;
+    assert!(begun.elapsed() >= Duration::from_millis(400));
+    assert_eq!(slow.seen().body_bytes["put"], 2 << 20);
+}
+
+#[tokio::test]
+async fn keys_and_bytes_are_counted_by_operation() {
+    let (simulator, api) = start(Config::default()).await;
+    let pairs = json!([{"key": "a", "value": "1"}, {"key": "b", "value": "2"}]).to_string();
+    api.call(Method::PUT, "/bulk", pairs.clone()).await;
+    api.call(Method::PUT, "/bulk", r#"[{"key": "c", "value": "3"}]"#).await;
+    api.call(Method::POST, "/bulk/get", r#"{"keys": ["a", "none"]}"#).await;
+    api.call(Method::GET, "/values/a", "").await;
+    api.call(Method::GET, "/keys?prefix=b", "").await;
+    api.call(Method::DELETE, "/values/a", "").await;
+    let seen = simulator.seen();
+    let keys = [("bulk_get", 2), ("bulk_put", 3), ("delete", 1), ("get", 1), ("list", 1)];
+    assert_eq!(seen.keys, keys.into());
+    assert_eq!(seen.body_bytes["bulk_put"], pairs.len() as u64 + 28);
+    let spread = Spread { min: 1, p50: 1, p90: 2, p99: 2, max: 2 };
+    assert_eq!(seen.keys_per_request["bulk_put"], spread);
+}
+
+#[tokio::test]
+async fn it_is_known_when_each_key_landed() {
+    let config = Config { record_landings: true, ..Config::default() };
+    let (simulator, api) = start(config).await;
+    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros() as u64;
+    let before = now();
+    let pairs = json!([{"key": "a\"", "value": "1"}, {"key": "b", "value": "2"}]);
+    simulator.inject(
+        Rule::new(Fault::Partial { at_most: Some(1), report: Report::Right }).on(Operation::BulkDelete),
+    );
+    api.call(Method::PUT, "/bulk", pairs.to_string()).await;
+    api.call(Method::POST, "/bulk/delete", r#"["a\"", "b"]"#).await;
+    let landings = simulator.landings(0);
+    let told = |landing: &Landing| (landing.number, landing.key.to_string(), landing.operation);
+    let expected = [
+        (0, "a\"".to_owned(), Operation::BulkPut),
+        (1, "b".to_owned(), Operation::BulkPut),
+        (2, "b".to_owned(), Operation::BulkDelete),
+    ];
+    assert_eq!(landings.iter().map(told).collect::<Vec<_>>(), expected, "what failed did not land");
+    assert!(landings.iter().all(|landing| (before..=now()).contains(&landing.unix_micros)));
+
+    let url = format!("{}/landings?from=1&most=1", simulator.control_url());
+    let lines = api.client.get(url).send().await.unwrap().text().await.unwrap();
+    assert_eq!(lines, format!("[1,\"b\",{},\"bulk_put\"]\n", landings[1].unix_micros));
+    let (other, _) = start(Config::default()).await;
+    other.seed("a", "1");
+    assert!(other.landings(0).is_empty(), "off unless asked for");
+}
+
+#[tokio::test]
+async fn after_a_reset_it_is_as_if_just_started_and_what_was_under_way_changes_nothing() {
+    let latency = Latency { least: Duration::from_millis(300), ..Latency::NONE };
+    let config = Config { record_landings: true, latency, ..Config::default() };
+    let simulator = Simulator::start(config).await.unwrap();
+    let (quick, api) = start(Config::default()).await;
+    let api = Api { root: api.root.replace(&quick.base_url(), &simulator.base_url()), ..api };
+    let pairs = |key| json!([{"key": key, "value": "1", "metadata": 7}]).to_string();
+    api.call(Method::PUT, "/bulk", pairs("a")).await;
+    simulator.inject(Rule::new(Fault::Hang).on(Scope::Reads));
+
+    let reset = async {
+        sleep(Duration::from_millis(100)).await;
+        let url = format!("{}/reset", simulator.control_url());
+        assert_eq!(api.client.post(url).send().await.unwrap().status(), StatusCode::NO_CONTENT);
+        assert_eq!(simulator.seen(), Seen::default());
+    };
+    let ((status, _), ()) = tokio::join!(api.call(Method::PUT, "/bulk", pairs("b")), reset);
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(simulator.seen(), Seen::default());
+    assert!(simulator.keys().is_empty() && simulator.requests().is_empty() && simulator.faults().is_empty());
+
+    api.call(Method::PUT, "/bulk", pairs("c")).await;
+    assert_eq!((simulator.keys(), simulator.seen().writes_too_soon), (vec!["c".to_owned()], 0));
+    assert_eq!(simulator.landings(0).len(), 1);
+    assert_eq!(simulator.get("c").unwrap().metadata, Some(json!(7)));
+}
+
+#[tokio::test]
+async fn metadata_and_values_come_back_as_they_went_in() {
+    let (simulator, api) = start(Config::default()).await;
+    let value = "\u{0}\"é\n\u{1F600}";
+    // Shorter than 1,024 bytes once the spaces are gone.
+    let body = format!(
+        r#"[{{"key": "a", "value": {}, "metadata": {{"m":{}"é"}}}}]"#,
+        json!(value),
+        " ".repeat(2_000)
+    );
+    assert_eq!(api.call(Method::PUT, "/bulk", body).await.0, StatusCode::OK);
+    let metadata = json!({"m": "é"});
+    let stored = simulator.get("a").unwrap();
+    assert_eq!((stored.value, stored.metadata), (value.as_bytes().to_vec(), Some(metadata.clone())));
+    let (_, got) = api.call(Method::POST, "/bulk/get", r#"{"keys": ["a"], "withMetadata": true}"#).await;
+    assert_eq!(got["result"]["values"]["a"], json!({"value": value, "metadata": metadata}));
+
+    let form = "--x\r\nContent-Disposition: form-data; name=\"value\"\r\n\r\nv\r\n--x\r\n\
+        Content-Disposition: form-data; name=\"metadata\"\r\n\r\n[1]\r\n--x--\r\n";
+    let put = api.request(Method::PUT, "/values/form", form);
+    let put = put.header("content-type", "multipart/form-data; boundary=x").send().await.unwrap();
+    assert_eq!(put.status(), StatusCode::OK);
+    assert_eq!(simulator.get("form").unwrap().metadata, Some(json!([1])));
 }
 
 #[tokio::test]
@@ -75,7 +214,7 @@ async fn overlapping_and_hasty_writes_are_noticed() {
     assert_eq!(simulator.seen().writes_too_soon, 1);
     assert_eq!(simulator.seen().overlapping_keys, 0);
 
-    let latency = Latency { least: std::time::Duration::from_millis(200), ..Latency::NONE };
+    let latency = Latency { least: Duration::from_millis(200), ..Latency::NONE };
     let slow = Simulator::start(Config { latency, ..Config::default() }).await.unwrap();
     let api = Api { root: api.root.replace(&simulator.base_url(), &slow.base_url()), ..api };
     tokio::join!(api.call(Method::PUT, "/bulk", body), api.call(Method::DELETE, "/values/a", ""));

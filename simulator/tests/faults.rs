@@ -102,7 +102,7 @@ async fn a_429_says_how_long_to_wait_and_the_log_shows_who_does_not() {
     };
     assert_eq!(second, &expected);
     let seen = simulator.seen();
-    assert_eq!((seen.throttled, seen.fault("throttled"), seen.most_in_a_window), (1, 1, 2));
+    assert_eq!((seen.throttled, seen.fault("throttled"), seen.most_in_sliding_window), (1, 1, 2));
 }
 
 #[tokio::test]
@@ -242,10 +242,10 @@ async fn a_token_an_account_and_a_namespace_go_and_are_mended() {
         (Fault::UnknownAccount, (400, 7_003), 1),
         (Fault::MissingNamespace, (404, 10_013), 1),
     ] {
-        let (name, before) = (fault.name(), simulator.seen().most_in_a_window);
+        let (name, before) = (fault.name(), simulator.seen().most_in_sliding_window);
         simulator.inject(Rule::new(fault));
         assert_eq!(api.code(Method::PUT, "/bulk", "not even JSON").await, expected);
-        assert_eq!(simulator.seen().most_in_a_window - before, counted, "{name} has its place");
+        assert_eq!(simulator.seen().most_in_sliding_window - before, counted, "{name} has its place");
         simulator.mend(name);
         assert_eq!(api.call(Method::GET, "/keys", "").await.0, StatusCode::OK);
         assert_eq!(simulator.seen().fault(name), 1);
@@ -346,7 +346,7 @@ async fn the_control_endpoint_sets_shows_and_mends_and_does_not_count() {
     assert_eq!(seen["faults"], json!({"status": 1, "outage": 1, "throttled": 1}));
     let answers = json!({"bulk_put": {"503": 1}, "bulk_get": {"none": 1}, "list": {"429": 1}});
     assert_eq!(seen["answers"], answers);
-    assert_eq!((seen["most_in_a_window"].as_u64(), simulator.requests().len()), (Some(3), 3));
+    assert_eq!((seen["most_in_sliding_window"].as_u64(), simulator.requests().len()), (Some(3), 3));
 
     control(&simulator, &api, Method::DELETE, "/faults/outage", Value::Null).await;
     assert_eq!(simulator.faults().len(), 1);

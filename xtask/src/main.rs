@@ -8,6 +8,7 @@ mod interrupt;
 mod processes;
 mod progress;
 mod run;
+mod sim;
 mod soak;
 mod test;
 mod tools;
@@ -36,6 +37,8 @@ enum Subject {
     Test(test::Options),
     /// Play histories of faults and check what they leave behind
     Soak(soak::Options),
+    /// Run the simulator of Cloudflare KV alone, for other software to be measured against
+    Sim(sim::Options),
     /// Measure (`bench help` lists what)
     Bench(bench::Options),
     /// Does the fault suite catch processors that are broken on purpose?
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
             Subject::Up(options) => up::run(&shop, &options),
             Subject::Test(options) => test::run(&shop, &options),
             Subject::Soak(options) => soak::run(&shop, &options),
+            Subject::Sim(options) => sim::run(&shop, &options),
             Subject::Bench(options) => bench::run(&shop, &options),
             Subject::Variants(options) => variants::run(&shop, &options),
             Subject::Wasm => wasm::build(&shop).map(|_| ExitCode::SUCCESS),

@@ -45,7 +45,8 @@ impl Stage {
     /// Where something does not start.
     pub(crate) async fn open(plan: Plan) -> anyhow::Result<Self> {
         let nats = NatsServer::start().await?;
-        let latency = Latency { least: Duration::from_millis(5), tail: Duration::from_millis(2) };
+        let latency =
+            Latency { least: Duration::from_millis(5), tail: Duration::from_millis(2), ..Latency::NONE };
         let kv = Simulator::start(Config { latency, rate_limit: None, ..Config::default() }).await?;
         for id in &plan.seeded {
             kv.seed(&format!("tasks:{id}"), seeded_value(id).to_string());

@@ -1,0 +1,62 @@
+//! How numbers are spread: exact, since there are few different ones. Pure.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// How numbers are spread: so many of a hundred are at most so large.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Spread {
+    /// The least.
+    pub min: usize,
+    /// Half of them are at most this.
+    pub p50: usize,
+    /// 90 of a hundred are.
+    pub p90: usize,
+    /// 99 of a hundred are.
+    pub p99: usize,
+    /// The greatest.
+    pub max: usize,
+}
+
+/// How often each number came.
+#[derive(Debug, Default)]
+pub(crate) struct Counts(BTreeMap<usize, u64>);
+
+impl Counts {
+    pub(crate) fn add(&mut self, number: usize) {
+        *self.0.entry(number).or_default() += 1;
+    }
+
+    pub(crate) fn spread(&self) -> Spread {
+        let total: u64 = self.0.values().sum();
+        let percentile = |percent: u64| {
+            let rank = (total * percent).div_ceil(100);
+            let mut so_far = 0;
+            let reached = |(_, count): &(&usize, &u64)| {
+                so_far += **count;
+                so_far >= rank
+            };
+            self.0.iter().find(reached).map_or(0, |(number, _)| *number)
+        };
+        let [min, max] = [self.0.keys().next(), self.0.keys().next_back()].map(|end| *end.unwrap_or(&0));
+        Spread { min, p50: percentile(50), p90: percentile(90), p99: percentile(99), max }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_those_of_the_sorted_numbers() {
+        let mut counts = Counts::default();
+        assert_eq!(counts.spread(), Spread::default());
+        counts.add(7);
+        assert_eq!(counts.spread(), Spread { min: 7, p50: 7, p90: 7, p99: 7, max: 7 });
+        (1..=1_000).for_each(|number| counts.add(number));
+        counts.add(10_000);
+        let Spread { min, p50, p90, p99, max } = counts.spread();
+        assert_eq!((min, p50, p90, p99, max), (1, 500, 901, 991, 10_000));
+    }
+}
