@@ -3,9 +3,9 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// 150 bytes; it makes an event about 300 bytes long.
+/// About 175 bytes; it makes an event about 300 bytes long.
 const DESCRIPTION: &str = "A description of the usual length: what is to be done, by whom and until when, and \
-                           where more about it can be found, should anyone ask for that later";
+                           where more about it can be found, should anyone ask for that later or want to know the reason";
 
 /// What an event does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,11 +37,38 @@ pub(crate) struct Mix {
     /// Every tenth event is a delete, of a task created so many events before; 0: no deletes. It must be more
     /// than what can wait at a time, or a create and its delete become one write.
     pub(crate) delete_lag: u64,
+    /// Every third event is an update of one of so many tasks that are there; 0: none is. The creates are
+    /// of tasks beyond these.
+    pub(crate) existing: u64,
+    /// How many tasks beyond those the creates leave out.
+    pub(crate) skip: u64,
 }
 
+/// A prime by which updates step through the tasks, so that neighbours are not touched one after the other.
+const STRIDE: u64 = 7_919;
+
 impl Mix {
+    /// Nothing but creates, each of a task of its own until the ids are used up.
+    pub(crate) fn creates(ids: u64) -> Self {
+        Self { ids, delete_lag: 0, existing: 0, skip: 0 }
+    }
+
+    /// The last place before `end` at which this task is created, for a load of nothing but creates.
+    pub(crate) fn last_create(self, task: u64, end: u64) -> Option<u64> {
+        let rounds = end.checked_sub(task + 1)? / self.ids;
+        Some(task + rounds * self.ids)
+    }
+
     /// The event at this place of the load: its kind and the number of its task.
     pub(crate) fn at(self, place: u64) -> (Kind, u64) {
+        if self.existing > 0 {
+            let third = place / 3;
+            return if place % 3 == 2 {
+                (Kind::Updated, third * STRIDE % self.existing)
+            } else {
+                (Kind::Created, self.existing + self.skip + (third * 2 + place % 3) % self.ids)
+            };
+        }
         if self.delete_lag == 0 {
             return (Kind::Created, place % self.ids);
         }
@@ -57,6 +84,25 @@ impl Mix {
             None => (Kind::Created, self.ids + ten),
         }
     }
+}
+
+/// 50 % creates, 40 % updates and 10 % deletes, spread over so many ids as by chance, the same for everyone.
+pub(crate) fn mixed(place: u64, ids: u64) -> (Kind, u64) {
+    let dice = scattered(place);
+    let kind = match dice % 10 {
+        0..5 => Kind::Created,
+        5..9 => Kind::Updated,
+        _ => Kind::Deleted,
+    };
+    (kind, (dice >> 32) % ids)
+}
+
+/// A number that looks drawn by chance (splitmix64).
+pub(crate) fn scattered(number: u64) -> u64 {
+    let mut mixed = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
 
 /// The id of a task.
@@ -92,14 +138,14 @@ mod tests {
 
     #[test]
     fn creates_go_round_over_the_ids() {
-        let mix = Mix { ids: 3, delete_lag: 0 };
+        let mix = Mix::creates(3);
         let tasks: Vec<_> = (0..5).map(|place| mix.at(place)).collect();
         assert_eq!(tasks, [0, 1, 2, 0, 1].map(|task| (Kind::Created, task)));
     }
 
     #[test]
     fn a_tenth_are_deletes_of_what_was_created_and_is_not_deleted_yet() {
-        let mix = Mix { ids: 100_000, delete_lag: 180 };
+        let mix = Mix { delete_lag: 180, ..Mix::creates(100_000) };
         let (mut there, mut deletes) = (HashSet::new(), 0_u32);
         for place in 0..10_000 {
             let (kind, task) = mix.at(place);
@@ -112,6 +158,34 @@ mod tests {
             }
         }
         assert_eq!(deletes, 980);
+    }
+
+    #[test]
+    fn the_last_create_of_a_task() {
+        let mix = Mix::creates(3);
+        let lasts: Vec<_> = (0..4).map(|task| mix.last_create(task, 5)).collect();
+        assert_eq!(lasts, [Some(3), Some(4), Some(2), Some(3)]);
+        assert_eq!((mix.last_create(1, 1), mix.last_create(1, 2)), (None, Some(1)));
+    }
+
+    #[test]
+    fn a_third_are_updates_of_what_is_there_each_of_another_task() {
+        let mix = Mix { existing: 1_000, ..Mix::creates(1_000_000) };
+        let (updates, creates): (Vec<_>, Vec<_>) =
+            (0..3_000).map(|place| mix.at(place)).partition(|(kind, _)| *kind == Kind::Updated);
+        let different = |events: &[(Kind, u64)]| events.iter().map(|(_, task)| *task).collect::<HashSet<_>>();
+        assert_eq!((updates.len(), different(&updates).len()), (1_000, 1_000));
+        assert_eq!((creates.len(), different(&creates).len()), (2_000, 2_000));
+        assert!(
+            updates.iter().all(|(_, task)| *task < 1_000) && creates.iter().all(|(_, task)| *task >= 1_000)
+        );
+    }
+
+    #[test]
+    fn the_mixed_load_has_its_shares() {
+        let kinds: Vec<_> = (0..10_000).map(|place| mixed(place, 100).0).collect();
+        let share = |kind| kinds.iter().filter(|it| **it == kind).count() / 100;
+        assert!((48..=52).contains(&share(Kind::Created)) && (9..=11).contains(&share(Kind::Deleted)));
     }
 
     #[test]

@@ -99,15 +99,14 @@ impl Launch {
                 command.env("PORT", port.to_string());
                 Ok(Replica::Peer(Process::spawn("peer", &mut command)?, port))
             }
-            Kind::Floor => bail!("the floor has no replicas"),
+            Kind::Floor | Kind::PeerFloor => bail!("a floor has no replicas"),
         }
     }
 
     /// Starts the floor of the peer: the same requests by a bare loop.
-    pub(crate) fn peer_floor(&self, count: u32, concurrency: u32) -> anyhow::Result<Process> {
+    pub(crate) fn peer_floor(&self, count: u64) -> anyhow::Result<Process> {
         let mut command = peer_command("floor.js", &self.peer)?;
-        command.env("COUNT", count.to_string()).env("CONCURRENCY", concurrency.to_string());
-        Process::spawn("the peer's floor", &mut command)
+        Process::spawn("the peer's floor", command.env("COUNT", count.to_string()))
     }
 }
 
@@ -133,16 +132,23 @@ impl Replica {
         self.process().pid().as_raw()
     }
 
-    /// Whether it says that it is ready: our `/readyz`, the peer's `/health`.
+    /// Our `/readyz`, the peer's `/health`.
+    fn ready_url(&self) -> String {
+        match self {
+            Self::Ours(processor) => format!("http://127.0.0.1:{}/readyz", processor.port()),
+            Self::Peer(_, port) => format!("http://127.0.0.1:{port}/health"),
+        }
+    }
+
     async fn is_ready(&self) -> anyhow::Result<()> {
-        let status = match self {
-            Self::Ours(processor) => processor.get("/readyz").await?.0,
-            Self::Peer(_, port) => {
-                let url = format!("http://127.0.0.1:{port}/health");
-                http().get(url).timeout(Duration::from_secs(5)).send().await?.status().as_u16()
-            }
-        };
-        anyhow::ensure!(status == 200, "not ready: {status}\n{}", self.process().tail());
+        let answer = http().get(self.ready_url()).timeout(Duration::from_secs(5)).send().await;
+        let status = answer.with_context(|| self.process().tail())?.status().as_u16();
+        anyhow::ensure!(
+            status == 200,
+            "not ready: {status}
+{}",
+            self.process().tail()
+        );
         Ok(())
     }
 }
@@ -193,15 +199,18 @@ impl Fleet {
         0
     }
 
-    /// The sum of a metric over our replicas; 0 for others.
-    pub(crate) async fn metric(&self, name: &str) -> f64 {
-        let mut sum = 0.0;
+    /// Where each replica says whether it is ready.
+    pub(crate) fn ready_urls(&self) -> Vec<String> {
+        self.replicas.iter().map(Replica::ready_url).collect()
+    }
+
+    /// How many replicas still run and say that they are ready.
+    pub(crate) async fn how_many_ready(&self) -> usize {
+        let mut ready = 0;
         for replica in &self.replicas {
-            if let Replica::Ours(processor) = replica {
-                sum += processor.metric(name).await.unwrap_or_default();
-            }
+            ready += usize::from(replica.is_ready().await.is_ok());
         }
-        sum
+        ready
     }
 
     /// Kills one replica as a crash would.

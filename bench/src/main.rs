@@ -5,10 +5,16 @@ mod course;
 mod events;
 mod fleet;
 mod floor;
+mod landings;
 mod ledger;
+mod machine;
 mod measurement;
 mod meter;
+mod pace;
+mod plan;
 mod publisher;
+mod report;
+mod run;
 mod scenarios;
 mod stage;
 mod stats;
@@ -29,6 +35,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Subject {
+    /// The full comparison, or a quick one
+    All(run::Options),
+    /// Write the report of a run anew
+    Report(run::ReportOptions),
     /// From stored events to the ledger: events a second, with nats-server on the same machine
     Ledger(ledger::Options),
     /// One scenario, of one system
@@ -45,7 +55,7 @@ struct Single {
     /// Which scenario
     #[arg(long, value_enum)]
     only: Scenario,
-    /// durable, core, peer or floor
+    /// durable, core, peer, floor or peer-floor
     #[arg(long, default_value = "durable")]
     system: Kind,
     /// How many replicas of it
@@ -64,6 +74,8 @@ struct Single {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     match Arguments::parse().subject {
+        Subject::All(options) => run::all(&options).await,
+        Subject::Report(options) => run::report(&options),
         Subject::Ledger(options) => ledger::run(&options).await,
         Subject::Run(single) => run_single(single).await,
         Subject::Publish(options) => publisher::run(&options).await,

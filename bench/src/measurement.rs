@@ -31,6 +31,22 @@ pub(crate) enum Scenario {
     Limit,
     /// Events landed per second without a limit
     Nolimit,
+    /// From publishing an event to its being in KV
+    Latency,
+    /// CPU time, requests, keys and memory at a steady load
+    Cost,
+    /// Differences from an in-order replay on hot ids
+    Hot,
+    /// Events lost after a kill -9
+    Kill,
+    /// What one malformed message does
+    Malformed,
+    /// From the start of the process to its being ready
+    Start,
+    /// Cost per event by how many tasks there are
+    LedgerSize,
+    /// Many updates to one task
+    HotTask,
 }
 
 /// The load, as far as it is not the scenario's own. Zero means the scenario's usual.
@@ -60,6 +76,14 @@ pub(crate) struct Knobs {
     /// Events a second
     #[arg(long, default_value_t = 0)]
     pub(crate) rate: u64,
+    /// Without Cloudflare's limit on requests, in scenarios that have one
+    #[arg(long)]
+    #[serde(default)]
+    pub(crate) unlimited: bool,
+    /// How many tasks are there before
+    #[arg(long, default_value_t = 0)]
+    #[serde(default)]
+    pub(crate) tasks: u64,
     /// One more variable for our replicas, NAME=VALUE; may be given several times
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = variable)]
     #[serde(default)]
@@ -110,18 +134,33 @@ impl Findings {
 
 impl fmt::Display for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Knobs { events, seconds, deletes, live, failover, rate, .. } = &self.knobs;
+        let Knobs { events, seconds, deletes, live, failover, rate, unlimited, tasks, .. } = &self.knobs;
         write!(f, "{:?} {}", self.scenario, self.system)?;
-        for (name, value) in [("events", events), ("seconds", seconds), ("rate", rate)] {
+        for (name, value) in [("events", events), ("seconds", seconds), ("rate", rate), ("tasks", tasks)] {
             if *value > 0 {
                 write!(f, " {name}={value}")?;
             }
         }
-        for (name, set) in [("live", live), ("deletes", deletes), ("failover", failover)] {
+        for (name, set) in
+            [("live", live), ("deletes", deletes), ("failover", failover), ("unlimited", unlimited)]
+        {
             if *set {
                 write!(f, " {name}")?;
             }
         }
         write!(f, " round {}", self.round)
     }
+}
+
+/// A measurement that was made: one line of a run's file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Measurement {
+    /// What was to be measured.
+    pub(crate) job: Job,
+    /// What was found.
+    pub(crate) findings: Findings,
+    /// How long it took with all that went before and after, in seconds.
+    pub(crate) seconds: f64,
+    /// How many processes wanted a core before it began, where the system says it: what else was going on.
+    pub(crate) load_before: Option<f64>,
 }

@@ -43,6 +43,12 @@ pub(crate) struct Options {
     /// Every tenth event deletes a task created so many events before; 0: none does
     #[arg(long, default_value_t = 0)]
     delete_lag: u64,
+    /// Every third event updates one of so many tasks that are there; 0: none does
+    #[arg(long, default_value_t = 0)]
+    existing: u64,
+    /// How many tasks beyond those the creates leave out
+    #[arg(long, default_value_t = 0)]
+    skip: u64,
     /// There is a stream that acknowledges
     #[arg(long)]
     acked: bool,
@@ -55,6 +61,8 @@ impl Options {
             prefix: "tasks".to_owned(),
             ids: mix.ids,
             delete_lag: mix.delete_lag,
+            existing: mix.existing,
+            skip: mix.skip,
             acked,
         }
     }
@@ -66,6 +74,8 @@ impl Options {
             format!("--prefix={}", self.prefix),
             format!("--ids={}", self.ids),
             format!("--delete-lag={}", self.delete_lag),
+            format!("--existing={}", self.existing),
+            format!("--skip={}", self.skip),
         ];
         if self.acked {
             arguments.push("--acked".to_owned());
@@ -77,7 +87,12 @@ impl Options {
 /// The process: publishes until its standard input ends and all that was allowed is published.
 pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let client = async_nats::connect(&options.url).await.context("the publisher cannot connect")?;
-    let mix = Mix { ids: options.ids, delete_lag: options.delete_lag };
+    let mix = Mix {
+        ids: options.ids,
+        delete_lag: options.delete_lag,
+        existing: options.existing,
+        skip: options.skip,
+    };
     let subject = |kind: &str| async_nats::Subject::from(format!("{}.{kind}", options.prefix));
     let subjects = ["created", "updated", "deleted"].map(|kind| (kind, subject(kind)));
     let inbox = client.new_inbox();

@@ -1,9 +1,13 @@
 //! What every system is measured between: a nats-server of its own, as a process, and a simulator of Cloudflare KV
 //! in this process, whose CPU time is therefore the simulator's but for a little. Both are new for each measurement.
 
+use std::time::Duration;
+
 use anyhow::ensure;
+use serde_json::Value;
 use taskpipeline_simulator::{Config, Latency, RateLimit, Simulator};
 use taskpipeline_testkit::NatsServer;
+use tokio::time::Instant;
 
 use crate::fleet::{Fleet, Setup};
 use crate::meter::Meter;
@@ -56,6 +60,33 @@ impl Stage {
     pub(crate) fn landed(&self) -> f64 {
         let seen = self.kv.seen();
         count(seen.keys_put + seen.keys_deleted)
+    }
+
+    /// The most requests that any window of five minutes has seen.
+    pub(crate) fn most_in_a_window(&self) -> f64 {
+        count(self.kv.seen().most_in_a_window)
+    }
+
+    /// Waits until no request has come for `quiet`, at most `longest`. Answers whether that is so.
+    pub(crate) async fn quiet(&self, quiet: Duration, longest: Duration) -> bool {
+        let began = Instant::now();
+        let (mut requests, mut changed) = (self.kv.seen().total_requests(), Instant::now());
+        while changed.elapsed() < quiet {
+            if began.elapsed() > longest {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let now = self.kv.seen().total_requests();
+            if now != requests {
+                (requests, changed) = (now, Instant::now());
+            }
+        }
+        true
+    }
+
+    /// The task as KV has it.
+    pub(crate) fn task(&self, id: &str) -> Option<Value> {
+        serde_json::from_slice(&self.kv.get(&format!("tasks:{id}"))?.value).ok()
     }
 
     /// That the system did nothing that Cloudflare forbids.

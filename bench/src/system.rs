@@ -24,12 +24,14 @@ pub(crate) enum Kind {
     Core,
     /// The peer, `bench/peer`.
     Peer,
-    /// The least that has to be done (`floor`).
+    /// The least that a system like ours has to do (`floor`).
     Floor,
+    /// The least that the peer has to do: its requests by a bare loop.
+    PeerFloor,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::Durable, Self::Core, Self::Peer, Self::Floor];
+    const ALL: [Self; 5] = [Self::Durable, Self::Core, Self::Peer, Self::Floor, Self::PeerFloor];
 
     /// Its name on the command line.
     pub(crate) fn name(self) -> &'static str {
@@ -38,6 +40,7 @@ impl Kind {
             Self::Core => "core",
             Self::Peer => "peer",
             Self::Floor => "floor",
+            Self::PeerFloor => "peer-floor",
         }
     }
 
@@ -47,12 +50,26 @@ impl Kind {
     }
 }
 
+impl System {
+    /// What it is called in a report.
+    pub(crate) fn title(self) -> String {
+        let name = match self.kind {
+            Kind::Durable => "ours, Durable",
+            Kind::Core => "ours, Core",
+            Kind::Peer => "peer",
+            Kind::Floor => return "floor".to_owned(),
+            Kind::PeerFloor => return "the peer's floor".to_owned(),
+        };
+        format!("{name}, {} {}", self.replicas, if self.replicas == 1 { "replica" } else { "replicas" })
+    }
+}
+
 impl FromStr for Kind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|kind| kind.name() == text);
-        found.ok_or_else(|| "must be durable, core, peer or floor".to_owned())
+        found.ok_or_else(|| "must be durable, core, peer, floor or peer-floor".to_owned())
     }
 }
 
@@ -72,7 +89,7 @@ impl TryFrom<String> for System {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let (kind, replicas) = text.split_once('-').ok_or("must be such as durable-2")?;
+        let (kind, replicas) = text.rsplit_once('-').ok_or("must be such as durable-2")?;
         Ok(Self { kind: kind.parse()?, replicas: replicas.parse().map_err(|_| "must end with a number")? })
     }
 }

@@ -38,14 +38,6 @@ pub(crate) fn of(pid: i32) -> anyhow::Result<Usage> {
     from_ps(&String::from_utf8_lossy(&told.stdout)).with_context(|| format!("ps does not know {pid}"))
 }
 
-/// What this process itself has used.
-///
-/// # Errors
-/// As [`of`].
-pub(crate) fn of_self() -> anyhow::Result<Usage> {
-    of(i32::try_from(std::process::id())?)
-}
-
 /// From `pid (name) state ppid ...`, where the name may hold anything, and from `Name:  value kB`.
 fn from_proc(stat: &str, status: &str) -> Option<Usage> {
     let (_, rest) = stat.rsplit_once(')')?;
@@ -96,6 +88,7 @@ mod tests {
 
     #[test]
     fn this_process_has_used_something() {
-        assert!(of_self().unwrap().resident > 0.0);
+        let pid = i32::try_from(std::process::id()).unwrap();
+        assert!(of(pid).unwrap().resident > 0.0);
     }
 }

@@ -115,6 +115,12 @@ impl Processor {
         &self.process
     }
 
+    /// Where its endpoints are, on this machine.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Whether it still runs.
     ///
     /// # Errors

@@ -1,8 +1,16 @@
 //! The scenarios, one module each. A scenario sets up what it needs, makes one measurement and says what it
 //! found; it judges nothing and knows nothing of the report.
 
+mod cost;
+mod hot;
+mod hot_task;
+mod kill;
+mod latency;
+mod ledger_size;
 mod limit;
+mod malformed;
 mod nolimit;
+mod start;
 
 use crate::course::Seen;
 use crate::fleet::{REPLICA, Setup};
@@ -16,6 +24,14 @@ pub(crate) async fn measure(job: &Job) -> anyhow::Result<Findings> {
     match job.scenario {
         Scenario::Limit => limit::measure(job.system, &job.knobs).await,
         Scenario::Nolimit => nolimit::measure(job.system, &job.knobs).await,
+        Scenario::Latency => latency::measure(job.system, &job.knobs).await,
+        Scenario::Cost => cost::measure(job.system, &job.knobs).await,
+        Scenario::Hot => hot::measure(job.system, &job.knobs).await,
+        Scenario::Kill => kill::measure(job.system, &job.knobs).await,
+        Scenario::Malformed => malformed::measure(job.system, &job.knobs).await,
+        Scenario::Start => start::measure(job.system, &job.knobs).await,
+        Scenario::LedgerSize => ledger_size::measure(job.system, &job.knobs).await,
+        Scenario::HotTask => hot_task::measure(job.system, &job.knobs).await,
     }
 }
 

@@ -1,7 +1,10 @@
 //! Events landed per second without a limit on requests: creates of distinct tasks, either stored before the clock
 //! starts or published while it runs. Also of the floor, which the figure is held against.
 
-use anyhow::ensure;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
 use taskpipeline_simulator::{Latency, Simulator};
 use taskpipeline_testkit::Process;
 use tokio::process::Command;
@@ -9,7 +12,7 @@ use tokio::process::Command;
 use super::{rates, setup, spent};
 use crate::course::{Course, Until};
 use crate::events::Mix;
-use crate::fleet::{Fleet, REPLICA};
+use crate::fleet::{Fleet, Launch, REPLICA, Setup};
 use crate::floor;
 use crate::measurement::{Findings, Knobs};
 use crate::meter::Meter;
@@ -21,10 +24,14 @@ use crate::system::{Kind, System};
 /// Measures it once.
 pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Findings> {
     let setup = setup(false, knobs);
-    let events = knobs.events_or(if system.kind == Kind::Peer { 20_000 } else { 600_000 });
+    let is_peer = matches!(system.kind, Kind::Peer | Kind::PeerFloor);
+    let events = knobs.events_or(if is_peer { 20_000 } else { 600_000 });
+    if system.kind == Kind::PeerFloor {
+        return peer_floor(system, &setup, events).await;
+    }
     let stored = system.kind.has_stream() && !knobs.live;
     // Each event is about a task of its own, or fewer keys would be written than events came.
-    let mix = Mix { ids: events.max(knobs.ids), delete_lag: 0 };
+    let mix = Mix::creates(events.max(knobs.ids));
     let stage = Stage::new(false, Latency::LIKELY).await?;
     stage.make_streams(system.kind, &setup).await?;
     let mut meter = Meter::default();
@@ -62,7 +69,7 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
     let seen = course.run(fleet.as_mut(), Until::Landed(events), None).await?;
     drop(course);
     if let Some(mut floor) = floor {
-        let status = floor.wait(std::time::Duration::from_secs(30)).await?;
+        let status = floor.wait(Duration::from_secs(30)).await?;
         ensure!(status.success(), "the floor failed\n{}", floor.tail());
     }
     stage.check_manners()?;
@@ -80,6 +87,22 @@ pub(super) async fn store(stage: &Stage, mix: Mix, events: u64) -> anyhow::Resul
     publisher.finish().await?;
     ensure!(publisher.published() == events, "{} of {events} events are stored", publisher.published());
     Ok(())
+}
+
+/// The peer's requests by a bare loop, which says itself how fast it was.
+async fn peer_floor(system: System, setup: &Setup, events: u64) -> anyhow::Result<Findings> {
+    let stage = Stage::new(false, Latency::LIKELY).await?;
+    let mut process = Launch::new(system, setup, &stage.nats, &stage.kv).peer_floor(events)?;
+    let status = process.wait(Duration::from_secs(120)).await?;
+    ensure!(status.success(), "the peer's floor failed\n{}", process.tail());
+    let told = process.lines().into_iter().find_map(|line| serde_json::from_str::<Value>(&line).ok());
+    let told = told.with_context(|| process.tail())?;
+    let figure = |name: &str| told[name].as_f64().with_context(|| format!("the peer's floor says no {name}"));
+    let mut findings = Findings::default();
+    findings.figure("events/s", figure("perSecond")?);
+    findings.figure("seconds", figure("seconds")?);
+    findings.figure("requests per event", ratio(count(stage.kv.seen().total_requests()), count(events)));
+    Ok(findings)
 }
 
 fn start_floor(stage: &Stage, events: u64) -> anyhow::Result<Process> {

@@ -11,6 +11,7 @@ mod download;
 mod nats_server;
 mod node;
 mod npm;
+mod peer;
 mod version;
 mod wasm_target;
 
@@ -22,6 +23,7 @@ use anyhow::{Result, anyhow};
 pub(crate) use cache::hex_sha256;
 pub(crate) use cargo_install::{WORKER_BUILD, WasmTools};
 pub(crate) use npm::NpmTools;
+pub(crate) use peer::Peer;
 pub(crate) use wasm_target::WasmRust;
 
 use crate::progress::{Progress, complain, say};
@@ -60,6 +62,14 @@ impl Workshop {
     /// When there is no Node or npm, or the registry cannot be reached.
     pub(crate) fn npm_tools(&self) -> Result<NpmTools> {
         npm::install(self, &node::find(self)?)
+    }
+
+    /// The benchmarks' peer, built, with a Node that runs it.
+    ///
+    /// # Errors
+    /// When there is no Node or npm, the registry cannot be reached, or it does not build.
+    pub(crate) fn peer(&self) -> Result<Peer> {
+        peer::build(self, &node::find(self)?)
     }
 
     /// worker-build and the wasm-bindgen that fits Cargo.lock.

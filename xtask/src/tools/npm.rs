@@ -53,7 +53,6 @@ impl NpmTools {
 pub(super) fn install(shop: &Workshop, node: &Path) -> Result<NpmTools> {
     let lock = shop.workspace.read(MANIFESTS[1])?;
     let sum = hex_sha256(lock.as_bytes()).context("cannot hash the lock file")?;
-    let node_folder = node.parent().unwrap_or(Path::new(""));
     let entry = shop.cache.entry(&format!("npm-{}", &sum[..16]), |folder, _| {
         shop.progress.step("get wrangler, esbuild and wasm-opt (npm ci)", || {
             for file in MANIFESTS {
@@ -61,18 +60,33 @@ pub(super) fn install(shop: &Workshop, node: &Path) -> Result<NpmTools> {
                 fs::copy(shop.workspace.root.join(file), folder.join(name))
                     .with_context(|| format!("cannot copy {file} to {}", folder.display()))?;
             }
-            let bundled = node_folder.join("npm");
-            let npm = if bundled.is_file() { Some(bundled) } else { run::on_path("npm") };
-            let npm = npm.context("there is a Node but no npm: install npm, so that it is on PATH")?;
-            // No install scripts: those of esbuild and workerd only check or copy what is there already.
-            run::output(
-                Command::new(npm)
-                    .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
-                    .current_dir(folder)
-                    .env("PATH", run::path_with(&[node_folder])?),
-            )
-            .map(drop)
+            ci(node, folder)
         })
     })?;
     Ok(NpmTools { node: node.to_path_buf(), modules: entry.join("node_modules") })
+}
+
+/// `npm`, which runs on this Node: the one beside it, else the one on PATH.
+///
+/// # Errors
+/// When there is none.
+pub(super) fn command(node: &Path) -> Result<Command> {
+    let folder = node.parent().unwrap_or(Path::new(""));
+    let bundled = folder.join("npm");
+    let npm = if bundled.is_file() { Some(bundled) } else { run::on_path("npm") };
+    let npm = npm.context("there is a Node but no npm: install npm, so that it is on PATH")?;
+    let mut command = Command::new(npm);
+    command.env("PATH", run::path_with(&[folder])?);
+    Ok(command)
+}
+
+/// Installs what the lock file of this folder says. No install scripts: those of esbuild and workerd only check or
+/// copy what is there already.
+///
+/// # Errors
+/// When there is no npm, or the registry cannot be reached.
+pub(super) fn ci(node: &Path, folder: &Path) -> Result<()> {
+    let mut npm = command(node)?;
+    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(folder);
+    run::output(&mut npm).map(drop)
 }
