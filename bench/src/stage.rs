@@ -64,7 +64,7 @@ impl Stage {
 
     /// The most requests that any window of five minutes has seen.
     pub(crate) fn most_in_a_window(&self) -> f64 {
-        count(self.kv.seen().most_in_a_window)
+        count(self.kv.seen().most_in_sliding_window)
     }
 
     /// Waits until no request has come for `quiet`, at most `longest`. Answers whether that is so.

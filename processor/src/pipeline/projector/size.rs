@@ -13,19 +13,30 @@ const FIRST: usize = 1_000;
 /// It is not halved below this: what fails so small does not fail for its size.
 const LEAST: usize = 100;
 
-/// How many full requests have to succeed before it grows again after a failure, and by how much.
+/// By how much it grows where growing has failed before.
 const CAREFUL: usize = 1_000;
 
-/// How long a size that has failed is not tried again.
-const AVOID: Duration = Duration::from_secs(600);
+/// How long a size that has failed is not tried again: it may have been a bad moment. When it fails again, twice
+/// as long.
+const AVOID: Duration = Duration::from_secs(30);
+
+/// No longer than this.
+const AVOID_MOST: Duration = Duration::from_secs(600);
+
+/// A size that has failed.
+#[derive(Clone, Copy, Debug)]
+struct Failed {
+    keys: usize,
+    at: Instant,
+    avoid: Duration,
+}
 
 /// See the module's head.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BatchSize {
     now: usize,
     most: usize,
-    /// The size that failed last, and when.
-    failed: Option<(usize, Instant)>,
+    failed: Option<Failed>,
 }
 
 impl BatchSize {
@@ -44,21 +55,29 @@ impl BatchSize {
         if keys < self.now {
             return;
         }
-        let avoided = self.failed.filter(|(_, at)| now.duration_since(*at) < AVOID);
-        let wanted = match avoided {
+        if self.failed.is_some_and(|failed| keys >= failed.keys) {
+            self.failed = None;
+        }
+        let wanted = match self.failed {
             None => self.now.saturating_mul(2),
-            Some((size, _)) => (self.now + CAREFUL).min(size.saturating_sub(CAREFUL)).max(self.now),
+            Some(failed) if now.duration_since(failed.at) < failed.avoid => {
+                (self.now + CAREFUL).min(failed.keys.saturating_sub(CAREFUL)).max(self.now)
+            }
+            Some(_) => self.now + CAREFUL,
         };
         self.now = wanted.min(self.most);
     }
 
     /// A request of so many keys was too large, or too slow. Answers whether it is smaller now.
     pub(crate) fn failed(&mut self, keys: usize, now: Instant) -> bool {
-        // Another of the same size failed just before, or it was not its size.
-        if keys <= self.now / 2 || self.now <= LEAST {
+        // So much smaller than others, it did not fail for its size.
+        if keys < self.now / 4 || self.now <= LEAST {
             return false;
         }
-        self.failed = Some((keys, now));
+        let again =
+            self.failed.filter(|failed| keys >= failed.keys / 4 * 3 && now > failed.at + failed.avoid);
+        let avoid = again.map_or(AVOID, |failed| (failed.avoid * 2).min(AVOID_MOST));
+        self.failed = Some(Failed { keys, at: now, avoid });
         let before = self.now;
         self.now = (keys.min(self.now) / 2).max(LEAST.min(self.most));
         self.now < before
@@ -83,15 +102,32 @@ mod tests {
     }
 
     #[test]
-    fn what_was_too_large_is_halved_and_not_tried_again_for_a_while() {
-        let (mut size, now) = (BatchSize::new(10_000), Instant::now());
+    fn what_was_too_large_is_halved_and_tried_again_later_and_later() {
+        let (mut size, mut now) = (BatchSize::new(10_000), Instant::now());
         (0..4).for_each(|_| size.taken(size.keys(), now));
         assert!(size.failed(10_000, now));
-        assert!(!size.failed(2_000, now), "smaller than it is: something else was wrong");
+        assert!(!size.failed(1_000, now), "so small, something else was wrong");
         assert_eq!(size.keys(), 5_000);
-        (0..9).for_each(|_| size.taken(size.keys(), now));
-        assert_eq!(size.keys(), 9_000);
-        size.taken(9_000, now + AVOID);
+        let mut waits = Vec::new();
+        for _ in 0..6 {
+            let began = now;
+            while size.keys() < 10_000 {
+                now += Duration::from_secs(1);
+                size.taken(size.keys(), now);
+                assert!(now - began < Duration::from_secs(700));
+            }
+            waits.push((now - began).as_secs());
+            size.failed(10_000, now);
+        }
+        assert_eq!(waits, [30, 60, 120, 240, 480, 600]);
+    }
+
+    #[test]
+    fn one_bad_moment_is_soon_forgotten() {
+        let (mut size, now) = (BatchSize::new(10_000), Instant::now());
+        (0..4).for_each(|_| size.taken(size.keys(), now));
+        size.failed(10_000, now);
+        size.taken(10_000, now); // one that was out beside it
         assert_eq!(size.keys(), 10_000);
     }
 
