@@ -10,9 +10,10 @@ use std::time::Duration;
 use anyhow::ensure;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use taskpipeline_simulator::{Config, Fault, Operation, RateLimit, Rule, Scope, Simulator};
+use taskpipeline_simulator::{Config, Fault, LoggedRequest, Operation, RateLimit, Rule, Scope, Simulator};
 use taskpipeline_testkit::{
-    NatsServer, Process, Processor, ProcessorOptions, eventually, http, publish, publish_creates, stored_task,
+    NatsServer, Process, Processor, ProcessorOptions, created, eventually, http, publish, publish_creates,
+    store, stored_task,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -354,6 +355,32 @@ async fn it_keeps_within_the_request_budget() {
     assert_eq!(seen.throttled, 0);
     assert!(seen.most_in_sliding_window <= BUDGET.requests, "{} in a window", seen.most_in_sliding_window);
     assert!(kv.requests().iter().any(|request| request.operation == Operation::List));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_a_busy_pipeline_it_keeps_within_the_one_budget_of_both() {
+    const TASKS: u32 = 1_000;
+    const BUDGET: RateLimit =
+        RateLimit { requests: 60, period: Duration::from_secs(10), ..RateLimit::CLOUDFLARE };
+    let nats = NatsServer::start().await.unwrap();
+    let kv = Simulator::start(Config { rate_limit: Some(BUDGET), ..Config::default() }).await.unwrap();
+    let options = options(&nats, &kv).set("BATCH_MAX_KEYS", "40").set("REQUEST_BUDGET", "60/10s");
+    let _replica = replica_with(&options, &nats, &kv, TASKS).await;
+    // Work for the pipeline for as long as the comparison takes.
+    let events = (0..5 * TASKS / 2).map(|n| ("created", created(&format!("more-{n}"))));
+    store(&nats.client().await.unwrap(), events).await.unwrap();
+    let before = kv.requests().len();
+    let verified = resync(&options, &["--verify", "--values", "--recheck-after", "100ms"]).await;
+    println!("{}", text(&verified.stderr));
+    let during = kv.requests().split_off(before);
+    let is_read = |one: &&LoggedRequest| matches!(one.operation, Operation::List | Operation::BulkGet);
+    let reads = during.iter().filter(is_read).count();
+    let seen = kv.seen();
+    println!("{reads} reads and {} writes meanwhile; {seen:?}", during.len() - reads);
+    assert!(reads >= 12, "{reads}");
+    assert!(during.len() - reads >= 30, "the pipeline was not busy");
+    assert_eq!(seen.throttled, 0);
+    assert!(seen.most_in_sliding_window <= BUDGET.requests, "{} in a window", seen.most_in_sliding_window);
 }
 
 #[tokio::test(flavor = "multi_thread")]

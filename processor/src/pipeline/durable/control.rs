@@ -67,12 +67,22 @@ pub(super) struct Claimant<'a> {
     pub(super) memory: Option<Duration>,
 }
 
+/// What is left of the budget: what the last holder has said; and what has come in since, but not while it may
+/// have spent that itself.
+pub(super) fn inherited(found: Option<&Control>, unchanged_for: Duration) -> Spare {
+    let Some(found) = found else {
+        // The token may have been in use for another namespace until now.
+        return Spare { requests: UNKNOWN, refilling: Duration::ZERO };
+    };
+    let spent_by_holder = if found.holder.is_some() { MAY_SEND } else { Duration::ZERO };
+    Spare { requests: found.spare.into(), refilling: unchanged_for.saturating_sub(spent_by_holder) }
+}
+
 impl Claimant<'_> {
     /// Whether and how the record may be taken.
     pub(super) fn claim(&self, found: Option<&Control>) -> Claim {
         let Some(found) = found else {
-            // The token may have been in use for another namespace until now.
-            let spare = Spare { requests: UNKNOWN, refilling: Duration::ZERO };
+            let spare = inherited(None, self.unchanged_for);
             return Claim::Take { control: self.control(1, Revision::default()), doubtful: false, spare };
         };
         let free = found.holder.is_none() || found.holder.as_deref() == Some(self.replica);
@@ -80,15 +90,8 @@ impl Claimant<'_> {
             return Claim::Wait;
         }
         let settled = if self.is_forgotten(found) { Revision::default() } else { found.settled };
-        let spare = self.spare(found);
+        let spare = inherited(Some(found), self.unchanged_for);
         Claim::Take { control: self.control(found.term + 1, settled), doubtful: !found.clean, spare }
-    }
-
-    /// What is left of the budget: what the last holder has said; and what has come in since, but not while it
-    /// may have spent that itself.
-    fn spare(&self, found: &Control) -> Spare {
-        let spent_by_holder = if found.holder.is_some() { MAY_SEND } else { Duration::ZERO };
-        Spare { requests: found.spare.into(), refilling: self.unchanged_for.saturating_sub(spent_by_holder) }
     }
 
     /// Whether what the record says is settled cannot be relied on.
@@ -112,6 +115,22 @@ impl Control {
     /// The last renewal: whoever wants it may have it, and so many requests of the budget with it.
     pub(super) fn released(&self, settled: Revision, clean: bool, spare: u32, now: i64) -> Self {
         Self { holder: None, clean, spare, ..self.renewed(settled, now) }
+    }
+
+    /// As a command leaves it that has taken a part of the budget where nobody projects: nothing else changes, and
+    /// whoever wants it may have it.
+    pub(super) fn left(found: Option<&Self>, spare: u32, now: i64) -> Self {
+        let nothing = Self {
+            holder: None,
+            term: 0,
+            settled: Revision::default(),
+            spare: 0,
+            clean: true,
+            beat: 0,
+            renewed: now,
+        };
+        let found = found.cloned().unwrap_or(nothing);
+        Self { holder: None, spare, beat: found.beat + 1, ..found }
     }
 
     /// As a former holder leaves it that has sent requests without knowing that it was one no more: what it has
@@ -194,6 +213,16 @@ mod tests {
         let drained = held().released(Revision(45), true, 30, 99_500);
         assert_eq!(spare(Some(&drained), Duration::from_millis(250)), (30.0, Duration::from_millis(250)));
         assert_eq!(drained.renewed(Revision(45), 99_600).spare, 0, "whoever holds it has it");
+    }
+
+    #[test]
+    fn a_command_that_takes_of_the_budget_changes_nothing_else() {
+        let left = Control::left(Some(&held()), 7, 500_000);
+        assert_eq!((left.holder.as_deref(), left.spare, left.clean), (None, 7, false));
+        assert_eq!((left.settled, left.renewed), (Revision(40), 99_000), "how old it is stays known");
+        let (control, doubtful) = taken(claimant(Duration::ZERO).claim(Some(&left)));
+        assert_eq!((control.settled, doubtful), (Revision(40), true));
+        assert_eq!(Control::left(None, 3, 1).settled, Revision(0));
     }
 
     #[test]

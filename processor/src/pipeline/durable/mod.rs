@@ -14,6 +14,7 @@ mod incarnation;
 mod ingest;
 mod ledger;
 pub(crate) mod letters;
+mod loan;
 #[cfg(test)]
 mod model_tests;
 mod names;

@@ -92,6 +92,11 @@ impl Names {
         format!("{}control.{}", self.ledger_prefix, target.0)
     }
 
+    /// Requests that a command wants to send, or may.
+    pub(super) fn loan(&self, target: &Target) -> String {
+        format!("{}loan.{}", self.ledger_prefix, target.0)
+    }
+
     /// That a resync of one KV namespace is under way.
     pub(super) fn resync(&self, target: &Target) -> String {
         format!("{}resync.{}", self.ledger_prefix, target.0)

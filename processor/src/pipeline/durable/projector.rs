@@ -23,6 +23,7 @@ use super::dead_letters::DeadLetters;
 use super::feed::{Change, Feed};
 use super::holder::{Held, Holder, Renewal, now};
 use super::ledger::{Ledger, LedgerError};
+use super::loan::Asked;
 use super::names::Names;
 use super::record::{Due, Record};
 use super::stopped;
@@ -77,12 +78,17 @@ pub(super) struct Projector<K> {
     beside: JoinSet<Done>,
     renewing: bool,
     renew_at: Instant,
+    /// What a command asks for.
+    asked: Option<Asked>,
     behind: u64,
 }
 
 /// What was done beside.
 enum Done {
-    Renewed(Renewal),
+    /// And what a command asks for.
+    Renewed(Renewal, Option<Asked>),
+    /// Requests were lent to a command.
+    Lent,
     /// A record was given its time to live, or need not be.
     Expired(TaskId, Revision),
     /// What KV knew of a task is recorded; or it was no news; or it could not be.
@@ -162,6 +168,7 @@ impl<K: BulkApi> Projector<K> {
             beside: JoinSet::new(),
             renewing: false,
             renew_at,
+            asked: None,
             behind: 0,
         }
     }
@@ -180,6 +187,7 @@ impl<K: BulkApi> Projector<K> {
                 return Ended::Drained;
             }
             if !stopping && self.may_send() {
+                self.lend();
                 self.send_what_can_be_sent();
             }
             self.show();
@@ -196,8 +204,9 @@ impl<K: BulkApi> Projector<K> {
                     }
                 },
                 Some(done) = self.beside.join_next() => match done {
-                    Ok(Done::Renewed(renewal)) => {
+                    Ok(Done::Renewed(renewal, asked)) => {
                         self.renewing = false;
+                        self.asked = asked;
                         if self.renewed(renewal) {
                             return Ended::Lost;
                         }
@@ -240,7 +249,10 @@ impl<K: BulkApi> Projector<K> {
         self.renewing = true;
         let (holder, held, settled) =
             (self.parts.holder.clone(), self.held.clone(), self.unsettled.settled());
-        self.beside.spawn(async move { Done::Renewed(holder.renew(held, settled).await) });
+        self.beside.spawn(async move {
+            let renewal = holder.renew(held, settled).await;
+            Done::Renewed(renewal, holder.asked().await)
+        });
     }
 
     /// Answers whether the record is lost.
@@ -267,6 +279,21 @@ impl<K: BulkApi> Projector<K> {
             }
         }
         false
+    }
+
+    /// What a command has asked for comes before the next request.
+    fn lend(&mut self) {
+        let Some(asked) = self.asked.take() else { return };
+        match self.dispatch.lend(asked.loan.wanted) {
+            0 => self.asked = Some(asked),
+            requests => {
+                let holder = self.parts.holder.clone();
+                self.beside.spawn(async move {
+                    holder.grant(asked, requests).await;
+                    Done::Lent
+                });
+            }
+        }
     }
 
     async fn release(&mut self) {
@@ -544,7 +571,7 @@ impl<K: BulkApi> Projector<K> {
 
     fn note(&mut self, done: Done) {
         match done {
-            Done::Renewed(_) => {}
+            Done::Renewed(..) | Done::Lent => {}
             Done::Expired(id, revision) => self.unsettled.settle(&id, revision),
             Done::Buried(id, revision) => self.unsettled.settle(&id, revision),
             // The change comes by the feed.

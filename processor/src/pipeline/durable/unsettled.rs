@@ -16,8 +16,9 @@ use super::bucket::Revision;
 use super::cache::Known;
 use super::record::Record;
 
-/// How many bytes of records may be in memory here, waiting for KV or on the way to it.
-const MOST_BYTES: usize = 16 * 1024 * 1024;
+/// How many bytes of records may be in memory here, waiting for KV or on the way to it: enough for two requests of
+/// 10,000 tasks on their way and one that fills meanwhile.
+const MOST_BYTES: usize = 32 * 1024 * 1024;
 
 /// How many tasks may be here, in doubt included, whose records are not in memory.
 const MOST_TASKS: usize = 100_000;

@@ -251,6 +251,15 @@ impl<K: BulkApi> Dispatch<K> {
         self.deletes.extend(keys);
     }
 
+    /// Takes requests out of the budget for a command that asks for so many: one at a time while there is something
+    /// to be written here, and never more than half of what is there.
+    pub(super) fn lend(&mut self, wanted: u32) -> u32 {
+        let now = Instant::now();
+        let idle = self.writes.ready() == 0 && self.reads.ready() == 0;
+        let most = if idle { (self.budget.whole(now) / 2).clamp(1, wanted.max(1)) } else { 1 };
+        (0..most).take_while(|_| self.budget.take(now).is_ok()).map(|_| 1).sum()
+    }
+
     /// Goes on with what another has left of the budget.
     pub(super) fn resume(&mut self, spare: Spare) {
         self.budget = Budget::resumed(self.request_budget, spare, Instant::now());

@@ -38,7 +38,7 @@ use crate::telemetry::metrics::Metrics;
 use self::compare::Class;
 use self::course::Course;
 use self::progress::Progress;
-use self::reader::{Count, Counted, Reader, shares};
+use self::reader::{Count, Counted, Reader};
 use self::scan::Scan;
 
 pub(crate) use self::report::Report;
@@ -206,9 +206,9 @@ impl<'a> Resync<'a> {
         let parts = member.projector(kv.clone(), tuning.clone(), durable.settle_after, target, max_age);
         Ok(Self {
             wanted,
+            reader: Reader::new(kv.clone(), parts.holder.clone(), tuning.clone()),
             holder: parts.holder,
             member,
-            reader: Reader::new(kv.clone(), tuning.clone()),
             kv,
             tuning,
             settle_after: durable.settle_after,
@@ -249,9 +249,7 @@ impl<'a> Resync<'a> {
         if mended == 0 {
             return Ok(report);
         }
-        // The projector gets what the reads leave of the budget.
-        let (_, rest) = shares(self.tuning.request_budget);
-        let parts = self.projector(Tuning { request_budget: rest, ..self.tuning.clone() });
+        let parts = self.projector(self.tuning.clone());
         let course = Course { holder: &self.holder, progress: self.progress, requests: &self.kv.count };
         let up_to = course.newest_task().await?;
         course.settle(up_to, parts, self.grace, shutdown.as_mut()).await?;

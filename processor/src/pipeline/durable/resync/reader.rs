@@ -1,31 +1,19 @@
-//! Reads from KV for a command: retried by the policy, and within a small part of the request budget, since a
-//! running pipeline uses the rest. Also counts requests, whoever sends them. Decides nothing about what is read.
+//! Reads from KV for a command: retried by the policy, and by requests that a running pipeline lends it out of its
+//! budget. Also counts requests, whoever sends them. Decides nothing about what is read.
 
 use std::collections::{HashMap, HashSet};
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use taskpipeline_contract::{KEY_PREFIX, TaskKey};
-use tokio::time::Instant;
 use tracing::warn;
 
+use super::super::holder::Holder;
+use super::super::loan::Borrower;
 use super::ResyncError;
 use crate::config::Tuning;
-use crate::kv::{Budget, BulkApi, Entry, Failure, KeyPage, Namespace, Pair, RequestBudget};
+use crate::kv::{BulkApi, Entry, Failure, KeyPage, Namespace, Pair};
 use crate::pipeline::projector::delay_after;
-
-/// One in so many requests of the budget is for reads. With the default budget of 1,100, a pipeline that uses
-/// all of it and these together stay below Cloudflare's 1,200.
-const SHARE: u32 = 12;
-
-/// The part of the budget that reads may use, and what is left of it for a projector in this process.
-pub(super) fn shares(budget: RequestBudget) -> (RequestBudget, RequestBudget) {
-    let at_least_one = |requests| NonZeroU32::new(requests).unwrap_or(NonZeroU32::MIN);
-    let reads = at_least_one(budget.requests.get() / SHARE);
-    let rest = at_least_one(budget.requests.get() - reads.get());
-    (RequestBudget { requests: reads, ..budget }, RequestBudget { requests: rest, ..budget })
-}
 
 /// How many requests were sent.
 #[derive(Clone, Debug, Default)]
@@ -68,14 +56,13 @@ impl BulkApi for Counted {
 /// See the module's head.
 pub(super) struct Reader {
     kv: Counted,
-    budget: Budget,
+    borrower: Borrower,
     tuning: Tuning,
 }
 
 impl Reader {
-    pub(super) fn new(kv: Counted, tuning: Tuning) -> Self {
-        let (reads, _) = shares(tuning.request_budget);
-        Self { kv, budget: Budget::new(reads, Instant::now()), tuning }
+    pub(super) fn new(kv: Counted, holder: Holder, tuning: Tuning) -> Self {
+        Self { kv, borrower: Borrower::new(holder, tuning.request_budget), tuning }
     }
 
     /// How many requests were sent, of these and others.
@@ -106,9 +93,7 @@ impl Reader {
     ) -> Result<T, ResyncError> {
         let mut attempt = 0;
         loop {
-            while let Err(at) = self.budget.take(Instant::now()) {
-                tokio::time::sleep_until(at).await;
-            }
+            self.borrower.one().await?;
             self.kv.count.one();
             let failure = match request(&self.kv.namespace).await {
                 Ok(answer) => return Ok(answer),
@@ -129,24 +114,5 @@ impl Reader {
             warn!("reading from KV failed: {failure}; next in {:.1} s", delay.as_secs_f64());
             tokio::time::sleep(delay).await;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn both_shares_are_the_budget_and_one_more_share_fits_cloudflares_limit() {
-        for requests in [2, 11, 40, 1_100] {
-            let requests = NonZeroU32::new(requests).unwrap();
-            let budget = RequestBudget { requests, period: Duration::from_secs(300) };
-            let (reads, rest) = shares(budget);
-            assert_eq!(reads.requests.get() + rest.requests.get(), requests.get());
-        }
-        let (reads, _) = shares(RequestBudget::default());
-        assert!(reads.requests.get() + RequestBudget::default().requests.get() <= 1_200);
     }
 }
