@@ -35,6 +35,8 @@ pub(crate) enum Until {
 pub(crate) struct Seen {
     /// How many had landed after so many seconds.
     pub(crate) landed: Vec<[f64; 2]>,
+    /// How many requests had been let in after so many seconds.
+    pub(crate) requests: Vec<[f64; 2]>,
     /// The memory of each replica after so many seconds, in MB; a new one begins a new series.
     pub(crate) memory: BTreeMap<String, Vec<[f64; 2]>>,
     /// From the first event to the end, in seconds.
@@ -89,6 +91,7 @@ impl<'a> Course<'a> {
             let landed = self.stage.landed() - self.before;
             let now = began.elapsed();
             seen.landed.push([now.as_secs_f64(), landed]);
+            seen.requests.push([now.as_secs_f64(), count(self.stage.kv.seen().total_requests())]);
             if landed > moved.1 {
                 moved = (Instant::now(), landed);
             }

@@ -19,7 +19,10 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// The requests to Cloudflare in five minutes that the peer is paced to. It has no token bucket that a burst could
 /// empty, so it may go nearer to the limit of 1,200 than we do.
-const PEER_REQUESTS: f64 = 1_170.0;
+pub(crate) const PEER_REQUESTS: f64 = 1_170.0;
+
+/// The requests in five minutes that our default budget allows.
+pub(crate) const OUR_REQUESTS: f64 = 1_100.0;
 
 /// A budget that never holds anything back.
 const NO_BUDGET: &str = "1000000/5m";
@@ -66,7 +69,10 @@ impl Launch {
             ours = ours.set("REQUEST_BUDGET", NO_BUDGET);
         } else if system.kind == Kind::Core && system.replicas > 1 {
             // In Core no replica knows of the others: the user divides the budget.
-            ours = ours.set("REQUEST_BUDGET", &format!("{}/5m", 1_100 / system.replicas));
+            ours = ours.set(
+                "REQUEST_BUDGET",
+                &format!("{:.0}/5m", (OUR_REQUESTS / crate::stats::count(system.replicas)).floor()),
+            );
         }
         for (name, value) in &setup.env {
             ours = ours.set(name, value);

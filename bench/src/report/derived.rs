@@ -11,7 +11,7 @@ use super::table::number;
 pub(super) fn sentences(scenario: Scenario, rows: &[Row]) -> Vec<String> {
     let rows: Vec<_> = rows.iter().filter(|row| row.scenario == scenario).collect();
     match scenario {
-        Scenario::Limit => times_the_peer(&rows, "events/s, second half"),
+        Scenario::Limit => times_the_peer(&rows, "events/s that last"),
         Scenario::Nolimit => {
             let mut all = of_the_floor(&rows, Kind::Floor, &[Kind::Durable], "the floor");
             all.extend(of_the_floor(&rows, Kind::PeerFloor, &[Kind::Peer], "its floor"));

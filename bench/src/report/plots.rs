@@ -30,8 +30,8 @@ pub(crate) fn plots(rows: &[Row]) -> Vec<Plot> {
             "limit.svg",
             Scenario::Limit,
             "Under Cloudflare's limit",
-            "events/s, second half",
-            "events landed per second, second half",
+            "events/s that last",
+            "events landed per second that last",
             1,
         ),
         series(

@@ -22,15 +22,18 @@ pub(super) const TEXTS: &[Text] = &[
         how: "1,200 requests in 5 minutes, enforced by the simulator. A publisher keeps a backlog in front of the system \
               all the time: creates of distinct tasks, going round over 2,000,000 ids so that none is changed again while \
               it waits; in the rows with deletes every tenth event deletes a task created long before. The token bucket is \
-              full at the start, so the second half of the run is the figure. After the run everything that was published \
+              full at the start, so the second half of the run is looked at; and where even that made more requests a second than the budget \
+              gives in the long run (1,100 in 5 minutes; the peer 1,170), the figure that lasts is scaled down to it. After the run everything that was published \
               is waited for, and where there are only creates every task is compared with the last event about it. In the row \
               where one is killed, the replica that writes gets a kill -9 in the middle of the run; what was then in doubt is written \
               twice and is not counted as landed.",
         not: "How Cloudflare itself takes batches of 10,000 keys at this rate: its latency is assumed. The machine runs the \
               publisher, nats-server and the simulator on the same cores, which a real installation does not.",
         columns: &[
-            ("events/s, second half", "events/s, second half", 0),
+            ("events/s that last", "events/s that last", 0),
+            ("events/s, second half", "second half", 0),
             ("events/s", "whole run", 0),
+            ("requests/s, second half", "requests/s, second half", 2),
             ("429s", "429s", 0),
             ("most requests in 5 minutes", "most requests in 5 min", 0),
             ("keys per request", "keys a request", 0),
