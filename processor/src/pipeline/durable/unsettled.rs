@@ -5,7 +5,7 @@
 //! nothing older can land after it. A request whose outcome is unknown may take effect for some time (the
 //! *settle time*); until then its tasks stay *in doubt*, and are written once more after it.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::bucket::Revision;
 use super::cache::Known;
+use super::control::Doubt;
 use super::record::Record;
 
 /// How many bytes of records may be in memory here, waiting for KV or on the way to it: enough for two requests of
@@ -56,26 +57,33 @@ struct Task {
 #[derive(Debug)]
 pub(super) struct Unsettled {
     settle_after: Duration,
-    /// Whatever is first seen before this moment is in doubt until then: the last holder may have sent it.
-    all_doubtful_until: Option<Instant>,
+    /// What the last holder may have sent is in doubt until this moment.
+    inherited: Option<(Doubt, Instant)>,
     tasks: HashMap<TaskId, Task>,
     lows: BTreeSet<Revision>,
     /// In the order in which their doubts end.
     doubts: VecDeque<(Instant, TaskId)>,
+    /// Tasks that were read again, and settled, at a revision that the feed has not got to: what it still has of
+    /// them is older, and must not be written any more.
+    ahead: HashMap<TaskId, Revision>,
+    /// The same in the order of revisions.
+    ahead_in_order: BTreeMap<Revision, TaskId>,
     bytes: usize,
     /// The newest change that was seen of any task.
     position: Revision,
 }
 
 impl Unsettled {
-    /// Everything up to `settled` is settled. `doubtful`: what came after may have been sent by another.
-    pub(super) fn new(settled: Revision, doubtful: bool, settle_after: Duration, now: Instant) -> Self {
+    /// Everything up to `settled` is settled. `doubt`: what may have been sent by another.
+    pub(super) fn new(settled: Revision, doubt: Option<Doubt>, settle_after: Duration, now: Instant) -> Self {
         Self {
             settle_after,
-            all_doubtful_until: doubtful.then(|| now + settle_after),
+            inherited: doubt.map(|doubt| (doubt, now + settle_after)),
             tasks: HashMap::new(),
             lows: BTreeSet::new(),
             doubts: VecDeque::new(),
+            ahead: HashMap::new(),
+            ahead_in_order: BTreeMap::new(),
             bytes: 0,
             position: settled,
         }
@@ -103,14 +111,18 @@ impl Unsettled {
 
     /// Whether a request sent so far may still do anything.
     pub(super) fn is_clean(&self, now: Instant) -> bool {
-        self.all_doubtful_until.is_none_or(|until| until <= now)
+        self.inherited.is_none_or(|(_, until)| until <= now)
             && self.tasks.values().all(|task| task.sent.is_none() && task.doubtful_until.is_none())
     }
 
     /// A change was read from the ledger, in the order of revisions.
     pub(super) fn changed(&mut self, id: &TaskId, known: Known, now: Instant) {
         let Known { record, revision } = known;
-        self.position = self.position.max(revision);
+        let is_old = self.ahead.get(id).is_some_and(|seen| revision <= *seen);
+        self.move_to(revision);
+        if is_old {
+            return;
+        }
         let bytes = bytes(&record);
         if let Some(task) = self.tasks.get_mut(id) {
             // Read again for its doubt, it may be ahead of what the feed had read before.
@@ -120,7 +132,10 @@ impl Unsettled {
             task.seen = revision;
             self.bytes -= task.record.replace(record).as_deref().map_or(0, self::bytes);
         } else {
-            let doubtful_until = self.all_doubtful_until.filter(|until| now < *until);
+            let doubtful_until = self
+                .inherited
+                .filter(|(doubt, until)| now < *until && doubt.is_about(revision, record.follows))
+                .map(|(_, until)| until);
             let record = Some(record);
             self.lows.insert(revision);
             self.tasks.insert(
@@ -133,7 +148,7 @@ impl Unsettled {
 
     /// A change was read that says what was settled before.
     pub(super) fn passed(&mut self, id: &TaskId, revision: Revision) {
-        self.position = self.position.max(revision);
+        self.move_to(revision);
         self.settle(id, revision);
     }
 
@@ -221,6 +236,21 @@ impl Unsettled {
         if let Some(task) = self.tasks.remove(id) {
             self.lows.remove(&task.low);
             self.bytes -= task.record.as_deref().map_or(0, bytes);
+            if task.seen > self.position {
+                self.ahead.insert(id.clone(), task.seen);
+                self.ahead_in_order.insert(task.seen, id.clone());
+            }
+        }
+    }
+
+    /// The feed has got to this revision.
+    fn move_to(&mut self, revision: Revision) {
+        self.position = self.position.max(revision);
+        while let Some(first) = self.ahead_in_order.first_entry().filter(|first| *first.key() <= revision) {
+            let (seen, id) = first.remove_entry();
+            if self.ahead.get(&id) == Some(&seen) {
+                self.ahead.remove(&id);
+            }
         }
     }
 
@@ -273,9 +303,63 @@ mod tests {
     use crate::pipeline::fold::Version;
 
     #[test]
+    fn what_the_feed_still_has_of_a_task_that_was_settled_ahead_of_it_is_not_written() {
+        let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
+        let mut unsettled = Unsettled::new(Revision(0), Some(EVERYTHING), settle_after, now);
+        let id = TaskId::new("a").unwrap();
+        let known = |revision| {
+            let (version, cause) = (Version::new(1, revision), CorrelationId::new("c").unwrap());
+            let record = Record::of(version, Timestamp::UNIX_EPOCH, cause, &EventData::Deleted(id.clone()));
+            Known { record: Arc::new(record), revision: Revision(revision) }
+        };
+        unsettled.changed(&id, known(1), now);
+        unsettled.sent(&id);
+        assert_eq!(unsettled.landed(&id, now), Landed::InDoubt);
+        let later = now + settle_after;
+        assert_eq!(unsettled.take_doubtful(9, later), [id.clone()]);
+        unsettled.read_again(&id, known(52));
+        unsettled.sent(&id);
+        assert_eq!(unsettled.landed(&id, later), Landed::Settled);
+        unsettled.settle(&id, Revision(52));
+        assert_eq!(unsettled.settled(), Revision(1));
+        for old in [45, 52] {
+            unsettled.changed(&id, known(old), later);
+            assert!(unsettled.record(&id).is_none(), "{old} was to be written");
+        }
+        assert_eq!(unsettled.settled(), Revision(52));
+        assert!(unsettled.ahead.is_empty() && unsettled.ahead_in_order.is_empty());
+        unsettled.changed(&id, known(60), later);
+        assert!(unsettled.record(&id).is_some());
+    }
+
+    #[test]
+    fn what_the_last_holder_cannot_have_sent_is_written_once() {
+        let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
+        let doubt = Doubt { settled: Revision(10), up_to: Revision(20) };
+        let mut unsettled = Unsettled::new(Revision(10), Some(doubt), settle_after, now);
+        let mut landed = |revision, follows, at| {
+            let id = TaskId::new(format!("task-{revision}")).unwrap();
+            let (version, cause) = (Version::new(1, revision), CorrelationId::new("c").unwrap());
+            let mut record =
+                Record::of(version, Timestamp::UNIX_EPOCH, cause, &EventData::Deleted(id.clone()));
+            record.follows = Revision(follows);
+            unsettled.changed(&id, Known { record: Arc::new(record), revision: Revision(revision) }, at);
+            unsettled.sent(&id);
+            unsettled.landed(&id, at)
+        };
+        assert_eq!(landed(15, 0, now), Landed::InDoubt);
+        assert_eq!(landed(25, 15, now), Landed::InDoubt);
+        assert_eq!(landed(26, 0, now), Landed::Settled);
+        assert_eq!(landed(27, 9, now), Landed::Settled);
+        assert_eq!(landed(30, 15, now + settle_after), Landed::Settled);
+    }
+
+    const EVERYTHING: Doubt = Doubt { settled: Revision(0), up_to: Revision(u64::MAX) };
+
+    #[test]
     fn as_many_tasks_in_doubt_as_there_may_be_do_not_keep_themselves_from_being_written_again() {
         let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
-        let mut unsettled = Unsettled::new(Revision(0), true, settle_after, now);
+        let mut unsettled = Unsettled::new(Revision(0), Some(EVERYTHING), settle_after, now);
         let mut revision = 0;
         while unsettled.has_room() {
             revision += 1;

@@ -75,7 +75,7 @@ impl BatchSize {
             return false;
         }
         let again =
-            self.failed.filter(|failed| keys >= failed.keys / 4 * 3 && now > failed.at + failed.avoid);
+            self.failed.filter(|failed| keys >= failed.keys / 4 * 3 && now >= failed.at + failed.avoid);
         let avoid = again.map_or(AVOID, |failed| (failed.avoid * 2).min(AVOID_MOST));
         self.failed = Some(Failed { keys, at: now, avoid });
         let before = self.now;
