@@ -75,7 +75,7 @@ impl Ledger {
             // All are sent before the first answer is waited for.
             let mut writing = Vec::with_capacity(left.len());
             for (id, record) in left {
-                let (mut merged, expected) = match known.get(&id) {
+                let (merged, expected) = match known.get(&id) {
                     Some(known) => {
                         let mut merged = Record::clone(&known.record);
                         if !merged.merge(&record) {
@@ -85,7 +85,7 @@ impl Ledger {
                     }
                     None => (record.clone(), Revision::default()),
                 };
-                match self.send(&id, &mut merged, expected, None).await {
+                match self.send(&id, &merged, expected, None).await {
                     Ok(sent) => writing.push((id, record, merged, sent, expected)),
                     Err(failed) => {
                         error = Some(failed);
@@ -147,7 +147,7 @@ impl Ledger {
             if !record.join(known_to_kv) {
                 return Ok(false);
             }
-            let outcome = match self.send(id, &mut record, known.revision, None).await {
+            let outcome = match self.send(id, &record, known.revision, None).await {
                 Ok(sent) => sent.done().await.map_err(LedgerError::from),
                 Err(error) => Err(error),
             };
@@ -172,8 +172,8 @@ impl Ledger {
         let mut tries = 0;
         loop {
             let Some(known) = self.newest(id).await? else { return Ok(false) };
-            let mut record = Record { expires_by: None, ..Record::clone(&known.record) };
-            let outcome = match self.send(id, &mut record, known.revision, None).await {
+            let record = Record { expires_by: None, ..Record::clone(&known.record) };
+            let outcome = match self.send(id, &record, known.revision, None).await {
                 Ok(sent) => sent.done().await.map_err(LedgerError::from),
                 Err(error) => Err(error),
             };
@@ -192,7 +192,7 @@ impl Ledger {
     pub(super) async fn entomb(&self, id: &TaskId, tombstone: &Record) -> Result<bool, LedgerError> {
         let mut tries = 0;
         loop {
-            let (mut record, expected) = match self.newest(id).await? {
+            let (record, expected) = match self.newest(id).await? {
                 None => (tombstone.clone(), Revision::default()),
                 // Updates of a task that KV did not know when it was asked.
                 Some(known) if known.record.due(id) == Due::Nothing => {
@@ -202,7 +202,7 @@ impl Ledger {
                 }
                 Some(_) => return Ok(false),
             };
-            let outcome = match self.send(id, &mut record, expected, None).await {
+            let outcome = match self.send(id, &record, expected, None).await {
                 Ok(sent) => sent.done().await.map_err(LedgerError::from),
                 Err(error) => Err(error),
             };
@@ -226,7 +226,7 @@ impl Ledger {
     ) -> Result<(), LedgerError> {
         let mut record = Record::clone(&known.record);
         record.expires_by = Some(term);
-        self.send(id, &mut record, known.revision, Some(time_to_live)).await?.done().await?;
+        self.send(id, &record, known.revision, Some(time_to_live)).await?.done().await?;
         crash::point("expiring");
         self.cache.forget(id);
         Ok(())
@@ -267,11 +267,10 @@ impl Ledger {
     async fn send(
         &self,
         id: &TaskId,
-        record: &mut Record,
+        record: &Record,
         expected: Revision,
         time_to_live: Option<Duration>,
     ) -> Result<super::bucket::Writing, LedgerError> {
-        record.follows = expected;
         let mut bytes = Vec::with_capacity(record.text_bytes() + BYTES_BESIDE_TEXTS);
         serde_json::to_writer(&mut bytes, record)
             .map_err(|error| WriteError::Unknown(format!("a record cannot be written as JSON: {error}")))?;
