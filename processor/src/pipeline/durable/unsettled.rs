@@ -312,7 +312,7 @@ mod tests {
         unsettled.sent(&id);
         assert_eq!(unsettled.landed(&id, now), Landed::InDoubt);
         let later = now + settle_after;
-        assert_eq!(unsettled.take_doubtful(9, later), [id.clone()]);
+        assert_eq!(unsettled.take_doubtful(9, later), std::slice::from_ref(&id));
         unsettled.read_again(&id, known(52));
         unsettled.sent(&id);
         assert_eq!(unsettled.landed(&id, later), Landed::Settled);
