@@ -10,10 +10,10 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY
 use reqwest::{Method, Url};
 use secrecy::ExposeSecret;
 use serde::Serialize;
-use taskpipeline_contract::{TaskKey, TaskMetadata};
+use taskpipeline_contract::TaskKey;
 
 use super::answer::{self, Entry, Failure, KeyPage};
-use super::{Allowance, BulkApi};
+use super::{Allowance, BulkApi, PutBody};
 use crate::config::KvSettings;
 
 /// The most keys of one page of a list (Cloudflare's limit).
@@ -28,33 +28,6 @@ pub enum ClientError {
     /// The token holds characters no header can carry.
     #[error("CF_API_TOKEN holds characters that no HTTP header can carry")]
     Token,
-}
-
-/// One key with its value and metadata, as bulk put takes it.
-#[derive(Serialize)]
-pub struct Pair {
-    /// The task's key.
-    pub key: TaskKey,
-    /// The task as JSON.
-    pub value: String,
-    /// What the list page shows.
-    pub metadata: TaskMetadata,
-}
-
-impl Pair {
-    /// How long its JSON will be, at a guess: the quotes of the value are escaped, and metadata repeats the
-    /// title.
-    fn about_bytes(&self) -> usize {
-        self.value.len() * 5 / 4 + 256
-    }
-}
-
-/// A request's body; grown step by step, one of millions of bytes would be copied a dozen times.
-fn json(body: &(impl Serialize + ?Sized), about_bytes: usize) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::with_capacity(about_bytes);
-    serde_json::to_writer(&mut bytes, body)
-        .map_err(|error| Failure::Refused(format!("the request cannot be written: {error}")))?;
-    Ok(bytes)
 }
 
 /// A KV namespace behind its REST API.
@@ -129,15 +102,16 @@ impl Namespace {
         body: &(impl Serialize + Sync + ?Sized),
         read: impl FnOnce(&[u8]) -> Result<T, Failure> + Send,
     ) -> Result<T, Failure> {
-        let body = json(body, 0)?;
-        self.call_with(method, path, body, read).await
+        let body = serde_json::to_vec(body)
+            .map_err(|error| Failure::Refused(format!("the request cannot be written: {error}")))?;
+        self.call_with(method, path, body.into(), read).await
     }
 
     async fn call_with<T>(
         &self,
         method: Method,
         path: &str,
-        body: Vec<u8>,
+        body: reqwest::Body,
         read: impl FnOnce(&[u8]) -> Result<T, Failure> + Send,
     ) -> Result<T, Failure> {
         let request = self
@@ -171,9 +145,9 @@ impl Namespace {
 }
 
 impl BulkApi for Namespace {
-    async fn bulk_put(&self, pairs: &[Pair]) -> Result<HashSet<String>, Failure> {
-        let body = json(pairs, pairs.iter().map(Pair::about_bytes).sum())?;
-        self.call_with(Method::PUT, "bulk", body, |body| answer::written(body, pairs.len())).await
+    async fn bulk_put(&self, body: PutBody) -> Result<HashSet<String>, Failure> {
+        let (keys, body) = (body.keys(), reqwest::Body::wrap(body));
+        self.call_with(Method::PUT, "bulk", body, |answer| answer::written(answer, keys)).await
     }
 
     async fn bulk_delete(&self, keys: &[TaskKey]) -> Result<HashSet<String>, Failure> {

@@ -12,12 +12,15 @@ mod allowance;
 mod answer;
 mod budget;
 mod client;
+mod puts;
 
 pub use allowance::{Allowance, Others};
 pub use answer::{Entry, Failure, KeyPage, ListedKey};
 pub(crate) use budget::UNKNOWN;
 pub use budget::{Budget, RequestBudget, Spare};
-pub use client::{ClientError, Namespace, Pair};
+pub use client::{ClientError, Namespace};
+pub use puts::PutBody;
+pub(crate) use puts::Puts;
 
 /// The most keys of one bulk put or delete (Cloudflare's limit).
 pub const MAX_KEYS_PER_WRITE: NonZeroU16 = NonZeroU16::MIN.saturating_add(9_999);
@@ -27,11 +30,11 @@ pub const MAX_KEYS_PER_READ: usize = 100;
 
 /// What the projector asks of KV. [`Namespace`] is the real one; tests of time put another in its place.
 pub trait BulkApi: Clone + Send + Sync + 'static {
-    /// Writes these pairs. Answers the keys that KV names as not written.
+    /// Writes these tasks. Answers the keys that KV names as not written.
     ///
     /// # Errors
     /// The failure's class says what to do; whether anything was written is not known then.
-    fn bulk_put(&self, pairs: &[Pair]) -> impl Future<Output = Result<HashSet<String>, Failure>> + Send;
+    fn bulk_put(&self, body: PutBody) -> impl Future<Output = Result<HashSet<String>, Failure>> + Send;
 
     /// Deletes these keys; one that is not there counts as deleted. Answers the keys that KV names as not
     /// deleted.

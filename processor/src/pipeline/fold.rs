@@ -49,10 +49,26 @@ impl fmt::Display for Version {
 /// A value and the version of the event that set it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Versioned<T> {
-    #[serde(rename = "v")]
+    #[serde(rename = "v", with = "two_numbers")]
     pub(super) version: Version,
     #[serde(rename = "is")]
     pub(super) value: T,
+}
+
+/// A version without names, as each record holds half a dozen.
+mod two_numbers {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Version;
+
+    pub(super) fn serialize<S: Serializer>(version: &Version, serializer: S) -> Result<S::Ok, S::Error> {
+        (version.incarnation, version.sequence).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Version, D::Error> {
+        let (incarnation, sequence) = Deserialize::deserialize(deserializer)?;
+        Ok(Version { incarnation, sequence })
+    }
 }
 
 /// What is known of one task.

@@ -14,7 +14,7 @@ use super::dead_letters::DeadLetters;
 use super::ingest::{Accepted, Carried};
 use super::ledger::Ledger;
 use crate::config::Tuning;
-use crate::kv::{Budget, BulkApi, Failure};
+use crate::kv::{Budget, BulkApi, Failure, Puts};
 use crate::pipeline::dead_letters::{Letter, Reason};
 use crate::pipeline::projector::{Answered, Batch, Dispatch, Request, Verdict, delay_after};
 use crate::telemetry::health::Health;
@@ -138,7 +138,7 @@ impl<K: BulkApi> Projector<K> {
     /// Reads the values now, at the last moment, and sends puts; what is to be deleted waits for others like it,
     /// unless there is nothing else.
     fn send_write(&mut self, mut ids: Vec<TaskId>) {
-        let mut tasks: Vec<Task> = Vec::with_capacity(ids.len());
+        let mut puts = Puts::default();
         let mut gone = Vec::new();
         while !ids.is_empty() {
             for id in ids {
@@ -148,16 +148,16 @@ impl<K: BulkApi> Projector<K> {
                     continue;
                 };
                 match entry.state.visible(&id) {
-                    Some(task) => tasks.push(task),
+                    Some(task) => puts.push(&task),
                     None => gone.push(id),
                 }
             }
-            let room = if tasks.is_empty() { 0 } else { self.dispatch.room_beside(tasks.len()) };
+            let room = if puts.is_empty() { 0 } else { self.dispatch.room_beside(puts.ids().len()) };
             ids = self.dispatch.more(room);
         }
-        if !tasks.is_empty() {
+        if !puts.is_empty() {
             self.dispatch.delete_soon(gone);
-            self.send(Request::Put(tasks));
+            self.send(Request::Put(puts));
         } else if !gone.is_empty() {
             self.send(Request::Delete(gone));
         }
@@ -165,7 +165,7 @@ impl<K: BulkApi> Projector<K> {
 
     fn send(&mut self, request: Request) {
         let operation = request.operation();
-        self.announce(operation, &request.ids());
+        self.announce(operation, request.ids());
         self.dispatch.send(request);
     }
 

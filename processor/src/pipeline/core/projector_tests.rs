@@ -11,7 +11,7 @@ use taskpipeline_contract::{Event, EventKind, Timestamp};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::kv::{Pair, RequestBudget};
+use crate::kv::{PutBody, RequestBudget};
 use crate::pipeline::fold::Version;
 use crate::pipeline::message::Received;
 
@@ -59,9 +59,13 @@ fn names(keys: &[TaskKey]) -> Vec<String> {
 }
 
 impl BulkApi for Scripted {
-    async fn bulk_put(&self, pairs: &[Pair]) -> Result<HashSet<String>, Failure> {
-        let keys = pairs.iter().map(|pair| pair.key.to_string()).collect();
-        self.answer(keys, pairs.iter().map(|pair| pair.value.clone()).collect()).await
+    async fn bulk_put(&self, body: PutBody) -> Result<HashSet<String>, Failure> {
+        let pairs = body.to_json();
+        let all = |field: &str| {
+            let pairs = pairs.as_array().unwrap().iter();
+            pairs.map(|pair| pair[field].as_str().unwrap().to_owned()).collect()
+        };
+        self.answer(all("key"), all("value")).await
     }
 
     async fn bulk_delete(&self, keys: &[TaskKey]) -> Result<HashSet<String>, Failure> {

@@ -25,7 +25,7 @@ use super::control::{Claim, Claimant, Control, LEASE, MAY_SEND, RENEWAL};
 use super::record::{Due, Record};
 use super::unsettled::{Landed, Unsettled};
 use crate::config::Tuning;
-use crate::kv::{Budget, BulkApi, Failure, Pair, RequestBudget};
+use crate::kv::{Budget, BulkApi, Failure, PutBody, RequestBudget};
 use crate::pipeline::fold::Version;
 use crate::pipeline::fold_reference::{Happened, at, base, data, replay};
 use crate::pipeline::projector::Dispatch;
@@ -370,7 +370,7 @@ struct World {
 struct Nowhere;
 
 impl BulkApi for Nowhere {
-    async fn bulk_put(&self, _: &[Pair]) -> Result<HashSet<String>, Failure> {
+    async fn bulk_put(&self, _: PutBody) -> Result<HashSet<String>, Failure> {
         std::future::pending().await
     }
 

@@ -29,7 +29,7 @@ use super::record::{Due, Record};
 use super::stopped;
 use super::unsettled::{Landed, Unsettled};
 use crate::config::Tuning;
-use crate::kv::{Budget, BulkApi, Failure, RequestBudget};
+use crate::kv::{Budget, BulkApi, Failure, Puts, RequestBudget};
 use crate::pipeline::dead_letters::{Letter, Reason};
 use crate::pipeline::projector::{Answered, Batch, Dispatch, Request, Verdict, delay_after};
 use crate::telemetry::health::Health;
@@ -356,28 +356,28 @@ impl<K: BulkApi> Projector<K> {
     /// Takes the values now, at the last moment, and sends puts; what is to be deleted waits for others like it,
     /// unless there is nothing else.
     fn send_write(&mut self, mut ids: Vec<TaskId>) {
-        let mut tasks: Vec<Task> = Vec::with_capacity(ids.len());
+        let mut puts = Puts::default();
         let mut gone = Vec::new();
         while !ids.is_empty() {
             for id in ids {
                 match self.unsettled.record(&id).map(|record| record.due(&id)) {
-                    Some(Due::Put(task)) => tasks.push(task),
+                    Some(Due::Put(task)) => puts.push(&task),
                     Some(Due::Delete) => gone.push(id),
                     // Nothing is ever deleted because nothing is known of it.
                     _ => self.dispatch.writes.settle(&id, Instant::now()),
                 }
             }
-            let room = if tasks.is_empty() { 0 } else { self.dispatch.room_beside(tasks.len()) };
+            let room = if puts.is_empty() { 0 } else { self.dispatch.room_beside(puts.ids().len()) };
             ids = self.dispatch.more(room);
         }
-        if !tasks.is_empty() {
-            for task in &tasks {
-                self.unsettled.sent(&task.id);
-                self.announce(Operation::Put, &task.id);
+        if !puts.is_empty() {
+            for id in puts.ids() {
+                self.unsettled.sent(id);
+                self.announce(Operation::Put, id);
             }
             self.dispatch.delete_soon(gone);
             crash::point("sending");
-            self.dispatch.send(Request::Put(tasks));
+            self.dispatch.send(Request::Put(puts));
         } else if !gone.is_empty() {
             for id in &gone {
                 self.unsettled.sent(id);

@@ -3,15 +3,15 @@
 
 use std::collections::HashMap;
 
-use taskpipeline_contract::{Task, TaskId, TaskKey, TaskMetadata};
+use taskpipeline_contract::{TaskId, TaskKey};
 
-use crate::kv::{BulkApi, Failure, Pair};
+use crate::kv::{BulkApi, Failure, Puts};
 use crate::telemetry::metrics::Operation;
 
 /// What is asked of KV.
 pub(crate) enum Request {
     /// Write these tasks.
-    Put(Vec<Task>),
+    Put(Puts),
     /// Delete these.
     Delete(Vec<TaskId>),
     /// Read these.
@@ -45,36 +45,40 @@ impl Request {
         }
     }
 
-    pub(crate) fn ids(&self) -> Vec<TaskId> {
+    pub(crate) fn ids(&self) -> &[TaskId] {
         match self {
-            Self::Put(tasks) => tasks.iter().map(|task| task.id.clone()).collect(),
-            Self::Delete(ids) | Self::Get(ids) => ids.clone(),
+            Self::Put(puts) => puts.ids(),
+            Self::Delete(ids) | Self::Get(ids) => ids,
         }
     }
 
     /// Sends it. Takes as long as the request's time-out at the most.
     pub(crate) async fn send(self, kv: impl BulkApi) -> Answer {
         let operation = self.operation();
-        let ids = self.ids();
-        let keys = || -> Vec<TaskKey> { ids.iter().cloned().map(TaskKey::new).collect() };
-        let result = match &self {
-            Self::Put(tasks) => match tasks.iter().map(pair).collect::<Result<Vec<_>, _>>() {
-                Ok(pairs) => kv.bulk_put(&pairs).await.map(|failed| written(&ids, &failed)),
-                Err(error) => Err(Failure::Refused(format!("a task cannot be written as JSON: {error}"))),
-            },
-            Self::Delete(_) => kv.bulk_delete(&keys()).await.map(|failed| written(&ids, &failed)),
-            Self::Get(_) => kv.bulk_get(&keys()).await.map(|values| read(&ids, values)),
+        let (ids, result) = match self {
+            Self::Put(puts) => {
+                let (ids, body) = puts.finish();
+                let result = match body {
+                    Ok(body) => kv.bulk_put(body).await.map(|failed| written(&ids, &failed)),
+                    Err(failure) => Err(failure),
+                };
+                (ids, result)
+            }
+            Self::Delete(ids) => {
+                let result = kv.bulk_delete(&keys(&ids)).await.map(|failed| written(&ids, &failed));
+                (ids, result)
+            }
+            Self::Get(ids) => {
+                let result = kv.bulk_get(&keys(&ids)).await.map(|values| read(&ids, values));
+                (ids, result)
+            }
         };
         Answer { operation, ids, result }
     }
 }
 
-fn pair(task: &Task) -> Result<Pair, serde_json::Error> {
-    Ok(Pair {
-        key: TaskKey::new(task.id.clone()),
-        value: serde_json::to_string(task)?,
-        metadata: TaskMetadata::from(task),
-    })
+fn keys(ids: &[TaskId]) -> Vec<TaskKey> {
+    ids.iter().cloned().map(TaskKey::new).collect()
 }
 
 fn written(ids: &[TaskId], failed: &std::collections::HashSet<String>) -> Vec<KeyOutcome> {

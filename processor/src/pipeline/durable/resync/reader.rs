@@ -12,7 +12,7 @@ use super::super::holder::Holder;
 use super::super::loan::Borrower;
 use super::ResyncError;
 use crate::config::Tuning;
-use crate::kv::{BulkApi, Entry, Failure, KeyPage, Namespace, Pair};
+use crate::kv::{BulkApi, Entry, Failure, KeyPage, Namespace, PutBody};
 use crate::pipeline::projector::delay_after;
 
 /// How many requests were sent.
@@ -37,9 +37,9 @@ pub(super) struct Counted {
 }
 
 impl BulkApi for Counted {
-    async fn bulk_put(&self, pairs: &[Pair]) -> Result<HashSet<String>, Failure> {
+    async fn bulk_put(&self, body: PutBody) -> Result<HashSet<String>, Failure> {
         self.count.one();
-        self.namespace.bulk_put(pairs).await
+        self.namespace.bulk_put(body).await
     }
 
     async fn bulk_delete(&self, keys: &[TaskKey]) -> Result<HashSet<String>, Failure> {
