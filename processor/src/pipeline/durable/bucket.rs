@@ -1,17 +1,16 @@
 //! The bucket under the ledger: reads, and writes by compare-and-set. Knows subjects and bytes, nothing of what
 //! they mean.
 
-use std::future::IntoFuture;
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
-use async_nats::jetstream::context::{PublishAckFuture, PublishErrorKind};
-use async_nats::jetstream::message::PublishMessage;
 use async_nats::{Message, StatusCode};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+
+use super::writes::Writes;
 
 /// The sequence of a record's last write in the bucket's stream; 0 where there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -46,19 +45,6 @@ pub(super) enum WriteError {
 #[error("the ledger cannot be read: {0}")]
 pub(super) struct ReadError(String);
 
-/// A write that is on its way.
-pub(super) struct Writing(PublishAckFuture);
-
-impl Writing {
-    pub(super) async fn done(self) -> Result<Revision, WriteError> {
-        match self.0.into_future().await {
-            Ok(ack) => Ok(Revision(ack.sequence)),
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Err(WriteError::Conflict),
-            Err(error) => Err(WriteError::Unknown(error.to_string())),
-        }
-    }
-}
-
 /// See the module's head.
 #[derive(Clone)]
 pub(super) struct Bucket {
@@ -71,30 +57,29 @@ impl Bucket {
         Self { jetstream, stream: stream.to_owned() }
     }
 
-    /// Sends a write that is done only where the record's revision is `expected`.
+    /// Writes a record only where its revision is `expected`.
     pub(super) async fn compare_and_set(
         &self,
         subject: String,
         value: Vec<u8>,
         expected: Revision,
         time_to_live: Option<Duration>,
-    ) -> Result<Writing, WriteError> {
-        let mut message =
-            PublishMessage::build().payload(value.into()).expected_last_subject_sequence(expected.0);
-        if let Some(time_to_live) = time_to_live {
-            message = message.ttl(time_to_live);
-        }
-        self.send(subject, message).await
+    ) -> Result<Revision, WriteError> {
+        let mut writes = self.writes().await?;
+        writes.send(subject, value, Some(expected), time_to_live).await?;
+        writes.only().await
     }
 
-    /// Sends a write, whatever the record is.
-    pub(super) async fn set(&self, subject: String, value: Vec<u8>) -> Result<Writing, WriteError> {
-        self.send(subject, PublishMessage::build().payload(value.into())).await
+    /// Writes a record whatever it is.
+    pub(super) async fn set(&self, subject: String, value: Vec<u8>) -> Result<Revision, WriteError> {
+        let mut writes = self.writes().await?;
+        writes.send(subject, value, None, None).await?;
+        writes.only().await
     }
 
-    async fn send(&self, subject: String, message: PublishMessage) -> Result<Writing, WriteError> {
-        let sent = self.jetstream.send_publish(subject, message).await;
-        sent.map(Writing).map_err(|error| WriteError::Unknown(error.to_string()))
+    /// Begins writes that do not wait for each other.
+    pub(super) async fn writes(&self) -> Result<Writes, WriteError> {
+        Writes::begin(self.jetstream.client()).await
     }
 
     /// Reads one record as the stream's leader has it.

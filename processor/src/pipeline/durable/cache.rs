@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use quick_cache::Weighter;
-use quick_cache::sync::Cache as Bounded;
+use quick_cache::sync::{Cache as Bounded, DefaultLifecycle};
 use taskpipeline_contract::TaskId;
 
 use super::ledger::Revision;
@@ -33,12 +34,12 @@ impl Weighter<TaskId, Known> for Bytes {
 }
 
 /// See the module's head.
-pub(super) struct Cache(Bounded<TaskId, Known, Bytes>);
+pub(super) struct Cache(Bounded<TaskId, Known, Bytes, RandomState>);
 
 impl Cache {
     pub(super) fn new() -> Self {
         let entries = usize::try_from(MOST_BYTES).unwrap_or(usize::MAX) / (BYTES_PER_ENTRY + 100);
-        Self(Bounded::with_weighter(entries, MOST_BYTES, Bytes))
+        Self(Bounded::with(entries, MOST_BYTES, Bytes, RandomState::default(), DefaultLifecycle::default()))
     }
 
     pub(super) fn get(&self, id: &TaskId) -> Option<Known> {

@@ -223,7 +223,7 @@ impl Holder {
     pub(super) async fn write(&self, control: &Control, expected: Revision) -> Result<Revision, WriteError> {
         let value = serde_json::to_vec(control).map_err(|error| WriteError::Unknown(error.to_string()))?;
         let subject = self.names.control(&self.target);
-        self.bucket.compare_and_set(subject, value, expected, None).await?.done().await
+        self.bucket.compare_and_set(subject, value, expected, None).await
     }
 }
 

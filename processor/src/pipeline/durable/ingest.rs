@@ -148,7 +148,7 @@ impl Ingest {
             if taken.elapsed() > self.ack_wait {
                 return Err(IngestError::TooSlow(self.ack_wait));
             }
-            self.ledger.apply(records.into_iter().collect()).await?;
+            self.ledger.apply(records).await?;
             crash::point("stored");
         }
         for delivery in &deliveries {

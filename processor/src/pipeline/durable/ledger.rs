@@ -65,54 +65,16 @@ impl Ledger {
     ///
     /// # Errors
     /// Where NATS does not take them. Some may have been stored; it does no harm to apply them again.
-    pub(super) async fn apply(&self, records: Vec<(TaskId, Record)>) -> Result<(), LedgerError> {
-        let mut left = records;
+    pub(super) async fn apply(
+        &self,
+        records: impl IntoIterator<Item = (TaskId, Record)>,
+    ) -> Result<(), LedgerError> {
+        let mut left: Vec<_> = records.into_iter().map(|(id, record)| (id, Arc::new(record))).collect();
         let mut tries = 0;
         loop {
-            let known = self.known(&left, tries).await?;
-            let mut conflicts = Vec::new();
-            let mut error = None;
-            // All are sent before the first answer is waited for.
-            let mut writing = Vec::with_capacity(left.len());
-            for (id, record) in left {
-                let (merged, expected) = match known.get(&id) {
-                    Some(known) => {
-                        let mut merged = Record::clone(&known.record);
-                        if !merged.merge(&record) {
-                            continue;
-                        }
-                        (merged, known.revision)
-                    }
-                    None => (record.clone(), Revision::default()),
-                };
-                match self.send(&id, &merged, expected, None).await {
-                    Ok(sent) => writing.push((id, record, merged, sent, expected)),
-                    Err(failed) => {
-                        error = Some(failed);
-                        conflicts.push((id, record));
-                    }
-                }
-            }
-            for (id, record, merged, sent, expected) in writing {
-                let done = sent.done().await;
-                if expected == Revision::default() && tries == 0 {
-                    self.note_surprise(matches!(done, Err(WriteError::Conflict)));
-                }
-                match done {
-                    Ok(revision) => self.cache.put(&id, Known { record: Arc::new(merged), revision }),
-                    Err(failed) => {
-                        // What the cache says is not so any more.
-                        self.cache.forget(&id);
-                        error = Some(failed.into());
-                        conflicts.push((id, record));
-                    }
-                }
-            }
-            if conflicts.is_empty() {
-                return Ok(());
-            }
+            let (conflicts, error) = self.try_to_apply(left, tries).await?;
+            let Some(error) = error else { return Ok(()) };
             tries += 1;
-            let error = error.unwrap_or(LedgerError::Write(WriteError::Conflict));
             let is_conflict = matches!(error, LedgerError::Write(WriteError::Conflict));
             if tries >= MOST_TRIES || (!is_conflict && tries >= 3) {
                 return Err(error);
@@ -124,6 +86,66 @@ impl Ledger {
             }
             left = conflicts;
         }
+    }
+
+    /// Answers what is left to be stored, and why.
+    async fn try_to_apply(
+        &self,
+        records: Vec<(TaskId, Arc<Record>)>,
+        tries: u32,
+    ) -> Result<(Vec<(TaskId, Arc<Record>)>, Option<LedgerError>), LedgerError> {
+        struct Pending {
+            id: TaskId,
+            record: Arc<Record>,
+            merged: Arc<Record>,
+            expected: Revision,
+        }
+        let known = self.known(&records, tries).await?;
+        let (mut left, mut error) = (Vec::new(), None);
+        // All are sent before the first answer is waited for.
+        let mut writes = self.bucket.writes().await?;
+        let mut pending = Vec::with_capacity(records.len());
+        for (id, record) in records {
+            let (merged, expected) = match known.get(&id) {
+                Some(known) => {
+                    let mut merged = Record::clone(&known.record);
+                    if !merged.merge(&record) {
+                        continue;
+                    }
+                    (Arc::new(merged), known.revision)
+                }
+                None => (Arc::clone(&record), Revision::default()),
+            };
+            match writes.send(self.names.task(&id), json(&merged)?, Some(expected), None).await {
+                Ok(()) => pending.push(Some(Pending { id, record, merged, expected })),
+                Err(failed) => {
+                    error = Some(failed.into());
+                    left.push((id, record));
+                }
+            }
+        }
+        while let Some((number, outcome)) = writes.answer().await {
+            let Some(write) = pending.get_mut(number).and_then(Option::take) else { continue };
+            let Pending { id, record, merged, expected } = write;
+            if expected == Revision::default() && tries == 0 {
+                self.note_surprise(matches!(outcome, Err(WriteError::Conflict)));
+            }
+            match outcome {
+                Ok(revision) => self.cache.put(&id, Known { record: merged, revision }),
+                Err(failed) => {
+                    // What the cache says is not so any more.
+                    self.cache.forget(&id);
+                    error = Some(failed.into());
+                    left.push((id, record));
+                }
+            }
+        }
+        for Pending { id, record, .. } in pending.into_iter().flatten() {
+            self.cache.forget(&id);
+            error = Some(super::writes::unanswered().into());
+            left.push((id, record));
+        }
+        Ok((left, error))
     }
 
     /// What the ledger holds for these tasks; what has no record is missing.
@@ -140,25 +162,11 @@ impl Ledger {
     /// Records what KV knew of a task before any event, if that is still not known. Answers whether it was
     /// recorded now.
     pub(super) async fn join(&self, id: &TaskId, known_to_kv: Option<&Task>) -> Result<bool, LedgerError> {
-        let mut tries = 0;
-        loop {
-            let Some(known) = self.read(std::slice::from_ref(id)).await?.remove(id) else { return Ok(false) };
-            let mut record = Record::clone(&known.record);
-            if !record.join(known_to_kv) {
-                return Ok(false);
-            }
-            let outcome = match self.send(id, &record, known.revision, None).await {
-                Ok(sent) => sent.done().await.map_err(LedgerError::from),
-                Err(error) => Err(error),
-            };
-            self.cache.forget(id);
-            match outcome {
-                Ok(_) => return Ok(true),
-                Err(error) if tries >= 9 => return Err(error),
-                Err(_) => tries += 1,
-            }
-            tokio::time::sleep(Duration::from_millis(20).mul_f64(rand::random())).await;
-        }
+        let joined = |known: Option<&Record>| {
+            let mut record = known?.clone();
+            record.join(known_to_kv).then_some(record)
+        };
+        self.change(id, joined).await
     }
 
     /// What the stream's leader holds for one task: for decisions, where being a little behind would matter.
@@ -169,43 +177,38 @@ impl Ledger {
     /// Writes a task's record once more as it is, so that the projector takes it up again. It lives on for
     /// that, should it have had a time to live. Answers whether there is one.
     pub(super) async fn touch(&self, id: &TaskId) -> Result<bool, LedgerError> {
-        let mut tries = 0;
-        loop {
-            let Some(known) = self.newest(id).await? else { return Ok(false) };
-            let record = Record { expires_by: None, ..Record::clone(&known.record) };
-            let outcome = match self.send(id, &record, known.revision, None).await {
-                Ok(sent) => sent.done().await.map_err(LedgerError::from),
-                Err(error) => Err(error),
-            };
-            self.cache.forget(id);
-            match outcome {
-                Ok(_) => return Ok(true),
-                Err(error) if tries >= 9 => return Err(error),
-                Err(_) => tries += 1,
-            }
-            tokio::time::sleep(Duration::from_millis(20).mul_f64(rand::random())).await;
-        }
+        self.change(id, |known| Some(Record { expires_by: None, ..known?.clone() })).await
     }
 
     /// Records that a task which only KV knows is to be gone, unless something is known of it by now. Answers
     /// whether it was recorded.
     pub(super) async fn entomb(&self, id: &TaskId, tombstone: &Record) -> Result<bool, LedgerError> {
+        let entombed = |known: Option<&Record>| match known {
+            None => Some(tombstone.clone()),
+            // Updates of a task that KV did not know when it was asked.
+            Some(known) if known.due(id) == Due::Nothing => {
+                let mut record = Record { expires_by: None, ..known.clone() };
+                record.task.merge(&tombstone.task);
+                Some(record)
+            }
+            Some(_) => None,
+        };
+        self.change(id, entombed).await
+    }
+
+    /// Reads a record and writes what becomes of it, until nothing came between. Answers whether anything was to be
+    /// written.
+    async fn change(
+        &self,
+        id: &TaskId,
+        becomes: impl Fn(Option<&Record>) -> Option<Record> + Send,
+    ) -> Result<bool, LedgerError> {
         let mut tries = 0;
         loop {
-            let (record, expected) = match self.newest(id).await? {
-                None => (tombstone.clone(), Revision::default()),
-                // Updates of a task that KV did not know when it was asked.
-                Some(known) if known.record.due(id) == Due::Nothing => {
-                    let mut record = Record { expires_by: None, ..Record::clone(&known.record) };
-                    record.task.merge(&tombstone.task);
-                    (record, known.revision)
-                }
-                Some(_) => return Ok(false),
-            };
-            let outcome = match self.send(id, &record, expected, None).await {
-                Ok(sent) => sent.done().await.map_err(LedgerError::from),
-                Err(error) => Err(error),
-            };
+            let known = self.newest(id).await?;
+            let expected = known.as_ref().map_or_else(Revision::default, |known| known.revision);
+            let Some(record) = becomes(known.as_ref().map(|known| &*known.record)) else { return Ok(false) };
+            let outcome = self.write(id, &record, expected, None).await;
             self.cache.forget(id);
             match outcome {
                 Ok(_) => return Ok(true),
@@ -226,7 +229,7 @@ impl Ledger {
     ) -> Result<(), LedgerError> {
         let mut record = Record::clone(&known.record);
         record.expires_by = Some(term);
-        self.send(id, &record, known.revision, Some(time_to_live)).await?.done().await?;
+        self.write(id, &record, known.revision, Some(time_to_live)).await?;
         crash::point("expiring");
         self.cache.forget(id);
         Ok(())
@@ -236,7 +239,7 @@ impl Ledger {
     /// a conflict.
     async fn known(
         &self,
-        records: &[(TaskId, Record)],
+        records: &[(TaskId, Arc<Record>)],
         tries: u32,
     ) -> Result<HashMap<TaskId, Known>, LedgerError> {
         let mut known = HashMap::with_capacity(records.len());
@@ -264,18 +267,23 @@ impl Ledger {
         self.surprises.store(after, Ordering::Relaxed);
     }
 
-    async fn send(
+    async fn write(
         &self,
         id: &TaskId,
         record: &Record,
         expected: Revision,
         time_to_live: Option<Duration>,
-    ) -> Result<super::bucket::Writing, LedgerError> {
-        let mut bytes = Vec::with_capacity(record.text_bytes() + BYTES_BESIDE_TEXTS);
-        serde_json::to_writer(&mut bytes, record)
-            .map_err(|error| WriteError::Unknown(format!("a record cannot be written as JSON: {error}")))?;
-        Ok(self.bucket.compare_and_set(self.names.task(id), bytes, expected, time_to_live).await?)
+    ) -> Result<Revision, LedgerError> {
+        let subject = self.names.task(id);
+        Ok(self.bucket.compare_and_set(subject, json(record)?, expected, time_to_live).await?)
     }
+}
+
+fn json(record: &Record) -> Result<Vec<u8>, WriteError> {
+    let mut bytes = Vec::with_capacity(record.text_bytes() + BYTES_BESIDE_TEXTS);
+    serde_json::to_writer(&mut bytes, record)
+        .map_err(|error| WriteError::Unknown(format!("a record cannot be written as JSON: {error}")))?;
+    Ok(bytes)
 }
 
 fn decode(stored: &Stored) -> Result<Known, LedgerError> {

@@ -72,7 +72,7 @@ impl Holder {
     async fn write_loan(&self, loan: &Loan, expected: Revision) -> Result<Revision, WriteError> {
         let value = serde_json::to_vec(loan).map_err(|error| WriteError::Unknown(error.to_string()))?;
         let subject = self.names.loan(&self.target);
-        self.bucket.compare_and_set(subject, value, expected, None).await?.done().await
+        self.bucket.compare_and_set(subject, value, expected, None).await
     }
 }
 

@@ -25,6 +25,7 @@ mod session;
 mod streams;
 mod supervisor;
 mod unsettled;
+mod writes;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -179,7 +179,7 @@ impl<K: BulkApi> Projector<K> {
         let mut until = stop.clone();
         let mut out_of_time = Box::pin(async move { deadline(&mut until).await });
         loop {
-            self.dispatch.wake_rested();
+            self.dispatch.wake();
             self.read_doubtful_again();
             self.renew();
             if stopping && self.dispatch.in_flight() == 0 && !self.renewing {
@@ -406,20 +406,22 @@ impl<K: BulkApi> Projector<K> {
     fn settle(&mut self, answered: Answered) {
         crash::point("answered");
         let Answered { operation, sent, verdicts } = answered;
-        let dice = rand::random();
+        // One moment for all, so that what was written together rests together.
+        let (dice, now) = (rand::random(), Instant::now());
+        let rested = now + self.parts.tuning.min_write_interval;
         for (id, verdict) in verdicts {
             match verdict {
-                Verdict::Landed => self.landed(operation, &id, sent),
+                Verdict::Landed => self.landed(operation, &id, sent, rested),
                 Verdict::Read(value) => self.learned(&id, value.as_deref()),
                 Verdict::TryAgain { failure, in_doubt } => {
                     self.try_again(operation, &id, &failure, in_doubt, dice);
                 }
                 Verdict::Refused(what) if operation == Operation::Get => {
-                    self.dispatch.reads.settle(&id, Instant::now());
+                    self.dispatch.reads.settle(&id, now);
                     self.bury(&id, Reason::UnreadableInKv, &what);
                 }
                 Verdict::Refused(what) => {
-                    self.dispatch.writes.settle(&id, Instant::now() + self.parts.tuning.min_write_interval);
+                    self.dispatch.writes.settle(&id, rested);
                     self.bury(&id, Reason::RefusedByKv, &what);
                 }
             }
@@ -427,7 +429,7 @@ impl<K: BulkApi> Projector<K> {
         crash::point("settled");
     }
 
-    fn landed(&mut self, operation: Operation, id: &TaskId, sent: Instant) {
+    fn landed(&mut self, operation: Operation, id: &TaskId, sent: Instant, rested: Instant) {
         if let Some(record) = self.unsettled.record(id) {
             self.parts.metrics.landed(age(record));
             if enabled!(tracing::Level::INFO) {
@@ -435,7 +437,7 @@ impl<K: BulkApi> Projector<K> {
                 info!(correlation_id, %key, "{} {key} successful", operation.verb());
             }
         }
-        self.dispatch.writes.settle(id, Instant::now() + self.parts.tuning.min_write_interval);
+        self.dispatch.writes.settle(id, rested);
         match self.unsettled.landed(id, sent) {
             Landed::Changed | Landed::InDoubt => {}
             Landed::Settled => self.finish(id),

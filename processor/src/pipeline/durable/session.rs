@@ -135,8 +135,7 @@ impl Sessions {
 
     async fn record(&self, source: Source, expected: Revision) -> Result<Option<Source>, SessionError> {
         let value = serde_json::to_vec(&source).map_err(|error| SessionError::Nats(error.to_string()))?;
-        let sent = self.bucket.compare_and_set(self.names.source(), value, expected, None).await?;
-        match sent.done().await {
+        match self.bucket.compare_and_set(self.names.source(), value, expected, None).await {
             Ok(_) => Ok(Some(source)),
             Err(WriteError::Conflict) => Ok(None),
             Err(error) => Err(error.into()),
@@ -224,7 +223,7 @@ pub(super) async fn mark_high_water(
     high: HighWater,
 ) -> Result<(), WriteError> {
     let value = serde_json::to_vec(&high).map_err(|error| WriteError::Unknown(error.to_string()))?;
-    bucket.set(names.high_water(replica), value).await?.done().await.map(|_| ())
+    bucket.set(names.high_water(replica), value).await.map(|_| ())
 }
 
 fn consumer_config(consumer: &Consumer<PullConfig>) -> PullConfig {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use taskpipeline_contract::TaskId;
 use tokio::time::Instant;
 
@@ -58,7 +59,7 @@ pub(super) struct Unsettled {
     settle_after: Duration,
     /// Whatever is first seen before this moment is in doubt until then: the last holder may have sent it.
     all_doubtful_until: Option<Instant>,
-    tasks: HashMap<TaskId, Task>,
+    tasks: HashMap<TaskId, Task, RandomState>,
     lows: BTreeSet<Revision>,
     /// In the order in which their doubts end.
     doubts: VecDeque<(Instant, TaskId)>,
@@ -78,7 +79,7 @@ impl Unsettled {
         Self {
             settle_after,
             all_doubtful_until: doubtful.then(|| now + settle_after),
-            tasks: HashMap::new(),
+            tasks: HashMap::default(),
             lows: BTreeSet::new(),
             doubts: VecDeque::new(),
             ahead: HashMap::new(),

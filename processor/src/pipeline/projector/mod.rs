@@ -130,11 +130,17 @@ impl<K: BulkApi> Dispatch<K> {
         }
     }
 
-    /// Moves on the keys that have rested. Answers those that want nothing more of KV.
-    pub(super) fn wake_rested(&mut self) -> Vec<TaskId> {
+    /// Moves on the keys that have rested. Answers those that one of the queues has forgotten.
+    pub(super) fn wake(&mut self) -> Vec<TaskId> {
         let now = Instant::now();
         let mut rested = self.writes.wake(now);
         rested.append(&mut self.reads.wake(now));
+        rested
+    }
+
+    /// As [`Self::wake`]. Answers those that want nothing more of KV.
+    pub(super) fn wake_rested(&mut self) -> Vec<TaskId> {
+        let mut rested = self.wake();
         rested.retain(|id| !self.writes.contains(id) && !self.reads.contains(id));
         rested
     }

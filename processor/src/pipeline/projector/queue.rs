@@ -3,9 +3,9 @@
 //! A key keeps the place it got when it first became dirty, is never handed out twice at a time, and rests
 //! between two requests, so that a task which changes all the time neither starves nor is starved.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use foldhash::fast::RandomState;
 use taskpipeline_contract::TaskId;
 use tokio::time::Instant;
 
@@ -22,13 +22,12 @@ enum State {
 /// The queue of one kind of request.
 #[derive(Debug, Default)]
 pub(crate) struct KeyQueue {
-    states: HashMap<TaskId, State>,
+    states: HashMap<TaskId, State, RandomState>,
     /// In first-dirty order. An id that was withdrawn may still stand here; its state says so.
     ready: VecDeque<TaskId>,
     ready_count: usize,
-    resting: BinaryHeap<Reverse<(Instant, u64, TaskId)>>,
-    /// Keeps what rests until the same moment in its order.
-    rest_count: u64,
+    /// What rests until the same moment, which is as a rule all of a request, stays in its order.
+    resting: BTreeMap<Instant, Vec<TaskId>>,
 }
 
 impl KeyQueue {
@@ -86,15 +85,16 @@ impl KeyQueue {
     /// Moves on every key that has rested, and answers those that want nothing more and are forgotten.
     pub(crate) fn wake(&mut self, now: Instant) -> Vec<TaskId> {
         let mut forgotten = Vec::new();
-        while self.resting.peek().is_some_and(|Reverse((until, _, _))| *until <= now) {
-            let Some(Reverse((_, _, id))) = self.resting.pop() else { break };
-            match self.states.get(&id) {
-                Some(State::Resting { dirty: true }) => self.enqueue(id),
-                Some(State::Resting { dirty: false }) => {
-                    self.states.remove(&id);
-                    forgotten.push(id);
+        while let Some(first) = self.resting.first_entry().filter(|first| *first.key() <= now) {
+            for id in first.remove() {
+                match self.states.get(&id) {
+                    Some(State::Resting { dirty: true }) => self.enqueue(id),
+                    Some(State::Resting { dirty: false }) => {
+                        self.states.remove(&id);
+                        forgotten.push(id);
+                    }
+                    _ => {}
                 }
-                _ => {}
             }
         }
         forgotten
@@ -102,7 +102,7 @@ impl KeyQueue {
 
     /// When the next key has rested.
     pub(crate) fn next_wake(&self) -> Option<Instant> {
-        self.resting.peek().map(|Reverse((until, _, _))| *until)
+        self.resting.first_key_value().map(|(until, _)| *until)
     }
 
     /// Forgets what wants a request or is in one; a key that rests goes on resting, since KV was written a moment
@@ -137,8 +137,7 @@ impl KeyQueue {
 
     fn rest(&mut self, id: &TaskId, until: Instant, dirty: bool) {
         self.states.insert(id.clone(), State::Resting { dirty });
-        self.rest_count += 1;
-        self.resting.push(Reverse((until, self.rest_count, id.clone())));
+        self.resting.entry(until).or_default().push(id.clone());
     }
 }
 

@@ -93,8 +93,8 @@ impl Course<'_> {
         if let Some((_, revision)) = self.marker().await? {
             let (subject, gone) = (self.subject(), Some(Duration::from_secs(1)));
             // It fails where another command has just begun one, and that is right.
-            let written = self.holder.bucket.compare_and_set(subject, Vec::new(), revision, gone).await?;
-            if let Err(error @ WriteError::Unknown(_)) = written.done().await {
+            let written = self.holder.bucket.compare_and_set(subject, Vec::new(), revision, gone).await;
+            if let Err(error @ WriteError::Unknown(_)) = written {
                 return Err(error.into());
             }
         }
@@ -115,7 +115,7 @@ impl Course<'_> {
     async fn mark(&self, marker: Marker) -> Result<(), ResyncError> {
         let value = serde_json::to_vec(&marker)
             .map_err(|error| WriteError::Unknown(format!("the marker cannot be written as JSON: {error}")))?;
-        self.holder.bucket.set(self.subject(), value).await?.done().await?;
+        self.holder.bucket.set(self.subject(), value).await?;
         Ok(())
     }
 
