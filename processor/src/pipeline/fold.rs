@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use taskpipeline_contract::{Description, EventData, Status, Task, TaskId, Timestamp, Title};
 
 /// An event's place in the order of all events. In `Durable`: which life of the stream, and the sequence in
@@ -46,28 +46,24 @@ impl fmt::Display for Version {
     }
 }
 
-/// A value and the version of the event that set it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A value and the version of the event that set it. Stored as an array without names, since each record holds half a
+/// dozen.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Versioned<T> {
-    #[serde(rename = "v", with = "two_numbers")]
     pub(super) version: Version,
-    #[serde(rename = "is")]
     pub(super) value: T,
 }
 
-/// A version without names, as each record holds half a dozen.
-mod two_numbers {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    use super::Version;
-
-    pub(super) fn serialize<S: Serializer>(version: &Version, serializer: S) -> Result<S::Ok, S::Error> {
-        (version.incarnation, version.sequence).serialize(serializer)
+impl<T: Serialize> Serialize for Versioned<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.version.incarnation, self.version.sequence, &self.value).serialize(serializer)
     }
+}
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Version, D::Error> {
-        let (incarnation, sequence) = Deserialize::deserialize(deserializer)?;
-        Ok(Version { incarnation, sequence })
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Versioned<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (incarnation, sequence, value) = Deserialize::deserialize(deserializer)?;
+        Ok(Self { version: Version { incarnation, sequence }, value })
     }
 }
 

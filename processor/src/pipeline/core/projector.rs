@@ -127,7 +127,7 @@ impl<K: BulkApi> Projector<K> {
     }
 
     fn send_what_can_be_sent(&mut self) {
-        while let Some(batch) = self.dispatch.next_batch() {
+        while let Some(batch) = self.dispatch.next_batch(true) {
             match batch {
                 Batch::Write(ids) => self.send_write(ids),
                 Batch::Read(ids) => self.send(Request::Get(ids)),

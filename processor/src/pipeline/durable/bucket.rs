@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::writes::Writes;
+use super::writes::{Lanes, Writes};
 
 /// The sequence of a record's last write in the bucket's stream; 0 where there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -50,11 +50,13 @@ pub(super) struct ReadError(String);
 pub(super) struct Bucket {
     jetstream: Context,
     stream: String,
+    lanes: Lanes,
 }
 
 impl Bucket {
     pub(super) fn new(jetstream: Context, stream: &str) -> Self {
-        Self { jetstream, stream: stream.to_owned() }
+        let lanes = Lanes::new(jetstream.client());
+        Self { jetstream, stream: stream.to_owned(), lanes }
     }
 
     /// Writes a record only where its revision is `expected`.
@@ -79,7 +81,7 @@ impl Bucket {
 
     /// Begins writes that do not wait for each other.
     pub(super) async fn writes(&self) -> Result<Writes, WriteError> {
-        Writes::begin(self.jetstream.client()).await
+        self.lanes.begin().await
     }
 
     /// Reads one record as the stream's leader has it.

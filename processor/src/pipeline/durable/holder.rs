@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -11,6 +12,7 @@ use super::bucket::{Bucket, ReadError, Revision, WriteError};
 use super::control::{Claim, Claimant, Control};
 use super::crash;
 use super::names::{Names, Target};
+use super::{deadline, stopped};
 use crate::kv::Spare;
 
 /// How often a replica that waits looks at the record.
@@ -56,15 +58,20 @@ pub(super) struct Holder {
 }
 
 impl Holder {
-    /// Waits until the record may be taken, and takes it.
-    pub(super) async fn acquire(&self) -> Held {
+    /// Waits until the record may be taken, and takes it; nothing, once it is to stop. What is being written by then
+    /// is awaited: a record that was taken and not let go again would keep the next one waiting, in doubt.
+    pub(super) async fn acquire(&self, stop: &mut watch::Receiver<Option<Instant>>) -> Option<Held> {
         let mut seen: Option<(Revision, Instant)> = None;
         let mut complained = None;
-        loop {
-            match self.try_acquire(&mut seen).await {
+        while stop.borrow().is_none() && stop.has_changed().is_ok() {
+            let tried = tokio::select! {
+                tried = self.try_acquire(&mut seen) => tried,
+                () = deadline(stop) => return None,
+            };
+            match tried {
                 Ok(Some(held)) => {
                     crash::point("took-over");
-                    return held;
+                    return Some(held);
                 }
                 Ok(None) => {}
                 Err(error) if complained.as_ref() != Some(&error) => {
@@ -73,8 +80,12 @@ impl Holder {
                 }
                 Err(_) => {}
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = stopped(stop) => {}
+            }
         }
+        None
     }
 
     async fn try_acquire(&self, seen: &mut Option<(Revision, Instant)>) -> Result<Option<Held>, String> {

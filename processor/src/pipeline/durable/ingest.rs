@@ -170,7 +170,7 @@ impl Ingest {
         let message = &delivery.message;
         let subject = &message.subject;
         let Some(kind) = self.names.kind(subject) else {
-            // The consumer's filter lets none through.
+            // The consumer has a filter where that may come.
             return Ok(());
         };
         self.metrics.received(kind);

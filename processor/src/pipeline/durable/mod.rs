@@ -227,3 +227,9 @@ fn context(client: &Client) -> Context {
 async fn stopped(stop: &mut watch::Receiver<Option<Instant>>) {
     let _ = stop.wait_for(Option::is_some).await;
 }
+
+/// Resolves when the drain has to be over.
+async fn deadline(stop: &mut watch::Receiver<Option<Instant>>) {
+    let at = stop.wait_for(Option::is_some).await.ok().and_then(|at| *at);
+    tokio::time::sleep_until(at.unwrap_or_else(Instant::now)).await;
+}

@@ -26,7 +26,7 @@ use super::ledger::{Ledger, LedgerError};
 use super::loan::Asked;
 use super::names::Names;
 use super::record::{Due, Record};
-use super::stopped;
+use super::{deadline, stopped};
 use super::unsettled::{Landed, Unsettled};
 use crate::config::Tuning;
 use crate::kv::{Budget, BulkApi, Failure, Puts, RequestBudget};
@@ -117,10 +117,7 @@ pub(super) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<O
     );
     let mut parts = parts;
     loop {
-        let held = tokio::select! {
-            held = parts.holder.acquire() => held,
-            () = stopped(&mut stop) => return,
-        };
+        let Some(held) = parts.holder.acquire(&mut stop).await else { return };
         parts.metrics.projector_active.set(1);
         let mut projector = Projector::new(parts, dispatch, held);
         let ended = projector.project(&mut stop).await;
@@ -145,11 +142,6 @@ pub(super) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<O
 fn tenth(budget: RequestBudget) -> RequestBudget {
     let requests = std::num::NonZeroU32::new(budget.requests.get() / 10).unwrap_or(std::num::NonZeroU32::MIN);
     RequestBudget { requests, ..budget }
-}
-
-async fn deadline(stop: &mut watch::Receiver<Option<Instant>>) {
-    let at = stop.wait_for(Option::is_some).await.ok().and_then(|at| *at);
-    tokio::time::sleep_until(at.unwrap_or_else(Instant::now)).await;
 }
 
 impl<K: BulkApi> Projector<K> {
@@ -342,7 +334,7 @@ impl<K: BulkApi> Projector<K> {
     }
 
     fn send_what_can_be_sent(&mut self) {
-        while let Some(batch) = self.dispatch.next_batch() {
+        while let Some(batch) = self.dispatch.next_batch(self.unsettled.has_room()) {
             match batch {
                 Batch::Write(ids) => self.send_write(ids),
                 Batch::Read(ids) => {

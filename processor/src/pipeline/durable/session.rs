@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::pull::Config as PullConfig;
 use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy, PullConsumer};
-use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::{RawMessageErrorKind, RetentionPolicy, Stream};
 use tracing::{info, warn};
 
 use super::bucket::{Bucket, ReadError, Revision, Stored, WriteError};
@@ -178,7 +178,7 @@ impl Sessions {
             // Never given up: what cannot be decoded becomes a dead letter by our own hand.
             max_deliver: -1,
             max_ack_pending: MOST_UNACKNOWLEDGED,
-            filter_subjects: self.names.subjects.iter().map(|(subject, _)| subject.clone()).collect(),
+            filter_subjects: self.filter(stream),
             ..PullConfig::default()
         };
         let consumer = stream
@@ -191,6 +191,18 @@ impl Sessions {
             let _ = stream.delete_consumer(&self.names.consumer(older.incarnation)).await;
         }
         Ok(consumer)
+    }
+
+    /// The subjects that the consumer lets through; all, where the stream has no others. The server finds the next
+    /// message twice as fast then. Should others be added to the stream one day, they are passed over; but not where
+    /// an ack removes a message.
+    fn filter(&self, stream: &Stream) -> Vec<String> {
+        let ours: Vec<_> = self.names.subjects.iter().map(|(subject, _)| subject.clone()).collect();
+        let config = &stream.cached_info().config;
+        let all_ours = config.subjects.iter().all(|subject| ours.contains(subject));
+        let nothing_else = all_ours && config.sources.is_none() && config.mirror.is_none();
+        let acks_keep = config.retention == RetentionPolicy::Limits;
+        if nothing_else && acks_keep { Vec::new() } else { ours }
     }
 
     async fn forget_consumers(&self, stream: &Stream) -> Result<(), SessionError> {

@@ -1,6 +1,7 @@
 //! Writes to the bucket of which none waits for another: all are sent, and their answers are taken as they come, by
 //! one subscription for all of them. Knows nothing of what is written, and tries nothing again.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
@@ -14,23 +15,67 @@ use super::bucket::{Revision, WriteError};
 /// How long the next answer may take.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// See the module's head.
-pub(super) struct Writes {
+/// Subscriptions that wait to be used again: nats-server takes longer to begin and end one than to store a record.
+#[derive(Clone)]
+pub(super) struct Lanes {
     client: Client,
+    idle: Arc<Mutex<Vec<Lane>>>,
+}
+
+/// A subscription for answers.
+struct Lane {
     /// Answers come to this subject with the write's number behind it.
     inbox: String,
     answers: Subscriber,
-    sent: usize,
-    answered: usize,
+    /// The number of the next write; no number is used twice.
+    next: u64,
+}
+
+impl Lanes {
+    pub(super) fn new(client: Client) -> Self {
+        Self { client, idle: Arc::default() }
+    }
+
+    /// Begins writes that do not wait for each other.
+    pub(super) async fn begin(&self) -> Result<Writes, WriteError> {
+        let idle = self.idle().pop();
+        let lane = match idle {
+            Some(lane) => lane,
+            None => {
+                let inbox = self.client.new_inbox();
+                let answers =
+                    self.client.subscribe(format!("{inbox}.*")).await.map_err(|error| unknown(&error))?;
+                Lane { inbox, answers, next: 0 }
+            }
+        };
+        Ok(Writes { lanes: self.clone(), first: lane.next, lane: Some(lane), answered: 0 })
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Lane>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See the module's head.
+pub(super) struct Writes {
+    lanes: Lanes,
+    /// There until it is dropped.
+    lane: Option<Lane>,
+    /// The number of the first write.
+    first: u64,
+    answered: u64,
+}
+
+impl Drop for Writes {
+    fn drop(&mut self) {
+        // Of a subscription that misses answers, nobody knows when they come.
+        if let Some(lane) = self.lane.take_if(|lane| lane.next - self.first == self.answered) {
+            self.lanes.idle().push(lane);
+        }
+    }
 }
 
 impl Writes {
-    pub(super) async fn begin(client: Client) -> Result<Self, WriteError> {
-        let inbox = client.new_inbox();
-        let answers = client.subscribe(format!("{inbox}.*")).await.map_err(|error| unknown(&error))?;
-        Ok(Self { client, inbox, answers, sent: 0, answered: 0 })
-    }
-
     /// Sends the next write; done only where the record's revision is `expected`, if that is said. Writes are
     /// numbered from 0 on in the order in which they were sent; one that fails here has no number.
     pub(super) async fn send(
@@ -40,6 +85,7 @@ impl Writes {
         expected: Option<Revision>,
         time_to_live: Option<Duration>,
     ) -> Result<(), WriteError> {
+        let (Some(lane), client) = (&mut self.lane, &self.lanes.client) else { return Err(unanswered()) };
         let mut headers = HeaderMap::new();
         if let Some(expected) = expected {
             headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(expected.0));
@@ -47,30 +93,27 @@ impl Writes {
         if let Some(time_to_live) = time_to_live {
             headers.insert(NATS_MESSAGE_TTL, HeaderValue::from(time_to_live.as_secs()));
         }
-        let answer_to = format!("{}.{}", self.inbox, self.sent);
-        let sent = match headers.is_empty() {
-            true => self.client.publish_with_reply(subject, answer_to, value.into()).await,
-            false => {
-                self.client
-                    .publish_with_reply_and_headers(subject, answer_to, headers, value.into())
-                    .await
-            }
+        let answer_to = format!("{}.{}", lane.inbox, lane.next);
+        let sent = if headers.is_empty() {
+            client.publish_with_reply(subject, answer_to, value.into()).await
+        } else {
+            client.publish_with_reply_and_headers(subject, answer_to, headers, value.into()).await
         };
         sent.map_err(|error| unknown(&error))?;
-        self.sent += 1;
+        lane.next += 1;
         Ok(())
     }
 
     /// The next answer, with the number of its write; nothing when all have been answered, or no more answers come
     /// and what became of the rest is unknown.
     pub(super) async fn answer(&mut self) -> Option<(usize, Result<Revision, WriteError>)> {
-        while self.answered < self.sent {
-            let message = tokio::time::timeout(ANSWER, self.answers.next()).await.ok()??;
+        let lane = self.lane.as_mut()?;
+        while self.answered < lane.next - self.first {
+            let message = tokio::time::timeout(ANSWER, lane.answers.next()).await.ok()??;
             let number = message.subject.as_str().rsplit('.').next().and_then(|number| number.parse().ok());
-            if let Some(number) = number {
-                self.answered += 1;
-                return Some((number, read(&message)));
-            }
+            let Some(number) = number.and_then(|number: u64| number.checked_sub(self.first)) else { continue };
+            self.answered += 1;
+            return Some((usize::try_from(number).ok()?, read(&message)));
         }
         None
     }

@@ -95,6 +95,8 @@ pub(super) struct Dispatch<K> {
     reads_in_flight: usize,
     /// When time alone makes a request possible that is not now.
     wake_at: Option<Instant>,
+    /// Whether there is room for more than is queued here.
+    more_may_come: bool,
 }
 
 impl<K: BulkApi> Dispatch<K> {
@@ -127,6 +129,7 @@ impl<K: BulkApi> Dispatch<K> {
             writes_in_flight: 0,
             reads_in_flight: 0,
             wake_at: None,
+            more_may_come: true,
         }
     }
 
@@ -156,8 +159,9 @@ impl<K: BulkApi> Dispatch<K> {
     }
 
     /// The keys to send now, if anything may and should be sent; a request of the budget is spent on them.
-    pub(super) fn next_batch(&mut self) -> Option<Batch> {
-        self.wake_at = None;
+    /// `more_may_come`: whether there is room for more than is queued here.
+    pub(super) fn next_batch(&mut self, more_may_come: bool) -> Option<Batch> {
+        (self.wake_at, self.more_may_come) = (None, more_may_come);
         let now = Instant::now();
         let write = self.is_worth_sending(self.writes.ready(), self.writes_in_flight, self.size.keys(), now);
         let mut read =
@@ -207,6 +211,7 @@ impl<K: BulkApi> Dispatch<K> {
             full,
             since_last: self.last_sent.map_or(Duration::MAX, |at| now.duration_since(at)),
             spacing: spacing(self.budget.level(now), self.budget.interval()),
+            more_may_come: self.more_may_come,
         };
         match situation.worth_sending() {
             Worth::Now => true,

@@ -16,6 +16,9 @@ const PLENTY: f64 = 0.5;
 /// At this level requests that are not full go out as slowly as the budget refills, so that it sinks no lower.
 const RESERVE: f64 = 0.2;
 
+/// One part of so many of a full request is worth sending where no more keys can gather.
+const WORTHWHILE: usize = 4;
+
 /// For so many times the time between two requests deletes wait to fill a request of their own, beside puts.
 const PATIENCE: f64 = 8.0;
 
@@ -32,6 +35,8 @@ pub(crate) struct Situation {
     pub(crate) since_last: Duration,
     /// How long it should be between two that are not full, by [`spacing`].
     pub(crate) spacing: Duration,
+    /// Whether memory has room for more keys, before some of these are done.
+    pub(crate) more_may_come: bool,
 }
 
 /// Whether to send now.
@@ -52,6 +57,10 @@ impl Situation {
             return Worth::No;
         }
         if self.ready >= self.full {
+            return Worth::Now;
+        }
+        // Nothing can gather beside what is out: where requests abound, a part of one is better than none.
+        if !self.more_may_come && self.spacing.is_zero() && self.ready >= self.full / WORTHWHILE {
             return Worth::Now;
         }
         if self.in_flight > 0 {
@@ -93,7 +102,7 @@ mod tests {
 
     fn idle(ready: usize) -> Situation {
         let since_last = Duration::from_millis(100);
-        Situation { ready, in_flight: 0, full: 1_000, since_last, spacing: Duration::ZERO }
+        Situation { ready, in_flight: 0, full: 1_000, since_last, spacing: Duration::ZERO, more_may_come: true }
     }
 
     #[test]
@@ -104,6 +113,16 @@ mod tests {
         assert_eq!(busy(999, 1), Worth::No);
         assert_eq!(busy(1_000, 3), Worth::Now);
         assert_eq!(busy(5_000, 4), Worth::No);
+    }
+
+    #[test]
+    fn where_memory_is_full_a_part_of_a_request_goes_out_if_there_is_plenty_of_budget() {
+        let crowded = |ready, spacing| {
+            Situation { in_flight: 2, more_may_come: false, spacing, ..idle(ready) }.worth_sending()
+        };
+        assert_eq!(crowded(250, Duration::ZERO), Worth::Now);
+        assert_eq!(crowded(249, Duration::ZERO), Worth::No);
+        assert_eq!(crowded(999, INTERVAL), Worth::No);
     }
 
     #[test]
