@@ -18,11 +18,11 @@ use super::cache::Known;
 use super::names::Names;
 use super::record::Record;
 
-/// How many changes are fetched at a time.
-const FETCH: usize = 500;
+/// How many changes are fetched at a time; the next are asked for before these have been taken.
+const FETCH: usize = 1_000;
 
-/// How long a fetch waits for changes.
-const FETCH_EXPIRES: Duration = Duration::from_secs(5);
+/// How often the server says that it is there when there is nothing to fetch.
+const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// How long the server remembers a feed that is not read.
 const INACTIVE: Duration = Duration::from_secs(60);
@@ -111,41 +111,39 @@ impl Reader {
 
     /// Reads until something is wrong, and answers what.
     async fn read(&mut self, consumer: &PullConsumer) -> String {
+        let fetching = consumer.stream().max_messages_per_batch(FETCH).heartbeat(HEARTBEAT).messages().await;
+        let mut fetched = match fetching {
+            Ok(fetched) => fetched,
+            Err(error) => return error.to_string(),
+        };
         let mut expected = 1;
         loop {
-            let fetched = consumer.batch().max_messages(FETCH).expires(FETCH_EXPIRES).messages().await;
-            let mut fetched = match fetched {
-                Ok(fetched) => fetched,
+            let message = tokio::select! {
+                biased;
+                message = fetched.next() => message,
+                _ = self.connections.changed() => return "the connection was made anew".to_owned(),
+            };
+            let message = match message {
+                Some(Ok(message)) => message,
+                Some(Err(error)) => return error.to_string(),
+                None => return "the server has ended it".to_owned(),
+            };
+            let info = match message.info() {
+                Ok(info) => info,
                 Err(error) => return error.to_string(),
             };
-            loop {
-                let message = tokio::select! {
-                    biased;
-                    message = fetched.next() => message,
-                    _ = self.connections.changed() => return "the connection was made anew".to_owned(),
-                };
-                let message = match message {
-                    Some(Ok(message)) => message,
-                    Some(Err(error)) => return error.to_string(),
-                    None => break,
-                };
-                let info = match message.info() {
-                    Ok(info) => info,
-                    Err(error) => return error.to_string(),
-                };
-                // Without acks, nothing else tells that a message got lost.
-                if info.consumer_sequence != expected {
-                    return format!("change {expected} is missing");
-                }
-                expected += 1;
-                let (revision, behind) = (Revision(info.stream_sequence), info.pending);
-                if let Some(change) = self.decode(&message.subject, &message.payload, revision, behind)
-                    && self.sender.send(change).await.is_err()
-                {
-                    return "nobody reads it".to_owned();
-                }
-                self.position = revision;
+            // Without acks, nothing else tells that a message got lost.
+            if info.consumer_sequence != expected {
+                return format!("change {expected} is missing");
             }
+            expected += 1;
+            let (revision, behind) = (Revision(info.stream_sequence), info.pending);
+            if let Some(change) = self.decode(&message.subject, &message.payload, revision, behind)
+                && self.sender.send(change).await.is_err()
+            {
+                return "nobody reads it".to_owned();
+            }
+            self.position = revision;
         }
     }
 
