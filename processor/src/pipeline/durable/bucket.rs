@@ -16,6 +16,18 @@ use super::writes::{Lanes, Writes};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(super) struct Revision(pub(super) u64);
 
+impl Revision {
+    /// Above all others: of what is not known.
+    pub(super) fn last() -> Self {
+        Self(u64::MAX)
+    }
+
+    /// So many writes later.
+    pub(super) fn plus(self, writes: u64) -> Self {
+        Self(self.0.saturating_add(writes))
+    }
+}
+
 /// The most subjects of one read (the server's limit is 1,024).
 const MOST_SUBJECTS: usize = 1_000;
 

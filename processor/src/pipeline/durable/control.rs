@@ -31,6 +31,10 @@ pub(super) struct Control {
     pub(super) term: u64,
     /// Each record of a task with this revision or a lower one is settled in KV.
     pub(super) settled: Revision,
+    /// The holder takes in no record with a later revision before it has said so here: what it may have sent is
+    /// known thereby, though it is gone.
+    #[serde(default = "Revision::last")]
+    pub(super) reading: Revision,
     /// How many requests of the budget the holder that let it go has left. While it is held there are none: they
     /// are the holder's.
     #[serde(default)]
@@ -46,11 +50,28 @@ pub(super) struct Control {
 /// What a replica that wants to project may do.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Claim {
-    /// Write this. `doubtful`: requests of the last holder may still take effect. `spare`: what it has left of the
+    /// Write this. `doubt`: requests of the last holder may still take effect. `spare`: what it has left of the
     /// budget.
-    Take { control: Control, doubtful: bool, spare: Spare },
+    Take { control: Control, doubt: Option<Doubt>, spare: Spare },
     /// Another holds it.
     Wait,
+}
+
+/// What a former holder may have sent without that its outcome is known: any record up to `up_to`, and none that
+/// follows one up to `settled` and is later than that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Doubt {
+    /// All up to here is settled in KV.
+    pub(super) settled: Revision,
+    /// The former holder has read no further.
+    pub(super) up_to: Revision,
+}
+
+impl Doubt {
+    /// Whether an older record of the same task, or this one, may be on its way to KV.
+    pub(super) fn is_about(self, revision: Revision, follows: Revision) -> bool {
+        revision <= self.up_to || follows > self.settled
+    }
 }
 
 /// What a new holder has to know of itself and of the world.
@@ -63,6 +84,8 @@ pub(super) struct Claimant<'a> {
     pub(super) now: i64,
     /// The ledger's newest revision: it may have been thrown back behind what is settled.
     pub(super) newest: Revision,
+    /// How far a holder may read before it has to say so.
+    pub(super) ahead: u64,
     /// How long the ledger remembers a delete after it was settled; for ever, if nothing.
     pub(super) memory: Option<Duration>,
 }
@@ -83,7 +106,7 @@ impl Claimant<'_> {
     pub(super) fn claim(&self, found: Option<&Control>) -> Claim {
         let Some(found) = found else {
             let spare = inherited(None, self.unchanged_for);
-            return Claim::Take { control: self.control(1, Revision::default()), doubtful: false, spare };
+            return Claim::Take { control: self.control(1, Revision::default()), doubt: None, spare };
         };
         let free = found.holder.is_none() || found.holder.as_deref() == Some(self.replica);
         if !free && self.unchanged_for < LEASE {
@@ -91,7 +114,11 @@ impl Claimant<'_> {
         }
         let settled = if self.is_forgotten(found) { Revision::default() } else { found.settled };
         let spare = inherited(Some(found), self.unchanged_for);
-        Claim::Take { control: self.control(found.term + 1, settled), doubtful: !found.clean, spare }
+        let doubt = (!found.clean).then_some(Doubt { settled, up_to: found.reading });
+        let mut control = self.control(found.term + 1, settled);
+        // Never behind what a former holder may read that is stopped and goes on.
+        control.reading = control.reading.max(found.reading.min(self.newest.plus(self.ahead)));
+        Claim::Take { control, doubt, spare }
     }
 
     /// Whether what the record says is settled cannot be relied on.
@@ -102,19 +129,29 @@ impl Claimant<'_> {
 
     fn control(&self, term: u64, settled: Revision) -> Control {
         let holder = Some(self.replica.to_owned());
-        Control { holder, term, settled, spare: 0, clean: false, beat: 0, renewed: self.now }
+        Control {
+            holder,
+            term,
+            settled,
+            reading: settled.plus(self.ahead),
+            spare: 0,
+            clean: false,
+            beat: 0,
+            renewed: self.now,
+        }
     }
 }
 
 impl Control {
-    /// The next renewal, with what is settled by now.
-    pub(super) fn renewed(&self, settled: Revision, now: i64) -> Self {
-        Self { settled, spare: 0, beat: self.beat + 1, renewed: now, ..self.clone() }
+    /// The next renewal, with what is settled by now, and how far is going to be read.
+    pub(super) fn renewed(&self, settled: Revision, reading: Revision, now: i64) -> Self {
+        let reading = self.reading.max(reading);
+        Self { settled, reading, spare: 0, beat: self.beat + 1, renewed: now, ..self.clone() }
     }
 
     /// The last renewal: whoever wants it may have it, and so many requests of the budget with it.
     pub(super) fn released(&self, settled: Revision, clean: bool, spare: u32, now: i64) -> Self {
-        Self { holder: None, clean, spare, ..self.renewed(settled, now) }
+        Self { holder: None, clean, spare, ..self.renewed(settled, self.reading, now) }
     }
 
     /// As a command leaves it that has taken a part of the budget where nobody projects: nothing else changes, and
@@ -124,6 +161,7 @@ impl Control {
             holder: None,
             term: 0,
             settled: Revision::default(),
+            reading: Revision::default(),
             spare: 0,
             clean: true,
             beat: 0,
@@ -146,7 +184,7 @@ impl Control {
 
     /// The holder begins anew from what another has handed it.
     pub(super) fn restarted(&self, now: i64) -> Self {
-        Self { term: self.term + 1, ..self.renewed(self.settled, now) }
+        Self { term: self.term + 1, ..self.renewed(self.settled, self.reading, now) }
     }
 }
 
@@ -156,7 +194,7 @@ mod tests {
 
     fn claimant(unchanged_for: Duration) -> Claimant<'static> {
         let memory = Some(Duration::from_secs(10));
-        Claimant { replica: "b", unchanged_for, now: 100_000, newest: Revision(50), memory }
+        Claimant { replica: "b", unchanged_for, now: 100_000, newest: Revision(50), ahead: 10, memory }
     }
 
     fn held() -> Control {
@@ -164,6 +202,7 @@ mod tests {
             holder: Some("a".to_owned()),
             term: 3,
             settled: Revision(40),
+            reading: Revision(70),
             spare: 0,
             clean: false,
             beat: 7,
@@ -173,7 +212,7 @@ mod tests {
 
     fn taken(claim: Claim) -> (Control, bool) {
         match claim {
-            Claim::Take { control, doubtful, .. } => (control, doubtful),
+            Claim::Take { control, doubt, .. } => (control, doubt.is_some()),
             Claim::Wait => panic!("not taken"),
         }
     }
@@ -199,6 +238,19 @@ mod tests {
     }
 
     #[test]
+    fn in_doubt_is_what_the_last_holder_may_have_read_and_what_may_follow_that() {
+        let Claim::Take { doubt: Some(doubt), .. } = claimant(LEASE).claim(Some(&held())) else {
+            panic!("no doubt")
+        };
+        assert_eq!(doubt, Doubt { settled: Revision(40), up_to: Revision(70) });
+        let is_about = |revision, follows| doubt.is_about(Revision(revision), Revision(follows));
+        assert!(is_about(55, 0) && is_about(70, 12), "it may have been sent");
+        assert!(is_about(80, 41), "the one before it may have been");
+        assert!(!is_about(71, 0) && !is_about(90, 40));
+        assert_eq!(held().renewed(Revision(45), Revision(65), 0).reading, Revision(70), "it never goes back");
+    }
+
+    #[test]
     fn the_budget_is_inherited_and_never_spent_twice() {
         let spare = |found: Option<&Control>, unchanged_for| match claimant(unchanged_for).claim(found) {
             Claim::Take { spare, .. } => (spare.requests, spare.refilling),
@@ -212,7 +264,7 @@ mod tests {
         );
         let drained = held().released(Revision(45), true, 30, 99_500);
         assert_eq!(spare(Some(&drained), Duration::from_millis(250)), (30.0, Duration::from_millis(250)));
-        assert_eq!(drained.renewed(Revision(45), 99_600).spare, 0, "whoever holds it has it");
+        assert_eq!(drained.renewed(Revision(45), Revision(60), 99_600).spare, 0, "whoever holds it has it");
     }
 
     #[test]

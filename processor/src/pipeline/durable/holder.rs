@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::bucket::{Bucket, ReadError, Revision, WriteError};
-use super::control::{Claim, Claimant, Control};
+use super::control::{Claim, Claimant, Control, Doubt};
 use super::crash;
 use super::names::{Names, Target};
 use super::{deadline, stopped};
@@ -21,6 +21,17 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How often a former holder tries to hand over what it may have spoilt.
 const HANDOVER_TRIES: usize = 100;
 
+/// How far behind what was read a holder may read before its next renewal: what is written in a second under full
+/// load. As much is written twice when it dies.
+const READ_AHEAD: u64 = 32_768;
+
+impl Revision {
+    /// Whether a holder that has read so far can go on for a while before it has to say that it does.
+    pub(super) fn is_far_ahead_of(self, read: Self) -> bool {
+        self.0.saturating_sub(read.0) > READ_AHEAD / 2
+    }
+}
+
 /// The record as its holder has written it last.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
@@ -29,7 +40,7 @@ pub(super) struct Held {
     /// When the write of it was begun.
     pub(super) since: Instant,
     /// Requests of the last holder may still take effect.
-    pub(super) doubtful: bool,
+    pub(super) doubt: Option<Doubt>,
     /// What the last holder has left of the budget.
     pub(super) spare: Spare,
 }
@@ -104,7 +115,8 @@ impl Holder {
             replica: &self.replica,
             unchanged_for: since.duration_since(unchanged_since),
             now: now(),
-            newest: Revision(u64::MAX),
+            newest: Revision::last(),
+            ahead: READ_AHEAD,
             memory: self.memory,
         };
         // The server is asked for more only by who is about to take it.
@@ -112,7 +124,7 @@ impl Holder {
             return Ok(None);
         }
         claimant.newest = self.bucket.newest().await.map_err(|error| error.to_string())?;
-        let Claim::Take { control, doubtful, spare } = claimant.claim(found.as_ref()) else {
+        let Claim::Take { control, doubt, spare } = claimant.claim(found.as_ref()) else {
             return Ok(None);
         };
         if let Some(found) = &found
@@ -131,21 +143,22 @@ impl Holder {
                 info!(
                     "this replica writes to KV from now on (term {term}), what came after change {settled}"
                 );
-                Ok(Some(Held { control, revision, since, doubtful, spare }))
+                Ok(Some(Held { control, revision, since, doubt, spare }))
             }
             Err(WriteError::Conflict) => Ok(None),
             Err(error) => Err(error.to_string()),
         }
     }
 
-    /// Renews it, with what is settled by now.
-    pub(super) async fn renew(&self, held: Held, settled: Revision) -> Renewal {
+    /// Renews it, with what is settled by now, and that records are going to be read up to some way behind
+    /// `read`.
+    pub(super) async fn renew(&self, held: Held, settled: Revision, read: Revision) -> Renewal {
         let since = Instant::now();
-        let control = held.control.renewed(settled, now());
+        let control = held.control.renewed(settled, read.plus(READ_AHEAD), now());
         match self.write(&control, held.revision).await {
             Ok(revision) => {
                 crash::point("recorded");
-                Renewal::Held(Held { control, revision, since, doubtful: false, spare: held.spare })
+                Renewal::Held(Held { control, revision, since, doubt: None, spare: held.spare })
             }
             Err(error) => self.look_after(&held, &control, since, &error).await,
         }
@@ -160,13 +173,7 @@ impl Holder {
             Err(unread) => return Renewal::Unknown(format!("{error}; {unread}")),
         };
         if found == *wanted {
-            return Renewal::Held(Held {
-                control: found,
-                revision,
-                since,
-                doubtful: false,
-                spare: held.spare,
-            });
+            return Renewal::Held(Held { control: found, revision, since, doubt: None, spare: held.spare });
         }
         if !found.is_held_by(&held.control) {
             return Renewal::Lost;
@@ -177,7 +184,8 @@ impl Holder {
         let control = found.restarted(now());
         match self.write(&control, revision).await {
             Ok(revision) => {
-                Renewal::Restarted(Held { control, revision, since, doubtful: true, spare: held.spare })
+                let doubt = Some(Doubt { settled: control.settled, up_to: control.reading });
+                Renewal::Restarted(Held { control, revision, since, doubt, spare: held.spare })
             }
             Err(error) => Renewal::Unknown(error.to_string()),
         }
@@ -222,6 +230,7 @@ impl Holder {
             holder: None,
             term: 0,
             settled: Revision::default(),
+            reading: Revision::last(),
             spare: 0,
             clean: false,
             beat: 0,

@@ -112,6 +112,7 @@ impl Ledger {
                     if !merged.merge(&record) {
                         continue;
                     }
+                    merged.follows = known.revision;
                     (Arc::new(merged), known.revision)
                 }
                 None => (Arc::clone(&record), Revision::default()),
@@ -208,7 +209,7 @@ impl Ledger {
             let known = self.newest(id).await?;
             let expected = known.as_ref().map_or_else(Revision::default, |known| known.revision);
             let Some(record) = becomes(known.as_ref().map(|known| &*known.record)) else { return Ok(false) };
-            let outcome = self.write(id, &record, expected, None).await;
+            let outcome = self.write(id, record, expected, None).await;
             self.cache.forget(id);
             match outcome {
                 Ok(_) => return Ok(true),
@@ -229,7 +230,7 @@ impl Ledger {
     ) -> Result<(), LedgerError> {
         let mut record = Record::clone(&known.record);
         record.expires_by = Some(term);
-        self.write(id, &record, known.revision, Some(time_to_live)).await?;
+        self.write(id, record, known.revision, Some(time_to_live)).await?;
         crash::point("expiring");
         self.cache.forget(id);
         Ok(())
@@ -270,12 +271,13 @@ impl Ledger {
     async fn write(
         &self,
         id: &TaskId,
-        record: &Record,
+        mut record: Record,
         expected: Revision,
         time_to_live: Option<Duration>,
     ) -> Result<Revision, LedgerError> {
+        record.follows = expected;
         let subject = self.names.task(id);
-        Ok(self.bucket.compare_and_set(subject, json(record)?, expected, time_to_live).await?)
+        Ok(self.bucket.compare_and_set(subject, json(&record)?, expected, time_to_live).await?)
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::bucket::Revision;
 use super::cache::Known;
-use super::control::{Claim, Claimant, Control, LEASE, MAY_SEND, RENEWAL};
+use super::control::{Claim, Claimant, Control, Doubt, LEASE, MAY_SEND, RENEWAL};
 use super::record::{Due, Record};
 use super::unsettled::{Landed, Unsettled};
 use crate::config::Tuning;
@@ -44,6 +44,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 const MIN_WRITE_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 const RENEW_AGAIN: Duration = Duration::from_millis(200);
+/// So few that holders have to wait for their next renewal.
+const READ_AHEAD: u64 = 2;
 const TICK: Duration = Duration::from_millis(250);
 
 /// The longest that a process is stopped or cut off, and that an event waits to be folded.
@@ -244,8 +246,9 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn write(&mut self, id: &TaskId, record: Record, expires_at: Option<Duration>) {
+    fn write(&mut self, id: &TaskId, mut record: Record, expires_at: Option<Duration>) {
         self.newest.0 += 1;
+        record.follows = self.records.get(id).map_or(Revision::default(), |entry| entry.known.revision);
         let known = Known { record: Arc::new(record), revision: self.newest };
         self.records.insert(id.clone(), Entry { known, expires_at });
     }
@@ -402,7 +405,7 @@ struct Held {
 
 /// What is done beside; first what is to be done, then what has come of it.
 enum Beside {
-    Renew { since: Instant, settled: Revision },
+    Renew { since: Instant, settled: Revision, reading: Revision },
     Read(Vec<TaskId>),
     WasRead(Vec<TaskId>, HashMap<TaskId, Known>),
     Join(TaskId, Option<Task>),
@@ -417,6 +420,8 @@ type Sending = (Vec<(TaskId, Option<Task>)>, Vec<TaskId>);
 struct Projector {
     held: Held,
     unsettled: Unsettled,
+    /// As far as anything was read.
+    read: Revision,
     position: Revision,
     fetched: VecDeque<(TaskId, Known)>,
     dispatch: Dispatch<Nowhere>,
@@ -428,10 +433,11 @@ struct Projector {
 }
 
 impl Projector {
-    fn new(held: Held, doubtful: bool, now: Instant) -> Self {
+    fn new(held: Held, doubt: Option<Doubt>, now: Instant) -> Self {
         let settled = held.control.settled;
         Self {
-            unsettled: Unsettled::new(settled, doubtful, SETTLE_AFTER, now),
+            unsettled: Unsettled::new(settled, doubt, SETTLE_AFTER, now),
+            read: settled,
             position: settled,
             fetched: VecDeque::new(),
             dispatch: dispatch(),
@@ -453,7 +459,12 @@ impl Projector {
 
     fn take_in(&mut self, most: usize, now: Instant) {
         for _ in 0..most {
-            let Some((id, known)) = self.fetched.pop_front() else { return };
+            let reading = self.held.control.reading;
+            self.read = self.fetched.front().map_or(self.read, |(_, known)| self.read.max(known.revision));
+            let Some((id, known)) = self.fetched.pop_front_if(|(_, known)| known.revision <= reading) else {
+                self.renew_at = if self.fetched.is_empty() { self.renew_at } else { self.renew_at.min(now) };
+                return;
+            };
             if known.record.expires_by == Some(self.held.control.term) {
                 self.unsettled.passed(&id, known.revision);
                 continue;
@@ -541,13 +552,19 @@ impl Projector {
         }
         if !self.renewing && now >= self.renew_at {
             self.renewing = true;
-            self.beside.push_back(Beside::Renew { since: now, settled: self.unsettled.settled() });
+            let reading = self.read.plus(READ_AHEAD);
+            self.beside.push_back(Beside::Renew { since: now, settled: self.unsettled.settled(), reading });
         }
     }
 
     fn was_read(&mut self, ids: Vec<TaskId>, mut known: HashMap<TaskId, Known>, now: Instant) {
         for id in ids {
             match known.remove(&id) {
+                Some(known) if known.revision > self.held.control.reading => {
+                    self.read = self.read.max(known.revision);
+                    self.renew_at = self.renew_at.min(now);
+                    self.unsettled.give_back(vec![id], now + RENEW_AGAIN);
+                }
                 Some(known) => {
                     self.unsettled.read_again(&id, known);
                     if self.unsettled.record(&id).is_some() {
@@ -765,7 +782,7 @@ impl World {
         let Some(beside) = projector.beside.remove(which) else { return };
         let term = projector.held.control.term;
         let done = match beside {
-            Beside::Renew { since, settled } => return self.renew(p, since, settled),
+            Beside::Renew { since, settled, reading } => return self.renew(p, since, settled, reading),
             Beside::WasRead(ids, known) => return projector.was_read(ids, known, now),
             Beside::Joined(_, true) => return,
             Beside::Joined(id, false) => Beside::Read(vec![id]),
@@ -807,12 +824,12 @@ impl World {
         written
     }
 
-    fn renew(&mut self, p: usize, since: Instant, settled: Revision) {
+    fn renew(&mut self, p: usize, since: Instant, settled: Revision, reading: Revision) {
         let lost_ack = self.replicas[p].lost_ack.take();
         let wall = self.wall();
         let Role::Projecting(projector) = &self.replicas[p].role else { return };
         let held = projector.held.clone();
-        let wanted = held.control.renewed(settled, wall);
+        let wanted = held.control.renewed(settled, reading, wall);
         let written = if lost_ack == Some(false) { None } else { self.write_control(&wanted, held.revision) };
         let renewal = match written {
             Some(revision) if lost_ack.is_none() => Renewal::Held(Held { control: wanted, revision, since }),
@@ -829,7 +846,8 @@ impl World {
             }
             Renewal::Restarted(held) => {
                 let stopping = projector.stopping;
-                **projector = Projector { stopping, ..Projector::new(held, true, now) };
+                let doubt = Doubt { settled: held.control.settled, up_to: held.control.reading };
+                **projector = Projector { stopping, ..Projector::new(held, Some(doubt), now) };
                 self.lose_all_of(uid, None);
             }
             Renewal::Lost => {
@@ -875,14 +893,15 @@ impl World {
             unchanged_for: since.duration_since(unchanged_since),
             now: wall,
             newest: self.bucket.newest,
+            ahead: READ_AHEAD,
             memory: Some(MEMORY),
         };
         let found = found.map(|(control, _)| control);
         assert!(!found.as_ref().is_some_and(|found| claimant.is_forgotten(found)), "nothing was thrown back");
-        let Claim::Take { control, doubtful, .. } = claimant.claim(found.as_ref()) else { return };
+        let Claim::Take { control, doubt, .. } = claimant.claim(found.as_ref()) else { return };
         if let Some(revision) = self.write_control(&control, revision) {
             let held = Held { control, revision, since };
-            self.replicas[p].role = Role::Projecting(Box::new(Projector::new(held, doubtful, since)));
+            self.replicas[p].role = Role::Projecting(Box::new(Projector::new(held, doubt, since)));
         }
     }
 
@@ -1211,10 +1230,10 @@ proptest! {
         let mut bucket = Bucket::default();
         let mut now = Instant::now();
         let control = Control {
-            holder: None, term: 1, settled: Revision(0), spare: 0,
+            holder: None, term: 1, settled: Revision(0), reading: Revision::last(), spare: 0,
             clean: true, beat: 0, renewed: 0,
         };
-        let mut projector = Projector::new(Held { control, revision: Revision(1), since: now }, false, now);
+        let mut projector = Projector::new(Held { control, revision: Revision(1), since: now }, None, now);
         let mut waits: BTreeMap<TaskId, usize> = BTreeMap::new();
         let (mut sequence, mut in_flight) = (0, VecDeque::new());
         for (which, cold, delay) in rounds {
@@ -1260,10 +1279,14 @@ fn known(event: &Happened, revision: u64) -> Known {
     Known { record: Arc::new(record), revision: Revision(revision) }
 }
 
+fn everything() -> Doubt {
+    Doubt { settled: Revision(0), up_to: Revision::last() }
+}
+
 #[test]
 fn a_task_that_landed_twice_in_one_doubt_is_to_be_read_again_once() {
     let now = Instant::now();
-    let mut unsettled = Unsettled::new(Revision(0), true, SETTLE_AFTER, now);
+    let mut unsettled = Unsettled::new(Revision(0), Some(everything()), SETTLE_AFTER, now);
     for revision in 1..=2 {
         unsettled.changed(&task(0), known(&created(0, revision), revision), now);
         unsettled.sent(&task(0));
@@ -1277,7 +1300,7 @@ fn a_task_that_landed_twice_in_one_doubt_is_to_be_read_again_once() {
 #[test]
 fn what_the_feed_had_read_before_does_not_replace_what_was_read_again_since() {
     let now = Instant::now();
-    let mut unsettled = Unsettled::new(Revision(0), true, SETTLE_AFTER, now);
+    let mut unsettled = Unsettled::new(Revision(0), Some(everything()), SETTLE_AFTER, now);
     unsettled.changed(&task(0), known(&created(0, 1), 1), now);
     unsettled.sent(&task(0));
     assert_eq!(unsettled.landed(&task(0), now), Landed::InDoubt);

@@ -4,7 +4,7 @@
 //! Here the parts meet the clock and the network: the [`Feed`] of changes, [`Unsettled`] that knows what is
 //! settled, [`Dispatch`] that decides what is sent when, and the control record with its [`Holder`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,6 +74,10 @@ pub(super) struct Projector<K> {
     held: Held,
     unsettled: Unsettled,
     feed: Feed,
+    /// Changes that may be taken in when the control record says so.
+    ahead: VecDeque<Change>,
+    /// The latest revision that was read, whether or not it was taken in.
+    read: Revision,
     /// What is done beside: reads and writes of the ledger, dead letters, the renewal.
     beside: JoinSet<Done>,
     renewing: bool,
@@ -148,7 +152,7 @@ impl<K: BulkApi> Projector<K> {
     fn new(parts: Parts<K>, mut dispatch: Dispatch<K>, held: Held) -> Self {
         dispatch.resume(held.spare);
         let (settled, now) = (held.control.settled, Instant::now());
-        let unsettled = Unsettled::new(settled, held.doubtful, parts.settle_after, now);
+        let unsettled = Unsettled::new(settled, held.doubt, parts.settle_after, now);
         let feed = feed(&parts, settled);
         let renew_at = held.since + RENEWAL;
         Self {
@@ -157,6 +161,8 @@ impl<K: BulkApi> Projector<K> {
             held,
             unsettled,
             feed,
+            ahead: VecDeque::new(),
+            read: settled,
             beside: JoinSet::new(),
             renewing: false,
             renew_at,
@@ -185,8 +191,11 @@ impl<K: BulkApi> Projector<K> {
             self.show();
             let wake_at = self.next_wake();
             tokio::select! {
-                () = self.feed.next(&mut changes, TAKE_IN), if !stopping && self.unsettled.has_room() => {
-                    changes.drain(..).for_each(|change| self.take_in(change));
+                () = self.feed.next(&mut changes, TAKE_IN),
+                    if !stopping && self.unsettled.has_room() && self.ahead.is_empty() =>
+                {
+                    self.ahead.extend(changes.drain(..));
+                    self.take_in_what_may_be();
                 }
                 Some(answer) = self.dispatch.answer() => match answer {
                     Ok(answered) => self.settle(answered),
@@ -239,10 +248,10 @@ impl<K: BulkApi> Projector<K> {
             return;
         }
         self.renewing = true;
-        let (holder, held, settled) =
-            (self.parts.holder.clone(), self.held.clone(), self.unsettled.settled());
+        let (holder, held, settled, read) =
+            (self.parts.holder.clone(), self.held.clone(), self.unsettled.settled(), self.read);
         self.beside.spawn(async move {
-            let renewal = holder.renew(held, settled).await;
+            let renewal = holder.renew(held, settled, read).await;
             Done::Renewed(renewal, holder.asked().await)
         });
     }
@@ -253,12 +262,15 @@ impl<K: BulkApi> Projector<K> {
             Renewal::Held(held) => {
                 self.renew_at = held.since + RENEWAL;
                 self.held = held;
+                self.take_in_what_may_be();
             }
             Renewal::Restarted(held) => {
                 warn!("a former holder has handed over what came after change {}", held.control.settled.0);
                 let (settled, now) = (held.control.settled, Instant::now());
-                self.unsettled = Unsettled::new(settled, true, self.parts.settle_after, now);
+                self.unsettled = Unsettled::new(settled, held.doubt, self.parts.settle_after, now);
                 self.feed = feed(&self.parts, settled);
+                self.ahead.clear();
+                self.read = settled;
                 self.dispatch.restart();
                 self.beside = JoinSet::new();
                 self.renew_at = held.since + RENEWAL;
@@ -292,6 +304,19 @@ impl<K: BulkApi> Projector<K> {
         let clean = self.dispatch.in_flight() == 0 && self.unsettled.is_clean(Instant::now());
         let spare = self.dispatch.spare();
         self.parts.holder.release(self.held.clone(), self.unsettled.settled(), clean, spare).await;
+    }
+
+    /// Takes in what was read, as far as the control record says that it is. When that is soon used up it is renewed
+    /// at once, so that nobody waits for it.
+    fn take_in_what_may_be(&mut self) {
+        let reading = self.held.control.reading;
+        self.read = self.ahead.back().map_or(self.read, |last| self.read.max(last.known.revision));
+        while let Some(change) = self.ahead.pop_front_if(|change| change.known.revision <= reading) {
+            self.take_in(change);
+        }
+        if !reading.is_far_ahead_of(self.read) {
+            self.renew_at = self.renew_at.min(Instant::now());
+        }
     }
 
     fn take_in(&mut self, change: Change) {
@@ -576,6 +601,12 @@ impl<K: BulkApi> Projector<K> {
             Done::Read(ids, Ok(mut known)) => {
                 for id in ids {
                     match known.remove(&id) {
+                        // Changed meanwhile, and later than may be sent yet.
+                        Some(known) if known.revision > self.held.control.reading => {
+                            self.read = self.read.max(known.revision);
+                            self.renew_at = self.renew_at.min(Instant::now());
+                            self.unsettled.give_back(vec![id], Instant::now() + RENEW_AGAIN);
+                        }
                         Some(known) => {
                             self.unsettled.read_again(&id, known);
                             if self.unsettled.record(&id).is_some() {

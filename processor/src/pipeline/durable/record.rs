@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use taskpipeline_contract::{CorrelationId, EventData, Task, TaskId, Timestamp};
 
+use super::bucket::Revision;
 use crate::pipeline::fold::{TaskState, Version, Versioned};
 
 /// The event that changed a task last.
@@ -23,6 +24,9 @@ pub(super) struct Record {
     /// Set when the record was given a time to live: the term of the projector that had settled it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) expires_by: Option<u64>,
+    /// The revision of the record that this one has replaced; 0 where there was none. Set when it is written.
+    #[serde(default = "Revision::last")]
+    pub(super) follows: Revision,
 }
 
 impl Record {
@@ -35,13 +39,18 @@ impl Record {
     ) -> Self {
         let mut task = TaskState::default();
         task.fold(version, at, data);
-        Self { task, last: Versioned { version, value: Cause { correlation_id, at } }, expires_by: None }
+        Self {
+            task,
+            last: Versioned { version, value: Cause { correlation_id, at } },
+            expires_by: None,
+            follows: Revision::default(),
+        }
     }
 
     /// That there is to be no such task, as if it had been deleted before any event.
     pub(super) fn tombstone(at: Timestamp, correlation_id: CorrelationId) -> Self {
         let last = Versioned { version: Version::ZERO, value: Cause { correlation_id, at } };
-        Self { task: TaskState::tombstone(), last, expires_by: None }
+        Self { task: TaskState::tombstone(), last, expires_by: None, follows: Revision::default() }
     }
 
     /// Takes in all that another record of the same task says. Answers whether that was news; then the

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::bucket::Revision;
 use super::cache::Known;
+use super::control::Doubt;
 use super::record::Record;
 
 /// How many bytes of records may be in memory here, waiting for KV or on the way to it: enough for two requests of
@@ -57,8 +58,8 @@ struct Task {
 #[derive(Debug)]
 pub(super) struct Unsettled {
     settle_after: Duration,
-    /// Whatever is first seen before this moment is in doubt until then: the last holder may have sent it.
-    all_doubtful_until: Option<Instant>,
+    /// What the last holder may have sent is in doubt until this moment.
+    inherited: Option<(Doubt, Instant)>,
     tasks: HashMap<TaskId, Task, RandomState>,
     lows: BTreeSet<Revision>,
     /// In the order in which their doubts end.
@@ -74,11 +75,11 @@ pub(super) struct Unsettled {
 }
 
 impl Unsettled {
-    /// Everything up to `settled` is settled. `doubtful`: what came after may have been sent by another.
-    pub(super) fn new(settled: Revision, doubtful: bool, settle_after: Duration, now: Instant) -> Self {
+    /// Everything up to `settled` is settled. `doubt`: what may have been sent by another.
+    pub(super) fn new(settled: Revision, doubt: Option<Doubt>, settle_after: Duration, now: Instant) -> Self {
         Self {
             settle_after,
-            all_doubtful_until: doubtful.then(|| now + settle_after),
+            inherited: doubt.map(|doubt| (doubt, now + settle_after)),
             tasks: HashMap::default(),
             lows: BTreeSet::new(),
             doubts: VecDeque::new(),
@@ -111,7 +112,7 @@ impl Unsettled {
 
     /// Whether a request sent so far may still do anything.
     pub(super) fn is_clean(&self, now: Instant) -> bool {
-        self.all_doubtful_until.is_none_or(|until| until <= now)
+        self.inherited.is_none_or(|(_, until)| until <= now)
             && self.tasks.values().all(|task| task.sent.is_none() && task.doubtful_until.is_none())
     }
 
@@ -132,7 +133,10 @@ impl Unsettled {
             task.seen = revision;
             self.bytes -= task.record.replace(record).as_deref().map_or(0, self::bytes);
         } else {
-            let doubtful_until = self.all_doubtful_until.filter(|until| now < *until);
+            let doubtful_until = self
+                .inherited
+                .filter(|(doubt, until)| now < *until && doubt.is_about(revision, record.follows))
+                .map(|(_, until)| until);
             let record = Some(record);
             self.lows.insert(revision);
             self.tasks.insert(
@@ -302,7 +306,7 @@ mod tests {
     #[test]
     fn what_the_feed_still_has_of_a_task_that_was_settled_ahead_of_it_is_not_written() {
         let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
-        let mut unsettled = Unsettled::new(Revision(0), true, settle_after, now);
+        let mut unsettled = Unsettled::new(Revision(0), Some(EVERYTHING), settle_after, now);
         let id = TaskId::new("a").unwrap();
         let known = |revision| {
             let (version, cause) = (Version::new(1, revision), CorrelationId::new("c").unwrap());
@@ -330,9 +334,33 @@ mod tests {
     }
 
     #[test]
+    fn what_the_last_holder_cannot_have_sent_is_written_once() {
+        let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
+        let doubt = Doubt { settled: Revision(10), up_to: Revision(20) };
+        let mut unsettled = Unsettled::new(Revision(10), Some(doubt), settle_after, now);
+        let mut landed = |revision, follows, at| {
+            let id = TaskId::new(format!("task-{revision}")).unwrap();
+            let (version, cause) = (Version::new(1, revision), CorrelationId::new("c").unwrap());
+            let mut record =
+                Record::of(version, Timestamp::UNIX_EPOCH, cause, &EventData::Deleted(id.clone()));
+            record.follows = Revision(follows);
+            unsettled.changed(&id, Known { record: Arc::new(record), revision: Revision(revision) }, at);
+            unsettled.sent(&id);
+            unsettled.landed(&id, at)
+        };
+        assert_eq!(landed(15, 0, now), Landed::InDoubt);
+        assert_eq!(landed(25, 15, now), Landed::InDoubt);
+        assert_eq!(landed(26, 0, now), Landed::Settled);
+        assert_eq!(landed(27, 9, now), Landed::Settled);
+        assert_eq!(landed(30, 15, now + settle_after), Landed::Settled);
+    }
+
+    const EVERYTHING: Doubt = Doubt { settled: Revision(0), up_to: Revision(u64::MAX) };
+
+    #[test]
     fn as_many_tasks_in_doubt_as_there_may_be_do_not_keep_themselves_from_being_written_again() {
         let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
-        let mut unsettled = Unsettled::new(Revision(0), true, settle_after, now);
+        let mut unsettled = Unsettled::new(Revision(0), Some(EVERYTHING), settle_after, now);
         let mut revision = 0;
         while unsettled.has_room() {
             revision += 1;
