@@ -31,6 +31,11 @@ pub(super) struct Control {
     pub(super) term: u64,
     /// Each record of a task with this revision or a lower one is settled in KV.
     pub(super) settled: Revision,
+    /// No request that was sent of a record up to here, or before it, can take effect any more, unless that record
+    /// is still the task's newest. At most what is settled: a record that was replaced counts as settled before
+    /// the doubt about it is over.
+    #[serde(default)]
+    pub(super) sure: Revision,
     /// The holder takes in no record with a later revision before it has said so here: what it may have sent is
     /// known thereby, though it is gone.
     #[serde(default = "Revision::last")]
@@ -55,6 +60,15 @@ pub(super) enum Claim {
     Take { control: Control, doubt: Option<Doubt>, spare: Spare },
     /// Another holds it.
     Wait,
+}
+
+/// Up to where a holder knows what KV has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Settled {
+    /// As [`Control::settled`].
+    pub(super) settled: Revision,
+    /// As [`Control::sure`].
+    pub(super) sure: Revision,
 }
 
 /// What a former holder may have sent without that its outcome is known: any record up to `up_to`, and none that
@@ -114,8 +128,10 @@ impl Claimant<'_> {
         }
         let settled = if self.is_forgotten(found) { Revision::default() } else { found.settled };
         let spare = inherited(Some(found), self.unchanged_for);
-        let doubt = (!found.clean).then_some(Doubt { settled, up_to: found.reading });
+        let doubt =
+            (!found.clean).then_some(Doubt { settled: found.sure.min(settled), up_to: found.reading });
         let mut control = self.control(found.term + 1, settled);
+        control.sure = doubt.map_or(settled, |doubt| doubt.settled);
         // Never behind what a former holder may read that is stopped and goes on.
         control.reading = control.reading.max(found.reading.min(self.newest.plus(self.ahead)));
         Claim::Take { control, doubt, spare }
@@ -133,6 +149,7 @@ impl Claimant<'_> {
             holder,
             term,
             settled,
+            sure: settled,
             reading: settled.plus(self.ahead),
             spare: 0,
             clean: false,
@@ -144,13 +161,13 @@ impl Claimant<'_> {
 
 impl Control {
     /// The next renewal, with what is settled by now, and how far is going to be read.
-    pub(super) fn renewed(&self, settled: Revision, reading: Revision, now: i64) -> Self {
-        let reading = self.reading.max(reading);
-        Self { settled, reading, spare: 0, beat: self.beat + 1, renewed: now, ..self.clone() }
+    pub(super) fn renewed(&self, settled: Settled, reading: Revision, now: i64) -> Self {
+        let (reading, Settled { settled, sure }) = (self.reading.max(reading), settled);
+        Self { settled, sure, reading, spare: 0, beat: self.beat + 1, renewed: now, ..self.clone() }
     }
 
     /// The last renewal: whoever wants it may have it, and so many requests of the budget with it.
-    pub(super) fn released(&self, settled: Revision, clean: bool, spare: u32, now: i64) -> Self {
+    pub(super) fn released(&self, settled: Settled, clean: bool, spare: u32, now: i64) -> Self {
         Self { holder: None, clean, spare, ..self.renewed(settled, self.reading, now) }
     }
 
@@ -161,6 +178,7 @@ impl Control {
             holder: None,
             term: 0,
             settled: Revision::default(),
+            sure: Revision::default(),
             reading: Revision::default(),
             spare: 0,
             clean: true,
@@ -174,7 +192,8 @@ impl Control {
     /// As a former holder leaves it that has sent requests without knowing that it was one no more: what it has
     /// not seen settled while it was holder is to be written again.
     pub(super) fn handed(&self, settled: Revision) -> Self {
-        Self { settled: self.settled.min(settled), clean: false, beat: self.beat + 1, ..self.clone() }
+        let (sure, settled) = (self.sure.min(settled), self.settled.min(settled));
+        Self { settled, sure, clean: false, beat: self.beat + 1, ..self.clone() }
     }
 
     /// Whether it is this holder's, in this term.
@@ -184,7 +203,10 @@ impl Control {
 
     /// The holder begins anew from what another has handed it.
     pub(super) fn restarted(&self, now: i64) -> Self {
-        Self { term: self.term + 1, ..self.renewed(self.settled, self.reading, now) }
+        Self {
+            term: self.term + 1,
+            ..self.renewed(Settled { settled: self.settled, sure: self.sure }, self.reading, now)
+        }
     }
 }
 
@@ -202,12 +224,17 @@ mod tests {
             holder: Some("a".to_owned()),
             term: 3,
             settled: Revision(40),
+            sure: Revision(40),
             reading: Revision(70),
             spare: 0,
             clean: false,
             beat: 7,
             renewed: 99_000,
         }
+    }
+
+    fn both(revision: u64) -> Settled {
+        Settled { settled: Revision(revision), sure: Revision(revision) }
     }
 
     fn taken(claim: Claim) -> (Control, bool) {
@@ -232,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_drained_one_is_taken_at_once_and_without_doubt() {
-        let drained = held().released(Revision(45), true, 30, 99_500);
+        let drained = held().released(both(45), true, 30, 99_500);
         let (control, doubtful) = taken(claimant(Duration::ZERO).claim(Some(&drained)));
         assert_eq!((control.settled, doubtful), (Revision(45), false));
     }
@@ -247,7 +274,7 @@ mod tests {
         assert!(is_about(55, 0) && is_about(70, 12), "it may have been sent");
         assert!(is_about(80, 41), "the one before it may have been");
         assert!(!is_about(71, 0) && !is_about(90, 40));
-        assert_eq!(held().renewed(Revision(45), Revision(65), 0).reading, Revision(70), "it never goes back");
+        assert_eq!(held().renewed(both(45), Revision(65), 0).reading, Revision(70), "it never goes back");
     }
 
     #[test]
@@ -262,9 +289,9 @@ mod tests {
             (0.0, LEASE - MAY_SEND),
             "until then the holder may have spent"
         );
-        let drained = held().released(Revision(45), true, 30, 99_500);
+        let drained = held().released(both(45), true, 30, 99_500);
         assert_eq!(spare(Some(&drained), Duration::from_millis(250)), (30.0, Duration::from_millis(250)));
-        assert_eq!(drained.renewed(Revision(45), Revision(60), 99_600).spare, 0, "whoever holds it has it");
+        assert_eq!(drained.renewed(both(45), Revision(60), 99_600).spare, 0, "whoever holds it has it");
     }
 
     #[test]

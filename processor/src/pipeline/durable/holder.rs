@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::bucket::{Bucket, ReadError, Revision, WriteError};
-use super::control::{Claim, Claimant, Control, Doubt};
+use super::control::{Claim, Claimant, Control, Doubt, Settled};
 use super::crash;
 use super::names::{Names, Target};
 use super::{deadline, stopped};
@@ -152,7 +152,7 @@ impl Holder {
 
     /// Renews it, with what is settled by now, and that records are going to be read up to some way behind
     /// `read`.
-    pub(super) async fn renew(&self, held: Held, settled: Revision, read: Revision) -> Renewal {
+    pub(super) async fn renew(&self, held: Held, settled: Settled, read: Revision) -> Renewal {
         let since = Instant::now();
         let control = held.control.renewed(settled, read.plus(READ_AHEAD), now());
         match self.write(&control, held.revision).await {
@@ -184,7 +184,7 @@ impl Holder {
         let control = found.restarted(now());
         match self.write(&control, revision).await {
             Ok(revision) => {
-                let doubt = Some(Doubt { settled: control.settled, up_to: control.reading });
+                let doubt = Some(Doubt { settled: control.sure, up_to: control.reading });
                 Renewal::Restarted(Held { control, revision, since, doubt, spare: held.spare })
             }
             Err(error) => Renewal::Unknown(error.to_string()),
@@ -192,8 +192,9 @@ impl Holder {
     }
 
     /// Lets it go, for another to take at once.
-    pub(super) async fn release(&self, held: Held, settled: Revision, clean: bool, spare: u32) {
+    pub(super) async fn release(&self, held: Held, settled: Settled, clean: bool, spare: u32) {
         let released = held.control.released(settled, clean, spare, now());
+        let settled = settled.settled;
         match self.write(&released, held.revision).await {
             Ok(_) => info!("this replica has let go of KV; all up to change {} is settled", settled.0),
             // Another has it, and what was sent since may have spoilt what that one wrote.
@@ -230,6 +231,7 @@ impl Holder {
             holder: None,
             term: 0,
             settled: Revision::default(),
+            sure: Revision::default(),
             reading: Revision::last(),
             spare: 0,
             clean: false,

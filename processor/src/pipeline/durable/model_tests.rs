@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::bucket::Revision;
 use super::cache::Known;
-use super::control::{Claim, Claimant, Control, Doubt, LEASE, MAY_SEND, RENEWAL};
+use super::control::{Claim, Claimant, Control, Doubt, LEASE, MAY_SEND, RENEWAL, Settled};
 use super::record::{Due, Record};
 use super::unsettled::{Landed, Unsettled};
 use crate::config::Tuning;
@@ -405,7 +405,7 @@ struct Held {
 
 /// What is done beside; first what is to be done, then what has come of it.
 enum Beside {
-    Renew { since: Instant, settled: Revision, reading: Revision },
+    Renew { since: Instant, settled: Settled, reading: Revision },
     Read(Vec<TaskId>),
     WasRead(Vec<TaskId>, HashMap<TaskId, Known>),
     Join(TaskId, Option<Task>),
@@ -553,7 +553,11 @@ impl Projector {
         if !self.renewing && now >= self.renew_at {
             self.renewing = true;
             let reading = self.read.plus(READ_AHEAD);
-            self.beside.push_back(Beside::Renew { since: now, settled: self.unsettled.settled(), reading });
+            self.beside.push_back(Beside::Renew {
+                since: now,
+                settled: self.unsettled.known_settled(now),
+                reading,
+            });
         }
     }
 
@@ -824,7 +828,7 @@ impl World {
         written
     }
 
-    fn renew(&mut self, p: usize, since: Instant, settled: Revision, reading: Revision) {
+    fn renew(&mut self, p: usize, since: Instant, settled: Settled, reading: Revision) {
         let lost_ack = self.replicas[p].lost_ack.take();
         let wall = self.wall();
         let Role::Projecting(projector) = &self.replicas[p].role else { return };
@@ -846,7 +850,7 @@ impl World {
             }
             Renewal::Restarted(held) => {
                 let stopping = projector.stopping;
-                let doubt = Doubt { settled: held.control.settled, up_to: held.control.reading };
+                let doubt = Doubt { settled: held.control.sure, up_to: held.control.reading };
                 **projector = Projector { stopping, ..Projector::new(held, Some(doubt), now) };
                 self.lose_all_of(uid, None);
             }
@@ -925,7 +929,8 @@ impl World {
         let recorded = projector.held.control.settled;
         let is_out = |request: &Request| request.owner == uid && request.lost.is_none();
         let clean = !self.requests.iter().any(is_out) && projector.unsettled.is_clean(replica.clock);
-        let released = projector.held.control.released(projector.unsettled.settled(), clean, 0, wall);
+        let released =
+            projector.held.control.released(projector.unsettled.known_settled(replica.clock), clean, 0, wall);
         let expected = projector.held.revision;
         let written = self.write_control(&released, expected);
         if written.is_none() {
@@ -1230,7 +1235,7 @@ proptest! {
         let mut bucket = Bucket::default();
         let mut now = Instant::now();
         let control = Control {
-            holder: None, term: 1, settled: Revision(0), reading: Revision::last(), spare: 0,
+            holder: None, term: 1, settled: Revision(0), sure: Revision(0), reading: Revision::last(), spare: 0,
             clean: true, beat: 0, renewed: 0,
         };
         let mut projector = Projector::new(Held { control, revision: Revision(1), since: now }, None, now);

@@ -248,8 +248,12 @@ impl<K: BulkApi> Projector<K> {
             return;
         }
         self.renewing = true;
-        let (holder, held, settled, read) =
-            (self.parts.holder.clone(), self.held.clone(), self.unsettled.settled(), self.read);
+        let (holder, held, settled, read) = (
+            self.parts.holder.clone(),
+            self.held.clone(),
+            self.unsettled.known_settled(Instant::now()),
+            self.read,
+        );
         self.beside.spawn(async move {
             let renewal = holder.renew(held, settled, read).await;
             Done::Renewed(renewal, holder.asked().await)
@@ -303,7 +307,8 @@ impl<K: BulkApi> Projector<K> {
     async fn release(&mut self) {
         let clean = self.dispatch.in_flight() == 0 && self.unsettled.is_clean(Instant::now());
         let spare = self.dispatch.spare();
-        self.parts.holder.release(self.held.clone(), self.unsettled.settled(), clean, spare).await;
+        let settled = self.unsettled.known_settled(Instant::now());
+        self.parts.holder.release(self.held.clone(), settled, clean, spare).await;
     }
 
     /// Takes in what was read, as far as the control record says that it is. When that is soon used up it is renewed

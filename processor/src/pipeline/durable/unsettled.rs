@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::bucket::Revision;
 use super::cache::Known;
-use super::control::Doubt;
+use super::control::{Doubt, Settled};
 use super::record::Record;
 
 /// How many bytes of records may be in memory here, waiting for KV or on the way to it: enough for two requests of
@@ -108,6 +108,17 @@ impl Unsettled {
     /// Every record with this revision or a lower one is settled.
     pub(super) fn settled(&self) -> Revision {
         self.lows.first().map_or(self.position, |low| Revision(low.0.saturating_sub(1)))
+    }
+
+    /// The same, and up to where nothing older can take effect: no further than it was known to the last holder,
+    /// until the doubt about what that one sent is over.
+    pub(super) fn known_settled(&self, now: Instant) -> Settled {
+        let settled = self.settled();
+        let sure = match self.inherited {
+            Some((doubt, until)) if now < until => doubt.settled.min(settled),
+            _ => settled,
+        };
+        Settled { settled, sure }
     }
 
     /// Whether a request sent so far may still do anything.
