@@ -21,9 +21,9 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How often a former holder tries to hand over what it may have spoilt.
 const HANDOVER_TRIES: usize = 100;
 
-/// How far behind what was read a holder may read before its next renewal: what is written in a second under full
-/// load. As much is written twice when it dies.
-const READ_AHEAD: u64 = 32_768;
+/// How far behind what was read a holder may read before its next renewal: what is written in half a second under
+/// full load. As much is written twice when it dies.
+const READ_AHEAD: u64 = 16_384;
 
 impl Revision {
     /// Whether a holder that has read so far can go on for a while before it has to say that it does.

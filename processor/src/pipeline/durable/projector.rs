@@ -316,7 +316,8 @@ impl<K: BulkApi> Projector<K> {
     fn take_in_what_may_be(&mut self) {
         let reading = self.held.control.reading;
         self.read = self.ahead.back().map_or(self.read, |last| self.read.max(last.known.revision));
-        while let Some(change) = self.ahead.pop_front_if(|change| change.known.revision <= reading) {
+        while self.ahead.front().is_some_and(|change| change.known.revision <= reading) {
+            let Some(change) = self.ahead.pop_front() else { break };
             self.take_in(change);
         }
         if !reading.is_far_ahead_of(self.read) {

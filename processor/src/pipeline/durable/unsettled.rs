@@ -18,15 +18,18 @@ use super::cache::Known;
 use super::control::{Doubt, Settled};
 use super::record::Record;
 
-/// How many bytes of records may be in memory here, waiting for KV or on the way to it: enough for two requests of
+/// How many bytes may be in memory here, of tasks and of their records that wait for KV or are on the way to it: enough for two requests of
 /// 10,000 tasks on their way and one that fills meanwhile.
 const MOST_BYTES: usize = 32 * 1024 * 1024;
 
-/// How many tasks may be here, in doubt included, whose records are not in memory.
-const MOST_TASKS: usize = 100_000;
+/// How many bytes more there may be of records that are read again for their doubt.
+const FOR_DOUBTS: usize = MOST_BYTES / 4;
+
+/// What a task occupies without its record: here, in the queue, and its id.
+const BYTES_PER_TASK: usize = 300;
 
 /// What a record occupies besides its texts.
-const BYTES_PER_RECORD: usize = 700;
+const BYTES_PER_RECORD: usize = 400;
 
 /// What follows from a landed write.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,6 +72,7 @@ pub(super) struct Unsettled {
     ahead: HashMap<TaskId, Revision>,
     /// The same in the order of revisions.
     ahead_in_order: BTreeMap<Revision, TaskId>,
+    /// What the records occupy, and nothing else.
     bytes: usize,
     /// The newest change that was seen of any task.
     position: Revision,
@@ -92,12 +96,17 @@ impl Unsettled {
 
     /// Whether another change may be taken in.
     pub(super) fn has_room(&self) -> bool {
-        self.has_room_for_records() && self.tasks.len() < MOST_TASKS
+        self.occupied() < MOST_BYTES
     }
 
-    /// Whether the record of a task that is here already may be taken in again.
+    /// Whether the record of a task that is here already may be taken in again, however many tasks there are: only
+    /// this way do they get fewer.
     pub(super) fn has_room_for_records(&self) -> bool {
-        self.bytes < MOST_BYTES
+        self.occupied() < MOST_BYTES + FOR_DOUBTS
+    }
+
+    fn occupied(&self) -> usize {
+        self.bytes + self.tasks.len() * BYTES_PER_TASK
     }
 
     /// How many tasks are not settled.
@@ -387,11 +396,8 @@ mod tests {
             unsettled.sent(&id);
             assert_eq!(unsettled.landed(&id, now), Landed::InDoubt);
         }
-        assert_eq!(
-            unsettled.len(),
-            MOST_TASKS,
-            "none is kept in memory, so it is their number that fills it"
-        );
+        assert_eq!(unsettled.bytes, 0, "no record is kept in memory, so it is their number that fills it");
+        assert!(unsettled.len() > 100_000, "{}", unsettled.len());
         assert!(unsettled.has_room_for_records());
         assert_eq!(unsettled.take_doubtful(500, now + settle_after).len(), 500);
         assert_eq!(unsettled.settled(), Revision(0));
