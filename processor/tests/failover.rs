@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use nix::sys::signal::Signal;
 use taskpipeline_simulator::{Config, Fault, Latency, Rule, Scope, Simulator};
 use taskpipeline_testkit::{NatsServer, Processor, ProcessorOptions, created, eventually, store};
 use tokio::time::Instant;
@@ -158,4 +160,37 @@ async fn when_the_projector_drains_another_writes_within_a_second() {
         kv.keys().len()
     );
     assert!(longest <= Duration::from_secs(1), "{gaps:?}");
+}
+
+/// The control record: nothing, where nobody has ever taken it.
+async fn control_record(nats: &NatsServer) -> Option<serde_json::Value> {
+    let jetstream = async_nats::jetstream::new(nats.client().await.unwrap());
+    let ledger = jetstream.get_stream("KV_TASKS--tasks-processor").await.ok()?;
+    let mut names = ledger.info_with_subjects("$KV.TASKS--tasks-processor.control.>").await.ok()?;
+    let subject = std::pin::pin!(&mut names).next().await?.ok()?.0;
+    let record = ledger.get_last_raw_message_by_subject(&subject).await.ok()?;
+    serde_json::from_slice(&record.payload).ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_is_told_to_stop_while_it_takes_over_does_not_keep_the_next_one_waiting() {
+    let (nats, kv) = (NatsServer::start().await.unwrap(), kv().await);
+    // It stands still before it writes that it takes over, and goes on when it has been told to stop.
+    let mut replica = Processor::spawn(&options(&nats, &kv).stopping_at("taking-over", 1)).unwrap();
+    eventually(Duration::from_secs(20), async || {
+        anyhow::ensure!(replica.process().tail().contains("stands still at taking-over"), "not yet");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert!(control_record(&nats).await.is_none(), "nobody has taken over yet");
+    replica.process().signal(Signal::SIGTERM).unwrap();
+    replica.process().signal(Signal::SIGCONT).unwrap();
+    replica.wait(Duration::from_secs(10)).await.unwrap();
+
+    let control = control_record(&nats).await.unwrap_or_default();
+    println!("it was told to stop while it took over, and left {control}");
+    assert_eq!(control["term"], 1, "it never took over: the test proves nothing");
+    assert!(control["holder"].is_null(), "nobody holds it any more");
+    assert_eq!(control["clean"], true, "nothing was sent");
 }

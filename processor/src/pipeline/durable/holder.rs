@@ -138,6 +138,7 @@ impl Holder {
             );
         }
         let (term, settled) = (control.term, control.settled.0);
+        crash::point("taking-over");
         match self.write(&control, revision).await {
             Ok(revision) => {
                 info!(
