@@ -64,7 +64,8 @@ impl Timestamp {
     /// event's record holds three moments, and is written and read several times.
     fn parse_own(text: &str) -> Option<Self> {
         let text: &[u8; FORM.len()] = text.as_bytes().try_into().ok()?;
-        let as_we_write = |(&is, &form): (&u8, &u8)| if form == b'0' { is.is_ascii_digit() } else { is == form };
+        let as_we_write =
+            |(&is, &form): (&u8, &u8)| if form == b'0' { is.is_ascii_digit() } else { is == form };
         if !text.iter().zip(FORM).all(as_we_write) {
             return None;
         }
@@ -73,11 +74,7 @@ impl Timestamp {
             digits.fold(0_u16, |number, digit| number * 10 + u16::from(digit - b'0'))
         };
         let small = |from: usize| u8::try_from(number(from, 2)).ok();
-        let date = Date::from_calendar_date(
-            number(0, 4).into(),
-            Month::try_from(small(5)?).ok()?,
-            small(8)?,
-        );
+        let date = Date::from_calendar_date(number(0, 4).into(), Month::try_from(small(5)?).ok()?, small(8)?);
         let time = Time::from_hms_milli(small(11)?, small(14)?, small(17)?, number(20, 3));
         Some(Self(OffsetDateTime::new_utc(date.ok()?, time.ok()?)))
     }
@@ -150,7 +147,9 @@ mod tests {
 
     #[test]
     fn reads_its_own_form_as_it_reads_any_other() {
-        for millis in [-62_167_219_200_000_i64, -1, 0, 951_782_400_001, 1_709_164_799_999, 253_402_300_799_999] {
+        for millis in
+            [-62_167_219_200_000_i64, -1, 0, 951_782_400_001, 1_709_164_799_999, 253_402_300_799_999]
+        {
             let moment = Timestamp::from_unix_millis(millis).unwrap();
             let text = moment.to_string();
             assert_eq!(Timestamp::parse_own(&text), Some(moment), "{text}");

@@ -20,10 +20,10 @@ use super::record::Record;
 
 /// How many bytes may be in memory here, of tasks and of their records that wait for KV or are on the way to it: enough for two requests of
 /// 10,000 tasks on their way and one that fills meanwhile.
-const MOST_BYTES: usize = 32 * 1024 * 1024;
+const MOST_BYTES: usize = 30 * 1024 * 1024;
 
 /// How many bytes more there may be of records that are read again for their doubt.
-const FOR_DOUBTS: usize = MOST_BYTES / 4;
+const FOR_DOUBTS: usize = MOST_BYTES / 8;
 
 /// What a task occupies without its record: here, in the queue, and its id.
 const BYTES_PER_TASK: usize = 300;

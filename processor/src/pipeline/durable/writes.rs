@@ -111,7 +111,9 @@ impl Writes {
         while self.answered < lane.next - self.first {
             let message = tokio::time::timeout(ANSWER, lane.answers.next()).await.ok()??;
             let number = message.subject.as_str().rsplit('.').next().and_then(|number| number.parse().ok());
-            let Some(number) = number.and_then(|number: u64| number.checked_sub(self.first)) else { continue };
+            let Some(number) = number.and_then(|number: u64| number.checked_sub(self.first)) else {
+                continue;
+            };
             self.answered += 1;
             return Some((usize::try_from(number).ok()?, read(&message)));
         }

@@ -102,7 +102,14 @@ mod tests {
 
     fn idle(ready: usize) -> Situation {
         let since_last = Duration::from_millis(100);
-        Situation { ready, in_flight: 0, full: 1_000, since_last, spacing: Duration::ZERO, more_may_come: true }
+        Situation {
+            ready,
+            in_flight: 0,
+            full: 1_000,
+            since_last,
+            spacing: Duration::ZERO,
+            more_may_come: true,
+        }
     }
 
     #[test]
