@@ -12,7 +12,7 @@ use super::ledger::Revision;
 use super::record::Record;
 
 /// How many bytes of records may be kept.
-const MOST_BYTES: u64 = 10 * 1024 * 1024;
+const MOST_BYTES: u64 = 16 * 1024 * 1024;
 
 /// What an entry occupies besides its texts.
 const BYTES_PER_ENTRY: usize = 700;
