@@ -105,7 +105,7 @@ impl Launch {
                 command.env("PORT", port.to_string());
                 Ok(Replica::Peer(Process::spawn("peer", &mut command)?, port))
             }
-            Kind::Floor | Kind::PeerFloor => bail!("a floor has no replicas"),
+            Kind::Floor | Kind::GuardedFloor | Kind::PeerFloor => bail!("a floor has no replicas"),
         }
     }
 

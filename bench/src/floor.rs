@@ -2,13 +2,18 @@
 //! acknowledges it, and writes to KV in bulk. It fetches 2,000, makes one pipelined put into a NATS bucket per
 //! event, acknowledges it then, and sends bulk PUTs of 10,000. It does no other work: it does not decode or check
 //! an event, compares nothing when it puts, folds nothing, keeps to no limit and repeats nothing.
+//!
+//! The guarded floor does two things more, which exactness costs: each put is done only where the key has no value, and
+//! what was put is read back.
 
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
 use async_nats::jetstream::consumer::pull::Config as PullConfig;
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer};
 use async_nats::jetstream::{self, Message, kv};
-use async_nats::{Client, Subject};
+use async_nats::{Client, HeaderMap, Subject};
 use futures_util::StreamExt;
 use serde_json::json;
 use taskpipeline_testkit::http;
@@ -41,6 +46,9 @@ pub(crate) struct Options {
     /// It ends after so many events
     #[arg(long)]
     events: usize,
+    /// Puts compare, and what was put is read back
+    #[arg(long)]
+    guarded: bool,
 }
 
 /// Arguments for the process.
@@ -64,7 +72,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let pull = PullConfig {
         durable_name: Some("floor".to_owned()),
         // Explicit, one by one: replicas share a consumer, so an ack of all before it would ack others' events.
-        ack_policy: jetstream::consumer::AckPolicy::Explicit,
+        ack_policy: AckPolicy::Explicit,
         max_ack_pending: 50_000,
         ..PullConfig::default()
     };
@@ -73,17 +81,50 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let (put, acknowledged) = mpsc::channel(PUTS_IN_FLIGHT);
     let inbox = client.new_inbox();
     let acks = client.subscribe(inbox.clone()).await?;
+    let feed = match options.guarded {
+        true => Some(tokio::spawn(read_back(feed(&context).await?, options.events))),
+        false => None,
+    };
     let second_half = tokio::spawn(finish(client.clone(), acks, acknowledged, options.clone()));
     for number in 0..options.events {
         let message = messages.next().await.context("the stream ended")??;
         let key = Subject::from(format!("$KV.FLOOR.task.{number}"));
         // Room first: the channel's bound is what bounds the puts in flight.
         let room = put.reserve().await.context("the second half failed")?;
-        client.publish_with_reply(key, inbox.clone(), message.payload.clone()).await?;
+        let payload = message.payload.clone();
+        if options.guarded {
+            let mut headers = HeaderMap::new();
+            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
+            client.publish_with_reply_and_headers(key, inbox.clone(), headers, payload).await?;
+        } else {
+            client.publish_with_reply(key, inbox.clone(), payload).await?;
+        }
         room.send(message);
     }
     drop(put);
+    if let Some(feed) = feed {
+        feed.await??;
+    }
     second_half.await?
+}
+
+async fn feed(context: &jetstream::Context) -> anyhow::Result<PullConsumer> {
+    let bucket = context.get_stream_no_info("KV_FLOOR").await.context("no bucket's stream")?;
+    let config = PullConfig {
+        ack_policy: AckPolicy::None,
+        filter_subject: "$KV.FLOOR.task.*".to_owned(),
+        memory_storage: true,
+        ..PullConfig::default()
+    };
+    bucket.create_consumer(config).await.context("no feed")
+}
+
+async fn read_back(consumer: PullConsumer, events: usize) -> anyhow::Result<()> {
+    let mut messages = consumer.stream().max_messages_per_batch(FETCH).messages().await?;
+    for _ in 0..events {
+        messages.next().await.context("the feed ended")??;
+    }
+    Ok(())
 }
 
 /// What follows the ack of a put, which comes in the order of the puts.

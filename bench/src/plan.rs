@@ -71,13 +71,20 @@ impl Jobs {
 }
 
 fn full() -> Vec<Job> {
-    use Kind::{Core, Durable, Floor, Peer, PeerFloor};
+    use Kind::{Core, Durable, Floor, GuardedFloor, Peer, PeerFloor};
     let mut jobs = Jobs::default();
     // Round by round, so that whatever else the machine does meanwhile befalls all of them.
     for _ in 0..3 {
-        for (kind, replicas) in
-            [(Floor, 1), (Durable, 1), (Durable, 2), (Durable, 4), (Core, 1), (Core, 2), (Core, 4)]
-        {
+        for (kind, replicas) in [
+            (Floor, 1),
+            (GuardedFloor, 1),
+            (Durable, 1),
+            (Durable, 2),
+            (Durable, 4),
+            (Core, 1),
+            (Core, 2),
+            (Core, 4),
+        ] {
             jobs.add(Scenario::Nolimit, system(kind, replicas), events(300_000));
         }
         jobs.add(Scenario::Nolimit, system(Durable, 1), Knobs { live: true, ..events(300_000) });
@@ -152,6 +159,7 @@ pub(crate) fn expected(job: &Job) -> Duration {
     let peer = matches!(job.system.kind, Kind::Peer | Kind::PeerFloor);
     let seconds = match job.scenario {
         Scenario::Nolimit if peer => 5 + events / 1_000,
+        Scenario::Nolimit if job.system.kind.is_floor() => 4 + events / 40_000,
         Scenario::Nolimit => 4 + events / if job.system.kind == Kind::Core { 20_000 } else { 10_000 },
         Scenario::Limit => seconds + if *failover { 90 } else { 14 },
         Scenario::Latency => seconds + 2,

@@ -26,12 +26,15 @@ pub(crate) enum Kind {
     Peer,
     /// The least that a system like ours has to do (`floor`).
     Floor,
+    /// The same with what exactness costs: puts that compare, and what was put is read back.
+    GuardedFloor,
     /// The least that the peer has to do: its requests by a bare loop.
     PeerFloor,
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Durable, Self::Core, Self::Peer, Self::Floor, Self::PeerFloor];
+    const ALL: [Self; 6] =
+        [Self::Durable, Self::Core, Self::Peer, Self::Floor, Self::GuardedFloor, Self::PeerFloor];
 
     /// Its name on the command line.
     pub(crate) fn name(self) -> &'static str {
@@ -40,13 +43,19 @@ impl Kind {
             Self::Core => "core",
             Self::Peer => "peer",
             Self::Floor => "floor",
+            Self::GuardedFloor => "guarded-floor",
             Self::PeerFloor => "peer-floor",
         }
     }
 
     /// Whether events wait for it in a stream.
     pub(crate) fn has_stream(self) -> bool {
-        matches!(self, Self::Durable | Self::Floor)
+        self == Self::Durable || self.is_floor()
+    }
+
+    /// Whether it is a floor of ours.
+    pub(crate) fn is_floor(self) -> bool {
+        matches!(self, Self::Floor | Self::GuardedFloor)
     }
 }
 
@@ -58,6 +67,7 @@ impl System {
             Kind::Core => "ours, Core",
             Kind::Peer => "peer",
             Kind::Floor => return "floor".to_owned(),
+            Kind::GuardedFloor => return "guarded floor".to_owned(),
             Kind::PeerFloor => return "the peer's floor".to_owned(),
         };
         format!("{name}, {} {}", self.replicas, if self.replicas == 1 { "replica" } else { "replicas" })
@@ -69,7 +79,7 @@ impl FromStr for Kind {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|kind| kind.name() == text);
-        found.ok_or_else(|| "must be durable, core, peer, floor or peer-floor".to_owned())
+        found.ok_or_else(|| "must be durable, core, peer, floor, guarded-floor or peer-floor".to_owned())
     }
 }
 

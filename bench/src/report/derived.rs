@@ -14,6 +14,7 @@ pub(super) fn sentences(scenario: Scenario, rows: &[Row]) -> Vec<String> {
         Scenario::Limit => times_the_peer(&rows, "events/s that last"),
         Scenario::Nolimit => {
             let mut all = of_the_floor(&rows, Kind::Floor, &[Kind::Durable], "the floor");
+            all.extend(of_the_floor(&rows, Kind::GuardedFloor, &[Kind::Durable], "the guarded floor"));
             all.extend(of_the_floor(&rows, Kind::PeerFloor, &[Kind::Peer], "its floor"));
             all.extend(times_the_peer(&rows, "events/s"));
             all

@@ -85,7 +85,7 @@ fn figure_bars(
         let colour = match row.system.kind {
             Kind::Durable | Kind::Core => 0,
             Kind::Peer => 1,
-            Kind::Floor | Kind::PeerFloor => 2,
+            Kind::Floor | Kind::GuardedFloor | Kind::PeerFloor => 2,
         };
         Some(Bar { label: row.title(), value: value.median, spread: (value.least, value.most), colour })
     };

@@ -52,7 +52,8 @@ pub(super) const TEXTS: &[Text] = &[
               start; in Core and for the peer, which have no stream, and in the rows that say so they are published while the clock \
               runs. The floor is a program that fetches 2,000 events from the same stream, makes one pipelined NATS KV put for each, \
               acknowledges it and sends bulk PUTs of 10,000, and does nothing else: it decodes nothing, compares nothing, folds \
-              nothing. The peer's floor is a loop of the peer's own PUTs with the peer's own client and nothing else.",
+              nothing. The guarded floor does the same, but each put compares (it is done only where the key has no value yet), and all that was put is \
+              read back by a second consumer: what a ledger that any replica may write, and a projector, cannot do without. The peer's floor is a loop of the peer's own PUTs with the peer's own client and nothing else.",
         not: "What more cores would give: everything shares these. Without a stream nothing is stored on the way, which is cheaper \
               and loses events (see below).",
         columns: &[

@@ -28,7 +28,7 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
     let setup = setup(true, knobs);
     let time = knobs.time_or(Duration::from_secs(180));
     let usual = match system.kind {
-        Kind::Durable | Kind::Floor => 100_000,
+        Kind::Durable | Kind::Floor | Kind::GuardedFloor => 100_000,
         Kind::Core => 50_000,
         // It lands four a second; what waits is in its memory.
         Kind::Peer | Kind::PeerFloor => 40,

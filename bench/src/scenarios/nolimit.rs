@@ -39,13 +39,13 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
         store(&stage, mix, events).await?;
     }
     let mut fleet = None;
-    if !stored && system.kind != Kind::Floor {
+    if !stored && !system.kind.is_floor() {
         fleet = Some(Fleet::start(system, &setup, &stage).await?);
     }
     stage.watch(&mut meter)?;
     let mut floor = None;
-    if system.kind == Kind::Floor {
-        let process = start_floor(&stage, events)?;
+    if system.kind.is_floor() {
+        let process = start_floor(&stage, events, system.kind == Kind::GuardedFloor)?;
         meter.watch_from_birth(REPLICA, process.pid().as_raw());
         floor = Some(process);
     }
@@ -105,10 +105,11 @@ async fn peer_floor(system: System, setup: &Setup, events: u64) -> anyhow::Resul
     Ok(findings)
 }
 
-fn start_floor(stage: &Stage, events: u64) -> anyhow::Result<Process> {
+fn start_floor(stage: &Stage, events: u64, guarded: bool) -> anyhow::Result<Process> {
     let bulk_url = bulk_url(&stage.kv);
     let mut command = Command::new(std::env::current_exe()?);
     command.args(floor::arguments(&stage.nats.url(), &bulk_url, &stage.kv.config().token, events));
+    command.args(guarded.then_some("--guarded"));
     Process::spawn("floor", &mut command)
 }
 
