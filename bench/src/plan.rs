@@ -92,16 +92,16 @@ fn full() -> Vec<Job> {
             jobs.add(Scenario::Nolimit, system(kind, replicas), events(15_000));
         }
     }
-    jobs.add(Scenario::Limit, system(Durable, 4), Knobs { failover: true, ..seconds(330) });
+    jobs.add(Scenario::Limit, system(Durable, 4), Knobs { failover: true, ..seconds(900) });
     for (kind, replicas, time) in
-        [(Durable, 1, 100), (Durable, 2, 100), (Core, 1, 60), (Core, 2, 60), (Core, 4, 60), (Peer, 1, 90)]
+        [(Durable, 1, 60), (Durable, 2, 60), (Core, 1, 40), (Core, 2, 40), (Core, 4, 40), (Peer, 1, 60)]
     {
         jobs.add(Scenario::Limit, system(kind, replicas), seconds(time));
     }
     for (kind, replicas) in [(Durable, 4), (Core, 1), (Peer, 1)] {
         jobs.add(Scenario::Limit, system(kind, replicas), Knobs { deletes: true, ..seconds(60) });
     }
-    for (rate, time) in [(1, 60), (100, 60), (1_000, 40)] {
+    for (rate, time) in [(1, 45), (100, 40), (1_000, 30)] {
         jobs.latency(rate, &[Durable, Core, Peer], time);
     }
     for rate in [100, 1_000] {
@@ -109,7 +109,7 @@ fn full() -> Vec<Job> {
         jobs.add(Scenario::Latency, system(Durable, 1), load);
     }
     for (kind, replicas) in [(Durable, 1), (Durable, 4), (Core, 1), (Peer, 1)] {
-        let load = Knobs { unlimited: kind == Peer, ..seconds(25) };
+        let load = Knobs { unlimited: kind == Peer, ..seconds(20) };
         jobs.add(Scenario::Cost, system(kind, replicas), load);
     }
     for kind in [Durable, Core, Peer] {
@@ -160,7 +160,7 @@ pub(crate) fn expected(job: &Job) -> Duration {
     let seconds = match job.scenario {
         Scenario::Nolimit if peer => 5 + events / 1_000,
         Scenario::Nolimit if job.system.kind.is_floor() => 4 + events / 40_000,
-        Scenario::Nolimit => 4 + events / if job.system.kind == Kind::Core { 20_000 } else { 10_000 },
+        Scenario::Nolimit => 4 + events / if job.system.kind == Kind::Core { 40_000 } else { 20_000 },
         Scenario::Limit => seconds + if *failover { 90 } else { 14 },
         Scenario::Latency => seconds + 2,
         Scenario::Cost => seconds + 8,
