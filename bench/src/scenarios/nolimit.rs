@@ -62,7 +62,11 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
         Course::stored(&stage, &mut meter)
     } else {
         // Without a stream, what a system has not taken yet waits in its own memory.
-        let usual = if system.kind.has_stream() { 100_000 } else { 10_000 };
+        let usual = match system.kind {
+            Kind::Core => 50_000,
+            _ if system.kind.has_stream() => 100_000,
+            _ => 10_000,
+        };
         let backlog = if knobs.backlog == 0 { usual } else { knobs.backlog };
         Course::live(&stage, &mut meter, mix, system.kind.has_stream(), backlog)?
     };

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use taskpipeline_contract::{Task, TaskId};
+use tokio::sync::Semaphore;
 use tracing::debug;
 
 use super::bucket::{Bucket, ReadError, Stored, WriteError};
@@ -22,6 +23,9 @@ const MOST_TRIES: u32 = 50;
 
 /// The longest wait between two tries.
 const MOST_PAUSE: Duration = Duration::from_millis(500);
+
+/// How many records are given their time to live at a time.
+const EXPIRING: usize = 64;
 
 /// How long a record's JSON is besides its texts, about.
 const BYTES_BESIDE_TEXTS: usize = 512;
@@ -44,11 +48,19 @@ pub(super) struct Ledger {
     cache: Cache,
     /// Of 1,000 creates written without looking, how many found something there, lately.
     surprises: AtomicU32,
+    /// Room for records that are being given their time to live: thousands of deletes land at once.
+    expiring: Semaphore,
 }
 
 impl Ledger {
     pub(super) fn new(bucket: Bucket, names: Arc<Names>) -> Self {
-        Self { bucket, names, cache: Cache::new(), surprises: AtomicU32::new(0) }
+        Self {
+            bucket,
+            names,
+            cache: Cache::new(),
+            surprises: AtomicU32::new(0),
+            expiring: Semaphore::new(EXPIRING),
+        }
     }
 
     /// The bucket itself, for records that are no task's.
@@ -228,6 +240,8 @@ impl Ledger {
         term: u64,
         time_to_live: Duration,
     ) -> Result<(), LedgerError> {
+        // It is never closed.
+        let _room = self.expiring.acquire().await;
         let mut record = Record::clone(&known.record);
         record.expires_by = Some(term);
         self.write(id, record, known.revision, Some(time_to_live)).await?;

@@ -12,6 +12,9 @@ use serde::Deserialize;
 
 use super::bucket::{Revision, WriteError};
 
+/// How many subscriptions wait to be used again at the most.
+const MOST_IDLE: usize = 64;
+
 /// How long the next answer may take.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -70,7 +73,10 @@ impl Drop for Writes {
     fn drop(&mut self) {
         // Of a subscription that misses answers, nobody knows when they come.
         if let Some(lane) = self.lane.take_if(|lane| lane.next - self.first == self.answered) {
-            self.lanes.idle().push(lane);
+            let mut idle = self.lanes.idle();
+            if idle.len() < MOST_IDLE {
+                idle.push(lane);
+            }
         }
     }
 }
