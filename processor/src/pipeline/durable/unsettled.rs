@@ -18,8 +18,8 @@ use super::cache::Known;
 use super::control::{Doubt, Settled};
 use super::record::Record;
 
-/// How many bytes may be in memory here, of tasks and of their records that wait for KV or are on the way to it: enough for two requests of
-/// 10,000 tasks on their way and one that fills meanwhile.
+/// How many bytes may be in memory here, of tasks and of their records that wait for KV or are on the way to it:
+/// enough for two requests of 10,000 tasks on their way and one that fills meanwhile.
 const MOST_BYTES: usize = 30 * 1024 * 1024;
 
 /// How many bytes more there may be of records that are read again for their doubt.

@@ -10,13 +10,11 @@ use async_nats::{Client, HeaderMap, HeaderValue, Message, StatusCode, Subscriber
 use futures_util::StreamExt;
 use serde::Deserialize;
 
+use super::ANSWER;
 use super::bucket::{Revision, WriteError};
 
 /// How many subscriptions wait to be used again at the most.
 const MOST_IDLE: usize = 64;
-
-/// How long the next answer may take.
-const ANSWER: Duration = Duration::from_secs(5);
 
 /// Subscriptions that wait to be used again: nats-server takes longer to begin and end one than to store a record.
 #[derive(Clone)]
