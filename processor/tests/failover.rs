@@ -178,7 +178,9 @@ async fn a_replica_that_is_told_to_stop_while_it_takes_over_does_not_keep_the_ne
     // It stands still before it writes that it takes over, and goes on when it has been told to stop.
     let mut replica = Processor::spawn(&options(&nats, &kv).stopping_at("taking-over", 1)).unwrap();
     eventually(Duration::from_secs(20), async || {
+        // It says so before it does so.
         anyhow::ensure!(replica.process().tail().contains("stands still at taking-over"), "not yet");
+        anyhow::ensure!(replica.process().is_stopped().await?, "not quite yet");
         Ok(())
     })
     .await

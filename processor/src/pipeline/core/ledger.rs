@@ -47,7 +47,8 @@ impl Entry {
 /// All tasks that this replica has in hand.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    entries: HashMap<TaskId, Entry>,
+    /// Boxed, for a map that grows holds its places twice.
+    entries: HashMap<TaskId, Box<Entry>>,
     bytes: usize,
     carried: usize,
 }
@@ -61,6 +62,10 @@ impl Ledger {
         entry.state.fold(version, received.at, &data);
         self.bytes += weight(&received.payload);
         self.carried += 1;
+        if entry.carried.is_empty() {
+            // Most tasks have one event at a time, and a `Vec` begins with room for four.
+            entry.carried.reserve_exact(1);
+        }
         entry.carried.push(Carried { correlation_id, received });
         id
     }
@@ -81,11 +86,11 @@ impl Ledger {
     }
 
     pub(super) fn get(&self, id: &TaskId) -> Option<&Entry> {
-        self.entries.get(id)
+        self.entries.get(id).map(|entry| &**entry)
     }
 
     pub(super) fn get_mut(&mut self, id: &TaskId) -> Option<&mut Entry> {
-        self.entries.get_mut(id)
+        self.entries.get_mut(id).map(|entry| &mut **entry)
     }
 
     /// The events of the request that is out have reached their end, good or bad: they are taken off the
@@ -93,7 +98,8 @@ impl Ledger {
     pub(super) fn take_sent(&mut self, id: &TaskId) -> Vec<Carried> {
         let Some(entry) = self.entries.get_mut(id) else { return Vec::new() };
         entry.attempts = 0;
-        let taken: Vec<_> = entry.carried.drain(..std::mem::take(&mut entry.sent)).collect();
+        let rest = entry.carried.split_off(std::mem::take(&mut entry.sent));
+        let taken = std::mem::replace(&mut entry.carried, rest);
         self.let_go(&taken);
         taken
     }
@@ -107,7 +113,7 @@ impl Ledger {
 
     /// Forgets a task that nobody waits for.
     pub(super) fn forget_if_idle(&mut self, id: &TaskId) {
-        if self.entries.get(id).is_some_and(Entry::is_idle) {
+        if self.get(id).is_some_and(Entry::is_idle) {
             self.entries.remove(id);
         }
     }

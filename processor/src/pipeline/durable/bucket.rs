@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::writes::{Lanes, Writes};
+use super::writes::{Lanes, Write, Writes};
 
 /// The sequence of a record's last write in the bucket's stream; 0 where there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -80,14 +80,14 @@ impl Bucket {
         time_to_live: Option<Duration>,
     ) -> Result<Revision, WriteError> {
         let mut writes = self.writes().await?;
-        writes.send(subject, value, Some(expected), time_to_live).await?;
+        writes.send(Write { subject, value, expected: Some(expected), time_to_live }).await?;
         writes.only().await
     }
 
     /// Writes a record whatever it is.
     pub(super) async fn set(&self, subject: String, value: Vec<u8>) -> Result<Revision, WriteError> {
         let mut writes = self.writes().await?;
-        writes.send(subject, value, None, None).await?;
+        writes.send(Write { subject, value, expected: None, time_to_live: None }).await?;
         writes.only().await
     }
 

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use taskpipeline_contract::{Task, TaskId};
-use tokio::sync::Semaphore;
 use tracing::debug;
 
 use super::bucket::{Bucket, ReadError, Stored, WriteError};
@@ -15,6 +14,7 @@ use super::cache::{Cache, Known};
 use super::crash;
 use super::names::Names;
 use super::record::{Due, Record};
+use super::writes::Write;
 
 pub(super) use super::bucket::Revision;
 
@@ -23,9 +23,6 @@ const MOST_TRIES: u32 = 50;
 
 /// The longest wait between two tries.
 const MOST_PAUSE: Duration = Duration::from_millis(500);
-
-/// How many records are given their time to live at a time.
-const EXPIRING: usize = 64;
 
 /// How long a record's JSON is besides its texts, about.
 const BYTES_BESIDE_TEXTS: usize = 512;
@@ -48,19 +45,11 @@ pub(super) struct Ledger {
     cache: Cache,
     /// Of 1,000 creates written without looking, how many found something there, lately.
     surprises: AtomicU32,
-    /// Room for records that are being given their time to live: thousands of deletes land at once.
-    expiring: Semaphore,
 }
 
 impl Ledger {
     pub(super) fn new(bucket: Bucket, names: Arc<Names>) -> Self {
-        Self {
-            bucket,
-            names,
-            cache: Cache::new(),
-            surprises: AtomicU32::new(0),
-            expiring: Semaphore::new(EXPIRING),
-        }
+        Self { bucket, names, cache: Cache::new(), surprises: AtomicU32::new(0) }
     }
 
     /// The bucket itself, for records that are no task's.
@@ -113,32 +102,23 @@ impl Ledger {
             expected: Revision,
         }
         let known = self.known(&records, tries).await?;
-        let (mut left, mut error) = (Vec::new(), None);
-        // All are sent before the first answer is waited for.
-        let mut writes = self.bucket.writes().await?;
-        let mut pending = Vec::with_capacity(records.len());
-        for (id, record) in records {
+        let writes = records.into_iter().filter_map(|(id, record)| {
             let (merged, expected) = match known.get(&id) {
                 Some(known) => {
                     let mut merged = Record::clone(&known.record);
                     if !merged.merge(&record) {
-                        continue;
+                        return None;
                     }
                     merged.follows = known.revision;
                     (Arc::new(merged), known.revision)
                 }
                 None => (Arc::clone(&record), Revision::default()),
             };
-            match writes.send(self.names.task(&id), json(&merged)?, Some(expected), None).await {
-                Ok(()) => pending.push(Some(Pending { id, record, merged, expected })),
-                Err(failed) => {
-                    error = Some(failed.into());
-                    left.push((id, record));
-                }
-            }
-        }
-        while let Some((number, outcome)) = writes.answer().await {
-            let Some(write) = pending.get_mut(number).and_then(Option::take) else { continue };
+            let write = self.write(&id, &merged, expected, None);
+            Some((Pending { id, record, merged, expected }, write))
+        });
+        let (mut left, mut error) = (Vec::new(), None);
+        for (write, outcome) in self.bucket.writes().await?.each(writes).await {
             let Pending { id, record, merged, expected } = write;
             if expected == Revision::default() && tries == 0 {
                 self.note_surprise(matches!(outcome, Err(WriteError::Conflict)));
@@ -152,11 +132,6 @@ impl Ledger {
                     left.push((id, record));
                 }
             }
-        }
-        for Pending { id, record, .. } in pending.into_iter().flatten() {
-            self.cache.forget(&id);
-            error = Some(super::writes::unanswered().into());
-            left.push((id, record));
         }
         Ok((left, error))
     }
@@ -220,34 +195,53 @@ impl Ledger {
         loop {
             let known = self.newest(id).await?;
             let expected = known.as_ref().map_or_else(Revision::default, |known| known.revision);
-            let Some(record) = becomes(known.as_ref().map(|known| &*known.record)) else { return Ok(false) };
-            let outcome = self.write(id, record, expected, None).await;
+            let Some(mut record) = becomes(known.as_ref().map(|known| &*known.record)) else {
+                return Ok(false);
+            };
+            record.follows = expected;
+            let outcome =
+                self.bucket.compare_and_set(self.names.task(id), json(&record)?, expected, None).await;
             self.cache.forget(id);
             match outcome {
                 Ok(_) => return Ok(true),
-                Err(error) if tries >= 9 => return Err(error),
+                Err(error) if tries >= 9 => return Err(error.into()),
                 Err(_) => tries += 1,
             }
             tokio::time::sleep(Duration::from_millis(20).mul_f64(rand::random())).await;
         }
     }
 
-    /// Gives a record a time to live, if it still is the one of this revision.
+    /// Gives these records a time to live, each if it still is the one of its revision; one that has changed need not
+    /// have one. Answers those that NATS did not take, and why.
     pub(super) async fn expire(
         &self,
-        id: &TaskId,
-        known: &Known,
+        records: Vec<(TaskId, Known)>,
         term: u64,
         time_to_live: Duration,
-    ) -> Result<(), LedgerError> {
-        // It is never closed.
-        let _room = self.expiring.acquire().await;
-        let mut record = Record::clone(&known.record);
-        record.expires_by = Some(term);
-        self.write(id, record, known.revision, Some(time_to_live)).await?;
-        crash::point("expiring");
-        self.cache.forget(id);
-        Ok(())
+    ) -> (Vec<(TaskId, Known)>, Option<LedgerError>) {
+        let writes = match self.bucket.writes().await {
+            Ok(writes) => writes,
+            Err(error) => return (records, Some(error.into())),
+        };
+        let records = records.into_iter().map(|(id, known)| {
+            let mut record = Record::clone(&known.record);
+            (record.expires_by, record.follows) = (Some(term), known.revision);
+            let write = self.write(&id, &record, known.revision, Some(time_to_live));
+            ((id, known), write)
+        });
+        let (mut left, mut error) = (Vec::new(), None);
+        for ((id, known), outcome) in writes.each(records).await {
+            self.cache.forget(&id);
+            match outcome {
+                Ok(_) => crash::point("expiring"),
+                Err(WriteError::Conflict) => {}
+                Err(failed) => {
+                    error = Some(failed.into());
+                    left.push((id, known));
+                }
+            }
+        }
+        (left, error)
     }
 
     /// The records as they are known without reading where that can be, for a first try; as they are, after
@@ -282,16 +276,15 @@ impl Ledger {
         self.surprises.store(after, Ordering::Relaxed);
     }
 
-    async fn write(
+    fn write(
         &self,
         id: &TaskId,
-        mut record: Record,
+        record: &Record,
         expected: Revision,
         time_to_live: Option<Duration>,
-    ) -> Result<Revision, LedgerError> {
-        record.follows = expected;
-        let subject = self.names.task(id);
-        Ok(self.bucket.compare_and_set(subject, json(&record)?, expected, time_to_live).await?)
+    ) -> Result<Write, WriteError> {
+        let (subject, value) = (self.names.task(id), json(record)?);
+        Ok(Write { subject, value, expected: Some(expected), time_to_live })
     }
 }
 

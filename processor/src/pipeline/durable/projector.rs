@@ -47,6 +47,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How soon a renewal that NATS did not confirm is tried again.
 const RENEW_AGAIN: Duration = Duration::from_millis(200);
 
+/// How many records are given their time to live at a time: thousands of deletes land at once.
+const EXPIRE: usize = 1_000;
+
 /// How often a record is tried to be given its time to live, before it is left in the ledger for good.
 const EXPIRE_TRIES: usize = 5;
 
@@ -80,6 +83,9 @@ pub(super) struct Projector<K> {
     read: Revision,
     /// What is done beside: reads and writes of the ledger, dead letters, the renewal.
     beside: JoinSet<Done>,
+    /// Settled records that are to be given their time to live, when those before them have theirs.
+    to_expire: VecDeque<(TaskId, Known)>,
+    expiring: bool,
     renewing: bool,
     renew_at: Instant,
     /// What a command asks for.
@@ -93,8 +99,8 @@ enum Done {
     Renewed(Renewal, Option<Asked>),
     /// Requests were lent to a command.
     Lent,
-    /// A record was given its time to live, or need not be.
-    Expired(TaskId, Revision),
+    /// These records were given their time to live, or need not be.
+    Expired(Vec<(TaskId, Revision)>),
     /// What KV knew of a task is recorded; or it was no news; or it could not be.
     Joined(TaskId, Result<bool, LedgerError>),
     /// These were read again.
@@ -164,6 +170,8 @@ impl<K: BulkApi> Projector<K> {
             ahead: VecDeque::new(),
             read: settled,
             beside: JoinSet::new(),
+            to_expire: VecDeque::new(),
+            expiring: false,
             renewing: false,
             renew_at,
             asked: None,
@@ -179,6 +187,7 @@ impl<K: BulkApi> Projector<K> {
         loop {
             self.dispatch.wake();
             self.read_doubtful_again();
+            self.expire();
             self.renew();
             if stopping && self.dispatch.in_flight() == 0 && !self.renewing {
                 self.release().await;
@@ -277,6 +286,8 @@ impl<K: BulkApi> Projector<K> {
                 self.read = settled;
                 self.dispatch.restart();
                 self.beside = JoinSet::new();
+                self.to_expire.clear();
+                self.expiring = false;
                 self.renew_at = held.since + RENEWAL;
                 self.held = held;
             }
@@ -472,25 +483,34 @@ impl<K: BulkApi> Projector<K> {
         let Some(known) = self.unsettled.known(id) else { return };
         let revision = known.revision;
         let lives_on = matches!(known.record.due(id), Due::Put(_));
-        let Some(memory) = self.parts.memory.filter(|_| !lives_on && known.record.expires_by.is_none())
-        else {
+        if self.parts.memory.is_none() || lives_on || known.record.expires_by.is_some() {
             self.unsettled.settle(id, revision);
             return;
+        }
+        self.to_expire.push_back((id.clone(), known));
+    }
+
+    /// Gives the next settled records their time to live.
+    fn expire(&mut self) {
+        let Some(memory) = self.parts.memory.filter(|_| !self.expiring && !self.to_expire.is_empty()) else {
+            return;
         };
-        let (ledger, id, term) = (Arc::clone(&self.parts.ledger), id.clone(), self.held.control.term);
+        self.expiring = true;
+        let mut records: Vec<_> = self.to_expire.drain(..self.to_expire.len().min(EXPIRE)).collect();
+        let (ledger, term) = (Arc::clone(&self.parts.ledger), self.held.control.term);
         self.beside.spawn(async move {
+            let expired = records.iter().map(|(id, known)| (id.clone(), known.revision)).collect();
             for _ in 0..EXPIRE_TRIES {
-                match ledger.expire(&id, &known, term, memory).await {
-                    Ok(()) => break,
-                    // Changed meanwhile: then it need not expire.
-                    Err(LedgerError::Write(super::bucket::WriteError::Conflict)) => break,
-                    Err(error) => {
-                        warn!("the record of a deleted task cannot be given its time to live: {error}");
-                        tokio::time::sleep(PAUSE).await;
-                    }
-                }
+                let (left, error) = ledger.expire(records, term, memory).await;
+                let Some(error) = error else { break };
+                warn!(
+                    "the records of {} deleted tasks cannot be given their time to live: {error}",
+                    left.len()
+                );
+                tokio::time::sleep(PAUSE).await;
+                records = left;
             }
-            Done::Expired(id, revision)
+            Done::Expired(expired)
         });
     }
 
@@ -597,7 +617,10 @@ impl<K: BulkApi> Projector<K> {
     fn note(&mut self, done: Done) {
         match done {
             Done::Renewed(..) | Done::Lent => {}
-            Done::Expired(id, revision) => self.unsettled.settle(&id, revision),
+            Done::Expired(expired) => {
+                self.expiring = false;
+                expired.iter().for_each(|(id, revision)| self.unsettled.settle(id, *revision));
+            }
             Done::Buried(id, revision) => self.unsettled.settle(&id, revision),
             // The change comes by the feed.
             Done::Joined(_, Ok(true)) => {}

@@ -14,6 +14,7 @@ use super::bucket::{Bucket, ReadError, Revision, Stored, WriteError};
 use super::incarnation::{HighWater, Judgement, Life, Present, Source};
 use super::names::Names;
 use super::streams::{self, StreamsError};
+use super::writes::Write;
 use crate::config::DurableSettings;
 
 /// How many events may be with replicas that they have not acknowledged. It bounds what is delivered again when
@@ -129,8 +130,13 @@ impl Sessions {
         let Ok(mut writes) = self.bucket.writes().await else { return };
         for mark in marks {
             // It fails where the replica has just made another, and that is right; nobody waits for the answer.
-            let gone = Some(Duration::from_secs(1));
-            let _ = writes.send(mark.subject, Vec::new(), Some(mark.revision), gone).await;
+            let gone = Write {
+                subject: mark.subject,
+                value: Vec::new(),
+                expected: Some(mark.revision),
+                time_to_live: Some(Duration::from_secs(1)),
+            };
+            let _ = writes.send(gone).await;
         }
     }
 

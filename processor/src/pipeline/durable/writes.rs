@@ -57,6 +57,16 @@ impl Lanes {
     }
 }
 
+/// What is to be written to one record.
+pub(super) struct Write {
+    pub(super) subject: String,
+    pub(super) value: Vec<u8>,
+    /// The write is done only where this is the record's revision, if it is said.
+    pub(super) expected: Option<Revision>,
+    /// The record lives for ever, if nothing.
+    pub(super) time_to_live: Option<Duration>,
+}
+
 /// See the module's head.
 pub(super) struct Writes {
     lanes: Lanes,
@@ -80,15 +90,10 @@ impl Drop for Writes {
 }
 
 impl Writes {
-    /// Sends the next write; done only where the record's revision is `expected`, if that is said. Writes are
-    /// numbered from 0 on in the order in which they were sent; one that fails here has no number.
-    pub(super) async fn send(
-        &mut self,
-        subject: String,
-        value: Vec<u8>,
-        expected: Option<Revision>,
-        time_to_live: Option<Duration>,
-    ) -> Result<(), WriteError> {
+    /// Sends the next write. Writes are numbered from 0 on in the order in which they were sent; one that fails here
+    /// has no number.
+    pub(super) async fn send(&mut self, write: Write) -> Result<(), WriteError> {
+        let Write { subject, value, expected, time_to_live } = write;
         let (Some(lane), client) = (&mut self.lane, &self.lanes.client) else { return Err(unanswered()) };
         let mut headers = HeaderMap::new();
         if let Some(expected) = expected {
@@ -124,6 +129,31 @@ impl Writes {
         None
     }
 
+    /// Sends all of these, each made when it is its turn, before the first answer is waited for. Answers what became
+    /// of each.
+    pub(super) async fn each<T>(
+        mut self,
+        writes: impl Iterator<Item = (T, Result<Write, WriteError>)>,
+    ) -> Vec<(T, Result<Revision, WriteError>)> {
+        let (mut outcomes, mut pending) = (Vec::new(), Vec::new());
+        for (what, write) in writes {
+            let sent = match write {
+                Ok(write) => self.send(write).await,
+                Err(error) => Err(error),
+            };
+            match sent {
+                Ok(()) => pending.push(Some(what)),
+                Err(error) => outcomes.push((what, Err(error))),
+            }
+        }
+        while let Some((number, outcome)) = self.answer().await {
+            let what = pending.get_mut(number).and_then(Option::take);
+            outcomes.extend(what.map(|what| (what, outcome)));
+        }
+        outcomes.extend(pending.into_iter().flatten().map(|what| (what, Err(unanswered()))));
+        outcomes
+    }
+
     /// The answer to the only write.
     pub(super) async fn only(mut self) -> Result<Revision, WriteError> {
         self.answer().await.map_or_else(|| Err(unanswered()), |(_, outcome)| outcome)
@@ -131,7 +161,7 @@ impl Writes {
 }
 
 /// What is to be said of a write that was not answered.
-pub(super) fn unanswered() -> WriteError {
+fn unanswered() -> WriteError {
     WriteError::Unknown(format!("no answer within {} s", ANSWER.as_secs()))
 }
 
