@@ -38,8 +38,11 @@ use crate::telemetry::metrics::{Metrics, Operation};
 /// How many changes are taken in between two looks at what can be sent.
 const TAKE_IN: usize = 256;
 
-/// How many tasks are read again at a time when their doubt is over.
+/// How many tasks are read again with one request when their doubt is over.
 const READ_AGAIN: usize = 500;
+
+/// How many are being read again at a time: what the answers hold counts only when they are there.
+const MOST_READING: usize = 4 * READ_AGAIN;
 
 /// The pause before something that NATS did not take is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -86,6 +89,8 @@ pub(super) struct Projector<K> {
     /// Settled records that are to be given their time to live, when those before them have theirs.
     to_expire: VecDeque<(TaskId, Known)>,
     expiring: bool,
+    /// How many tasks are being read again.
+    reading: usize,
     renewing: bool,
     renew_at: Instant,
     /// What a command asks for.
@@ -172,6 +177,7 @@ impl<K: BulkApi> Projector<K> {
             beside: JoinSet::new(),
             to_expire: VecDeque::new(),
             expiring: false,
+            reading: 0,
             renewing: false,
             renew_at,
             asked: None,
@@ -246,7 +252,9 @@ impl<K: BulkApi> Projector<K> {
     fn next_wake(&self) -> Instant {
         let renew = if self.renewing { None } else { Some(self.renew_at) };
         let soon = Instant::now() + PAUSE;
-        [renew, self.dispatch.next_wake(), self.unsettled.next_due()]
+        // Where there is no room for what is due, an answer makes it.
+        let due = self.unsettled.next_due().filter(|_| self.may_read_again());
+        [renew, self.dispatch.next_wake(), due]
             .into_iter()
             .flatten()
             .fold(soon, Instant::min)
@@ -287,7 +295,7 @@ impl<K: BulkApi> Projector<K> {
                 self.dispatch.restart();
                 self.beside = JoinSet::new();
                 self.to_expire.clear();
-                self.expiring = false;
+                (self.expiring, self.reading) = (false, 0);
                 self.renew_at = held.since + RENEWAL;
                 self.held = held;
             }
@@ -594,9 +602,13 @@ impl<K: BulkApi> Projector<K> {
         self.dispatch.queue(operation).retry(id, Instant::now() + delay);
     }
 
+    /// However many tasks there are: only by being read again do they get fewer.
+    fn may_read_again(&self) -> bool {
+        self.unsettled.has_room_for_records() && self.reading < MOST_READING
+    }
+
     fn read_doubtful_again(&mut self) {
-        // However many tasks there are: only this way do they get fewer.
-        if !self.unsettled.has_room_for_records() {
+        if !self.may_read_again() {
             return;
         }
         let ids = self.unsettled.take_doubtful(READ_AGAIN, Instant::now());
@@ -608,6 +620,7 @@ impl<K: BulkApi> Projector<K> {
 
     fn read(&mut self, ids: Vec<TaskId>) {
         let ledger = Arc::clone(&self.parts.ledger);
+        self.reading += ids.len();
         self.beside.spawn(async move {
             let known = read_surely(&ledger, &ids).await;
             Done::Read(ids, known)
@@ -628,6 +641,7 @@ impl<K: BulkApi> Projector<K> {
             Done::Joined(id, Ok(false)) => self.read(vec![id]),
             Done::Joined(id, Err(_)) => self.route(&id),
             Done::Read(ids, Ok(mut known)) => {
+                self.reading -= ids.len();
                 for id in ids {
                     match known.remove(&id) {
                         // Changed meanwhile, and later than may be sent yet.
@@ -650,6 +664,7 @@ impl<K: BulkApi> Projector<K> {
                 }
             }
             Done::Read(ids, Err(error)) => {
+                self.reading -= ids.len();
                 warn!("{} tasks cannot be read again: {error}", ids.len());
                 self.unsettled.give_back(ids, Instant::now() + PAUSE);
             }
