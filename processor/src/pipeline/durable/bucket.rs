@@ -6,11 +6,10 @@ use std::time::Duration;
 use async_nats::jetstream::Context;
 use async_nats::{Message, StatusCode};
 use bytes::Bytes;
-use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::writes::{Lanes, Write, Writes};
+use super::lanes::{Lanes, Write, Writes};
 
 /// The sequence of a record's last write in the bucket's stream; 0 where there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -55,7 +54,7 @@ pub(super) enum WriteError {
 /// Why nothing could be read.
 #[derive(Debug, thiserror::Error)]
 #[error("the ledger cannot be read: {0}")]
-pub(super) struct ReadError(String);
+pub(super) struct ReadError(pub(super) String);
 
 /// See the module's head.
 #[derive(Clone)]
@@ -155,26 +154,19 @@ impl Bucket {
 
     async fn get_some(&self, subjects: &[String], found: &mut Vec<Stored>) -> Result<(), ReadError> {
         let failed = |reason: String| ReadError(reason);
-        let client = self.jetstream.client();
-        let inbox = client.new_inbox();
-        let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| failed(error.to_string()))?;
         let request = serde_json::to_vec(&json!({"multi_last": subjects, "batch": MOST_SUBJECTS}))
             .map_err(|error| failed(error.to_string()))?;
-        let path = format!("$JS.API.DIRECT.GET.{}", self.stream);
-        client
-            .publish_with_reply(path, inbox, request.into())
-            .await
-            .map_err(|error| failed(error.to_string()))?;
+        let mut answers = self.lanes.ask(format!("$JS.API.DIRECT.GET.{}", self.stream), request).await?;
         loop {
-            let message = tokio::time::timeout(NEXT_MESSAGE, answers.next())
-                .await
-                .map_err(|_| failed(format!("no answer within {} s", NEXT_MESSAGE.as_secs())))?
-                .ok_or_else(|| failed("the connection is closed".to_owned()))?;
+            let message = answers.next(NEXT_MESSAGE).await?;
             match message.status {
                 None => found
                     .push(stored(message).ok_or_else(|| failed("an answer without a sequence".to_owned()))?),
                 // The end of the batch, or nothing found at all.
-                Some(status) if status.as_u16() == 204 || status == StatusCode::NOT_FOUND => return Ok(()),
+                Some(status) if status.as_u16() == 204 || status == StatusCode::NOT_FOUND => {
+                    answers.end();
+                    return Ok(());
+                }
                 Some(status) => {
                     let description = message.description.unwrap_or_default();
                     return Err(failed(format!("{status} {description}")));

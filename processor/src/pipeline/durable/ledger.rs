@@ -12,9 +12,9 @@ use tracing::debug;
 use super::bucket::{Bucket, ReadError, Stored, WriteError};
 use super::cache::{Cache, Known};
 use super::crash;
+use super::lanes::Write;
 use super::names::Names;
 use super::record::{Due, Record};
-use super::writes::Write;
 
 pub(super) use super::bucket::Revision;
 

@@ -12,6 +12,7 @@ mod feed;
 mod holder;
 mod incarnation;
 mod ingest;
+mod lanes;
 mod ledger;
 pub(crate) mod letters;
 mod loan;
@@ -25,7 +26,6 @@ mod session;
 mod streams;
 mod supervisor;
 mod unsettled;
-mod writes;
 
 use std::future::Future;
 use std::pin::Pin;

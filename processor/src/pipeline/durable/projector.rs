@@ -254,10 +254,7 @@ impl<K: BulkApi> Projector<K> {
         let soon = Instant::now() + PAUSE;
         // Where there is no room for what is due, an answer makes it.
         let due = self.unsettled.next_due().filter(|_| self.may_read_again());
-        [renew, self.dispatch.next_wake(), due]
-            .into_iter()
-            .flatten()
-            .fold(soon, Instant::min)
+        [renew, self.dispatch.next_wake(), due].into_iter().flatten().fold(soon, Instant::min)
     }
 
     fn renew(&mut self) {

@@ -12,9 +12,9 @@ use tracing::{info, warn};
 
 use super::bucket::{Bucket, ReadError, Revision, Stored, WriteError};
 use super::incarnation::{HighWater, Judgement, Life, Present, Source};
+use super::lanes::Write;
 use super::names::Names;
 use super::streams::{self, StreamsError};
-use super::writes::Write;
 use crate::config::DurableSettings;
 
 /// How many events may be with replicas that they have not acknowledged. It bounds what is delivered again when

@@ -1,17 +1,18 @@
 //! Writes to the bucket of which none waits for another: all are sent, and their answers are taken as they come, by
-//! one subscription for all of them. Knows nothing of what is written, and tries nothing again.
+//! one subscription for all of them, which is used again; for questions with many answers too. Knows nothing of what is
+//! written, and tries nothing again.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
 use async_nats::jetstream::{self, ErrorCode};
-use async_nats::{Client, HeaderMap, HeaderValue, Message, StatusCode, Subscriber};
+use async_nats::{Client, HeaderMap, HeaderValue, Message, StatusCode, SubscribeError, Subscriber};
 use futures_util::StreamExt;
 use serde::Deserialize;
 
 use super::ANSWER;
-use super::bucket::{Revision, WriteError};
+use super::bucket::{ReadError, Revision, WriteError};
 
 /// How many subscriptions wait to be used again at the most.
 const MOST_IDLE: usize = 64;
@@ -39,21 +40,68 @@ impl Lanes {
 
     /// Begins writes that do not wait for each other.
     pub(super) async fn begin(&self) -> Result<Writes, WriteError> {
-        let idle = self.idle().pop();
-        let lane = match idle {
-            Some(lane) => lane,
-            None => {
-                let inbox = self.client.new_inbox();
-                let answers =
-                    self.client.subscribe(format!("{inbox}.*")).await.map_err(|error| unknown(&error))?;
-                Lane { inbox, answers, next: 0 }
-            }
-        };
+        let lane = self.lane().await.map_err(|error| unknown(&error))?;
         Ok(Writes { lanes: self.clone(), first: lane.next, lane: Some(lane), answered: 0 })
+    }
+
+    /// Asks what is answered by many messages.
+    pub(super) async fn ask(&self, subject: String, request: Vec<u8>) -> Result<Answers, ReadError> {
+        let failed = |error: &dyn std::error::Error| ReadError(error.to_string());
+        let mut lane = self.lane().await.map_err(|error| failed(&error))?;
+        let answer_to = format!("{}.{}", lane.inbox, lane.next);
+        lane.next += 1;
+        let sent = self.client.publish_with_reply(subject, answer_to.clone(), request.into()).await;
+        sent.map_err(|error| failed(&error))?;
+        Ok(Answers { lanes: self.clone(), lane, answer_to })
+    }
+
+    async fn lane(&self) -> Result<Lane, SubscribeError> {
+        let idle = self.idle().pop();
+        if let Some(lane) = idle {
+            return Ok(lane);
+        }
+        let inbox = self.client.new_inbox();
+        let answers = self.client.subscribe(format!("{inbox}.*")).await?;
+        Ok(Lane { inbox, answers, next: 0 })
+    }
+
+    /// Of a subscription that misses answers, nobody knows when they come: such a one must not come back.
+    fn give_back(&self, lane: Lane) {
+        let mut idle = self.idle();
+        if idle.len() < MOST_IDLE {
+            idle.push(lane);
+        }
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Lane>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The answers to one question.
+pub(super) struct Answers {
+    lanes: Lanes,
+    lane: Lane,
+    answer_to: String,
+}
+
+impl Answers {
+    /// The next answer.
+    pub(super) async fn next(&mut self, patience: Duration) -> Result<Message, ReadError> {
+        loop {
+            let message = tokio::time::timeout(patience, self.lane.answers.next())
+                .await
+                .map_err(|_| ReadError(format!("no answer within {} s", patience.as_secs())))?
+                .ok_or_else(|| ReadError("the connection is closed".to_owned()))?;
+            if *message.subject == *self.answer_to {
+                return Ok(message);
+            }
+        }
+    }
+
+    /// That was the last one.
+    pub(super) fn end(self) {
+        self.lanes.give_back(self.lane);
     }
 }
 
@@ -79,12 +127,8 @@ pub(super) struct Writes {
 
 impl Drop for Writes {
     fn drop(&mut self) {
-        // Of a subscription that misses answers, nobody knows when they come.
         if let Some(lane) = self.lane.take_if(|lane| lane.next - self.first == self.answered) {
-            let mut idle = self.lanes.idle();
-            if idle.len() < MOST_IDLE {
-                idle.push(lane);
-            }
+            self.lanes.give_back(lane);
         }
     }
 }
