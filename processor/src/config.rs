@@ -3,9 +3,11 @@
 //! Every variable at fault is reported at once, by name, with what it should be. Secrets are wrapped where
 //! they are read, so that no Debug or log can show them.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::num::{NonZeroU8, NonZeroU16, NonZeroU32};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use async_nats::ServerAddr;
 use reqwest::Url;
 use secrecy::SecretString;
 
+use crate::api::TaskPipelineSpec;
 use crate::kv::{MAX_KEYS_PER_WRITE, RequestBudget};
 use crate::retry::RetryPolicy;
 
@@ -98,6 +101,8 @@ pub struct NatsConnection {
     pub servers: Vec<ServerAddr>,
     /// How to log in.
     pub auth: NatsAuth,
+    /// `NATS_CA`: a file with the certificate authority of the servers, where it is not a public one.
+    pub ca: Option<PathBuf>,
 }
 
 impl fmt::Debug for NatsConnection {
@@ -122,6 +127,8 @@ pub enum NatsAuth {
     None,
     /// `NATS_USER` and `NATS_PASSWORD`.
     UserAndPassword(String, SecretString),
+    /// `NATS_TOKEN`.
+    Token(SecretString),
     /// The text of the file `NATS_CREDS` names.
     Credentials(SecretString),
 }
@@ -136,7 +143,7 @@ pub struct KvSettings {
 }
 
 /// What may change while the pipeline runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tuning {
     /// When failed writes are tried again.
     pub retry: RetryPolicy,
@@ -197,6 +204,17 @@ impl Settings {
         Self::read(&mut Environment::new(&|name| std::env::var(name).ok()))
     }
 
+    /// As [`Self::from_env`], with what a resource says in front of the environment; secrets and addresses to listen on
+    /// are the environment's.
+    ///
+    /// # Errors
+    /// Every variable that is missing or wrong.
+    pub fn of(spec: &TaskPipelineSpec, tuning: Tuning) -> Result<Self, ConfigError> {
+        let said = said(spec);
+        let lookup = |name: &str| said.get(name).cloned().or_else(|| std::env::var(name).ok());
+        Ok(Self { tuning, ..Self::read(&mut Environment::new(&lookup))? })
+    }
+
     fn read(env: &mut Environment<'_>) -> Result<Self, ConfigError> {
         let nats = env.nats(None);
         let delivery = env.delivery(&nats.queue_group);
@@ -225,7 +243,7 @@ impl NatsConnection {
     pub fn from_env() -> Result<Self, ConfigError> {
         let lookup = |name: &str| std::env::var(name).ok();
         let mut env = Environment::new(&lookup);
-        let connection = Self { servers: env.servers(Some(LOCAL_NATS)), auth: env.nats_auth() };
+        let connection = env.connection(Some(LOCAL_NATS));
         if env.problems.is_empty() { Ok(connection) } else { Err(ConfigError(env.problems)) }
     }
 }
@@ -250,6 +268,20 @@ impl Pipeline {
             Err(ConfigError(std::mem::take(&mut env.problems)))
         }
     }
+}
+
+/// What a resource says, as the variables that say the same.
+fn said(spec: &TaskPipelineSpec) -> HashMap<&'static str, String> {
+    let stream = spec.delivery.stream.clone().unwrap_or_default();
+    HashMap::from([
+        ("NATS_URL", spec.nats.url.clone()),
+        ("SUBJECT_PREFIX", spec.nats.subject_prefix.clone()),
+        ("QUEUE_GROUP", spec.nats.queue_group.clone()),
+        ("DELIVERY_MODE", format!("{:?}", spec.delivery.mode)),
+        ("STREAM_NAME", stream.name),
+        ("STREAM_REPLICAS", stream.replicas.to_string()),
+        ("STREAM_MAX_AGE", stream.max_age.to_string()),
+    ])
 }
 
 impl LogFormat {
@@ -309,9 +341,17 @@ impl<'a> Environment<'a> {
         })
     }
 
+    fn connection(&mut self, default: Option<&str>) -> NatsConnection {
+        NatsConnection {
+            servers: self.servers(default),
+            auth: self.nats_auth(),
+            ca: self.text("NATS_CA").map(PathBuf::from),
+        }
+    }
+
     fn nats(&mut self, default: Option<&str>) -> NatsSettings {
         NatsSettings {
-            connection: NatsConnection { servers: self.servers(default), auth: self.nats_auth() },
+            connection: self.connection(default),
             subject_prefix: self.subject("SUBJECT_PREFIX", "tasks"),
             queue_group: self.subject("QUEUE_GROUP", "tasks-processor"),
         }
@@ -425,6 +465,12 @@ impl<'a> Environment<'a> {
     }
 
     fn nats_auth(&mut self) -> NatsAuth {
+        if let Some(token) = self.text("NATS_TOKEN") {
+            if ["NATS_CREDS", "NATS_USER", "NATS_PASSWORD"].iter().any(|name| self.text(name).is_some()) {
+                self.problem("NATS_TOKEN", "goes without NATS_CREDS, NATS_USER and NATS_PASSWORD");
+            }
+            return NatsAuth::Token(token.into());
+        }
         match (self.text("NATS_CREDS"), self.text("NATS_USER"), self.text("NATS_PASSWORD")) {
             (None, None, None) => NatsAuth::None,
             (None, Some(user), Some(password)) => NatsAuth::UserAndPassword(user, password.into()),

@@ -3,9 +3,12 @@
 //! The data flows `pipeline::source -> ingest -> ledger -> projector -> kv`; what cannot go on goes to
 //! `pipeline::dead_letters`. Decisions (fold, classify, pace, when to retry) are pure and apart from I/O.
 
+pub mod api;
 pub mod config;
 pub mod dead_letters;
 pub mod kv;
+pub mod live;
+pub mod operator;
 pub mod pipeline;
 pub mod publish;
 pub mod resync;

@@ -1,16 +1,23 @@
 //! The `taskpipeline` command: subcommands, nothing else.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use taskpipeline_processor::config::{LogFormat, NatsConnection, Pipeline, Settings};
 use taskpipeline_processor::dead_letters::DeadLetters;
+use taskpipeline_processor::live::report::Report;
+use taskpipeline_processor::live::resource::Own;
+use taskpipeline_processor::live::{self, Live};
+use taskpipeline_processor::operator::Operator;
 use taskpipeline_processor::pipeline;
 use taskpipeline_processor::publish::Publish;
 use taskpipeline_processor::resync::Resync;
-use taskpipeline_processor::telemetry::logs;
+use taskpipeline_processor::telemetry::{Telemetry, logs};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 /// Under full load a quarter of the processor's time went into glibc's malloc. With jemalloc the same load took a
 /// quarter less CPU and as much memory. It is told to keep few arenas, by `.cargo/config.toml`.
@@ -28,7 +35,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Runs the pipeline, configured by environment variables (see .env.example)
-    Run,
+    Run(Run),
+    /// Makes of each TaskPipeline in a cluster a running processor, and keeps it so
+    Operator(Operator),
+    /// Prints the CustomResourceDefinition of TaskPipelines
+    Crd,
     /// Publishes an event, to try the pipeline
     #[command(subcommand)]
     Publish(Publish),
@@ -37,6 +48,17 @@ enum Command {
     DeadLetters(DeadLetters),
     /// Writes the whole ledger to KV, or compares the two; exits with 2 where they differ
     Resync(Resync),
+}
+
+/// What `taskpipeline run` can be told.
+#[derive(clap::Args)]
+struct Run {
+    /// A file with a TaskPipeline, which is followed as it changes; secrets stay in the environment
+    #[arg(long, conflicts_with = "resource")]
+    file: Option<PathBuf>,
+    /// The TaskPipeline in the cluster whose settings are followed, in the namespace of POD_NAMESPACE
+    #[arg(long)]
+    resource: Option<String>,
 }
 
 #[tokio::main]
@@ -53,10 +75,17 @@ async fn main() -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Run => {
+        Command::Run(run) => {
             logs::start(LogFormat::from_env());
-            let settings = Settings::from_env()?;
-            Ok(pipeline::run(settings, shutdown()?).await?)
+            run_pipeline(run).await
+        }
+        Command::Operator(operator) => {
+            logs::start(LogFormat::from_env());
+            Ok(operator.run(shutdown()?).await?)
+        }
+        Command::Crd => {
+            print!("{}", taskpipeline_processor::api::crd()?);
+            Ok(())
         }
         Command::Publish(publish) => {
             let done = publish.run(&NatsConnection::from_env()?).await?;
@@ -74,6 +103,52 @@ async fn run(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+async fn run_pipeline(run: Run) -> anyhow::Result<()> {
+    let shutdown = shutdown()?;
+    let telemetry = Telemetry::new()?;
+    let metrics = || Arc::clone(&telemetry.metrics);
+    if let Some(file) = run.file {
+        let (pipeline, tuning) = live::file::read(&file)?;
+        let settings = Settings::of(&pipeline.spec, tuning.clone())?;
+        let (live, changes) = Live::new(tuning, metrics());
+        tokio::spawn(live::file::follow(file, live));
+        return Ok(pipeline::run(settings, changes, telemetry, shutdown).await?);
+    }
+    let mut settings = Settings::from_env()?;
+    let Some(name) = run.resource else {
+        // The environment does not change.
+        let (_live, changes) = Live::new(settings.tuning.clone(), metrics());
+        return Ok(pipeline::run(settings, changes, telemetry, shutdown).await?);
+    };
+    let own = Own {
+        namespace: std::env::var("POD_NAMESPACE").context("POD_NAMESPACE is not set")?,
+        name,
+        state: std::env::var_os("STATE_DIRECTORY").map(PathBuf::from),
+    };
+    let client = live::resource::client().await?;
+    let pipeline = own.read(&client).await;
+    if let Some(pipeline) = &pipeline {
+        match live::resource::tuning(pipeline) {
+            Ok(tuning) => settings.tuning = tuning,
+            Err(why) => {
+                tracing::warn!("the TaskPipeline's settings are refused, the defaults are used: {why}");
+            }
+        }
+    }
+    let (live, changes) = Live::new(settings.tuning.clone(), metrics());
+    let (latest, seen) = watch::channel(pipeline);
+    let report = Report {
+        own: own.clone(),
+        client: client.clone(),
+        telemetry: telemetry.clone(),
+        refused: live.refused(),
+        latest: seen,
+    };
+    tokio::spawn(report.run());
+    tokio::spawn(own.follow(client, live, latest));
+    Ok(pipeline::run(settings, changes, telemetry, shutdown).await?)
 }
 
 /// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once: whoever sends it does

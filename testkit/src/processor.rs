@@ -1,6 +1,7 @@
 //! A replica of the real processor, as a process of its own.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use crate::{NatsServer, Process, eventually, free_port, http, program};
 pub struct ProcessorOptions {
     env: BTreeMap<String, String>,
     program: (&'static str, &'static str),
+    /// What `taskpipeline run` is told besides.
+    arguments: Vec<String>,
 }
 
 impl ProcessorOptions {
@@ -35,6 +38,7 @@ impl ProcessorOptions {
         Self {
             env: env.map(|(name, value)| (name.to_owned(), value)).into(),
             program: ("TASKPIPELINE_BIN", "taskpipeline"),
+            arguments: Vec::new(),
         }
     }
 
@@ -42,6 +46,12 @@ impl ProcessorOptions {
     #[must_use]
     pub fn core(self) -> Self {
         self.set("DELIVERY_MODE", "Core")
+    }
+
+    /// With the settings of this file, which is followed as it changes.
+    #[must_use]
+    pub fn following(self, file: &Path) -> Self {
+        Self { arguments: vec!["--file".to_owned(), file.to_string_lossy().into_owned()], ..self }
     }
 
     /// The build with crash points, which aborts when it passes this one for the `nth` time.
@@ -105,6 +115,7 @@ impl Processor {
     pub fn spawn(options: &ProcessorOptions) -> anyhow::Result<Self> {
         let port = free_port()?;
         let mut command = options.command(&["run"])?;
+        command.args(&options.arguments);
         command.env("PORT", port.to_string());
         Ok(Self { process: Process::spawn("taskpipeline run", &mut command)?, port })
     }
@@ -152,7 +163,7 @@ impl Processor {
         Ok((response.status().as_u16(), response.text().await?))
     }
 
-    /// The sum of a metric over all its labels; 0 if it is not there.
+    /// The sum of a metric over all its labels, or one of them where the name has its labels; 0 if it is not there.
     ///
     /// # Errors
     /// Where `/metrics` does not answer.
@@ -160,7 +171,7 @@ impl Processor {
         let (_, text) = self.get("/metrics").await?;
         let value = |line: &str| {
             let (series, value) = line.rsplit_once(' ')?;
-            let found = series.split('{').next()? == name;
+            let found = series == name || series.split('{').next()? == name;
             found.then(|| value.parse::<f64>().ok()).flatten()
         };
         Ok(text.lines().filter_map(value).sum())

@@ -3,6 +3,7 @@
 //! No retry, no pacing, no waiting: whoever calls has decided that this request is sent now.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -37,6 +38,8 @@ pub struct Namespace {
     url: Url,
     redact: Redact,
     allowance: Arc<Mutex<Option<Allowance>>>,
+    /// How long a request may take, in ms.
+    timeout: Arc<AtomicU64>,
 }
 
 impl Namespace {
@@ -55,12 +58,18 @@ impl Namespace {
         let http = reqwest::Client::builder()
             .default_headers(HeaderMap::from_iter([(AUTHORIZATION, authorization)]))
             .user_agent(concat!("taskpipeline/", env!("CARGO_PKG_VERSION")))
-            .timeout(request_timeout)
             // A redirect would carry the token to wherever it points.
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
-        let redact = Redact(settings.token.clone());
-        Ok(Self { http, url: settings.namespace_url.clone(), redact, allowance: Arc::default() })
+        let namespace = Self {
+            http,
+            url: settings.namespace_url.clone(),
+            redact: Redact(settings.token.clone()),
+            allowance: Arc::default(),
+            timeout: Arc::default(),
+        };
+        namespace.set_request_timeout(request_timeout);
+        Ok(namespace)
     }
 
     /// The keys with this prefix from a cursor on, at most 1,000, with their metadata. What it answers may be
@@ -127,7 +136,8 @@ impl Namespace {
         request: reqwest::RequestBuilder,
         read: impl FnOnce(&[u8]) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let response = request.send().await.map_err(|error| unanswered(&error))?;
+        let timeout = Duration::from_millis(self.timeout.load(Ordering::Relaxed));
+        let response = request.timeout(timeout).send().await.map_err(|error| unanswered(&error))?;
         let status = response.status();
         let retry_after =
             response.headers().get(RETRY_AFTER).and_then(|value| parse_retry_after(value.to_str().ok()?));
@@ -160,6 +170,10 @@ impl BulkApi for Namespace {
             keys: &'a [TaskKey],
         }
         self.call(Method::POST, "bulk/get", &Body { keys }, answer::values).await
+    }
+
+    fn set_request_timeout(&self, timeout: Duration) {
+        self.timeout.store(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     fn allowance(&self) -> Option<Allowance> {

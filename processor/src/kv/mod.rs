@@ -5,6 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 use taskpipeline_contract::TaskKey;
 
@@ -52,6 +53,9 @@ pub trait BulkApi: Clone + Send + Sync + 'static {
         &self,
         keys: &[TaskKey],
     ) -> impl Future<Output = Result<HashMap<String, Option<String>>, Failure>> + Send;
+
+    /// How long each request may take from now on.
+    fn set_request_timeout(&self, _: Duration) {}
 
     /// What the last answer said is left of the token's limit, if it did.
     fn allowance(&self) -> Option<Allowance> {

@@ -36,11 +36,16 @@ pub(crate) fn connect_options(connection: &NatsConnection) -> Result<ConnectOpti
         .name("taskpipeline")
         .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .reconnect_delay_callback(|attempts| reconnect_delay(attempts, rand::random()));
+    let options = match &connection.ca {
+        Some(file) => options.add_root_certificates(file.clone()).require_tls(true),
+        None => options,
+    };
     Ok(match &connection.auth {
         NatsAuth::None => options,
         NatsAuth::UserAndPassword(user, password) => {
             options.user_and_password(user.clone(), password.expose_secret().to_owned())
         }
+        NatsAuth::Token(token) => options.token(token.expose_secret().to_owned()),
         NatsAuth::Credentials(text) => options.credentials(text.expose_secret())?,
     })
 }

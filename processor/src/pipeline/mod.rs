@@ -14,12 +14,12 @@ mod projector;
 use std::future::Future;
 use std::sync::Arc;
 
+use tokio::sync::watch;
 use tracing::info;
 
-use crate::config::{Delivery, Settings};
+use crate::config::{Delivery, Settings, Tuning};
 use crate::kv::{ClientError, Namespace};
-use crate::telemetry::health::{self, Health};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::{Telemetry, health};
 
 pub(crate) use self::connection::{connect_options, round_trip};
 pub(crate) use self::dead_letters::Reason;
@@ -56,23 +56,30 @@ pub enum RunError {
     Stopped(&'static str),
 }
 
-/// Runs the pipeline until `shutdown` resolves, and drains it.
+/// Runs the pipeline until `shutdown` resolves, and drains it. `changes`: what of the settings may change meanwhile,
+/// as it is now and whenever it changes. `telemetry`: where it shows what it does.
 ///
 /// # Errors
 /// Where it cannot start, or a part of it stops by itself.
-pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-    let metrics = Arc::new(Metrics::new()?);
-    let health = Arc::new(Health::default());
+pub async fn run(
+    settings: Settings,
+    changes: watch::Receiver<Tuning>,
+    telemetry: Telemetry,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    let Telemetry { metrics, health } = telemetry;
     let address = health::serve(settings.http, Arc::clone(&health), Arc::clone(&metrics)).await?;
     let namespace = Namespace::new(&settings.kv, settings.tuning.request_timeout)?;
     info!("taskpipeline {} serves health and metrics on http://{address}", env!("CARGO_PKG_VERSION"));
 
     tokio::pin!(shutdown);
     match settings.delivery.clone() {
-        Delivery::Core(core) => core::run(settings, core, namespace, health, metrics, shutdown).await,
+        Delivery::Core(core) => {
+            core::run(settings, core, changes, namespace, health, metrics, shutdown).await
+        }
         Delivery::Durable(durable) => {
             let durable = durable.clone();
-            durable::run(settings, durable, namespace, health, metrics, shutdown).await
+            durable::run(settings, durable, changes, namespace, health, metrics, shutdown).await
         }
     }
 }

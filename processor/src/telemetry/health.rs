@@ -53,6 +53,8 @@ pub struct Health {
     kv: Mutex<KvState>,
     /// Why events may be lost to their age soon.
     late: Mutex<Option<String>>,
+    /// How many dead letters there are, where somebody has counted.
+    dead_letters: Mutex<Option<u64>>,
     draining: AtomicBool,
     client: OnceLock<Client>,
 }
@@ -64,6 +66,7 @@ impl Default for Health {
             nats: Mutex::new(NatsState::Connecting(None)),
             kv: Mutex::new(KvState::Unknown),
             late: Mutex::new(None),
+            dead_letters: Mutex::new(None),
             draining: AtomicBool::new(false),
             client: OnceLock::new(),
         }
@@ -96,6 +99,31 @@ impl Health {
         *self.late.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
+    /// So many dead letters were there when they were counted last.
+    pub fn set_dead_letters(&self, count: u64) {
+        *self.dead_letters.lock().unwrap_or_else(PoisonError::into_inner) = Some(count);
+    }
+
+    /// What it last saw of NATS.
+    pub fn nats(&self) -> NatsState {
+        self.nats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What it last saw of KV.
+    pub fn kv(&self) -> KvState {
+        self.kv.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why events may be lost to their age soon.
+    pub fn late(&self) -> Option<String> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many dead letters there are; nothing, where nobody has counted.
+    pub fn dead_letters(&self) -> Option<u64> {
+        *self.dead_letters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The subscriptions are made; from now on a round trip proves them.
     pub fn set_source(&self, client: Client) {
         let _ = self.client.set(client);
@@ -107,9 +135,7 @@ impl Health {
     }
 
     fn report(&self) -> (StatusCode, Value) {
-        let nats = self.nats.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let kv = self.kv.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let late = self.late.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (nats, kv, late) = (self.nats(), self.kv(), self.late());
         let draining = self.draining.load(Ordering::Relaxed);
         let nats_up = nats == NatsState::Connected;
         let kv_up = matches!(kv, KvState::Unknown | KvState::Reachable);

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use prometheus::{
-    Counter, Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    Opts, Registry, TextEncoder,
+    Counter, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, Opts, Registry, TextEncoder,
 };
 use taskpipeline_contract::EventKind;
 
@@ -71,6 +71,12 @@ pub struct Metrics {
     pub changes_behind: IntGauge,
     /// The age of the oldest event that is not in the ledger.
     pub oldest_event_age: Gauge,
+    /// The age of the oldest change that KV may lack, to some seconds.
+    pub oldest_change_age: Gauge,
+    /// The settings in effect.
+    settings: GaugeVec,
+    /// How often new settings were refused.
+    pub settings_refused: IntCounter,
     /// Updates of tasks that do not exist.
     pub updates_unknown: IntCounter,
     /// Failed attempts that were followed by another, by key.
@@ -175,6 +181,27 @@ impl Metrics {
                     "Age of the oldest event that is not in the ledger yet.",
                 )?,
             )?,
+            oldest_change_age: registered(
+                r,
+                Gauge::new(
+                    "oldest_change_age_seconds",
+                    "Age of the oldest change of the ledger that KV may lack, on the replica that writes to KV.",
+                )?,
+            )?,
+            settings: registered(
+                r,
+                GaugeVec::new(
+                    Opts::new(
+                        "setting",
+                        "The settings in effect, by their names in the resource; durations in seconds.",
+                    ),
+                    &["name"],
+                )?,
+            )?,
+            settings_refused: counter(
+                "settings_refused_total",
+                "How often new settings were refused, and the last good ones stayed in effect.",
+            )?,
             updates_unknown: counter(
                 "updates_of_unknown_tasks_total",
                 "Updates that changed nothing because their task does not exist.",
@@ -220,6 +247,15 @@ impl Metrics {
     /// An event came in.
     pub fn received(&self, kind: EventKind) {
         self.received.with_label_values(&[kind.as_str()]).inc();
+    }
+
+    /// These settings are in effect now.
+    pub fn set(&self, settings: impl IntoIterator<Item = (String, f64)>) {
+        // A list may have become shorter.
+        self.settings.reset();
+        for (name, value) in settings {
+            self.settings.with_label_values(&[&name]).set(value);
+        }
     }
 
     /// An event landed this long after it was received.

@@ -40,6 +40,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 pub(super) async fn run(
     settings: Settings,
     core: CoreSettings,
+    changes: watch::Receiver<Tuning>,
     namespace: Namespace,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
@@ -51,6 +52,8 @@ pub(super) async fn run(
         () = &mut shutdown => return Ok(()),
     };
     health.set_source(source.client());
+    // Each of them writes what it takes.
+    metrics.projector_active.set(1);
 
     let (letters, letters_done) =
         DeadLetters::start(source.client(), &settings.nats.subject_prefix, Arc::clone(&metrics));
@@ -58,10 +61,10 @@ pub(super) async fn run(
     let (deadline, deadline_seen) = watch::channel(None);
     let (stop, stopped) = watch::channel(false);
 
-    let request_budget = settings.tuning.request_budget.shared_by(core.replicas);
     let projector = Projector::new(
         namespace,
-        Tuning { request_budget, ..settings.tuning.clone() },
+        changes,
+        core.replicas,
         letters.clone(),
         Arc::clone(&metrics),
         Arc::clone(&health),

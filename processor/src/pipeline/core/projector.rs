@@ -3,6 +3,7 @@
 //! Many changes of one task become one write. What is sent and when is decided in
 //! [`Dispatch`](super::super::projector::Dispatch); here it meets the tasks, and the events that wait for them.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use taskpipeline_contract::{Task, TaskId, TaskKey};
@@ -16,7 +17,7 @@ use super::ledger::Ledger;
 use crate::config::Tuning;
 use crate::kv::{Budget, BulkApi, Failure, Puts};
 use crate::pipeline::dead_letters::{Letter, Reason};
-use crate::pipeline::projector::{Answered, Batch, Dispatch, Request, Verdict, delay_after};
+use crate::pipeline::projector::{Answered, Batch, Dispatch, Request, Verdict, delay_after, longest_delay};
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::{Metrics, Operation};
 
@@ -30,6 +31,10 @@ const TAKE_IN: usize = 64;
 /// See the module's head.
 pub(super) struct Projector<K> {
     tuning: Tuning,
+    /// The settings as they are changed.
+    changes: watch::Receiver<Tuning>,
+    /// How many replicas share the request budget.
+    replicas: NonZeroU32,
     letters: DeadLetters,
     metrics: Arc<Metrics>,
     ledger: Ledger,
@@ -39,15 +44,17 @@ pub(super) struct Projector<K> {
 impl<K: BulkApi> Projector<K> {
     pub(super) fn new(
         kv: K,
-        tuning: Tuning,
+        mut changes: watch::Receiver<Tuning>,
+        replicas: NonZeroU32,
         letters: DeadLetters,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
     ) -> Self {
+        let tuning = shared(&changes.borrow_and_update(), replicas);
         // An update that does not find its task here has to wait for a read: they are part of the work.
         let reads = Budget::new(tuning.request_budget, Instant::now());
         let dispatch = Dispatch::new(kv, &tuning, reads, Arc::clone(&metrics), health);
-        Self { tuning, letters, metrics, ledger: Ledger::default(), dispatch }
+        Self { tuning, changes, replicas, letters, metrics, ledger: Ledger::default(), dispatch }
     }
 
     /// Runs until the channel is closed and everything has landed, or until the deadline; what has not
@@ -86,6 +93,7 @@ impl<K: BulkApi> Projector<K> {
                         }
                     }
                 }
+                Ok(()) = self.changes.changed() => self.retune(),
                 () = async { tokio::time::sleep_until(wake_at.unwrap_or_else(Instant::now)).await },
                     if wake_at.is_some() => {}
                 () = &mut out_of_time => {
@@ -95,6 +103,23 @@ impl<K: BulkApi> Projector<K> {
             }
         }
         self.show();
+    }
+
+    /// The settings have changed. What waits to be tried again waits no longer than it would under the new ones.
+    fn retune(&mut self) {
+        let tuning = shared(&self.changes.borrow_and_update(), self.replicas);
+        self.dispatch.retune(&tuning, tuning.request_budget);
+        let (now, dice) = (Instant::now(), rand::random());
+        let written = now + tuning.min_write_interval;
+        let ledger = &self.ledger;
+        let latest = |id: &TaskId, failed: bool| {
+            let attempts = ledger.get(id).map_or(0, |entry| entry.attempts);
+            let delay = tuning.retry.delay_after(attempts, dice).filter(|_| attempts > 0);
+            if failed { now + delay.unwrap_or_else(|| longest_delay(&tuning, dice)) } else { written }
+        };
+        self.dispatch.writes.hasten(latest);
+        self.dispatch.reads.hasten(latest);
+        self.tuning = tuning;
     }
 
     fn take_in(&mut self, accepted: Accepted) {
@@ -305,4 +330,9 @@ fn say_successful(operation: Operation, id: &TaskId, carried: &[Carried]) {
     for correlation_id in carried.iter().map(|carried| carried.correlation_id.as_str()) {
         info!(correlation_id, %key, "{} {key} successful", operation.verb());
     }
+}
+
+/// One replica's part of the settings.
+fn shared(tuning: &Tuning, replicas: NonZeroU32) -> Tuning {
+    Tuning { request_budget: tuning.request_budget.shared_by(replicas), ..tuning.clone() }
 }

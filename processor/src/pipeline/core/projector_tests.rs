@@ -97,7 +97,8 @@ impl Bench {
         let metrics = Arc::new(Metrics::new().unwrap());
         let projector = Projector::new(
             kv.clone(),
-            Tuning::default(),
+            watch::channel(Tuning::default()).1,
+            NonZeroU32::MIN,
             letters,
             Arc::clone(&metrics),
             Arc::new(Health::default()),

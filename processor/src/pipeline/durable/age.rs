@@ -1,5 +1,5 @@
 //! Watches how long events wait to be taken in: one that waits for ever ages out of the stream and is lost, so
-//! it is told while there is still time.
+//! it is told while there is still time. And how many were set aside.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tracing::{error, info};
 
+use super::dead_letters::DeadLetters;
 use super::holder::now;
 use super::session::{Session, next_from};
 use crate::telemetry::health::Health;
@@ -16,13 +17,21 @@ use crate::telemetry::metrics::Metrics;
 const LOOK: Duration = Duration::from_secs(10);
 
 /// Looks as long as the session lasts.
-pub(super) fn watch(session: Arc<Session>, health: Arc<Health>, metrics: Arc<Metrics>) -> JoinHandle<()> {
+pub(super) fn watch(
+    session: Arc<Session>,
+    letters: DeadLetters,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+) -> JoinHandle<()> {
     // Often enough to see an event get old, however short the stream's memory is.
     let look = session.max_age.map_or(LOOK, |age| (age / 20).clamp(Duration::from_millis(500), LOOK));
     tokio::spawn(async move {
         let mut late = false;
         loop {
             tokio::time::sleep(look).await;
+            if let Some(count) = letters.count().await {
+                health.set_dead_letters(count);
+            }
             // While NATS does not answer, that is what is told.
             let Ok(age) = oldest(&session).await else { continue };
             metrics.oldest_event_age.set(age.as_secs_f64());

@@ -69,6 +69,13 @@ impl DeadLetters {
         Self { jetstream, names, metrics }
     }
 
+    /// How many messages their stream holds, which are as many as the letters but for large ones in parts; nothing
+    /// while NATS does not say.
+    pub(super) async fn count(&self) -> Option<u64> {
+        let stream = self.jetstream.get_stream(&self.names.dead_letter_stream).await.ok()?;
+        Some(stream.cached_info().state.messages)
+    }
+
     /// Stores a letter; the server takes it once, however often it comes within its window of duplicates.
     pub(super) async fn store(&self, letter: &Letter) -> Result<(), LetterError> {
         let failed = |reason: String| LetterError { stream: self.names.dead_letter_stream.clone(), reason };

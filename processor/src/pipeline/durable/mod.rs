@@ -12,6 +12,7 @@ mod feed;
 mod holder;
 mod incarnation;
 mod ingest;
+mod lag;
 mod lanes;
 mod ledger;
 pub(crate) mod letters;
@@ -68,6 +69,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 pub(super) async fn run(
     settings: Settings,
     durable: DurableSettings,
+    changes: watch::Receiver<Tuning>,
     namespace: Namespace,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
@@ -97,8 +99,7 @@ pub(super) async fn run(
     info!("replica {} takes part in {}", member.replica, session.consumer.cached_info().name);
 
     let target = Target::new(settings.kv.namespace_url.as_str());
-    let parts =
-        member.projector(namespace, settings.tuning.clone(), durable.settle_after, target, session.max_age);
+    let parts = member.projector(namespace, changes, durable.settle_after, target, session.max_age);
     let health = Arc::clone(&member.health);
     let supervisor = Supervisor {
         sessions,
@@ -185,16 +186,18 @@ impl Member {
     fn projector<K>(
         &self,
         kv: K,
-        tuning: Tuning,
+        mut changes: watch::Receiver<Tuning>,
         settle_after: Duration,
         target: Target,
         max_age: Option<Duration>,
     ) -> Parts<K> {
         // A tenth more than any event can live: for clocks, and for what a replica holds in its hands.
         let memory = max_age.map(|age| age + (age / 10).max(Duration::from_secs(1)));
+        let tuning = changes.borrow_and_update().clone();
         Parts {
             kv,
             tuning,
+            changes,
             settle_after,
             memory,
             ledger: Arc::clone(&self.ledger),

@@ -22,6 +22,7 @@ use super::crash;
 use super::dead_letters::DeadLetters;
 use super::feed::{Change, Feed};
 use super::holder::{Held, Holder, Renewal, now};
+use super::lag::Lag;
 use super::ledger::{Ledger, LedgerError};
 use super::loan::Asked;
 use super::names::Names;
@@ -31,7 +32,7 @@ use super::{deadline, stopped};
 use crate::config::Tuning;
 use crate::kv::{Budget, BulkApi, Failure, Puts, RequestBudget};
 use crate::pipeline::dead_letters::{Letter, Reason};
-use crate::pipeline::projector::{Answered, Batch, Dispatch, Request, Verdict, delay_after};
+use crate::pipeline::projector::{Answered, Batch, Dispatch, Request, Verdict, delay_after, longest_delay};
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::{Metrics, Operation};
 
@@ -60,6 +61,8 @@ const EXPIRE_TRIES: usize = 5;
 pub(super) struct Parts<K> {
     pub(super) kv: K,
     pub(super) tuning: Tuning,
+    /// The settings as they are changed.
+    pub(super) changes: watch::Receiver<Tuning>,
     pub(super) settle_after: Duration,
     /// How long a settled record lives that says nothing but that there is no task; for ever, if nothing.
     pub(super) memory: Option<Duration>,
@@ -96,6 +99,7 @@ pub(super) struct Projector<K> {
     /// What a command asks for.
     asked: Option<Asked>,
     behind: u64,
+    lag: Lag,
 }
 
 /// What was done beside.
@@ -135,10 +139,12 @@ pub(super) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<O
         let Some(held) = parts.holder.acquire(&mut stop).await else { return };
         parts.metrics.projector_active.set(1);
         let mut projector = Projector::new(parts, dispatch, held);
+        projector.retune();
         let ended = projector.project(&mut stop).await;
         projector.parts.metrics.projector_active.set(0);
         projector.parts.metrics.unsettled_tasks.set(0);
         projector.parts.metrics.changes_behind.set(0);
+        projector.parts.metrics.oldest_change_age.set(0.0);
         if let Ended::Drained = ended {
             return;
         }
@@ -182,6 +188,7 @@ impl<K: BulkApi> Projector<K> {
             renew_at,
             asked: None,
             behind: 0,
+            lag: Lag::default(),
         }
     }
 
@@ -233,6 +240,7 @@ impl<K: BulkApi> Projector<K> {
                         return Ended::Lost;
                     }
                 },
+                Ok(()) = self.parts.changes.changed() => self.retune(),
                 () = tokio::time::sleep_until(wake_at) => {}
                 () = stopped(stop), if !stopping => stopping = true,
                 () = &mut out_of_time => {
@@ -242,6 +250,23 @@ impl<K: BulkApi> Projector<K> {
                 }
             }
         }
+    }
+
+    /// The settings have changed. What waits to be tried again waits no longer than it would under the new ones.
+    fn retune(&mut self) {
+        let tuning = self.parts.changes.borrow_and_update().clone();
+        self.dispatch.retune(&tuning, tenth(tuning.request_budget));
+        let (now, dice) = (Instant::now(), rand::random());
+        let written = now + tuning.min_write_interval;
+        let unsettled = &self.unsettled;
+        let latest = |id: &TaskId, failed: bool| {
+            let attempts = unsettled.attempts(id);
+            let delay = tuning.retry.delay_after(attempts, dice).filter(|_| attempts > 0);
+            if failed { now + delay.unwrap_or_else(|| longest_delay(&tuning, dice)) } else { written }
+        };
+        self.dispatch.writes.hasten(latest);
+        self.dispatch.reads.hasten(latest);
+        self.parts.tuning = tuning;
     }
 
     /// Whether this replica can be sure enough that no other projects.
@@ -585,10 +610,8 @@ impl<K: BulkApi> Projector<K> {
         let attempt = self.unsettled.failed(id, in_doubt, Instant::now());
         let most = tuning.retry.max_attempts;
         let used_up = delay_after(tuning, attempt, failure, dice).is_none();
-        let delay = delay_after(tuning, attempt, failure, dice).unwrap_or_else(|| {
-            let longest = tuning.retry.delays.iter().max().copied().unwrap_or(PAUSE);
-            longest.mul_f64(1.0 + dice / 10.0)
-        });
+        let delay =
+            delay_after(tuning, attempt, failure, dice).unwrap_or_else(|| longest_delay(tuning, dice));
         let (correlation_id, seconds) = (self.correlation_id(id), delay.as_secs_f64());
         warn!(correlation_id, attempt, "Attempt {attempt}/{most} failed: {failure}; next in {seconds:.1} s");
         self.parts.metrics.retries.inc();
@@ -673,6 +696,8 @@ impl<K: BulkApi> Projector<K> {
         let metrics = &self.parts.metrics;
         metrics.unsettled_tasks.set(i64::try_from(self.unsettled.len()).unwrap_or(i64::MAX));
         metrics.changes_behind.set(gauge(self.behind));
+        let age = self.lag.see(self.read, self.unsettled.settled(), Instant::now());
+        metrics.oldest_change_age.set(age.as_secs_f64());
         self.dispatch.show();
     }
 }

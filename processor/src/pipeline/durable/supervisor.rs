@@ -72,8 +72,9 @@ impl Supervisor {
                 },
             };
             let session = Arc::new(session);
-            let watching =
-                age::watch(Arc::clone(&session), Arc::clone(&self.health), Arc::clone(&self.metrics));
+            let (letters, health, metrics) =
+                (self.letters.clone(), Arc::clone(&self.health), Arc::clone(&self.metrics));
+            let watching = age::watch(Arc::clone(&session), letters, health, metrics);
             let ended = self.work(&session, &mut stop).await;
             watching.abort();
             match ended {

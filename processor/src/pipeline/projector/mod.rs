@@ -34,6 +34,9 @@ use self::size::BatchSize;
 
 pub(super) use self::request::Request;
 
+/// The wait where the policy names none.
+const SHORTEST: Duration = Duration::from_secs(1);
+
 /// Keys to be asked of KV now. They are in flight as far as their queue knows.
 pub(super) enum Batch {
     /// To be written, or deleted where there is nothing to write.
@@ -131,6 +134,18 @@ impl<K: BulkApi> Dispatch<K> {
             wake_at: None,
             more_may_come: true,
         }
+    }
+
+    /// From now on these settings hold; `reads` is a budget within theirs.
+    pub(super) fn retune(&mut self, tuning: &Tuning, reads: RequestBudget) {
+        let now = Instant::now();
+        if tuning.request_budget != self.request_budget {
+            self.request_budget = tuning.request_budget;
+            self.budget.change(tuning.request_budget, now);
+            self.read_budget.change(reads, now);
+        }
+        self.size.limit(tuning.max_keys.get().into());
+        self.kv.set_request_timeout(tuning.request_timeout);
     }
 
     /// Moves on the keys that have rested. Answers those that one of the queues has forgotten.
@@ -427,6 +442,11 @@ impl<K: BulkApi> Dispatch<K> {
             }
         }
     }
+}
+
+/// How long a failed attempt waits at the most, however often it has failed: the longest of the delays.
+pub(super) fn longest_delay(tuning: &Tuning, dice: f64) -> Duration {
+    tuning.retry.delays.iter().max().copied().unwrap_or(SHORTEST).mul_f64(1.0 + dice / 10.0)
 }
 
 /// How long to wait after `attempts` failed attempts, at least as long as KV asked for; nothing when they are

@@ -15,8 +15,8 @@ enum State {
     Ready,
     /// In a request; `again`: changed since.
     InFlight { again: bool },
-    /// Rests until its moment in `resting`; `dirty`: ready after that.
-    Resting { dirty: bool },
+    /// Rests until its moment in `resting`; `dirty`: ready after that; `failed`: because its request did nothing.
+    Resting { dirty: bool, failed: bool },
 }
 
 /// The queue of one kind of request.
@@ -37,7 +37,7 @@ impl KeyQueue {
             None => self.enqueue(id.clone()),
             Some(State::Ready) => {}
             Some(State::InFlight { again }) => *again = true,
-            Some(State::Resting { dirty }) => *dirty = true,
+            Some(State::Resting { dirty, .. }) => *dirty = true,
         }
     }
 
@@ -49,7 +49,7 @@ impl KeyQueue {
                 self.ready_count -= 1;
             }
             Some(State::InFlight { again }) => *again = false,
-            Some(State::Resting { dirty }) => *dirty = false,
+            Some(State::Resting { dirty, .. }) => *dirty = false,
             None => {}
         }
     }
@@ -71,14 +71,14 @@ impl KeyQueue {
     /// The key's request is done. It rests until `until`, and then wants the next one if it has changed.
     pub(crate) fn settle(&mut self, id: &TaskId, until: Instant) {
         if let Some(State::InFlight { again }) = self.states.get(id) {
-            self.rest(id, until, *again);
+            self.rest(id, until, State::Resting { dirty: *again, failed: false });
         }
     }
 
     /// The key's request did nothing. It wants another at `until`.
     pub(crate) fn retry(&mut self, id: &TaskId, until: Instant) {
         if let Some(State::InFlight { .. }) = self.states.get(id) {
-            self.rest(id, until, true);
+            self.rest(id, until, State::Resting { dirty: true, failed: true });
         }
     }
 
@@ -88,8 +88,8 @@ impl KeyQueue {
         while let Some(first) = self.resting.first_entry().filter(|first| *first.key() <= now) {
             for id in first.remove() {
                 match self.states.get(&id) {
-                    Some(State::Resting { dirty: true }) => self.enqueue(id),
-                    Some(State::Resting { dirty: false }) => {
+                    Some(State::Resting { dirty: true, .. }) => self.enqueue(id),
+                    Some(State::Resting { dirty: false, .. }) => {
                         self.states.remove(&id);
                         forgotten.push(id);
                     }
@@ -98,6 +98,17 @@ impl KeyQueue {
             }
         }
         forgotten
+    }
+
+    /// No key rests longer than this says for it; `failed`: because its request did nothing. None rests longer than
+    /// before either.
+    pub(crate) fn hasten(&mut self, latest: impl Fn(&TaskId, bool) -> Instant) {
+        for (until, ids) in std::mem::take(&mut self.resting) {
+            for id in ids {
+                let Some(State::Resting { failed, .. }) = self.states.get(&id) else { continue };
+                self.resting.entry(until.min(latest(&id, *failed))).or_default().push(id);
+            }
+        }
     }
 
     /// When the next key has rested.
@@ -109,7 +120,7 @@ impl KeyQueue {
     /// ago.
     pub(crate) fn restart(&mut self) {
         self.states.retain(|_, state| matches!(state, State::Resting { .. }));
-        self.states.values_mut().for_each(|state| *state = State::Resting { dirty: false });
+        self.states.values_mut().for_each(|state| *state = State::Resting { dirty: false, failed: false });
         self.ready.clear();
         self.ready_count = 0;
     }
@@ -135,8 +146,8 @@ impl KeyQueue {
         self.ready_count += 1;
     }
 
-    fn rest(&mut self, id: &TaskId, until: Instant, dirty: bool) {
-        self.states.insert(id.clone(), State::Resting { dirty });
+    fn rest(&mut self, id: &TaskId, until: Instant, state: State) {
+        self.states.insert(id.clone(), state);
         self.resting.entry(until).or_default().push(id.clone());
     }
 }
@@ -202,6 +213,24 @@ mod tests {
         }
         queue.wake(now + Duration::from_secs(3));
         assert_eq!(names(&queue.take(3)), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn what_rests_can_be_hastened_and_never_held_back() {
+        let (mut queue, now) = (KeyQueue::default(), Instant::now());
+        let seconds = |n| now + Duration::from_secs(n);
+        for name in ["a", "b", "c"] {
+            queue.mark(&id(name));
+        }
+        queue.take(3);
+        queue.retry(&id("a"), seconds(60));
+        queue.retry(&id("b"), seconds(1));
+        queue.settle(&id("c"), seconds(60));
+        queue.hasten(|_, failed| if failed { seconds(5) } else { seconds(90) });
+        assert_eq!(queue.next_wake(), Some(seconds(1)));
+        queue.wake(seconds(5));
+        assert_eq!(names(&queue.take(9)), ["b", "a"]);
+        assert_eq!(queue.next_wake(), Some(seconds(60)));
     }
 
     #[test]

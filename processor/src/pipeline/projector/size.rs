@@ -44,6 +44,12 @@ impl BatchSize {
         Self { now: FIRST.min(most).max(1), most: most.max(1), failed: None }
     }
 
+    /// From now on so many are the most.
+    pub(crate) fn limit(&mut self, most: usize) {
+        self.most = most.max(1);
+        self.now = self.now.min(self.most);
+    }
+
     /// How many keys go into a request.
     pub(crate) fn keys(&self) -> usize {
         self.now

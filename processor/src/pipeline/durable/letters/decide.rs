@@ -180,7 +180,7 @@ mod tests {
 
     fn names() -> Names {
         let nats = NatsSettings {
-            connection: NatsConnection { servers: Vec::<ServerAddr>::new(), auth: NatsAuth::None },
+            connection: NatsConnection { servers: Vec::<ServerAddr>::new(), auth: NatsAuth::None, ca: None },
             subject_prefix: "tasks".to_owned(),
             queue_group: "tasks-processor".to_owned(),
         };

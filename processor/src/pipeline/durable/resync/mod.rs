@@ -203,7 +203,13 @@ impl<'a> Resync<'a> {
         let target = Target::new(settings.kv.namespace_url.as_str());
         let kv = Counted { namespace, count: Count::default() };
         let tuning = settings.tuning.clone();
-        let parts = member.projector(kv.clone(), tuning.clone(), durable.settle_after, target, max_age);
+        let parts = member.projector(
+            kv.clone(),
+            watch::channel(tuning.clone()).1,
+            durable.settle_after,
+            target,
+            max_age,
+        );
         Ok(Self {
             wanted,
             reader: Reader::new(kv.clone(), parts.holder.clone(), tuning.clone()),
@@ -297,7 +303,13 @@ impl<'a> Resync<'a> {
 
     fn projector(&self, tuning: Tuning) -> Parts<Counted> {
         let target = self.holder.target.clone();
-        self.member.projector(self.kv.clone(), tuning, self.settle_after, target, self.max_age)
+        self.member.projector(
+            self.kv.clone(),
+            watch::channel(tuning).1,
+            self.settle_after,
+            target,
+            self.max_age,
+        )
     }
 }
 

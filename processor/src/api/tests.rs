@@ -1,0 +1,173 @@
+//! The type against YAML as people write it; its CEL rules by kube's own checker. A real API server checks them in
+//! `cargo xtask e2e`.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::Tuning;
+
+fn pipeline(yaml: &str) -> TaskPipeline {
+    serde_saphyr::from_str(yaml).unwrap()
+}
+
+fn minimal() -> TaskPipeline {
+    pipeline(include_str!("../../tests/pipelines/minimal.yaml"))
+}
+
+/// The minimal pipeline with a field set to something else.
+fn with(path: &str, value: &Value) -> Result<TaskPipeline, serde_json::Error> {
+    edited(&minimal(), path, value)
+}
+
+fn edited(pipeline: &TaskPipeline, path: &str, value: &Value) -> Result<TaskPipeline, serde_json::Error> {
+    let mut whole = serde_json::to_value(pipeline).unwrap();
+    let mut field = &mut whole["spec"];
+    for name in path.split('.') {
+        field = &mut field[name];
+    }
+    *field = value.clone();
+    serde_json::from_value(whole)
+}
+
+#[test]
+fn a_minimal_pipeline_has_the_defaults_that_the_processor_has() {
+    let minimal = minimal();
+    assert!(minimal.validate_cel().is_ok());
+    let (tuning, default) = (Tuning::try_from(&minimal.spec).unwrap(), Tuning::default());
+    assert_eq!(tuning, default);
+    assert_eq!(minimal.spec.replicas, None);
+    assert_eq!((minimal.spec.delivery.mode, minimal.spec.suspend), (Mode::Durable, false));
+}
+
+#[test]
+fn everything_that_can_be_said_is_read() {
+    let full = pipeline(include_str!("../../tests/pipelines/full.yaml"));
+    assert!(full.validate_cel().is_ok());
+    let tuning = Tuning::try_from(&full.spec).unwrap();
+    assert_eq!(tuning.retry.delays, [Duration::from_millis(500), Duration::from_secs(2)]);
+    assert_eq!(tuning.request_budget.period, Duration::from_secs(60));
+    assert_eq!(tuning.min_write_interval, Duration::from_secs(10));
+    assert_eq!((tuning.max_keys.get(), tuning.retry.max_attempts.get()), (500, 3));
+    assert_eq!(full.spec.delivery.stream.unwrap().max_age.to_string(), "24h");
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_the_reason() {
+    let refused = [
+        ("nats.url", json!("http://nats:4222"), "the schemes are nats, tls, ws and wss"),
+        ("nats.url", json!("nats://user:password@nats:4222"), "no user or password"),
+        ("nats.url", json!("nats://nats:4222/path"), "must name a host"),
+        ("nats.url", json!("nats://one:4222,two:4222"), "separated by commas"),
+        ("nats.subjectPrefix", json!("tasks.>"), "subjectPrefix must be"),
+        ("nats.queueGroup", json!("a.b"), "queueGroup must be"),
+        ("retry.delays", json!([]), "at least one delay"),
+        ("retry.maxAttempts", json!(0), "at least 1"),
+        ("kv.requestBudget.requests", json!(0), "nothing could ever be written"),
+        ("kv.requestBudget.period", json!("500ms"), "at least 1s"),
+        ("kv.requestTimeout", json!("0s"), "more than 0s"),
+        ("kv.batch.maxKeys", json!(10_001), "1 to 10000"),
+        ("replicas", json!(-1), "replicas must be"),
+        ("delivery.stream", json!({"name": "A B"}), "stream.name must be"),
+        ("delivery.stream", json!({"replicas": 2}), "1, 3 or 5"),
+        ("delivery.stream", json!({"maxAge": "10s"}), "at least 1m"),
+        ("delivery", json!({"mode": "Core", "stream": {"name": "TASKS"}}), "no meaning in mode Core"),
+        ("processor.env", json!({"LD_PRELOAD": "x"}), "env may set"),
+    ];
+    for (path, value, why) in refused {
+        let pipeline = with(path, &value).unwrap();
+        let errors = pipeline.validate_cel().expect_err(&format!("{path}: {value} passes")).to_string();
+        assert!(errors.contains(why), "{path}: {value}: {errors}");
+    }
+}
+
+#[test]
+fn durations_that_do_not_parse_are_refused() {
+    for (path, value) in [
+        ("retry.delays", json!(["1s", "soon"])),
+        ("kv.requestTimeout", json!("10")),
+        ("kv.requestBudget.period", json!("-5m")),
+        ("kv.minWriteInterval", json!("")),
+    ] {
+        let error = with(path, &value).unwrap_err().to_string();
+        assert!(error.contains("must be a duration such as"), "{path}: {error}");
+    }
+}
+
+#[test]
+fn what_a_live_pipeline_is_bound_to_cannot_be_changed() {
+    let core = pipeline(include_str!("../../tests/pipelines/core.yaml"));
+    let old = with("delivery.stream", &json!({"name": "TASKS", "maxAge": "24h"})).unwrap();
+    let refused = [
+        ("delivery.mode", json!("Core"), "delivery.mode cannot be changed"),
+        ("delivery.stream.name", json!("OTHER"), "delivery.stream cannot be changed"),
+        ("delivery.stream.maxAge", json!("48h"), "delivery.stream cannot be changed"),
+        ("delivery.stream", Value::Null, "delivery.stream cannot be changed"),
+        ("delivery", json!({}), "delivery.stream cannot be changed"),
+        ("nats.subjectPrefix", json!("others"), "subjectPrefix and nats.queueGroup cannot be changed"),
+        ("nats.queueGroup", json!("others"), "subjectPrefix and nats.queueGroup cannot be changed"),
+    ];
+    for (path, value, why) in refused {
+        let new = edited(&old, path, &value).unwrap();
+        let errors = new.validate_cel_update(&old).expect_err(&format!("{path}: {value} passes")).to_string();
+        assert!(errors.contains(why), "{path}: {value}: {errors}");
+    }
+    assert!(minimal().validate_cel_update(&old).is_err(), "the stream's object removed");
+    assert!(old.validate_cel_update(&minimal()).is_err(), "and added again");
+    assert!(minimal().validate_cel_update(&core).is_err(), "another mode");
+    let allowed = [
+        ("nats.url", json!("nats://elsewhere:4222")),
+        ("replicas", json!(5)),
+        ("retry.delays", json!(["1s"])),
+        ("suspend", json!(true)),
+    ];
+    for (path, value) in allowed {
+        let new = edited(&old, path, &value).unwrap();
+        assert!(new.validate_cel_update(&old).is_ok(), "{path}: {value}");
+    }
+}
+
+#[test]
+fn what_a_file_says_is_checked_without_an_api_server_too() {
+    let mut spec = minimal().spec;
+    (spec.retry.max_attempts, spec.kv.batch.max_keys) = (0, 20_000);
+    spec.retry.delays.clear();
+    let error = Tuning::try_from(&spec).unwrap_err().to_string();
+    for field in ["spec.retry.maxAttempts", "spec.kv.batch.maxKeys", "spec.retry.delays"] {
+        assert!(error.contains(field), "{error}");
+    }
+}
+
+#[test]
+fn every_field_of_the_crd_is_documented() {
+    fn undocumented(path: &str, schema: &Value, found: &mut Vec<String>) {
+        let fields = schema["properties"].as_object().into_iter().flatten();
+        for (name, field) in fields {
+            let path = format!("{path}.{name}");
+            // What Kubernetes itself defines is documented there.
+            if path == ".spec.processor.affinity" || path == ".spec.processor.tolerations" {
+                continue;
+            }
+            if field["description"].as_str().is_none_or(str::is_empty) {
+                found.push(path.clone());
+            }
+            undocumented(&path, field, found);
+        }
+    }
+    use kube::CustomResourceExt;
+    let crd = serde_json::to_value(TaskPipeline::crd()).unwrap();
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let mut found = Vec::new();
+    undocumented("", &json!({"properties": {"spec": schema["properties"]["spec"]}}), &mut found);
+    assert_eq!(found, Vec::<String>::new());
+}
+
+#[test]
+fn the_crd_in_manifests_is_the_one_that_is_generated() {
+    let kept = include_str!("../../../manifests/crd.yaml");
+    assert!(
+        kept == crd().unwrap(),
+        "manifests/crd.yaml is stale: `cargo run --release --bin taskpipeline -- crd > manifests/crd.yaml`"
+    );
+}

@@ -1,0 +1,78 @@
+//! Brings an object in the cluster to what it should be, by server-side apply, and writes nothing where it is so already.
+
+use std::fmt::Debug;
+
+use k8s_openapi::NamespaceResourceScope;
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tracing::info;
+
+use super::covers::covers;
+use super::names::FIELD_MANAGER;
+
+/// Why an object could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    #[error("cannot read the {kind} {name}: {source}")]
+    Read { kind: String, name: String, source: kube::Error },
+    #[error("cannot apply the {kind} {name}: {source}")]
+    Apply { kind: String, name: String, source: kube::Error },
+    #[error("the {kind} {name} belongs to something else: delete it, or call the pipeline otherwise")]
+    NotOurs { kind: String, name: String },
+    #[error("the {kind} {name} cannot be written as JSON: {source}")]
+    Json { kind: String, name: String, source: serde_json::Error },
+}
+
+/// Applies an object; answers it as it is then.
+///
+/// # Errors
+/// Where the API server does not take it, or an object of that name belongs to something else.
+pub(crate) async fn apply<T>(client: &Client, wanted: &T) -> Result<T, ApplyError>
+where
+    T: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Serialize
+        + DeserializeOwned
+        + Clone
+        + Debug,
+{
+    let (kind, name) = (T::kind(&()).into_owned(), wanted.name_any());
+    let api: Api<T> = Api::namespaced(client.clone(), &wanted.namespace().unwrap_or_default());
+    let live = api.get_opt(&name).await.map_err(|source| ApplyError::Read {
+        kind: kind.clone(),
+        name: name.clone(),
+        source,
+    })?;
+    let json = |object: &T| {
+        serde_json::to_value(object).map_err(|source| ApplyError::Json {
+            kind: kind.clone(),
+            name: name.clone(),
+            source,
+        })
+    };
+    let mut desired = json(wanted)?;
+    if let Some(live) = live {
+        let ours = wanted.meta().owner_references.iter().flatten().map(|owner| &owner.uid);
+        let has_ours =
+            |uid: &String| live.meta().owner_references.iter().flatten().any(|owner| owner.uid == *uid);
+        if !ours.into_iter().all(has_ours) {
+            return Err(ApplyError::NotOurs { kind, name });
+        }
+        if covers(&json(&live)?, &desired) {
+            return Ok(live);
+        }
+        info!("the {kind} {name} is not as it should be: put right");
+    } else {
+        info!("the {kind} {name} is made");
+    }
+    if let Value::Object(fields) = &mut desired {
+        fields.insert("apiVersion".to_owned(), T::api_version(&()).into());
+        fields.insert("kind".to_owned(), kind.clone().into());
+    }
+    // What somebody else has claimed of it is ours.
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let applied = api.patch(&name, &params, &Patch::Apply(&desired)).await;
+    applied.map_err(|source| ApplyError::Apply { kind, name, source })
+}

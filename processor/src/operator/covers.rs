@@ -1,0 +1,119 @@
+//! Whether an object in the cluster already says what it should. Pure. The API server adds defaults, leaves out what is
+//! empty and writes quantities its own way, and others add fields of theirs; so it is enough that all we want is there.
+
+use serde_json::Value;
+
+/// Whether `live` has all that `wanted` says, as it says it. Lists have to be of the same length.
+pub(crate) fn covers(live: &Value, wanted: &Value) -> bool {
+    compare(live, wanted, false)
+}
+
+/// `quantities`: texts are amounts of a resource.
+fn compare(live: &Value, wanted: &Value, quantities: bool) -> bool {
+    match (live, wanted) {
+        (Value::Object(live), Value::Object(wanted)) => {
+            wanted.iter().all(|(name, wanted)| match live.get(name) {
+                Some(live) => compare(live, wanted, quantities || is_of_quantities(name)),
+                None => is_empty(wanted),
+            })
+        }
+        (Value::Array(live), Value::Array(wanted)) => {
+            live.len() == wanted.len()
+                && live.iter().zip(wanted).all(|(live, wanted)| compare(live, wanted, quantities))
+        }
+        (Value::String(live), Value::String(wanted)) if quantities => {
+            live == wanted || quantity(live).is_some_and(|live| quantity(wanted) == Some(live))
+        }
+        (live, wanted) => live == wanted,
+    }
+}
+
+fn is_of_quantities(name: &str) -> bool {
+    matches!(name, "limits" | "requests" | "sizeLimit")
+}
+
+/// What the API server leaves out. Not `false` and 0, which it may take for something else when they are missing.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+/// A quantity in billionths, the finest that Kubernetes knows.
+/// <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>
+fn quantity(text: &str) -> Option<i128> {
+    let end =
+        text.find(|c: char| !c.is_ascii_digit() && c != '.' && c != '-' && c != '+').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let billionths: i128 = match unit {
+        "n" => 1,
+        "u" => 1_000,
+        "m" => 1_000_000,
+        "" => 1_000_000_000,
+        "k" => 1_000_000_000_000,
+        "M" => 1_000_000_000_000_000,
+        "G" => 1_000_000_000_000_000_000,
+        "T" => 1_000_000_000_000_000_000_000,
+        "Ki" => 1_000_000_000 << 10,
+        "Mi" => 1_000_000_000 << 20,
+        "Gi" => 1_000_000_000 << 30,
+        "Ti" => 1_000_000_000 << 40,
+        // Greater ones, and exponents, are compared as texts.
+        _ => return None,
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) || fraction.len() > 9 {
+        return None;
+    }
+    let scale = 10_i128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+    let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
+    let exact = digits.checked_mul(billionths)?;
+    (exact % scale == 0).then_some(exact / scale)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_others_added_does_not_matter_and_what_they_changed_does() {
+        let wanted = json!({"spec": {"ports": [{"port": 1}], "type": "x"}});
+        let added = json!({"spec": {"ports": [{"port": 1, "protocol": "TCP"}], "type": "x"}, "status": 1});
+        assert!(covers(&added, &wanted));
+        for other in [
+            json!({"spec": {"ports": [{"port": 2}], "type": "x"}}),
+            json!({"spec": {"ports": [{"port": 1}, {"port": 2}], "type": "x"}}),
+            json!({"spec": {"ports": [{"port": 1}]}}),
+            json!({}),
+        ] {
+            assert!(!covers(&other, &wanted), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_empty_may_be_left_out_and_what_is_false_may_not() {
+        assert!(covers(&json!({}), &json!({"tolerations": [], "affinity": {}, "value": ""})));
+        assert!(!covers(&json!({}), &json!({"automountServiceAccountToken": false})));
+    }
+
+    #[test]
+    fn a_quantity_is_the_same_however_it_is_written() {
+        let limits =
+            |cpu: &str, memory: &str| json!({"resources": {"limits": {"cpu": cpu, "memory": memory}}});
+        for (cpu, memory) in
+            [("1", "1Gi"), ("1000m", "1024Mi"), ("1.0", "1048576Ki"), ("1000000u", "1073741824")]
+        {
+            assert!(covers(&limits("1", "1Gi"), &limits(cpu, memory)), "{cpu} {memory}");
+        }
+        for (cpu, memory) in [("2", "1Gi"), ("1", "1G"), ("1m", "1Gi"), ("x", "1Gi"), ("", "1Gi")] {
+            assert!(!covers(&limits("1", "1Gi"), &limits(cpu, memory)), "{cpu} {memory}");
+        }
+        assert!(!covers(&json!({"label": "1"}), &json!({"label": "1000m"})), "no quantity");
+    }
+}

@@ -1,0 +1,244 @@
+//! One pipeline, once: dereference -> validate -> build -> apply -> status. Holds the order of the steps and what becomes
+//! of their errors; each step is in a module of its own.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::controller::Action;
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::{Client, Resource, ResourceExt};
+use serde_json::json;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::apply::{ApplyError, apply};
+use super::build::{Image, Objects, build};
+use super::dereference::{DereferenceError, dereference};
+use super::metrics::OperatorMetrics;
+use super::names::{FIELD_MANAGER, owned};
+use super::replicas;
+use super::status::{self, Outcome, is_said, status};
+use super::validate::{Invalid, validate};
+use crate::api::{PROCESSOR_MANAGER, TaskPipeline};
+
+/// How often a pipeline is looked at though nothing has happened: its Secrets may have changed, which cannot be watched
+/// without a right to list them all.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// The wait after a first failure; twice as long after each other, and a part of it by chance.
+const BACK_OFF: Duration = Duration::from_secs(1);
+
+/// The longest wait.
+const MOST_BACK_OFF: Duration = Duration::from_secs(60);
+
+/// Why a pipeline could not be carried out; it is tried again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReconcileError {
+    #[error(transparent)]
+    Dereference(#[from] DereferenceError),
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    #[error("the replica count cannot be written: {0}")]
+    Replicas(#[source] kube::Error),
+    #[error("the status cannot be written: {0}")]
+    Status(#[source] kube::Error),
+    #[error("the Deployment cannot be read: {0}")]
+    Read(#[source] kube::Error),
+}
+
+/// What all reconciles share.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) image: Image,
+    pub(crate) recorder: Recorder,
+    pub(crate) metrics: OperatorMetrics,
+    /// How often each pipeline has failed in a row.
+    pub(crate) failures: Mutex<HashMap<String, u32>>,
+}
+
+/// See the module's head.
+///
+/// # Errors
+/// Where the API server does not do its part.
+pub(crate) async fn reconcile(
+    pipeline: Arc<TaskPipeline>,
+    context: Arc<Context>,
+) -> Result<Action, ReconcileError> {
+    let began = Instant::now();
+    let name = status::name(&pipeline);
+    let result = carry_out(&pipeline, &context).await;
+    let outcome = match &result {
+        Ok(None) => "applied",
+        Ok(Some(_)) => "invalid",
+        Err(_) => "failed",
+    };
+    context.metrics.reconciled(outcome, began.elapsed());
+    match result {
+        Ok(_) => {
+            context.failures().remove(&name);
+            Ok(Action::requeue(LOOK_AGAIN))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// When a pipeline that failed is tried again.
+#[allow(clippy::needless_pass_by_value)] // the controller's signature
+pub(crate) fn after_failure(
+    pipeline: Arc<TaskPipeline>,
+    error: &ReconcileError,
+    context: Arc<Context>,
+) -> Action {
+    let name = status::name(&pipeline);
+    let mut failures = context.failures();
+    let failed = failures.entry(name.clone()).or_default();
+    *failed += 1;
+    let wait = back_off(*failed, rand::random());
+    warn!("{name} cannot be carried out: {error}; next in {:.1} s", wait.as_secs_f64());
+    Action::requeue(wait)
+}
+
+/// How long to wait after so many failures in a row; `dice`: 0 to 1, so that those who failed together do not come back
+/// together.
+pub(crate) fn back_off(failed: u32, dice: f64) -> Duration {
+    let doubled = BACK_OFF.saturating_mul(2_u32.saturating_pow(failed.saturating_sub(1).min(10)));
+    doubled.min(MOST_BACK_OFF).mul_f64(0.5 + dice / 2.0)
+}
+
+impl Context {
+    fn failures(&self) -> std::sync::MutexGuard<'_, HashMap<String, u32>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn tell(&self, pipeline: &TaskPipeline, type_: EventType, reason: &str, note: &str) {
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            // The API server takes a kilobyte.
+            note: Some(note.chars().take(900).collect()),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = self.recorder.publish(&event, &pipeline.object_ref(&())).await {
+            warn!("an Event about {} cannot be written: {error}", status::name(pipeline));
+        }
+    }
+}
+
+/// Answers what has to be mended first, if anything.
+async fn carry_out(pipeline: &TaskPipeline, context: &Context) -> Result<Option<Invalid>, ReconcileError> {
+    // What belongs to it goes with it.
+    if pipeline.meta().deletion_timestamp.is_some() {
+        return Ok(None);
+    }
+    let done = apply_all(pipeline, context).await;
+    let live = match &done {
+        Ok(Ok(deployment)) => Some(deployment.clone()),
+        _ => live(pipeline, context).await?,
+    };
+    match done {
+        Ok(Ok(deployment)) => {
+            say(pipeline, context, &Outcome::Applied(&deployment)).await?;
+            Ok(None)
+        }
+        Ok(Err(invalid)) => {
+            say(pipeline, context, &Outcome::Invalid(&invalid, live.as_ref())).await?;
+            Ok(Some(invalid))
+        }
+        Err(error) => {
+            say(pipeline, context, &Outcome::Failed(&error.to_string(), live.as_ref())).await?;
+            Err(error)
+        }
+    }
+}
+
+async fn apply_all(
+    pipeline: &TaskPipeline,
+    context: &Context,
+) -> Result<Result<Deployment, Invalid>, ReconcileError> {
+    let client = &context.client;
+    let found = dereference(client, pipeline).await?;
+    let validated = match validate(pipeline, &found) {
+        Ok(validated) => validated,
+        Err(invalid) => return Ok(Err(invalid)),
+    };
+    let Objects { service_account, role, role_binding, service, disruption_budget, deployment } =
+        build(pipeline, &validated, &context.image);
+    apply(client, &service_account).await?;
+    apply(client, &role).await?;
+    apply(client, &role_binding).await?;
+    apply(client, &service).await?;
+    apply(client, &disruption_budget).await?;
+    let mut live = apply(client, &deployment).await?;
+    let (spec, suspend) = (pipeline.spec.replicas, pipeline.spec.suspend);
+    if let Some(count) = replicas::wanted(spec, suspend, Some(&live)) {
+        live = replicas::set(client, &live, count).await.map_err(ReconcileError::Replicas)?;
+    }
+    Ok(Ok(live))
+}
+
+async fn live(pipeline: &TaskPipeline, context: &Context) -> Result<Option<Deployment>, ReconcileError> {
+    let namespace = pipeline.namespace().unwrap_or_default();
+    let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), &namespace);
+    deployments.get_opt(&owned(&pipeline.name_any())).await.map_err(ReconcileError::Read)
+}
+
+/// Writes the status, and an Event where a condition that people act on has turned.
+async fn say(
+    pipeline: &TaskPipeline,
+    context: &Context,
+    outcome: &Outcome<'_>,
+) -> Result<(), ReconcileError> {
+    let now = Time(k8s_openapi::jiff::Timestamp::now());
+    let wanted = status(pipeline, outcome, &now);
+    if let Some(conditions) = status::unknown(pipeline, wanted.ready_replicas, &now) {
+        patch_status(pipeline, context, PROCESSOR_MANAGER, &json!({"conditions": conditions})).await?;
+    }
+    if is_said(pipeline, &wanted) {
+        return Ok(());
+    }
+    let before = pipeline.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    for condition in wanted.conditions.iter().filter(|condition| condition.type_ == "Degraded") {
+        let was = before.iter().find(|before| before.type_ == condition.type_);
+        let is_news =
+            was.is_none_or(|was| (&was.status, &was.message) != (&condition.status, &condition.message));
+        match condition.status.as_str() {
+            "True" if is_news => {
+                context.tell(pipeline, EventType::Warning, &condition.reason, &condition.message).await;
+            }
+            "False" if was.is_some_and(|was| was.status == "True") => {
+                context
+                    .tell(pipeline, EventType::Normal, "Recovered", "what had to be mended is mended")
+                    .await;
+            }
+            _ => {}
+        }
+    }
+    patch_status(pipeline, context, FIELD_MANAGER, &json!(wanted)).await?;
+    info!("{}: {}", status::name(pipeline), wanted.ready);
+    Ok(())
+}
+
+async fn patch_status(
+    pipeline: &TaskPipeline,
+    context: &Context,
+    manager: &str,
+    status: &serde_json::Value,
+) -> Result<(), ReconcileError> {
+    let name = pipeline.name_any();
+    let api: Api<TaskPipeline> =
+        Api::namespaced(context.client.clone(), &pipeline.namespace().unwrap_or_default());
+    let body = json!({
+        "apiVersion": TaskPipeline::api_version(&()),
+        "kind": TaskPipeline::kind(&()),
+        "metadata": {"name": name},
+        "status": status,
+    });
+    let params = PatchParams::apply(manager).force();
+    api.patch_status(&name, &params, &Patch::Apply(&body)).await.map_err(ReconcileError::Status)?;
+    Ok(())
+}

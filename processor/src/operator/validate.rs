@@ -1,0 +1,200 @@
+//! Whether a pipeline can be run as it stands, with what it refers to. Pure: the answer is what to build, or what has to be
+//! mended, in words for whoever has to mend it.
+
+use crate::api::{Mode, TaskPipeline};
+use crate::config::Tuning;
+
+use super::dereference::{Found, References, SecretFacts};
+
+/// A pipeline that can be run.
+#[derive(Clone, Debug)]
+pub(crate) struct Validated {
+    pub(crate) kv: SecretFacts,
+    pub(crate) nats_auth: Option<NatsAuth>,
+}
+
+/// How the replicas log in to NATS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NatsAuth {
+    pub(crate) secret: SecretFacts,
+    pub(crate) login: Login,
+    /// Whether it brings a certificate authority.
+    pub(crate) has_ca: bool,
+}
+
+/// By which keys of the Secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Login {
+    UserAndPassword,
+    Token,
+    Credentials,
+    /// By none: it holds a certificate authority only.
+    None,
+}
+
+/// What has to be mended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Invalid {
+    /// One word, as a condition has it.
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+fn invalid(reason: &'static str, message: impl Into<String>) -> Invalid {
+    Invalid { reason, message: message.into() }
+}
+
+/// See the module's head.
+///
+/// # Errors
+/// The first thing that has to be mended.
+pub(crate) fn validate(pipeline: &TaskPipeline, found: &References) -> Result<Validated, Invalid> {
+    let spec = &pipeline.spec;
+    Tuning::try_from(spec).map_err(|error| invalid("InvalidSpec", error.to_string()))?;
+    if spec.delivery.mode == Mode::Core && spec.delivery.stream.is_some() {
+        return Err(invalid("InvalidSpec", "spec.delivery.stream: has no meaning in mode Core"));
+    }
+    let hosts = hosts(&spec.nats.url)?;
+    let kv = there(&found.kv, "spec.kv.secretRef")?;
+    for key in ["CF_NAMESPACE_ID", "CF_API_TOKEN"] {
+        has(kv, key, "spec.kv.secretRef")?;
+    }
+    // A server that is not Cloudflare's may do without.
+    if !kv.keys.contains("CF_API_BASE_URL") {
+        has(kv, "CF_ACCOUNT_ID", "spec.kv.secretRef")?;
+    }
+    let nats_auth = found.nats_auth.as_ref().map(|auth| nats_auth(auth, &hosts)).transpose()?;
+    Ok(Validated { kv: kv.clone(), nats_auth })
+}
+
+fn there<'a>(found: &'a Found, field: &str) -> Result<&'a SecretFacts, Invalid> {
+    match found {
+        Found::There(facts) => Ok(facts),
+        Found::Missing(name) => Err(invalid(
+            "SecretMissing",
+            format!(
+                "the Secret {name} ({field}) does not exist: create it, and the pipeline goes on by itself"
+            ),
+        )),
+    }
+}
+
+fn has(secret: &SecretFacts, key: &str, field: &str) -> Result<(), Invalid> {
+    if secret.keys.contains(key) {
+        return Ok(());
+    }
+    let name = &secret.name;
+    Err(invalid("SecretKeyMissing", format!("the Secret {name} ({field}) has no {key}, or it is empty")))
+}
+
+fn nats_auth(found: &Found, hosts: &[String]) -> Result<NatsAuth, Invalid> {
+    let secret = there(found, "spec.nats.authSecretRef")?;
+    let name = &secret.name;
+    let login = match ["creds", "token", "user", "password"].map(|key| secret.keys.contains(key)) {
+        [true, false, false, false] => Login::Credentials,
+        [false, true, false, false] => Login::Token,
+        [false, false, true, true] => Login::UserAndPassword,
+        [false, false, false, false] if secret.keys.contains("ca.crt") => Login::None,
+        _ => {
+            return Err(invalid(
+                "SecretKeyMissing",
+                format!(
+                    "the Secret {name} (spec.nats.authSecretRef) must have either creds, or token, or user and \
+                     password, and only one of these"
+                ),
+            ));
+        }
+    };
+    // Whoever may edit a pipeline must not be able to have it send what he may not read to a host of his.
+    if login != Login::None
+        && let Some(host) = hosts.iter().find(|host| !secret.hosts.contains(host))
+    {
+        return Err(invalid(
+            "HostNotAllowed",
+            format!(
+                "the Secret {name} (spec.nats.authSecretRef) may not be sent to {host}: if it should be, add that host to \
+                 its key `hosts`"
+            ),
+        ));
+    }
+    Ok(NatsAuth { secret: secret.clone(), login, has_ca: secret.keys.contains("ca.crt") })
+}
+
+/// The hosts of a list of server addresses, without ports.
+fn hosts(urls: &str) -> Result<Vec<String>, Invalid> {
+    let wrong = |url: &str| {
+        // Not the address itself: somebody may have put a password into it.
+        let scheme = url.split("://").next().unwrap_or_default();
+        let what =
+            "must be addresses such as nats://host:4222, without user and password, separated by commas";
+        let scheme: String = scheme.chars().filter(char::is_ascii_alphanumeric).take(16).collect();
+        invalid("InvalidUrl", format!("spec.nats.url: {what} (one begins with {scheme:?})"))
+    };
+    urls.split(',')
+        .map(|url| {
+            let parsed = reqwest::Url::parse(url.trim()).map_err(|_| wrong(url))?;
+            let is_bare = parsed.username().is_empty() && parsed.password().is_none();
+            let is_known = matches!(parsed.scheme(), "nats" | "tls" | "ws" | "wss");
+            let host = parsed.host_str().filter(|_| is_bare && is_known).ok_or_else(|| wrong(url))?;
+            Ok(host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn secret(name: &str, keys: &[&str], hosts: &[&str]) -> Found {
+        Found::There(SecretFacts {
+            name: name.to_owned(),
+            uid: "u".to_owned(),
+            resource_version: "1".to_owned(),
+            keys: keys.iter().map(|key| (*key).to_owned()).collect(),
+            hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+        })
+    }
+
+    const ALL: [&str; 3] = ["CF_ACCOUNT_ID", "CF_NAMESPACE_ID", "CF_API_TOKEN"];
+
+    fn pipeline(url: &str) -> TaskPipeline {
+        let spec = json!({"nats": {"url": url}, "kv": {"secretRef": {"name": "cloudflare-kv"}}});
+        TaskPipeline::new("tasks", serde_json::from_value(spec).unwrap())
+    }
+
+    fn reason(url: &str, kv: Found, nats_auth: Option<Found>) -> &'static str {
+        match validate(&pipeline(url), &References { kv, nats_auth }) {
+            Ok(_) => "",
+            Err(invalid) => invalid.reason,
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let kv = || secret("cloudflare-kv", &ALL, &[]);
+        assert_eq!(reason("nats://n:4222", kv(), None), "");
+        assert_eq!(reason("http://n:4222", kv(), None), "InvalidUrl");
+        assert_eq!(reason("nats://u:p@n:4222", kv(), None), "InvalidUrl");
+        assert_eq!(reason("nats://n", Found::Missing("x".to_owned()), None), "SecretMissing");
+        assert_eq!(reason("nats://n", secret("x", &ALL[1..], &[]), None), "SecretKeyMissing");
+        let elsewhere = secret("x", &["CF_API_BASE_URL", ALL[1], ALL[2]], &[]);
+        assert_eq!(reason("nats://n", elsewhere, None), "");
+    }
+
+    #[test]
+    fn credentials_go_only_to_hosts_that_their_secret_names() {
+        let kv = || secret("cloudflare-kv", &ALL, &[]);
+        let auth = |keys: &[&str], hosts: &[&str]| Some(secret("auth", keys, hosts));
+        let password = &["user", "password"];
+        assert_eq!(reason("nats://n:4222", kv(), auth(password, &["n"])), "");
+        assert_eq!(reason("nats://N:4222,nats://m", kv(), auth(password, &["n", "m"])), "");
+        assert_eq!(reason("nats://evil", kv(), auth(password, &["n"])), "HostNotAllowed");
+        assert_eq!(reason("nats://n,nats://evil", kv(), auth(password, &["n"])), "HostNotAllowed");
+        assert_eq!(reason("nats://n", kv(), auth(password, &[])), "HostNotAllowed");
+        assert_eq!(reason("nats://n", kv(), auth(&["user"], &["n"])), "SecretKeyMissing");
+        assert_eq!(reason("nats://n", kv(), auth(&["ca.crt"], &[])), "", "nothing that must not get out");
+    }
+}
