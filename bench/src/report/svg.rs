@@ -19,7 +19,7 @@ pub(super) struct Line {
 }
 
 const WIDTH: f64 = 760.0;
-const LABELS: f64 = 290.0;
+const LABELS: f64 = 350.0;
 const ROW: f64 = 26.0;
 const TOP: f64 = 56.0;
 
