@@ -6,7 +6,10 @@
 //! removes.
 
 use std::fmt;
+use std::marker::PhantomData;
 
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use taskpipeline_contract::{Description, EventData, Status, Task, TaskId, Timestamp, Title};
 
@@ -62,8 +65,36 @@ impl<T: Serialize> Serialize for Versioned<T> {
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Versioned<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (incarnation, sequence, value) = Deserialize::deserialize(deserializer)?;
-        Ok(Self { version: Version { incarnation, sequence }, value })
+        deserializer.deserialize_any(EitherForm(PhantomData))
+    }
+}
+
+/// The array; and the object that it was at first, which ledgers may still hold: `{"v": {...}, "is": ...}`.
+struct EitherForm<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for EitherForm<T> {
+    type Value = Versioned<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[incarnation, sequence, value]")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Versioned<T>, A::Error> {
+        let short = |length| A::Error::invalid_length(length, &"three parts");
+        let incarnation = parts.next_element()?.ok_or_else(|| short(0))?;
+        let sequence = parts.next_element()?.ok_or_else(|| short(1))?;
+        let value = parts.next_element()?.ok_or_else(|| short(2))?;
+        Ok(Versioned { version: Version { incarnation, sequence }, value })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Versioned<T>, A::Error> {
+        #[derive(Deserialize)]
+        struct Named<T> {
+            v: Version,
+            is: T,
+        }
+        let Named { v, is } = Named::deserialize(MapAccessDeserializer::new(fields))?;
+        Ok(Versioned { version: v, value: is })
     }
 }
 

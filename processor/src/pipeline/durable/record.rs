@@ -121,6 +121,21 @@ mod tests {
         TaskId::new("a").unwrap()
     }
 
+    #[test]
+    fn a_record_as_it_was_written_at_first_is_read_and_written_as_it_is_now() {
+        let at = "2026-11-22T17:00:22.865Z";
+        let versioned = |is: &str| format!(r#"{{"v":{{"incarnation":1,"sequence":7}},"is":{is}}}"#);
+        let (moment, title) = (versioned(&format!("\"{at}\"")), versioned("\"A\""));
+        let last = versioned(&format!(r#"{{"id":"c","at":"{at}"}}"#));
+        let old =
+            format!(r#"{{"task":{{"created":{moment},"updated":{moment},"title":{title}}},"last":{last}}}"#);
+        let read: Record = serde_json::from_str(&old).unwrap();
+        let now = serde_json::to_value(&read).unwrap();
+        assert_eq!(now["task"]["created"], serde_json::json!([1, 7, at]));
+        assert_eq!(now["last"], serde_json::json!([1, 7, {"id": "c", "at": at}]));
+        assert_eq!(serde_json::from_value::<Record>(now).unwrap(), read);
+    }
+
     fn record(event: &Happened) -> Record {
         let correlation_id = CorrelationId::new(format!("of {}", event.version)).unwrap();
         Record::of(event.version, event.at, correlation_id, &event.data)
