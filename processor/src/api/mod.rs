@@ -19,6 +19,7 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 pub use duration::Span;
+pub(crate) use status::Said;
 pub use status::{ConditionType, PROCESSOR_MANAGER, TaskPipelineStatus};
 pub use tuning::TuningError;
 

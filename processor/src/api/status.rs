@@ -1,7 +1,7 @@
 //! The status of a TaskPipeline: what is so, as far as the operator and the projector know. Counts are metrics: a steady
 //! state writes nothing here.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +78,32 @@ impl ConditionType {
             Self::CaughtUp => "CaughtUp",
             Self::DeadLettersEmpty => "DeadLettersEmpty",
             Self::SettingsAccepted => "SettingsAccepted",
+        }
+    }
+}
+
+/// What is said of a condition, whoever says it.
+pub(crate) struct Said {
+    pub(crate) kind: ConditionType,
+    /// True, False or Unknown.
+    pub(crate) status: &'static str,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+impl Said {
+    /// The condition of a spec of this generation. Its time moves only when its status does; `old`: the conditions as
+    /// they are.
+    pub(crate) fn condition(self, generation: Option<i64>, old: &[Condition], now: &Time) -> Condition {
+        let before = old.iter().find(|before| before.type_ == self.kind.as_str());
+        let since = before.filter(|before| before.status == self.status);
+        Condition {
+            type_: self.kind.as_str().to_owned(),
+            status: self.status.to_owned(),
+            reason: self.reason.to_owned(),
+            message: self.message,
+            observed_generation: generation,
+            last_transition_time: since.map_or(now, |before| &before.last_transition_time).clone(),
         }
     }
 }

@@ -4,7 +4,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use std::time::Duration;
 
-use crate::api::ConditionType;
+use crate::api::{ConditionType, Said};
 use crate::telemetry::health::{KvState, NatsState};
 
 /// Longer than this nothing should wait. In doubt after a fail-over, a task waits for the settle time.
@@ -54,16 +54,8 @@ pub(super) fn conditions(
             if let (None, Some(known)) = (verdict.is, before.filter(|before| before.status != "Unknown")) {
                 return Condition { observed_generation: generation, ..known.clone() };
             }
-            let since = before.filter(|before| before.status == status);
-            Condition {
-                type_: verdict.kind.as_str().to_owned(),
-                status: status.to_owned(),
-                reason: verdict.reason.to_owned(),
-                message: verdict.message,
-                observed_generation: generation,
-                last_transition_time: since
-                    .map_or_else(|| now.clone(), |before| before.last_transition_time.clone()),
-            }
+            let Verdict { kind, reason, message, .. } = verdict;
+            Said { kind, status, reason, message }.condition(generation, old, now)
         })
         .collect()
 }

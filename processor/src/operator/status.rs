@@ -5,7 +5,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 
-use crate::api::{ConditionType, TaskPipeline};
+use crate::api::{ConditionType, Said, TaskPipeline};
 
 use super::names::selector;
 use super::validate::Invalid;
@@ -185,16 +185,8 @@ fn condition(
     old: &[Condition],
     now: &Time,
 ) -> Condition {
-    let before = old.iter().find(|condition| condition.type_ == kind.as_str());
-    let since = before.filter(|before| before.status == verdict.status);
-    Condition {
-        type_: kind.as_str().to_owned(),
-        status: verdict.status.to_owned(),
-        reason: verdict.reason.to_owned(),
-        message: verdict.message,
-        observed_generation: generation,
-        last_transition_time: since.map_or_else(|| now.clone(), |before| before.last_transition_time.clone()),
-    }
+    let Verdict { status, reason, message } = verdict;
+    Said { kind, status, reason, message }.condition(generation, old, now)
 }
 
 /// Whether the status says this already.
