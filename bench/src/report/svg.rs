@@ -164,7 +164,8 @@ mod tests {
             svg.contains("a &lt; b") && svg.contains("x &amp; y") && !svg.contains("logarithmic"),
             "{svg}"
         );
-        assert!(svg.contains(r#"width="340.0""#) && svg.contains(r#"width="170.0""#), "{svg}");
+        let long = |share: f64| format!(r#"width="{:.1}" height="16""#, share * (WIDTH - LABELS - 130.0));
+        assert!(svg.contains(&long(1.0)) && svg.contains(&long(0.5)), "{svg}");
         let far = bars("t", "u", &[bar("x", 20_000.0), bar("z", 4.0)], |value| format!("{value}"));
         assert!(far.contains("logarithmic"));
     }
