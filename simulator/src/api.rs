@@ -74,10 +74,7 @@ async fn exchange(shared: Arc<Shared>, operation: Operation, request: Request) -
     let world = shared.world();
     let number = world.lock().log.arrived(operation, Instant::now());
     let mut quota = None;
-    let admitted = {
-        let Inner { traffic, rules, .. } = &mut *world.lock();
-        admit(&world.config, traffic, rules, operation, &request, &mut quota)
-    };
+    let admitted = admit(&world.config, &mut world.lock(), operation, &request, &mut quota);
     let answer = match admitted {
         Ok(()) => respond(&world, operation, number, request).await,
         Err(refused) => Err(refused),

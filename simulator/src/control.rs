@@ -8,7 +8,7 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -23,6 +23,7 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/control/faults", get(read).put(replace).post(add).delete(clear))
         .route("/control/faults/{name}", delete(mend))
+        .route("/control/tokens", put(tokens))
         .route("/control/seen", get(seen))
         .route("/control/landings", get(landings))
         .route("/control/reset", post(reset))
@@ -42,6 +43,10 @@ impl Shared {
         rules.into_iter().for_each(|rule| inner.rules.add(rule, now));
     }
 
+    pub(crate) fn set_tokens(&self, tokens: Vec<String>) {
+        self.world().lock().tokens = tokens;
+    }
+
     pub(crate) fn inject(&self, rule: Rule) {
         self.world().lock().rules.add(rule, Instant::now());
     }
@@ -57,6 +62,10 @@ async fn read(State(shared): Control) -> Json<Vec<Rule>> {
 
 async fn replace(State(shared): Control, rules: Result<Json<Vec<Rule>>, JsonRejection>) -> Response {
     set(rules, |rules| shared.set_faults(rules))
+}
+
+async fn tokens(State(shared): Control, tokens: Result<Json<Vec<String>>, JsonRejection>) -> Response {
+    set(tokens, |tokens| shared.set_tokens(tokens))
 }
 
 async fn add(State(shared): Control, rule: Result<Json<Rule>, JsonRejection>) -> Response {

@@ -6,11 +6,11 @@ use axum::http::header;
 use tokio::time::Instant;
 
 use crate::Config;
-use crate::active::Active;
 use crate::answer::{ApiError, Reply, instead};
 use crate::fault::{Place, Rule};
 use crate::operation::Operation;
-use crate::rate_limit::{Quota, Traffic};
+use crate::rate_limit::Quota;
+use crate::shared::Inner;
 
 /// What a request gets that is not let in, and the rule that befell it, if it was one.
 pub(crate) struct Refused {
@@ -27,12 +27,12 @@ impl From<ApiError> for Box<Refused> {
 /// Lets a request in or refuses it. `quota` is what is to be told of the rate limit; nothing to strangers.
 pub(crate) fn admit(
     config: &Config,
-    traffic: &mut Traffic,
-    rules: &mut Active,
+    inner: &mut Inner,
     operation: Operation,
     request: &Request,
     quota: &mut Option<Quota>,
 ) -> Result<(), Box<Refused>> {
+    let Inner { tokens, traffic, rules, .. } = inner;
     let now = Instant::now();
     let authorization = request.headers().get(header::AUTHORIZATION);
     let mut fault_at = |place| {
@@ -43,7 +43,8 @@ pub(crate) fn admit(
     };
 
     let bearer = authorization.and_then(|value| value.to_str().ok());
-    if bearer.and_then(|value| value.strip_prefix("Bearer ")) != Some(&config.token) {
+    let token = bearer.and_then(|value| value.strip_prefix("Bearer "));
+    if !token.is_some_and(|token| tokens.iter().any(|known| known == token)) {
         return Err(ApiError::Authentication.into());
     }
     fault_at(Place::Token)?;

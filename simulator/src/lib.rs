@@ -18,6 +18,7 @@
 //! | `POST /control/faults` | adds one rule |
 //! | `DELETE /control/faults` | takes all back |
 //! | `DELETE /control/faults/{name}` | takes back those with this name |
+//! | `PUT /control/tokens` | lets in these tokens and no others, a JSON list: as while one is rolled |
 //! | `GET /control/seen` | [`Seen`] as JSON |
 //! | `GET /control/landings?from=0&most=100000` | one [`Landing`] a line, from this number on |
 //! | `POST /control/reset` | begins anew: [`Simulator::reset`] |
@@ -85,7 +86,7 @@ pub struct Config {
     pub account: String,
     /// The one namespace there is.
     pub namespace: String,
-    /// The one token that is let in.
+    /// The token that is let in, until [`Simulator::set_tokens`].
     pub token: String,
     /// How many requests are let through; none: all.
     pub rate_limit: Option<RateLimit>,
@@ -174,6 +175,11 @@ impl Simulator {
     /// what befell them.
     pub fn set_faults(&self, rules: impl IntoIterator<Item = Rule>) {
         self.shared.set_faults(rules);
+    }
+
+    /// Lets in these tokens and no others: as while one is rolled, and after it was.
+    pub fn set_tokens(&self, tokens: impl IntoIterator<Item = String>) {
+        self.shared.set_tokens(tokens.into_iter().collect());
     }
 
     /// Adds a fault; those set before it come first.

@@ -57,6 +57,8 @@ pub(crate) struct Inner {
     pub(crate) store: Store,
     pub(crate) traffic: Traffic,
     pub(crate) watch: Watch,
+    /// Those that are let in.
+    pub(crate) tokens: Vec<String>,
     pub(crate) rules: Active,
     pub(crate) log: RequestLog,
     pub(crate) landings: Landings,
@@ -70,6 +72,7 @@ impl World {
             store: Store::default(),
             traffic: Traffic::since(Instant::now()),
             watch: Watch::default(),
+            tokens: vec![config.token.clone()],
             rules: Active::default(),
             log: RequestLog::default(),
             landings: Landings::keeping(landings),

@@ -355,6 +355,22 @@ async fn the_control_endpoint_sets_shows_and_mends_and_does_not_count() {
 }
 
 #[tokio::test]
+async fn a_token_is_rolled_both_are_let_in_and_then_the_new_one_alone() {
+    let (simulator, old) = start(Config::default()).await;
+    let new = Api { client: old.client.clone(), root: old.root.clone(), token: "new".to_owned() };
+    let let_in = async |api: &Api| api.call(Method::GET, "/keys", "").await.0.as_u16();
+    assert_eq!((let_in(&old).await, let_in(&new).await), (200, 401));
+    simulator.set_tokens(["token".to_owned(), "new".to_owned()]);
+    assert_eq!((let_in(&old).await, let_in(&new).await), (200, 200));
+    assert_eq!(control(&simulator, &old, Method::PUT, "/tokens", json!(["new"])).await.0, 204);
+    assert_eq!((let_in(&old).await, let_in(&new).await), (401, 200));
+    assert_eq!(control(&simulator, &old, Method::PUT, "/tokens", json!("new")).await.0, 400);
+    assert_eq!(let_in(&new).await, 200, "what cannot be read changes nothing");
+    simulator.reset();
+    assert_eq!((let_in(&old).await, let_in(&new).await), (200, 401));
+}
+
+#[tokio::test]
 async fn every_request_is_logged_refused_ones_too() {
     let (simulator, mut api) = start(Config::default()).await;
     let many: Vec<_> = (0..201).map(|n| json!({"key": n.to_string(), "value": ""})).collect();
