@@ -123,13 +123,14 @@ pub struct Nats {
     /// The address of one or more servers, separated by commas: `nats://host:4222`, or `tls://` where TLS is a must. No
     /// user and no password in it; they belong into the Secret of `authSecretRef`.
     #[x_kube(
-        validation = Rule::new("self.size() <= 2048 && self.split(',').all(url, url.matches('^(nats|tls|ws|wss)://'))")
+        validation = Rule::new("self.matches('^(nats|tls|ws|wss)://[^,]*(,(nats|tls|ws|wss)://[^,]*)*$')")
             .message("url must be one or more addresses such as nats://host:4222, separated by commas; the schemes are nats, tls, ws and wss"),
         validation = Rule::new("!self.contains('@')")
             .message("url must hold no user or password: put them into the Secret of nats.authSecretRef"),
-        validation = Rule::new(r"self.split(',').all(url, url.matches('^[a-z]+://([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?/?$'))")
+        validation = Rule::new(r"self.matches('^([a-z]+://([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?/?(,|$))+$')")
             .message("url must name a host and, if not 4222, a port, and nothing else")
     )]
+    // Its length bounds what the rules cost, which the API server wants to know beforehand.
     #[schemars(length(max = 2048))]
     pub url: String,
     /// The Secret to log in to NATS by: `user` and `password`, or `token`, or `creds` (the text of a .creds file), and
@@ -296,6 +297,7 @@ pub struct Processor {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[x_kube(validation = Rule::new("self.all(name, name in ['RUST_LOG', 'LOG_FORMAT', 'SHUTDOWN_GRACE', 'ACK_WAIT', 'SETTLE_AFTER'])")
         .message("env may set RUST_LOG, LOG_FORMAT, SHUTDOWN_GRACE, ACK_WAIT and SETTLE_AFTER; all else is set by the resource"))]
+    #[schemars(extend("maxProperties" = 16))]
     pub env: BTreeMap<String, String>,
 }
 
