@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tracing::info;
 
-use super::covers::covers;
+use super::covers::difference;
 use super::names::FIELD_MANAGER;
 
 /// Why an object could not be applied.
@@ -60,10 +60,8 @@ where
         if !ours.into_iter().all(has_ours) {
             return Err(ApplyError::NotOurs { kind, name });
         }
-        if covers(&json(&live)?, &desired) {
-            return Ok(live);
-        }
-        info!("the {kind} {name} is not as it should be: put right");
+        let Some(place) = difference(&json(&live)?, &desired) else { return Ok(live) };
+        info!("the {kind} {name} is not as it should be: {place} is put right");
     } else {
         info!("the {kind} {name} is made");
     }

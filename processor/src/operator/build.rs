@@ -413,7 +413,8 @@ fn mounts(validated: &Validated) -> Vec<VolumeMount> {
     let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
         name: name.to_owned(),
         mount_path: path.to_owned(),
-        read_only: Some(read_only),
+        // The API server leaves out a `false` here, which would pass for drift for ever.
+        read_only: read_only.then_some(true),
         ..VolumeMount::default()
     };
     let auth = files(validated).map(|_| mount("nats-auth", NATS_AUTH, true));

@@ -3,29 +3,35 @@
 
 use serde_json::Value;
 
-/// Whether `live` has all that `wanted` says, as it says it. Lists have to be of the same length.
-pub(crate) fn covers(live: &Value, wanted: &Value) -> bool {
-    compare(live, wanted, false)
+/// The first place where `live` does not say what `wanted` does, as a path; none where it has all of it. Lists have to be of
+/// the same length.
+pub(crate) fn difference(live: &Value, wanted: &Value) -> Option<String> {
+    compare(live, wanted, false).map(|path| path.trim_start_matches('.').to_owned())
 }
 
 /// `quantities`: texts are amounts of a resource.
-fn compare(live: &Value, wanted: &Value, quantities: bool) -> bool {
-    match (live, wanted) {
+fn compare(live: &Value, wanted: &Value, quantities: bool) -> Option<String> {
+    let is_same = match (live, wanted) {
         (Value::Object(live), Value::Object(wanted)) => {
-            wanted.iter().all(|(name, wanted)| match live.get(name) {
-                Some(live) => compare(live, wanted, quantities || is_of_quantities(name)),
-                None => is_empty(wanted),
-            })
+            return wanted.iter().find_map(|(name, wanted)| {
+                let inner = match live.get(name) {
+                    Some(live) => compare(live, wanted, quantities || is_of_quantities(name)),
+                    None => (!is_empty(wanted)).then(String::new),
+                };
+                inner.map(|inner| format!(".{name}{inner}"))
+            });
         }
-        (Value::Array(live), Value::Array(wanted)) => {
-            live.len() == wanted.len()
-                && live.iter().zip(wanted).all(|(live, wanted)| compare(live, wanted, quantities))
+        (Value::Array(live), Value::Array(wanted)) if live.len() == wanted.len() => {
+            return live.iter().zip(wanted).enumerate().find_map(|(index, (live, wanted))| {
+                compare(live, wanted, quantities).map(|inner| format!("[{index}]{inner}"))
+            });
         }
         (Value::String(live), Value::String(wanted)) if quantities => {
             live == wanted || quantity(live).is_some_and(|live| quantity(wanted) == Some(live))
         }
         (live, wanted) => live == wanted,
-    }
+    };
+    (!is_same).then(String::new)
 }
 
 fn is_of_quantities(name: &str) -> bool {
@@ -80,6 +86,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    fn covers(live: &Value, wanted: &Value) -> bool {
+        difference(live, wanted).is_none()
+    }
+
+    #[test]
+    fn the_place_is_named() {
+        let wanted = json!({"spec": {"ports": [{"port": 1}, {"port": 2}]}});
+        let live = json!({"spec": {"ports": [{"port": 1}, {"port": 3}]}});
+        assert_eq!(difference(&live, &wanted).as_deref(), Some("spec.ports[1].port"));
+        assert_eq!(difference(&json!({"spec": {}}), &wanted).as_deref(), Some("spec.ports"));
+    }
 
     #[test]
     fn what_others_added_does_not_matter_and_what_they_changed_does() {

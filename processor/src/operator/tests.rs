@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::{Value, json};
 
 use super::build::{Image, Objects, build};
-use super::covers::covers;
+use super::covers::difference;
 use super::dereference::{Found, References, SecretFacts};
 use super::status::{OperatorStatus, Outcome, is_said, status, unknown};
 use super::validate::{Invalid, Validated, validate};
@@ -174,9 +174,10 @@ fn what_the_api_server_makes_of_an_object_is_no_drift() {
     live["spec"]["progressDeadlineSeconds"] = json!(600);
     live["spec"]["template"]["spec"]["dnsPolicy"] = json!("ClusterFirst");
     live["spec"]["template"]["spec"]["containers"][0]["imagePullPolicy"] = json!("IfNotPresent");
-    assert!(covers(&live, &wanted));
+    assert_eq!(difference(&live, &wanted), None);
     live["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil:1");
-    assert!(!covers(&live, &wanted));
+    let place = difference(&live, &wanted);
+    assert_eq!(place.as_deref(), Some("spec.template.spec.containers[0].image"));
 }
 
 /// A Deployment of which so many replicas are there, of the newest template, and ready.
