@@ -24,7 +24,9 @@ const MOST_KEYS_PER_PAGE: &str = "1000";
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The HTTP client could not be set up.
-    #[error("cannot set up HTTPS")]
+    #[error(
+        "cannot set up HTTPS: are there CA certificates? Install ca-certificates, or name a file of them in SSL_CERT_FILE"
+    )]
     Http(#[from] reqwest::Error),
     /// The token holds characters no header can carry.
     #[error("CF_API_TOKEN holds characters that no HTTP header can carry")]

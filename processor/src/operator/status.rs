@@ -7,7 +7,7 @@ use kube::ResourceExt;
 
 use crate::api::{ConditionType, Said, TaskPipeline};
 
-use super::names::selector;
+use super::names::{owned, selector};
 use super::validate::Invalid;
 
 /// What the last attempt to carry out a spec came to.
@@ -138,7 +138,14 @@ fn ready(pipeline: &TaskPipeline, outcome: &Outcome<'_>, counts: &Counts) -> Ver
         Outcome::Applied(_) if counts.seen && counts.ready >= counts.wanted => {
             verdict(true, "ReplicasReady", of)
         }
-        Outcome::Applied(_) => verdict(false, "ReplicasNotReady", of),
+        Outcome::Applied(_) => verdict(
+            false,
+            "ReplicasNotReady",
+            format!(
+                "{of}; where they do not get ready, `kubectl logs deployment/{}` says why",
+                owned(&pipeline.name_any())
+            ),
+        ),
     }
 }
 
