@@ -3,10 +3,14 @@
 //! Only the subcommands stand here; each has a module of its own.
 
 mod bench;
+mod cluster;
+mod e2e;
 mod http;
 mod interrupt;
 mod processes;
+mod programs;
 mod progress;
+mod report;
 mod run;
 mod sim;
 mod soak;
@@ -35,6 +39,8 @@ enum Subject {
     Up(up::Options),
     /// Check and test everything
     Test(test::Options),
+    /// Test the operator and running pods on a real cluster
+    E2e(e2e::Options),
     /// Play histories of faults and check what they leave behind
     Soak(soak::Options),
     /// Run the simulator of Cloudflare KV alone, for other software to be measured against
@@ -56,6 +62,7 @@ fn main() -> ExitCode {
         match arguments.command {
             Subject::Up(options) => up::run(&shop, &options),
             Subject::Test(options) => test::run(&shop, &options),
+            Subject::E2e(options) => e2e::run(&shop, &options),
             Subject::Soak(options) => soak::run(&shop, &options),
             Subject::Sim(options) => sim::run(&shop, &options),
             Subject::Bench(options) => bench::run(&shop, &options),

@@ -3,15 +3,15 @@
 //!
 //! What counts as passed is what cargo's own test runner says; a skipped test is a failure here.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::thread;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
 
-use crate::progress::{complain, say, seconds};
+use crate::e2e::FEATURE;
+use crate::programs::{self, Asked};
+use crate::report::{Report, Tally};
 use crate::soak::{CRASHABLE, crashable_processor};
 use crate::tools::{Everything, Workshop, everything};
 use crate::{run, wasm};
@@ -47,7 +47,7 @@ impl Options {
 /// # Errors
 /// When the steps cannot be run at all; a step that fails is in the table and in the exit status.
 pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
-    let mut report = Report { started: Instant::now(), rows: Vec::new(), tally: Tally::default() };
+    let mut report = Report::begin();
     let needs_tools = options.wants(Step::Wasm) || options.wants(Step::Test);
     thread::scope(|scope| {
         // The tools come over the network while cargo compiles for the checks.
@@ -76,9 +76,9 @@ fn check(shop: &Workshop, options: &Options, report: &mut Report) {
         report.step(shop, "fmt", || run::output(&mut cargo(&["fmt", "--all", "--check"])));
     }
     if options.wants(Step::Clippy) {
-        let every =
-            ["clippy", "--workspace", "--all-targets", "--release", "--quiet", "--", "-D", "warnings"];
-        report.step(shop, "clippy", || run::output(&mut cargo(&every)));
+        let every = ["clippy", "--workspace", "--all-targets", "--release", "--quiet", "--features", FEATURE];
+        let mut clippy = cargo(&every);
+        report.step(shop, "clippy", || run::output(clippy.args(["--", "-D", "warnings"])));
     }
     if options.wants(Step::Doc) {
         let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--release", "--quiet"]);
@@ -104,11 +104,7 @@ fn build_and_test(shop: &Workshop, options: &Options, tools: &Everything, report
         return;
     }
     if options.wants(Step::Test) {
-        let started = Instant::now();
-        let mut tally = Tally::default();
-        let outcome = shop.progress.step_aloud("test", || test(shop, tools, &mut tally));
-        report.row("test", started, outcome);
-        report.tally = tally;
+        report.tests(shop, "test", |tally| test(shop, tools, tally));
     }
 }
 
@@ -118,12 +114,15 @@ fn build(shop: &Workshop) -> Result<String> {
     run::output(&mut shop.workspace.build(&["taskpipeline", "taskpipeline-simulator"]))
 }
 
+/// All but those that need a cluster, which are `cargo xtask e2e`'s.
 fn test(shop: &Workshop, tools: &Everything, tally: &mut Tally) -> Result<()> {
-    let mut command = shop.workspace.cargo();
-    // The counters that tests print are evidence: shown when they pass, too.
-    command.args(["test", "--workspace", "--release", "--no-fail-fast", "--", "--show-output"]);
-    equip(shop, tools, &mut command)?;
-    streamed(&mut command, tally)
+    let mut build = shop.workspace.cargo();
+    build.args(["test", "--workspace", "--release"]);
+    let programs = programs::built(&mut build)?;
+    programs::run(shop, &programs, |command| equip(shop, tools, command), tally)?;
+    let mut examples = shop.workspace.cargo();
+    examples.args(["test", "--workspace", "--release", "--doc", "--no-fail-fast"]);
+    programs::streamed(&mut examples, Asked::All, tally)
 }
 
 /// Tells the tests where the tools and programs are.
@@ -145,183 +144,9 @@ pub(crate) fn equip(shop: &Workshop, tools: &Everything, command: &mut Command) 
     Ok(())
 }
 
-/// Runs the tests, shows what they print as they print it, and counts.
-fn streamed(command: &mut Command, tally: &mut Tally) -> Result<()> {
-    let shown = run::describe(command);
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {shown}"))?;
-    let out = child.stdout.take().context("the tests have no output")?;
-    let (status, counted) = thread::scope(|scope| {
-        let counting = scope.spawn(move || {
-            let mut counted = Tally::default();
-            for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
-                let line = String::from_utf8_lossy(&line);
-                counted.count(&line);
-                say(line);
-            }
-            counted
-        });
-        let status = run::wait(&mut child, &shown);
-        counting
-            .join()
-            .map(|counted| (status, counted))
-            .map_err(|_| anyhow!("reading the tests' output fell over"))
-    })?;
-    tally.add(&counted);
-    let status = status?;
-    if counted.failed > 0 {
-        bail!("{} failed", of_tests(counted.failed));
-    }
-    if !status.success() {
-        bail!("{shown} failed ({status}), though no test says that it did: see above");
-    }
-    if counted.passed == 0 {
-        bail!("not a single test ran");
-    }
-    if counted.skipped > 0 {
-        bail!("{} skipped; here a test that does not run is a failure", of_tests(counted.skipped));
-    }
-    Ok(())
-}
-
-fn of_tests(count: u64) -> String {
-    if count == 1 { "1 test".into() } else { format!("{count} tests") }
-}
-
-/// The sum of cargo's `test result:` lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tally {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
-}
-
-impl Tally {
-    /// Takes a line of output; any but a result is nothing.
-    fn count(&mut self, line: &str) {
-        let Some(result) = line.strip_prefix("test result: ") else { return };
-        // `ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s`
-        let counts = result.split_once(". ").map_or("", |(_, counts)| counts);
-        for part in counts.split("; ") {
-            let Some((number, what)) = part.split_once(' ') else { continue };
-            let Ok(number) = number.parse::<u64>() else { continue };
-            match what {
-                "passed" => self.passed += number,
-                "failed" => self.failed += number,
-                "ignored" | "filtered out" => self.skipped += number,
-                _ => {}
-            }
-        }
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.skipped += other.skipped;
-    }
-}
-
-struct Report {
-    started: Instant,
-    rows: Vec<(&'static str, bool, Duration)>,
-    tally: Tally,
-}
-
-impl Report {
-    /// Runs a step; what it gives when it ends well.
-    fn step<T>(
-        &mut self,
-        shop: &Workshop,
-        name: &'static str,
-        work: impl FnOnce() -> Result<T>,
-    ) -> Option<T> {
-        let started = Instant::now();
-        let outcome = shop.progress.step(name, work);
-        self.row(name, started, outcome)
-    }
-
-    fn row<T>(&mut self, name: &'static str, started: Instant, outcome: Result<T>) -> Option<T> {
-        self.rows.push((name, outcome.is_ok(), started.elapsed()));
-        outcome.inspect_err(complain).ok()
-    }
-
-    /// Prints the table and, last of all, the counts.
-    fn finish(mut self, tested: bool) -> ExitCode {
-        say("");
-        for (name, well, time) in &self.rows {
-            say(format_args!("{name:<22}{:<8}{:>9}", if *well { "ok" } else { "FAILED" }, seconds(*time)));
-        }
-        say(format_args!("{:<30}{:>9}", "in all", seconds(self.started.elapsed())));
-        let broken = self.rows.iter().filter(|(_, well, _)| !well).count();
-        self.settle(broken, tested);
-        let Tally { passed, failed, skipped } = self.tally;
-        say(format_args!("{passed} passed, {failed} failed, {skipped} skipped"));
-        if broken == 0 && failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-    }
-
-    /// A step that fails counts as a failure, the tests' own only when no test of them does; and so do tests
-    /// that were asked for and did not get their turn.
-    fn settle(&mut self, broken: usize, tested: bool) {
-        let tests = self.rows.iter().find(|(name, ..)| *name == "test").map(|(_, well, _)| *well);
-        let told_already = tests == Some(false) && self.tally.failed > 0;
-        let lost = tested && tests.is_none() && broken == 0;
-        let more = broken - usize::from(told_already) + usize::from(lost);
-        self.tally.failed += u64::try_from(more).unwrap_or(u64::MAX);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn counted(lines: &[&str]) -> Tally {
-        let mut tally = Tally::default();
-        lines.iter().for_each(|line| tally.count(line));
-        tally
-    }
-
-    #[test]
-    fn sums_the_results_of_all_test_programs() {
-        let tally = counted(&[
-            "running 3 tests",
-            "test one ... ok",
-            "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
-            "test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 4 filtered out; finished in 1.20s",
-            "",
-        ]);
-        assert_eq!(tally, Tally { passed: 5, failed: 1, skipped: 5 });
-    }
-
-    #[test]
-    fn other_lines_count_nothing() {
-        let lines =
-            ["  test result: ok. 1 passed; 0 failed", "test result", "3 passed; 0 failed", "test result: "];
-        assert_eq!(counted(&lines), Tally::default());
-    }
-
-    fn settled(rows: &[(&'static str, bool)], tally: Tally, tested: bool) -> Tally {
-        let rows: Vec<_> = rows.iter().map(|(name, well)| (*name, *well, Duration::ZERO)).collect();
-        let broken = rows.iter().filter(|(_, well, _)| !well).count();
-        let mut report = Report { started: Instant::now(), rows, tally };
-        report.settle(broken, tested);
-        report.tally
-    }
-
-    #[test]
-    fn a_failed_step_counts_once() {
-        let good = Tally { passed: 9, failed: 0, skipped: 0 };
-        assert_eq!(settled(&[("fmt", true), ("test", true)], good, true).failed, 0);
-        assert_eq!(settled(&[("fmt", false), ("test", true)], good, true).failed, 1);
-        let bad = Tally { passed: 9, failed: 2, skipped: 0 };
-        assert_eq!(settled(&[("fmt", false), ("test", false)], bad, true).failed, 3);
-        // It did not compile, nothing ran, or a test was skipped.
-        assert_eq!(settled(&[("test", false)], good, true).failed, 1);
-        assert_eq!(settled(&[("test", false)], Tally::default(), true).failed, 1);
-        assert_eq!(settled(&[("tools", false)], Tally::default(), true).failed, 1);
-    }
 
     #[test]
     fn some_steps_need_others() {

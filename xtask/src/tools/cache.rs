@@ -68,6 +68,13 @@ impl Cache {
         Ok(folder)
     }
 
+    /// A folder for work that may go on where it was left, such as the source of what is built.
+    pub(super) fn folder(&self, key: &str) -> Result<PathBuf> {
+        let folder = self.root.join(key);
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        Ok(folder)
+    }
+
     /// Waits for the lock of an entry; it ends with the file, also when the process is killed.
     pub(super) fn lock(&self, key: &str) -> Result<File> {
         let path = self.root.join(format!(".{key}.lock"));

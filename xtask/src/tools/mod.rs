@@ -8,6 +8,7 @@ mod cargo_install;
 mod chromium;
 mod debian;
 mod download;
+mod kubernetes;
 mod nats_server;
 mod node;
 mod npm;
@@ -18,10 +19,11 @@ mod wasm_target;
 use std::path::PathBuf;
 use std::thread;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 
 pub(crate) use cache::hex_sha256;
 pub(crate) use cargo_install::{WORKER_BUILD, WasmTools};
+pub(crate) use kubernetes::Programs;
 pub(crate) use npm::NpmTools;
 pub(crate) use peer::Peer;
 pub(crate) use wasm_target::WasmRust;
@@ -86,6 +88,42 @@ impl Workshop {
     /// When the target is missing and there is no way to get it.
     pub(crate) fn wasm_rust(&self) -> Result<WasmRust> {
         wasm_target::find(self)
+    }
+
+    /// The programs of a Kubernetes node.
+    ///
+    /// # Errors
+    /// When there is no Go, or something does not build.
+    pub(crate) fn kubernetes(&self) -> Result<Programs> {
+        kubernetes::find(self)
+    }
+
+    /// Installs those of Debian's packages whose programs are not there.
+    ///
+    /// # Errors
+    /// When this machine takes no packages from us.
+    pub(crate) fn debian(&self, packages: &[(&str, &str)]) -> Result<()> {
+        let missing: Vec<_> = packages
+            .iter()
+            .filter(|(program, _)| crate::run::on_path(program).is_none())
+            .map(|(_, package)| *package)
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.debian_packages(&missing)
+    }
+
+    /// Installs packages of Debian.
+    ///
+    /// # Errors
+    /// When this machine takes no packages from us.
+    pub(crate) fn debian_packages(&self, packages: &[&str]) -> Result<()> {
+        let name = format!("install {}", packages.join(", "));
+        if !debian::installs() {
+            bail!("cannot {name}: this takes root on Debian; or install what they are for by hand");
+        }
+        self.progress.step(&name, || debian::install(packages))
     }
 
     /// A headless browser.

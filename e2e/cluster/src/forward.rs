@@ -1,0 +1,47 @@
+//! A port of a pod on this machine, through the API server: works on any cluster, wherever its pods are.
+
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::Api;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// See the module's head. It ends when it is dropped.
+pub struct Forward {
+    /// Where it is here.
+    pub address: SocketAddr,
+    serving: JoinHandle<()>,
+}
+
+impl Forward {
+    /// Forwards from now on.
+    ///
+    /// # Errors
+    /// Where there is no port to be had here.
+    pub async fn to(pods: Api<Pod>, pod: &str, port: u16) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.context("no free port")?;
+        let address = listener.local_addr()?;
+        let pod = pod.to_owned();
+        let serving = tokio::spawn(async move {
+            while let Ok((mut here, _)) = listener.accept().await {
+                let (pods, pod) = (pods.clone(), pod.clone());
+                tokio::spawn(async move {
+                    let Ok(mut forwarder) = pods.portforward(&pod, &[port]).await else { return };
+                    let Some(mut there) = forwarder.take_stream(port) else { return };
+                    let _ = tokio::io::copy_bidirectional(&mut here, &mut there).await;
+                    drop(there);
+                    let _ = forwarder.join().await;
+                });
+            }
+        });
+        Ok(Self { address, serving })
+    }
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}

@@ -1,0 +1,143 @@
+//! nats-server as a pod, and a publisher that keeps count.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use async_nats::jetstream;
+use k8s_openapi::api::core::v1::ConfigMap;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use crate::{Forward, Namespace, eventually, pods};
+
+const PORT: u16 = 4222;
+const MONITOR: u16 = 8222;
+
+/// See the module's head.
+pub struct NatsPod {
+    clients: Forward,
+    monitor: Forward,
+    login: Option<(String, String)>,
+}
+
+impl NatsPod {
+    /// Starts one with JetStream, named `nats`; `login`: the user and password that it wants.
+    ///
+    /// # Errors
+    /// Where it does not get ready.
+    pub async fn start(namespace: &Namespace, login: Option<(&str, &str)>) -> anyhow::Result<Self> {
+        let authorization = login.map_or_else(String::new, |(user, password)| {
+            format!("authorization {{ users: [{{user: \"{user}\", password: \"{password}\"}}] }}\n")
+        });
+        let config = format!("jetstream {{ store_dir: /data }}\nhttp_port: {MONITOR}\n{authorization}");
+        namespace
+            .apply::<ConfigMap>(json!({"metadata": {"name": "nats"}, "data": {"nats.conf": config}}))
+            .await?;
+        let container = json!({
+            "command": ["/nats-server", "-c", "/etc/nats/nats.conf"],
+            "ports": [{"name": "nats", "containerPort": PORT}, {"name": "monitor", "containerPort": MONITOR}],
+            "readinessProbe": {"httpGet": {"path": "/healthz", "port": MONITOR}, "periodSeconds": 1},
+            "volumeMounts": [{"name": "data", "mountPath": "/data"}, {"name": "config", "mountPath": "/etc/nats"}],
+        });
+        let pod = json!({"volumes": [
+            {"name": "data", "emptyDir": {}},
+            {"name": "config", "configMap": {"name": "nats"}},
+        ]});
+        pods::run(namespace, "nats", 1, container, &pod).await?;
+        let pods =
+            eventually(Duration::from_secs(60), async || pods::ready(namespace, "app=nats", 1).await).await?;
+        let name = pods[0].metadata.name.clone().unwrap_or_default();
+        Ok(Self {
+            clients: Forward::to(namespace.api(), &name, PORT).await?,
+            monitor: Forward::to(namespace.api(), &name, MONITOR).await?,
+            login: login.map(|(user, password)| (user.to_owned(), password.to_owned())),
+        })
+    }
+
+    /// A client of it.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub async fn client(&self) -> anyhow::Result<async_nats::Client> {
+        let mut options = async_nats::ConnectOptions::new();
+        if let Some((user, password)) = &self.login {
+            options = options.user_and_password(user.clone(), password.clone());
+        }
+        options
+            .connect(self.clients.address.to_string())
+            .await
+            .context("nats-server in the cluster does not answer")
+    }
+
+    /// A page of its monitoring port.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub async fn monitor(&self, page: &str) -> anyhow::Result<Value> {
+        let url = format!("http://{}/{page}", self.monitor.address);
+        let text = reqwest::get(url).await?.text().await?;
+        serde_json::from_str(&text).with_context(|| format!("nats-server's {page} is no JSON"))
+    }
+
+    /// Creates of distinct tasks, one after the other, each acknowledged by the stream before the next: so many a second
+    /// until it is stopped.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub async fn load(&self, prefix: &str, per_second: u32) -> anyhow::Result<Load> {
+        let jetstream = jetstream::new(self.client().await?);
+        let (stop, stored) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let (stopped, counted, prefix) = (Arc::clone(&stop), Arc::clone(&stored), prefix.to_owned());
+        let publishing = tokio::spawn(async move {
+            let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second);
+            let mut next = 0;
+            while !stopped.load(Ordering::SeqCst) {
+                tick.tick().await;
+                let event = create(&format!("{prefix}-{next}"));
+                let Ok(ack) = jetstream.publish("tasks.created", event.into()).await else { continue };
+                if ack.await.is_ok() {
+                    next += 1;
+                    counted.store(next, Ordering::SeqCst);
+                }
+            }
+        });
+        Ok(Load { stop, stored, publishing })
+    }
+}
+
+/// A publisher at work.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    stored: Arc<AtomicU32>,
+    publishing: JoinHandle<()>,
+}
+
+impl Load {
+    /// How many events were stored so far.
+    #[must_use]
+    pub fn stored(&self) -> u32 {
+        self.stored.load(Ordering::SeqCst)
+    }
+
+    /// Ends it; answers how many events were stored.
+    ///
+    /// # Errors
+    /// Where the publisher fell over.
+    pub async fn stop(self) -> anyhow::Result<u32> {
+        self.stop.store(true, Ordering::SeqCst);
+        self.publishing.await?;
+        Ok(self.stored.load(Ordering::SeqCst))
+    }
+}
+
+/// A create, as a producer writes it.
+#[must_use]
+pub fn create(id: &str) -> String {
+    json!({
+        "correlationId": "e2e",
+        "data": {"id": id, "title": format!("Task {id}"), "description": "", "status": "pending"},
+    })
+    .to_string()
+}

@@ -1,0 +1,223 @@
+//! Test programs: built by cargo, then run side by side, for most of them wait most of the time. cargo itself would run
+//! one after the other.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::progress::{complain, say, seconds};
+use crate::report::Tally;
+use crate::run;
+use crate::tools::Workshop;
+
+/// So many at a time: each runs as many tests at a time as there are cores, and the tests have deadlines.
+const AT_A_TIME: usize = 2;
+
+/// A program with tests in it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Program {
+    name: String,
+    file: PathBuf,
+    /// Where cargo would run it.
+    package: PathBuf,
+}
+
+impl Program {
+    /// One that a message of cargo's tells of.
+    fn in_message(line: &str) -> Option<Self> {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let is_test = message["reason"] == "compiler-artifact" && message["profile"]["test"] == true;
+        let file = message["executable"].as_str().filter(|_| is_test)?;
+        let package = Path::new(message["manifest_path"].as_str()?).parent()?;
+        let (folder, target) = (package.file_name()?.to_string_lossy(), message["target"]["name"].as_str()?);
+        Some(Self { name: format!("{folder}: {target}"), file: file.into(), package: package.into() })
+    }
+}
+
+/// Builds what `cargo test` with these arguments would run.
+///
+/// # Errors
+/// When something does not compile.
+pub(crate) fn built(test: &mut Command) -> Result<Vec<Program>> {
+    test.args(["--no-run", "--message-format=json-render-diagnostics"]);
+    let mut programs = Vec::new();
+    each_line(test, |line| programs.extend(Program::in_message(line)))?;
+    ensure!(!programs.is_empty(), "{} has built no tests", run::describe(test));
+    Ok(programs)
+}
+
+/// Runs them all, some at a time, shows what each has printed when it is over, and counts.
+///
+/// # Errors
+/// When one cannot be run, or a test fails or is skipped.
+pub(crate) fn run(
+    shop: &Workshop,
+    programs: &[Program],
+    equip: impl Fn(&mut Command) -> Result<()> + Sync,
+    tally: &mut Tally,
+) -> Result<()> {
+    let waiting = Mutex::new(programs.iter().collect::<VecDeque<_>>());
+    let counted = Mutex::new(Tally::default());
+    let failures = Mutex::new(Vec::new());
+    let lane = || {
+        while let Some(program) = locked(&waiting).pop_front() {
+            let mut own = Tally::default();
+            if let Err(error) = one(shop, program, &equip, &mut own) {
+                complain(&error);
+                locked(&failures).push(program.name.clone());
+            }
+            locked(&counted).add(&own);
+        }
+    };
+    thread::scope(|scope| (0..AT_A_TIME).for_each(|_| drop(scope.spawn(lane))));
+    tally.add(&locked(&counted));
+    let failures = locked(&failures);
+    ensure!(tally.passed + tally.failed > 0, "not a single test ran");
+    ensure!(failures.is_empty(), "failed: {}", failures.join(", "));
+    Ok(())
+}
+
+fn one(
+    shop: &Workshop,
+    program: &Program,
+    equip: impl Fn(&mut Command) -> Result<()>,
+    tally: &mut Tally,
+) -> Result<()> {
+    let mut command = Command::new(&program.file);
+    // The counters that tests print are evidence: shown when they pass, too.
+    command.arg("--show-output").current_dir(&program.package);
+    equip(&mut command)?;
+    shop.progress.line(&format!("         {} began", program.name));
+    let began = Instant::now();
+    let mut lines = vec![format!("     Running {} ({})", program.name, run::describe(&command))];
+    let outcome = each_line(&mut command, |line| {
+        tally.count(line);
+        lines.push(line.to_owned());
+    });
+    lines.push(format!("     {} took {}", program.name, seconds(began.elapsed())));
+    say(lines.join("\n"));
+    judged(outcome, tally, Asked::All, &program.name)
+}
+
+/// Which tests somebody wants to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// All of them: one that does not run is a failure.
+    All,
+    /// Those whose names contain something.
+    Some,
+}
+
+/// Runs the tests of a command, shows what they print as they print it, and counts.
+///
+/// # Errors
+/// When a test fails, or is skipped that was asked for.
+pub(crate) fn streamed(command: &mut Command, asked: Asked, tally: &mut Tally) -> Result<()> {
+    let mut own = Tally::default();
+    let outcome = each_line(command, |line| {
+        own.count(line);
+        say(line);
+    });
+    tally.add(&own);
+    judged(outcome, &own, asked, &run::describe(command))
+}
+
+fn judged(outcome: Result<()>, tally: &Tally, asked: Asked, name: &str) -> Result<()> {
+    if tally.failed > 0 {
+        bail!("{} of {name} failed", of_tests(tally.failed));
+    }
+    outcome.with_context(|| format!("{name} failed, though no test says that it did: see above"))?;
+    if tally.skipped > 0 && asked == Asked::All {
+        bail!("{} of {name} skipped; here a test that does not run is a failure", of_tests(tally.skipped));
+    }
+    Ok(())
+}
+
+fn each_line(command: &mut Command, mut each: impl FnMut(&str) + Send) -> Result<()> {
+    let shown = run::describe(command);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        // With all that it starts, so that all of it can be stopped.
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("cannot start {shown}"))?;
+    let out = child.stdout.take().context("a program without output")?;
+    let status = thread::scope(|scope| {
+        let reading = scope.spawn(move || {
+            for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
+                each(&String::from_utf8_lossy(&line));
+            }
+        });
+        let group = child.id();
+        let status = run::wait(&mut child, &shown);
+        if status.is_err() {
+            stop(group);
+        }
+        reading.join().map(|()| status).map_err(|_| anyhow!("reading the output of {shown} fell over"))
+    })??;
+    ensure!(status.success(), "{shown} failed ({status})");
+    Ok(())
+}
+
+/// Stops a process group: what a test has started gets a moment to put away its own.
+fn stop(group: u32) {
+    let Ok(group) = i32::try_from(group) else { return };
+    let _ = killpg(Pid::from_raw(group), Signal::SIGINT);
+    thread::sleep(Duration::from_secs(1));
+    let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+}
+
+fn of_tests(count: u64) -> String {
+    if count == 1 { "1 test".into() } else { format!("{count} tests") }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_in_cargos_messages_and_nothing_else_is() {
+        let message = |test: bool, executable: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","manifest_path":"/w/edge/Cargo.toml","target":{{"name":"pages"}},"profile":{{"test":{test}}},"executable":{executable}}}"#
+            )
+        };
+        let found = Program::in_message(&message(true, r#""/t/pages-1""#));
+        let wanted =
+            Program { name: "edge: pages".into(), file: "/t/pages-1".into(), package: "/w/edge".into() };
+        assert_eq!(found, Some(wanted));
+        assert_eq!(Program::in_message(&message(false, r#""/t/pages""#)), None);
+        assert_eq!(Program::in_message(&message(true, "null")), None);
+        assert_eq!(Program::in_message("   Compiling edge"), None);
+    }
+
+    #[test]
+    fn a_program_that_dies_without_a_word_of_its_tests_has_failed() {
+        let mut tally = Tally::default();
+        let died = streamed(
+            Command::new("sh").args(["-c", "echo running 1 test; kill -9 $$"]),
+            Asked::All,
+            &mut tally,
+        );
+        assert!(died.is_err() && tally == Tally::default(), "{died:?}");
+        let skipped = "echo 'test result: ok. 1 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out'";
+        let mut skips = |asked| streamed(Command::new("sh").args(["-c", skipped]), asked, &mut tally);
+        assert!(skips(Asked::Some).is_ok() && skips(Asked::All).is_err());
+        assert_eq!(tally, Tally { passed: 2, failed: 0, skipped: 2 });
+    }
+}
