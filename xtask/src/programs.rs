@@ -215,9 +215,9 @@ mod tests {
             &mut tally,
         );
         assert!(died.is_err() && tally == Tally::default(), "{died:?}");
-        let skipped = "echo 'test result: ok. 1 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out'";
-        let mut skips = |asked| streamed(Command::new("sh").args(["-c", skipped]), asked, &mut tally);
-        assert!(skips(Asked::Some).is_ok() && skips(Asked::All).is_err());
-        assert_eq!(tally, Tally { passed: 2, failed: 0, skipped: 2 });
+        // Not by a program that says so: its words would be counted by whoever counts these tests.
+        let skipped = Tally { passed: 1, failed: 0, skipped: 1 };
+        assert!(judged(Ok(()), &skipped, Asked::Some, "a").is_ok());
+        assert!(judged(Ok(()), &skipped, Asked::All, "a").is_err());
     }
 }
