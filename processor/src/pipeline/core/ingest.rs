@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use taskpipeline_contract::{CorrelationId, Event};
+use taskpipeline_contract::{CorrelationId, Event, TaskId};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -14,18 +14,37 @@ use crate::pipeline::fold::Version;
 use crate::pipeline::message::Received;
 use crate::telemetry::metrics::Metrics;
 
-/// A valid event, its place in the order of all, and the message it came in.
+/// A valid event, and the task it is about.
 #[derive(Debug)]
 pub(super) struct Accepted {
-    pub(super) event: Event,
-    pub(super) version: Version,
-    pub(super) received: Received,
+    pub(super) id: TaskId,
+    pub(super) carried: Carried,
 }
 
-/// What is kept of an event until it has landed.
+#[cfg(test)]
+impl Accepted {
+    /// As if this valid payload had just come.
+    pub(super) fn of(kind: taskpipeline_contract::EventKind, version: Version, payload: String) -> Self {
+        let Event { correlation_id, data } = Event::decode(kind, payload.as_bytes()).unwrap();
+        let received = Received {
+            kind,
+            subject: kind.subject("tasks").into(),
+            headers: None,
+            payload: payload.into(),
+            at: taskpipeline_contract::Timestamp::UNIX_EPOCH,
+            taken: tokio::time::Instant::now(),
+        };
+        Self { id: data.task_id().clone(), carried: Carried { correlation_id, version, received } }
+    }
+}
+
+/// What is kept of a valid event until it has landed: the message it came in, and not what that says, for the
+/// texts would be in memory twice.
 #[derive(Debug)]
 pub(super) struct Carried {
     pub(super) correlation_id: CorrelationId,
+    /// Its place in the order of all.
+    pub(super) version: Version,
     pub(super) received: Received,
 }
 
@@ -40,10 +59,13 @@ pub(super) async fn run(
     while let Some(received) = messages.next().await {
         match Event::decode(received.kind, &received.payload) {
             Ok(event) => {
-                let correlation_id = event.correlation_id.as_str();
-                info!(correlation_id, subject = %received.subject, "Received {}", received.subject);
+                let Event { correlation_id, data } = event;
+                let subject = &received.subject;
+                info!(correlation_id = correlation_id.as_str(), %subject, "Received {subject}");
                 version = version.next();
-                if accepted.send(Accepted { event, version, received }).await.is_err() {
+                let id = data.task_id().clone();
+                let carried = Carried { correlation_id, version, received };
+                if accepted.send(Accepted { id, carried }).await.is_err() {
                     break; // the projector is gone, which `pipeline::run` reports
                 }
             }

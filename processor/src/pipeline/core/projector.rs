@@ -133,7 +133,7 @@ impl<K: BulkApi> Projector<K> {
         let Some(entry) = self.ledger.get_mut(id) else { return };
         if self.dispatch.reads.is_in_flight(id) {
             // The answer decides, in `learned`.
-        } else if entry.state.needs_base() {
+        } else if entry.needs_base() {
             self.dispatch.reads.mark(id);
         } else {
             if self.dispatch.reads.contains(id) {
@@ -172,7 +172,7 @@ impl<K: BulkApi> Projector<K> {
                     self.dispatch.writes.settle(&id, Instant::now());
                     continue;
                 };
-                match entry.state.visible(&id) {
+                match entry.visible(&id) {
                     Some(task) => puts.push(&task),
                     None => gone.push(id),
                 }
@@ -215,24 +215,27 @@ impl<K: BulkApi> Projector<K> {
 
     async fn settle(&mut self, answered: Answered) {
         let Answered { operation, verdicts, .. } = answered;
-        let dice = rand::random();
+        // One moment for all, so that they rest together.
+        let (now, dice) = (Instant::now(), rand::random());
         for (id, verdict) in verdicts {
             match verdict {
-                Verdict::Landed => self.landed(operation, &id),
+                Verdict::Landed => self.landed(operation, &id, now),
                 Verdict::Read(value) => self.learned(&id, value).await,
-                Verdict::TryAgain { failure, .. } => self.try_again(operation, id, &failure, dice).await,
+                Verdict::TryAgain { failure, .. } => {
+                    self.try_again(operation, id, &failure, now, dice).await;
+                }
                 Verdict::Refused(what) => self.abandon(operation, &id, Reason::RefusedByKv, &what).await,
             }
         }
     }
 
-    fn landed(&mut self, operation: Operation, id: &TaskId) {
+    fn landed(&mut self, operation: Operation, id: &TaskId, now: Instant) {
         let landed = self.ledger.take_sent(id);
         for carried in &landed {
-            self.metrics.landed(carried.received.taken.elapsed());
+            self.metrics.landed(now.duration_since(carried.received.taken));
         }
         say_successful(operation, id, &landed);
-        self.dispatch.writes.settle(id, Instant::now() + self.tuning.min_write_interval);
+        self.dispatch.writes.settle(id, now + self.tuning.min_write_interval);
     }
 
     /// KV has said what it knows of a task that updates are waiting for.
@@ -242,9 +245,9 @@ impl<K: BulkApi> Projector<K> {
         entry.attempts = 0;
         say_successful(Operation::Get, id, entry.in_request());
         match value.as_deref().map(serde_json::from_str::<Task>) {
-            Some(Ok(task)) => entry.state.join(&task),
+            Some(Ok(task)) => entry.join(&task),
             // A create or a delete has come meanwhile, and what KV holds no longer matters.
-            _ if !entry.state.needs_base() => {}
+            _ if !entry.needs_base() => {}
             None => {
                 for carried in self.ledger.remove(id) {
                     let correlation_id = carried.correlation_id.as_str();
@@ -264,7 +267,14 @@ impl<K: BulkApi> Projector<K> {
     }
 
     /// One more failed attempt for this key, with the delay that belongs to it.
-    async fn try_again(&mut self, operation: Operation, id: TaskId, failure: &Failure, dice: f64) {
+    async fn try_again(
+        &mut self,
+        operation: Operation,
+        id: TaskId,
+        failure: &Failure,
+        now: Instant,
+        dice: f64,
+    ) {
         let most = self.tuning.retry.max_attempts;
         let Some(entry) = self.ledger.get_mut(&id) else { return };
         entry.attempts += 1;
@@ -282,7 +292,7 @@ impl<K: BulkApi> Projector<K> {
             );
         }
         self.metrics.retries.inc();
-        self.dispatch.queue(operation).retry(&id, Instant::now() + delay);
+        self.dispatch.queue(operation).retry(&id, now + delay);
     }
 
     /// The events of this key's request are given up. Those that came after it was sent go on.

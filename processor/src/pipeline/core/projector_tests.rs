@@ -5,15 +5,12 @@ use std::num::NonZeroU32;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use async_nats::Subject;
-use bytes::Bytes;
-use taskpipeline_contract::{Event, EventKind, Timestamp};
+use taskpipeline_contract::EventKind;
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::kv::{PutBody, RequestBudget};
 use crate::pipeline::fold::Version;
-use crate::pipeline::message::Received;
 
 const LATENCY: Duration = Duration::from_millis(100);
 
@@ -111,16 +108,8 @@ impl Bench {
     async fn event(&mut self, kind: EventKind, id: &str, rest: &str) {
         let payload = format!(r#"{{"correlationId": "{id}", "data": {{"id": "{id}"{rest}}}}}"#);
         self.version = self.version.next();
-        let event = Event::decode(kind, payload.as_bytes()).unwrap();
-        let received = Received {
-            kind,
-            subject: Subject::from(kind.subject("tasks")),
-            headers: None,
-            payload: Bytes::from(payload),
-            at: Timestamp::UNIX_EPOCH,
-            taken: Instant::now(),
-        };
-        assert!(self.events.send(Accepted { event, version: self.version, received }).await.is_ok());
+        let accepted = Accepted::of(kind, self.version, payload);
+        assert!(self.events.send(accepted).await.is_ok());
     }
 
     async fn create(&mut self, id: &str) {

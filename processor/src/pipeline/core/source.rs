@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use async_nats::{Client, Subject, Subscriber};
+use async_nats::{Client, Subscriber};
 use futures_util::StreamExt;
 use futures_util::stream::{SelectAll, select_all};
 use taskpipeline_contract::{EventKind, Timestamp};
@@ -25,7 +25,7 @@ use crate::telemetry::metrics::Metrics;
 /// The subscriptions to the three subjects.
 pub(super) struct Source {
     client: Client,
-    kinds: Vec<(Subject, EventKind)>,
+    kinds: Vec<(Arc<str>, EventKind)>,
     messages: SelectAll<Subscriber>,
 }
 
@@ -48,7 +48,7 @@ impl Source {
                 .await
                 .map_err(|error| failed(format!("cannot subscribe to {subject}: {error}")))?;
             subscribers.push(subscriber);
-            kinds.push((Subject::from(subject), kind));
+            kinds.push((subject.into(), kind));
         }
         Ok(Self { client, kinds, messages: select_all(subscribers) })
     }
@@ -72,14 +72,15 @@ impl Source {
             };
             let Some(message) = message else { break };
             // The server sends only what was subscribed to.
-            let Some((_, kind)) = self.kinds.iter().find(|(subject, _)| *subject == message.subject) else {
+            let Some((subject, kind)) = self.kinds.iter().find(|(subject, _)| **subject == *message.subject)
+            else {
                 continue;
             };
             metrics.received(*kind);
             let received = Received {
                 kind: *kind,
-                subject: message.subject,
-                headers: message.headers,
+                subject: Arc::clone(subject),
+                headers: message.headers.map(Box::new),
                 payload: message.payload,
                 at: Timestamp::from(SystemTime::now()),
                 taken: Instant::now(),

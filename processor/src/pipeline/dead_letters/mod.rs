@@ -116,7 +116,7 @@ impl Letter {
             attempts,
             subject: received.subject.to_string(),
             received_at: received.at,
-            headers: received.headers,
+            headers: received.headers.map(|headers| *headers),
             payload: received.payload,
             origin: Origin::default(),
         }
@@ -216,7 +216,7 @@ mod tests {
         let received = Received {
             kind: EventKind::Created,
             subject: "tasks.created".into(),
-            headers: Some(headers),
+            headers: Some(Box::new(headers)),
             payload: Bytes::from(payload),
             at: Timestamp::UNIX_EPOCH,
             taken: tokio::time::Instant::now(),

@@ -180,8 +180,8 @@ impl Ingest {
         let at = timestamp(delivery.time);
         let received = || Received {
             kind,
-            subject: subject.clone(),
-            headers: message.headers.clone(),
+            subject: subject.as_str().into(),
+            headers: message.headers.clone().map(Box::new),
             payload: message.payload.clone(),
             at,
             taken: Instant::now(),
