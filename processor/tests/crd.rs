@@ -8,16 +8,24 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use axum::Router;
-use axum::http::{StatusCode, Uri};
+use axum::body::Bytes;
+use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 use taskpipeline_testkit::{Process, eventually, free_port, http, program};
 use tokio::process::Command;
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// Knows TaskPipelines once their CRD is installed, and nothing else.
-fn answer(path: &str, installed: bool) -> Response {
+/// Takes Leases, knows TaskPipelines once their CRD is installed, and nothing else.
+fn answer(method: &Method, path: &str, body: &[u8], installed: bool) -> Response {
+    if path.contains("/leases")
+        && *method != Method::GET
+        && let Ok(mut lease) = serde_json::from_slice::<Value>(body)
+    {
+        lease["metadata"]["resourceVersion"] = "1".into();
+        return axum::Json(lease).into_response();
+    }
     if installed && path.ends_with("/taskpipelines") {
         let list = json!({
             "apiVersion": "taskpipeline.dev/v1alpha1", "kind": "TaskPipelineList",
@@ -38,8 +46,9 @@ async fn it_waits_for_its_crd_says_so_and_goes_on_by_itself_once_it_is_there() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let api_server = listener.local_addr().unwrap();
     let knows = Arc::clone(&installed);
-    let routes = Router::new()
-        .fallback(move |uri: Uri| async move { answer(uri.path(), knows.load(Ordering::SeqCst)) });
+    let routes = Router::new().fallback(move |method: Method, uri: Uri, body: Bytes| async move {
+        answer(&method, uri.path(), &body, knows.load(Ordering::SeqCst))
+    });
     tokio::spawn(async move { axum::serve(listener, routes).await });
 
     let folder = tempfile::tempdir().unwrap();
