@@ -8,7 +8,7 @@ mod control_plane;
 mod pods;
 mod processes;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
@@ -25,6 +25,9 @@ const SERVICES: &str = "10.96.0.0/16";
 const DNS: &str = "10.96.0.10";
 const PORT: u16 = 16_443;
 
+/// One node at a time, whichever clone it is of.
+const LOCK: &str = "/run/taskpipeline-e2e.lock";
+
 /// Whether this machine can be a node.
 pub(super) fn can_run() -> bool {
     let is_root = run::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
@@ -36,6 +39,8 @@ pub(crate) struct Node {
     home: PathBuf,
     programs: Programs,
     running: Vec<(&'static str, Child)>,
+    /// Held while it is up: its addresses and ports are always the same.
+    _lock: File,
 }
 
 impl Node {
@@ -53,8 +58,10 @@ impl Node {
             shop.debian_packages(&["containernetworking-plugins"])?;
         }
         let programs = shop.kubernetes()?;
+        let lock = File::create(LOCK).with_context(|| format!("cannot write {LOCK}"))?;
+        shop.progress.step("wait for other nodes on this machine", || Ok(lock.lock()?))?;
         let home = shop.workspace.target.join("e2e-node");
-        let mut node = Self { home, programs, running: Vec::new() };
+        let mut node = Self { home, programs, running: Vec::new(), _lock: lock };
         node.clean();
         shop.progress.step("start a Kubernetes node", || node.bring_up())?;
         Ok(node)
