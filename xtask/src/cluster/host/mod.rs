@@ -25,6 +25,10 @@ const SERVICES: &str = "10.96.0.0/16";
 const DNS: &str = "10.96.0.10";
 const PORT: u16 = 16_443;
 
+/// What a node keeps while it is up, and its logs after it. The same for every clone, so that each finds what a killed run of
+/// another has left behind; and not in the target folder, which may be removed at any time.
+const HOME: &str = "/var/lib/taskpipeline-e2e";
+
 /// One node at a time, whichever clone it is of.
 const LOCK: &str = "/run/taskpipeline-e2e.lock";
 
@@ -60,8 +64,7 @@ impl Node {
         let programs = shop.kubernetes()?;
         let lock = File::create(LOCK).with_context(|| format!("cannot write {LOCK}"))?;
         shop.progress.step("wait for other nodes on this machine", || Ok(lock.lock()?))?;
-        let home = shop.workspace.target.join("e2e-node");
-        let mut node = Self { home, programs, running: Vec::new(), _lock: lock };
+        let mut node = Self { home: HOME.into(), programs, running: Vec::new(), _lock: lock };
         node.clean();
         shop.progress.step("start a Kubernetes node", || node.bring_up())?;
         Ok(node)

@@ -86,6 +86,9 @@ impl Node {
             "etcd",
             "containerd",
         ]);
+        // Only where a killed run has left them behind.
+        let shims = format!("containerd-shim.* -address {}", self.socket());
+        let _ = command("pkill", &["-KILL", "-f", &shims]);
         let home = format!("{}/", self.home.display());
         let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
         let mut points: Vec<_> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).collect();
@@ -103,7 +106,14 @@ impl Node {
                 let _ = command("ip", &["netns", "del", name]);
             }
         }
-        let _ = fs::remove_dir_all(&self.home);
+        for entry in fs::read_dir(&self.home).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() && entry.file_name() != "logs" {
+                let _ = fs::remove_dir_all(&path);
+            } else {
+                let _ = fs::remove_file(&path);
+            }
+        }
         let _ = fs::remove_dir_all("/var/lib/cni/networks/pods");
         let _ = fs::create_dir_all("/run/taskpipeline-e2e");
     }
