@@ -48,6 +48,7 @@ mod landings;
 mod latency;
 mod line;
 mod operation;
+mod pages;
 mod rate_limit;
 mod request_log;
 mod seen;
@@ -74,6 +75,7 @@ pub use spread::Spread;
 pub use store::Stored;
 
 use line::{Line, Lines};
+use pages::Pages;
 use shared::Shared;
 use store::Held;
 
@@ -96,6 +98,8 @@ pub struct Config {
     pub record_landings: bool,
     /// How many landings are kept, the latest; 24 bytes each.
     pub most_landings: usize,
+    /// Where the edge's pages over what it holds are shown, if they are.
+    pub pages: Option<SocketAddr>,
 }
 
 impl Default for Config {
@@ -110,6 +114,7 @@ impl Default for Config {
             latency: Latency::LIKELY,
             record_landings: false,
             most_landings: 4_000_000,
+            pages: None,
         }
     }
 }
@@ -120,25 +125,36 @@ pub struct Simulator {
     address: SocketAddr,
     config: Config,
     shared: Arc<Shared>,
-    serving: JoinHandle<()>,
+    /// Where its pages are.
+    pages: Option<SocketAddr>,
+    serving: Vec<JoinHandle<()>>,
 }
 
 impl Simulator {
     /// Starts it.
     ///
     /// # Errors
-    /// Where the address cannot be had.
+    /// Where an address cannot be had.
     pub async fn start(config: Config) -> std::io::Result<Self> {
         let listener = TcpListener::bind(config.listen).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::new(config.clone()));
         let routes: Router = api::routes(Arc::clone(&shared)).merge(control::routes(Arc::clone(&shared)));
-        let serving = tokio::spawn(async move {
-            // Ends only with the process or by `drop`.
+        // They end only with the process or by `drop`.
+        let mut serving = vec![tokio::spawn(async move {
             let routes = routes.into_make_service_with_connect_info::<Line>();
             let _ = axum::serve(Lines(listener), routes).await;
-        });
-        Ok(Self { address, config, shared, serving })
+        })];
+        let mut pages = None;
+        if let Some(listen) = config.pages {
+            let listener = TcpListener::bind(listen).await?;
+            pages = Some(listener.local_addr()?);
+            let routes = taskpipeline_edge::router(Pages(Arc::clone(&shared)));
+            serving.push(tokio::spawn(async move {
+                let _ = axum::serve(listener, routes).await;
+            }));
+        }
+        Ok(Self { address, config, shared, pages, serving })
     }
 
     /// What to set `CF_API_BASE_URL` to.
@@ -151,6 +167,12 @@ impl Simulator {
     #[must_use]
     pub fn control_url(&self) -> String {
         format!("http://{}/control", self.address)
+    }
+
+    /// Where its pages are, if they are shown.
+    #[must_use]
+    pub fn pages_url(&self) -> Option<String> {
+        self.pages.map(|address| format!("http://{address}/"))
     }
 
     /// What it was started with.
@@ -232,12 +254,14 @@ impl Simulator {
 
     /// Waits until someone stops it.
     pub async fn serve(mut self) {
-        let _ = (&mut self.serving).await;
+        for serving in &mut self.serving {
+            let _ = serving.await;
+        }
     }
 }
 
 impl Drop for Simulator {
     fn drop(&mut self) {
-        self.serving.abort();
+        self.serving.iter().for_each(JoinHandle::abort);
     }
 }

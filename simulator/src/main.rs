@@ -44,6 +44,9 @@ struct Cli {
     /// Note when each key's value lands: GET /control/landings
     #[arg(long)]
     record_landings: bool,
+    /// Show the edge's pages over what it holds, too, at this address
+    #[arg(long)]
+    pages: Option<SocketAddr>,
     /// How many landings are kept, the latest
     #[arg(long, default_value_t = Config::default().most_landings)]
     most_landings: usize,
@@ -81,6 +84,7 @@ impl Cli {
             },
             record_landings: self.record_landings,
             most_landings: self.most_landings,
+            pages: self.pages,
         }
     }
 }
@@ -88,14 +92,18 @@ impl Cli {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let config = Cli::parse().config();
-    let listen = config.listen;
-    let simulator = Simulator::start(config)
-        .await
-        .with_context(|| format!("cannot listen on {listen}; choose another address with --listen"))?;
+    let addresses = [Some(config.listen), config.pages].into_iter().flatten();
+    let addresses: Vec<_> = addresses.map(|address| address.to_string()).collect();
+    let simulator = Simulator::start(config).await.with_context(|| {
+        format!("cannot listen on {}; choose others with --listen and --pages", addresses.join(" and "))
+    })?;
     // As the processor wants it. The token is whoever started this knows it to be.
     println!("CF_API_BASE_URL={}", simulator.base_url());
     println!("CF_ACCOUNT_ID={}", simulator.config().account);
     println!("CF_NAMESPACE_ID={}", simulator.config().namespace);
+    if let Some(pages) = simulator.pages_url() {
+        println!("The tasks are shown at {pages}");
+    }
     simulator.serve().await;
     Ok(())
 }

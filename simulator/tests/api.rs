@@ -7,7 +7,7 @@ mod support;
 use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{Api, start};
 use taskpipeline_simulator::{
     Config, Fault, Landing, Latency, Operation, RateLimit, Report, Rule, Scope, Seen, Simulator, Spread,
@@ -219,4 +219,43 @@ async fn overlapping_and_hasty_writes_are_noticed() {
     let api = Api { root: api.root.replace(&simulator.base_url(), &slow.base_url()), ..api };
     tokio::join!(api.call(Method::PUT, "/bulk", body), api.call(Method::DELETE, "/values/a", ""));
     assert_eq!(slow.seen().overlapping_keys, 1);
+}
+
+#[tokio::test]
+async fn what_was_written_by_the_api_shows_on_the_pages_at_once_and_is_gone_when_it_was_deleted() {
+    let pages = Some("127.0.0.1:0".parse().unwrap());
+    let (simulator, api) = start(Config { pages, ..Config::default() }).await;
+    let shown = simulator.pages_url().unwrap();
+    let get = async |path: &str| api.client.get(format!("{shown}{path}")).send().await.unwrap();
+    let task = |n: usize| {
+        json!({
+            "id": format!("task-{n:03}"), "title": format!("Task <{n}>"), "description": "", "status": "pending",
+            "createdAt": "2026-01-01T00:00:00Z", "updatedAt": "2026-01-01T00:00:00Z",
+        })
+    };
+    let pair = |n: usize| {
+        let metadata = json!({
+            "title": format!("Task <{n}>"), "status": "pending",
+            "createdAt": "2026-01-01T00:00:00Z", "updatedAt": "2026-01-01T00:00:00Z",
+        });
+        json!({"key": format!("tasks:task-{n:03}"), "value": task(n).to_string(), "metadata": metadata})
+    };
+    let pairs: Vec<_> = (0..150).map(pair).collect();
+    assert!(api.call(Method::PUT, "/bulk", json!(pairs).to_string()).await.0.is_success());
+
+    let page = get("").await.text().await.unwrap();
+    assert!(page.contains("Task &lt;0&gt;") || page.contains("Task &#60;0&#62;"), "{page}");
+    let mut listed = Vec::new();
+    let mut path = "api/tasks?limit=100".to_owned();
+    while let Ok(page) = serde_json::from_str::<Value>(&get(&path).await.text().await.unwrap()) {
+        listed.extend(page["tasks"].as_array().unwrap().iter().map(|task| task["id"].clone()));
+        let Some(cursor) = page["cursor"].as_str() else { break };
+        path = format!("api/tasks?limit=100&cursor={}", cursor.replace(':', "%3A"));
+    }
+    assert_eq!((listed.len(), &listed[149]), (150, &json!("task-149")));
+
+    assert_eq!(get("api/tasks/task-007").await.json::<Value>().await.unwrap()["title"], "Task <7>");
+    assert!(api.call(Method::DELETE, "/values/tasks%3Atask-007", "").await.0.is_success());
+    assert_eq!(get("api/tasks/task-007").await.status(), 404);
+    assert_eq!(simulator.seen().answers.len(), 2, "looking at pages is no request of the API");
 }
