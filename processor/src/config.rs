@@ -103,6 +103,8 @@ pub struct NatsConnection {
     pub auth: NatsAuth,
     /// `NATS_CA`: a file with the certificate authority of the servers, where it is not a public one.
     pub ca: Option<PathBuf>,
+    /// `NATS_INBOX_PREFIX`: where answers come, for servers that let each user see its own alone. Default: `_INBOX`.
+    pub inbox_prefix: Option<String>,
 }
 
 impl fmt::Debug for NatsConnection {
@@ -346,6 +348,7 @@ impl<'a> Environment<'a> {
             servers: self.servers(default),
             auth: self.nats_auth(),
             ca: self.text("NATS_CA").map(PathBuf::from),
+            inbox_prefix: self.text("NATS_INBOX_PREFIX").map(|_| self.subject("NATS_INBOX_PREFIX", "_INBOX")),
         }
     }
 

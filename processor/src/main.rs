@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use taskpipeline_processor::check::Check;
 use taskpipeline_processor::config::{LogFormat, NatsConnection, Pipeline, Settings};
+use taskpipeline_processor::crd::Crd;
 use taskpipeline_processor::dead_letters::DeadLetters;
 use taskpipeline_processor::live::report::Report;
 use taskpipeline_processor::live::resource::Own;
@@ -38,8 +40,10 @@ enum Command {
     Run(Run),
     /// Makes of each TaskPipeline in a cluster a running processor, and keeps it so
     Operator(Operator),
-    /// Prints the CustomResourceDefinition of TaskPipelines
-    Crd,
+    /// Prints the CustomResourceDefinition of TaskPipelines, or brings it up to date in a cluster
+    Crd(Crd),
+    /// Publishes a task, sees it land in KV, and deletes it again: whether the pipeline works
+    Check(Check),
     /// Publishes an event, to try the pipeline
     #[command(subcommand)]
     Publish(Publish),
@@ -83,8 +87,12 @@ async fn run(command: Command) -> anyhow::Result<()> {
             logs::start(LogFormat::from_env());
             Ok(operator.run(shutdown()?).await?)
         }
-        Command::Crd => {
-            print!("{}", taskpipeline_processor::api::crd()?);
+        Command::Crd(crd) => {
+            print!("{}", crd.run().await?);
+            Ok(())
+        }
+        Command::Check(check) => {
+            println!("{}", check.run(&Settings::from_env()?).await?);
             Ok(())
         }
         Command::Publish(publish) => {

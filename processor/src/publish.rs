@@ -7,7 +7,7 @@ use taskpipeline_contract::{DecodeError, Event, EventKind};
 use uuid::Uuid;
 
 use crate::config::NatsConnection;
-use crate::pipeline::{connect_options, round_trip};
+use crate::producer::{Producer, ProducerError};
 
 /// The event to publish.
 #[derive(Debug, Subcommand)]
@@ -51,18 +51,13 @@ pub enum PublishError {
     /// The event breaks the contract.
     #[error("nothing was published")]
     Invalid(#[from] DecodeError),
-    /// NATS is not there, or does not let us.
-    #[error("cannot publish to NATS at {url}: {reason}; is it running, and is NATS_URL right?")]
-    Nats {
-        /// The servers, without credentials.
-        url: String,
-        /// What the client says.
-        reason: String,
-    },
+    /// NATS did not take it, or nobody there listens.
+    #[error(transparent)]
+    Producer(#[from] ProducerError),
 }
 
 impl Publish {
-    /// Validates, publishes, waits until the server has it, and answers what it did in a line.
+    /// Validates, publishes, waits until a stream has it, and answers what it did in a line.
     ///
     /// # Errors
     /// Says which fields are wrong, or why NATS did not take it.
@@ -76,15 +71,10 @@ impl Publish {
         let event = Event::decode(kind, &bytes)?;
 
         let subject = kind.subject(&fields.subject_prefix);
-        let failed = |reason: String| PublishError::Nats { url: connection.to_string(), reason };
-        let client = connect_options(connection)
-            .map_err(|error| failed(error.to_string()))?
-            .connect(connection.servers.as_slice())
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        client.publish(subject.clone(), bytes.into()).await.map_err(|error| failed(error.to_string()))?;
-        round_trip(&client).await.map_err(failed)?;
-        Ok(format!("[{}] published {subject} for task {}", event.correlation_id, event.task_id()))
+        let producer = Producer::connect(connection).await?;
+        let published = producer.publish(&subject, bytes.into()).await?;
+        let Event { correlation_id, .. } = &event;
+        Ok(format!("[{correlation_id}] published {subject} for task {} {published}", event.task_id()))
     }
 }
 

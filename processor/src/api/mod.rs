@@ -134,7 +134,7 @@ pub struct Nats {
     #[schemars(length(max = 2048))]
     pub url: String,
     /// The Secret to log in to NATS by: `user` and `password`, or `token`, or `creds` (the text of a .creds file), and
-    /// `ca.crt` for a server certificate of your own. It must say in `hosts` (separated by commas) to which of the hosts in
+    /// `ca.crt` for a server certificate of your own, and `inboxPrefix` where its user may get answers only there. It must say in `hosts` (separated by commas) to which of the hosts in
     /// `url` it may be sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth_secret_ref: Option<SecretRef>,
@@ -299,16 +299,6 @@ pub struct Processor {
         .message("env may set RUST_LOG, LOG_FORMAT, SHUTDOWN_GRACE, ACK_WAIT and SETTLE_AFTER; all else is set by the resource"))]
     #[schemars(extend("maxProperties" = 16))]
     pub env: BTreeMap<String, String>,
-}
-
-/// The CustomResourceDefinition, as YAML.
-///
-/// # Errors
-/// None in practice: it is generated from the types.
-pub fn crd() -> Result<String, serde_saphyr::ser::Error> {
-    use kube::CustomResourceExt;
-
-    serde_saphyr::to_string(&TaskPipeline::crd())
 }
 
 impl Default for Stream {

@@ -353,6 +353,9 @@ fn env(pipeline: &TaskPipeline, validated: &Validated) -> Vec<EnvVar> {
             Login::Credentials => env.push(value("NATS_CREDS", format!("{NATS_AUTH}/creds"))),
             Login::None => {}
         }
+        if secret.keys.contains("inboxPrefix") {
+            env.push(from_secret("NATS_INBOX_PREFIX", &secret.name, "inboxPrefix"));
+        }
         if *has_ca {
             env.push(value("NATS_CA", format!("{NATS_AUTH}/ca.crt")));
         }

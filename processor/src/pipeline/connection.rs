@@ -40,6 +40,10 @@ pub(crate) fn connect_options(connection: &NatsConnection) -> Result<ConnectOpti
         Some(file) => options.add_root_certificates(file.clone()).require_tls(true),
         None => options,
     };
+    let options = match &connection.inbox_prefix {
+        Some(prefix) => options.custom_inbox_prefix(prefix),
+        None => options,
+    };
     Ok(match &connection.auth {
         NatsAuth::None => options,
         NatsAuth::UserAndPassword(user, password) => {

@@ -180,7 +180,12 @@ mod tests {
 
     fn names() -> Names {
         let nats = NatsSettings {
-            connection: NatsConnection { servers: Vec::<ServerAddr>::new(), auth: NatsAuth::None, ca: None },
+            connection: NatsConnection {
+                servers: Vec::<ServerAddr>::new(),
+                auth: NatsAuth::None,
+                ca: None,
+                inbox_prefix: None,
+            },
             subject_prefix: "tasks".to_owned(),
             queue_group: "tasks-processor".to_owned(),
         };

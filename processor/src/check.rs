@@ -1,0 +1,118 @@
+//! `taskpipeline check`: publishes a task of its own, sees it land in KV, deletes it and sees it go. Knows nothing of what
+//! lies between, and so tells whether all of it works.
+
+use std::time::Duration;
+
+use clap::Args;
+use taskpipeline_contract::{EventKind, RuleError, TaskId, TaskKey};
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use crate::config::Settings;
+use crate::kv::{BulkApi, ClientError, Failure, Namespace};
+use crate::producer::{Producer, ProducerError};
+
+/// How often KV is asked.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How often an event is published again: while the pipeline starts there may be nothing yet that captures it.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// What it can be told.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// How long to wait for the task to land, and then for it to go
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    within: Duration,
+}
+
+/// Why the pipeline does not work, as far as can be told from outside.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// NATS did not take the event, or nobody there listens.
+    #[error(transparent)]
+    Producer(#[from] ProducerError),
+    /// Not in practice: the id is made here.
+    #[error(transparent)]
+    Id(#[from] RuleError),
+    /// There can be no client of KV.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// KV does not answer.
+    #[error("cannot read the KV namespace: {0}")]
+    Kv(#[from] Failure),
+    /// An event was published, and KV did not change.
+    #[error(
+        "{subject} was published and after {} s the task {id} is {state} KV: do replicas run, and what do they log?",
+        within.as_secs()
+    )]
+    NotSeen {
+        /// Where the event was published.
+        subject: String,
+        /// The task's id.
+        id: TaskId,
+        /// Whether it is there or is not.
+        state: &'static str,
+        /// How long it was waited.
+        within: Duration,
+    },
+}
+
+impl Check {
+    /// Checks, and answers how long it took, in a line.
+    ///
+    /// # Errors
+    /// Where the task does not land, or does not go again.
+    pub async fn run(&self, settings: &Settings) -> Result<String, CheckError> {
+        let producer = Producer::connect(&settings.nats.connection).await?;
+        let kv = Namespace::new(&settings.kv, settings.tuning.request_timeout)?;
+        let name = format!("check-{}", Uuid::new_v4());
+        let id = TaskId::new(&name)?;
+        let subject = |kind: EventKind| kind.subject(&settings.nats.subject_prefix);
+        let began = Instant::now();
+        for (kind, wanted) in [(EventKind::Created, true), (EventKind::Deleted, false)] {
+            let (asked, mut published) = (Instant::now(), None::<Instant>);
+            loop {
+                if published.is_none_or(|at| at.elapsed() > AGAIN) {
+                    match producer.publish(&subject(kind), event(kind, &name).into()).await {
+                        // The pipeline may be about to start.
+                        Err(ProducerError::NobodyListens { .. }) if asked.elapsed() < self.within => {}
+                        other => {
+                            other?;
+                            published = Some(Instant::now());
+                        }
+                    }
+                }
+                if is_there(&kv, &id).await? == wanted {
+                    break;
+                }
+                if asked.elapsed() > self.within {
+                    let subject = subject(kind);
+                    let state = if wanted { "not in" } else { "still in" };
+                    return Err(CheckError::NotSeen { subject, id, state, within: self.within });
+                }
+                sleep(LOOK).await;
+            }
+            if wanted {
+                println!("a created task was in KV after {:.1} s", began.elapsed().as_secs_f64());
+            }
+        }
+        Ok(format!("the pipeline works: {name} came and went in {:.1} s", began.elapsed().as_secs_f64()))
+    }
+}
+
+async fn is_there(kv: &Namespace, id: &TaskId) -> Result<bool, Failure> {
+    let key = TaskKey::new(id.clone());
+    let found = kv.bulk_get(std::slice::from_ref(&key)).await?;
+    Ok(found.values().any(Option::is_some))
+}
+
+fn event(kind: EventKind, id: &str) -> String {
+    let data = match kind {
+        EventKind::Deleted => serde_json::json!({"id": id}),
+        _ => {
+            serde_json::json!({"id": id, "title": "taskpipeline check", "description": "", "status": "pending"})
+        }
+    };
+    serde_json::json!({"correlationId": id, "data": data}).to_string()
+}

@@ -1,0 +1,221 @@
+//! `taskpipeline crd`: prints the CRD, or brings it up to date in a cluster, which `helm upgrade` does not do by itself. An
+//! older program never takes back what a newer one has said: pipelines may use it already.
+//!
+//! Helm 4 applies the chart's CRD itself, server-side, at each `helm install`, before any hook. So that this ends well:
+//! - The CRD is applied here under the name of whoever has applied it, Helm mostly. Were the fields somebody else's, the next
+//!   installation of another version would end in a conflict.
+//! - An older chart shall end in one. Each version's CRD has an annotation of its own, and a newer version holds those of all
+//!   earlier ones, with another value.
+
+use std::time::Duration;
+
+use clap::Args;
+use k8s_openapi::Resource;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, Patch, PatchParams};
+use kube::{CustomResourceExt, ResourceExt};
+use semver::Version;
+use serde_json::{Map, Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::api::TaskPipeline;
+
+/// Which program's the CRD is, by its version.
+const VERSION: &str = "taskpipeline.dev/version";
+
+/// A version's own annotation is this and the version.
+const OWN: &str = "taskpipeline.dev/crd-";
+
+/// What went before. A version is added here when the next one is begun.
+const EARLIER: &[&str] = &[];
+
+/// Who applies it, unless somebody has already.
+const FIELD_MANAGER: &str = "helm";
+
+/// Who holds the annotations of earlier versions. The name stands in the message that an older chart ends with.
+const GUARD: &str = "newer-taskpipeline";
+
+/// How long the API server may take to serve it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What it can be told.
+#[derive(Debug, Args)]
+pub struct Crd {
+    /// Apply it to the cluster, unless a newer one is there
+    #[arg(long)]
+    apply: bool,
+}
+
+/// Why the CRD is not up to date.
+#[derive(Debug, thiserror::Error)]
+pub enum CrdError {
+    /// It cannot be written as YAML.
+    #[error("cannot write the CRD")]
+    Yaml(#[from] serde_saphyr::ser::Error),
+    /// There is no cluster.
+    #[error("cannot find the cluster: in one a service account is needed, elsewhere a kubeconfig")]
+    Infer(#[from] kube::config::InferConfigError),
+    /// The API server does not take it.
+    #[error("cannot apply the CRD {name}")]
+    Api {
+        /// Its name.
+        name: String,
+        /// What the API server says.
+        source: kube::Error,
+    },
+    /// What is there is newer.
+    #[error(
+        "the CRD in the cluster is of version {theirs}, and this program of {ours}: it is not taken back, since pipelines may \
+         use what is new; install version {theirs} or a newer one"
+    )]
+    Newer {
+        /// The version of what is there.
+        theirs: String,
+        /// Our own.
+        ours: &'static str,
+    },
+    /// It was applied, and is not served.
+    #[error("the CRD {name} is applied and not served after {} s: `kubectl describe crd {name}` says why", PATIENCE.as_secs())]
+    NotServed {
+        /// Its name.
+        name: String,
+    },
+}
+
+impl Crd {
+    /// Prints or applies it; answers what is to be printed.
+    ///
+    /// # Errors
+    /// Where it cannot be applied, or would take back what a newer program has said.
+    pub async fn run(&self) -> Result<String, CrdError> {
+        if self.apply { apply().await } else { Ok(yaml()?) }
+    }
+}
+
+/// As it is: with the version of this program.
+#[must_use]
+pub fn crd() -> CustomResourceDefinition {
+    let mut crd = TaskPipeline::crd();
+    let version = env!("CARGO_PKG_VERSION");
+    crd.annotations_mut().insert(VERSION.to_owned(), version.to_owned());
+    crd.annotations_mut().insert(format!("{OWN}{version}"), "current".to_owned());
+    crd
+}
+
+/// Under whose name it is applied.
+fn manager(crd: Option<&CustomResourceDefinition>) -> String {
+    let mut appliers = crd
+        .and_then(|crd| crd.metadata.managed_fields.as_ref())
+        .into_iter()
+        .flatten()
+        .filter(|entry| entry.operation.as_deref() == Some("Apply"))
+        .filter(|entry| entry.fields_v1.as_ref().is_some_and(|fields| fields.0.get("f:spec").is_some()))
+        .filter_map(|entry| entry.manager.clone())
+        .collect::<Vec<_>>();
+    // Whoever else has applied it once: it is a chart's now.
+    appliers.sort_by_key(|name| name != FIELD_MANAGER);
+    appliers.into_iter().next().unwrap_or_else(|| FIELD_MANAGER.to_owned())
+}
+
+/// What keeps older charts out; nothing, where there are none.
+fn guard(version: &str) -> Option<Value> {
+    let superseded =
+        |earlier: &&str| (format!("{OWN}{earlier}"), Value::from(format!("superseded by {version}")));
+    let annotations: Map<String, Value> = EARLIER.iter().map(superseded).collect();
+    (!annotations.is_empty()).then(|| {
+        json!({
+            "apiVersion": CustomResourceDefinition::API_VERSION,
+            "kind": CustomResourceDefinition::KIND,
+            "metadata": {"annotations": annotations},
+        })
+    })
+}
+
+/// The same as YAML.
+///
+/// # Errors
+/// None in practice: it is generated from the types.
+pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
+    serde_saphyr::to_string(&crd())
+}
+
+async fn apply() -> Result<String, CrdError> {
+    // Two are compiled in, and rustls would not choose.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let crd = crd();
+    let name = crd.name_any();
+    let failed = |source: kube::Error| CrdError::Api { name: name.clone(), source };
+    let client = kube::Client::try_from(kube::Config::infer().await?).map_err(failed)?;
+    let crds: Api<CustomResourceDefinition> = Api::all(client);
+    let before = crds.get_opt(&name).await.map_err(failed)?;
+    let theirs = before.as_ref().and_then(|crd| crd.annotations().get(VERSION));
+    let ours = env!("CARGO_PKG_VERSION");
+    if let Some(theirs) = theirs.filter(|theirs| is_newer(theirs, ours)) {
+        return Err(CrdError::Newer { theirs: theirs.clone(), ours });
+    }
+    let params = PatchParams::apply(&manager(before.as_ref())).force();
+    let applied = crds.patch(&name, &params, &Patch::Apply(&crd)).await.map_err(failed)?;
+    if let Some(guard) = guard(ours) {
+        let params = PatchParams::apply(GUARD).force();
+        crds.patch(&name, &params, &Patch::Apply(&guard)).await.map_err(failed)?;
+    }
+    let began = Instant::now();
+    loop {
+        let conditions = crds.get(&name).await.map_err(failed)?.status.and_then(|status| status.conditions);
+        let is_served =
+            conditions.iter().flatten().any(|it| it.type_ == "Established" && it.status == "True");
+        if is_served {
+            break;
+        }
+        if began.elapsed() > PATIENCE {
+            return Err(CrdError::NotServed { name });
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+    let is_same = before.is_some_and(|before| before.metadata.generation == applied.metadata.generation);
+    let what = if is_same { "is up to date" } else { "was brought up to date" };
+    Ok(format!("the CRD {name} {what}: version {ours}\n"))
+}
+
+/// Whether a version is newer than another; one that cannot be read is not.
+fn is_newer(one: &str, other: &str) -> bool {
+    let (one, other) = (Version::parse(one), Version::parse(other));
+    matches!((one, other), (Ok(one), Ok(other)) if one > other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_newer_version_is_newer() {
+        for (one, other) in [("0.2.0", "0.1.0"), ("0.10.0", "0.9.0"), ("1.0.0", "0.99.99")] {
+            assert!(is_newer(one, other) && !is_newer(other, one), "{one} {other}");
+        }
+        assert!(!is_newer("0.1.0", "0.1.0") && !is_newer("latest", "0.1.0"));
+    }
+
+    #[test]
+    fn the_version_stands_in_it_and_is_not_among_the_earlier_ones() {
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(crd().annotations()[VERSION], version);
+        assert_eq!(crd().annotations()[&format!("{OWN}{version}")], "current");
+        assert!(EARLIER.iter().all(|earlier| is_newer(version, earlier)));
+    }
+
+    #[test]
+    fn it_is_applied_under_the_name_of_whoever_has_applied_it() {
+        let applied = |entries: Value| {
+            let metadata = json!({"name": "x", "managedFields": entries});
+            let spec = crd().spec;
+            let crd = json!({"metadata": metadata, "spec": spec});
+            manager(Some(&serde_json::from_value(crd).unwrap()))
+        };
+        let entry = |manager: &str, operation: &str, field: &str| json!({"manager": manager, "operation": operation, "fieldsType": "FieldsV1", "fieldsV1": {field: {}}});
+        assert_eq!(manager(None), "helm");
+        assert_eq!(applied(json!([entry("helm-controller", "Apply", "f:spec")])), "helm-controller");
+        assert_eq!(applied(json!([entry("a", "Apply", "f:spec"), entry("helm", "Apply", "f:spec")])), "helm");
+        let others = json!([entry("kubectl", "Update", "f:spec"), entry(GUARD, "Apply", "f:metadata")]);
+        assert_eq!(applied(others), "helm");
+    }
+}
