@@ -6,6 +6,7 @@
 
 mod chromium;
 mod events;
+mod exposition;
 pub mod history;
 mod load;
 mod nats;
@@ -16,12 +17,13 @@ mod wait;
 
 pub use chromium::{Chromium, Tab, View};
 pub use events::{created, letter_payload, publish, publish_creates, stored_task};
+pub use exposition::{Sample, samples, sum};
 pub use load::store;
 pub use nats::NatsServer;
 pub use process::Process;
 pub use processor::{Processor, ProcessorOptions};
 pub use up::Up;
-pub use wait::eventually;
+pub use wait::{eventually, within};
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use taskpipeline_simulator::Simulator;
 use tokio::process::Command;
 
-use crate::{NatsServer, Process, eventually, free_port, http, program};
+use crate::{NatsServer, Process, eventually, exposition, free_port, http, program};
 
 /// The environment a replica is started with, and which build of it.
 #[derive(Clone, Debug)]
@@ -169,12 +169,7 @@ impl Processor {
     /// Where `/metrics` does not answer.
     pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
         let (_, text) = self.get("/metrics").await?;
-        let value = |line: &str| {
-            let (series, value) = line.rsplit_once(' ')?;
-            let found = series == name || series.split('{').next()? == name;
-            found.then(|| value.parse::<f64>().ok()).flatten()
-        };
-        Ok(text.lines().filter_map(value).sum())
+        Ok(exposition::sum(&text, name))
     }
 
     /// How many events have landed.

@@ -1,7 +1,6 @@
 //! What the tests on a cluster share: a namespace of one's own, NATS, the simulator and the operator as pods in it, and
 //! ways to look at them.
 
-mod exposition;
 mod forward;
 mod namespace;
 mod nats;
@@ -9,9 +8,7 @@ mod operator;
 mod pipeline;
 mod pods;
 mod simulator;
-mod wait;
 
-pub use exposition::{Sample, samples, sum};
 pub use forward::Forward;
 pub use namespace::Namespace;
 pub use nats::{Load, NatsPod, create};
@@ -19,4 +16,4 @@ pub use operator::{OperatorPods, crd_is_installed};
 pub use pipeline::{condition, kv_secret, minimal};
 pub use pods::{gone, image, ready, run};
 pub use simulator::SimulatorPod;
-pub use wait::{eventually, within};
+pub use taskpipeline_testkit::{Sample, eventually, samples, sum, within};

@@ -1,4 +1,4 @@
-//! Prometheus' text, as pods and the API server give it.
+//! Prometheus' text, as the programs and the API server give it.
 
 use std::collections::BTreeMap;
 
@@ -34,10 +34,15 @@ pub fn samples(text: &str) -> impl Iterator<Item = Sample> {
     })
 }
 
-/// The sum of all samples of a metric.
+/// The sum of all samples of a metric, or of one series where the name has its labels; 0 if there is none.
 #[must_use]
 pub fn sum(text: &str, name: &str) -> f64 {
-    samples(text).filter(|sample| sample.name == name).map(|sample| sample.value).sum()
+    let value = |line: &str| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let found = series == name || series.split('{').next()? == name;
+        found.then(|| value.parse::<f64>().ok()).flatten()
+    };
+    text.lines().filter_map(value).sum()
 }
 
 #[cfg(test)]
@@ -50,6 +55,7 @@ mod tests {
             "# HELP a_total What.\na_total{method=\"get\",kind=\"x\"} 2\na_total{method=\"put\"} 3\nb 1.5\n";
         let gets: Vec<_> = samples(text).filter(|sample| sample.label("method") == "get").collect();
         assert_eq!((gets.len(), gets[0].value, gets[0].label("kind")), (1, 2.0, "x"));
+        assert_eq!(sum(text, "a_total{method=\"put\"}"), 3.0);
         assert_eq!((sum(text, "a_total"), sum(text, "b"), sum(text, "none")), (5.0, 1.5, 0.0));
     }
 }
