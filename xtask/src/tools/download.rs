@@ -18,7 +18,7 @@ pub(super) struct Release {
     /// The archive's name.
     pub(super) archive: String,
     /// The list's name.
-    pub(super) sums: &'static str,
+    pub(super) sums: String,
 }
 
 impl Release {

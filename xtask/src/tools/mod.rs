@@ -8,6 +8,8 @@ mod cargo_install;
 mod chromium;
 mod debian;
 mod download;
+mod go_program;
+mod helm;
 mod kubernetes;
 mod nats_server;
 mod node;
@@ -55,7 +57,15 @@ impl Workshop {
     /// # Errors
     /// When there is none and no way to get one.
     pub(crate) fn nats_server(&self) -> Result<PathBuf> {
-        nats_server::find(self)
+        nats_server::NATS_SERVER.find(self)
+    }
+
+    /// Helm 4.
+    ///
+    /// # Errors
+    /// When there is none and no way to get one.
+    pub(crate) fn helm(&self) -> Result<PathBuf> {
+        helm::HELM.find(self)
     }
 
     /// wrangler, esbuild and wasm-opt, with a Node that runs them.

@@ -62,7 +62,7 @@ fn release(os: &str, arch: &str) -> Release {
     Release {
         base: format!("https://nodejs.org/dist/v{VERSION}"),
         archive: format!("node-v{VERSION}-{os}-{arch}.tar.gz"),
-        sums: "SHASUMS256.txt",
+        sums: "SHASUMS256.txt".to_owned(),
     }
 }
 

@@ -22,7 +22,12 @@ impl Version {
 
     /// What a program answers to `--version`.
     pub(super) fn of(program: &Path) -> Option<Self> {
-        Self::within(&run::output(Command::new(program).arg("--version")).ok()?)
+        Self::said(program, &["--version"])
+    }
+
+    /// What a program answers to these arguments.
+    pub(super) fn said(program: &Path, arguments: &[&str]) -> Option<Self> {
+        Self::within(&run::output(Command::new(program).args(arguments)).ok()?)
     }
 }
 

@@ -82,6 +82,7 @@ impl Node {
         self.containerd()?;
         self.kubelet()?;
         self.dns()?;
+        self.volumes()?;
         self.wait("the node is ready", |node| {
             let status = "{.items[0].status.conditions[?(@.type==\"Ready\")].status}";
             node.kubectl(&["get", "nodes", "-o", &format!("jsonpath={status}")])

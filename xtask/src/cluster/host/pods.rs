@@ -1,14 +1,19 @@
 //! What runs pods, and lets them find each other.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{DNS, NODE, Node, PODS};
 use crate::cluster::image::Image;
 
 /// What holds a pod's namespaces.
 const PAUSE: &str = "taskpipeline.dev/pause:1";
+
+/// How many volumes there are; one is used once.
+const VOLUMES: usize = 48;
 
 impl Node {
     pub(super) fn containerd(&mut self) -> Result<()> {
@@ -70,6 +75,25 @@ impl Node {
         self.spawn("kubelet", &[&configuration, &kubeconfig, "--hostname-override=node", &root, &address])?;
         let pods = format!("--cluster-cidr={PODS}");
         self.spawn("kube-proxy", &[&kubeconfig, "--proxy-mode=nftables", &pods, "--hostname-override=node"])
+    }
+
+    /// Volumes for whoever claims one: there is nothing that would make them on demand.
+    pub(super) fn volumes(&self) -> Result<()> {
+        let mut manifests = String::new();
+        for n in 0..VOLUMES {
+            let folder = self.home.join(format!("volumes/{n}"));
+            fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            // Kubernetes gives such a folder to no group, and the pods are not root.
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o777))
+                .with_context(|| format!("cannot open {} to pods", folder.display()))?;
+            manifests.push_str(&format!(
+                "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: volume-{n}}}\n\
+                 spec: {{capacity: {{storage: 1Gi}}, accessModes: [ReadWriteOnce], hostPath: {{path: \"{}\"}}}}\n---\n",
+                folder.display()
+            ));
+        }
+        self.write("volumes.yaml", &manifests)?;
+        self.kubectl(&["apply", "-f", &self.path("volumes.yaml")]).map(drop)
     }
 
     pub(super) fn dns(&mut self) -> Result<()> {
