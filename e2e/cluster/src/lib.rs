@@ -2,18 +2,24 @@
 //! ways to look at them.
 
 mod forward;
+mod helm;
 mod namespace;
 mod nats;
 mod operator;
 mod pipeline;
 mod pods;
+mod producer;
+mod release;
 mod simulator;
 
 pub use forward::Forward;
+pub use helm::{Chart, Helm};
 pub use namespace::Namespace;
 pub use nats::{Load, NatsPod, create};
 pub use operator::{OperatorPods, crd_is_installed};
 pub use pipeline::{condition, kv_secret, minimal};
 pub use pods::{gone, image, ready, run};
+pub use producer::{LOAD_PORT, Producer};
+pub use release::{Release, forward, log_in};
 pub use simulator::SimulatorPod;
 pub use taskpipeline_testkit::{Sample, eventually, samples, sum, within};

@@ -1,36 +1,20 @@
-//! The operator as pods, with the rights of a namespace and no more; and the CRD, which all tests share.
+//! The operator alone, as the chart installs it, with the rights of a namespace and no more; and the CRD, which all tests share.
 
 use std::time::Duration;
 
 use anyhow::Context;
-use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
-use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, Patch, PatchParams};
-use kube::{Client, CustomResourceExt, ResourceExt};
-use serde_json::{Value, json};
-use taskpipeline_processor::api::TaskPipeline;
+use kube::{Client, ResourceExt};
+use taskpipeline_processor::crd::crd;
 
-use crate::{Forward, Namespace, eventually, image, pods, sum};
+use crate::{Chart, Forward, Helm, Namespace, eventually, pods, sum};
 
 const PORT: u16 = 3002;
 
-/// What the operator may do in its namespace: what it makes, what it reads, and what it grants.
-fn rules() -> Value {
-    let ours = ["get", "list", "watch", "create", "patch"];
-    json!([
-        {"apiGroups": ["taskpipeline.dev"], "resources": ["taskpipelines"], "verbs": ["get", "list", "watch"]},
-        {"apiGroups": ["taskpipeline.dev"], "resources": ["taskpipelines/status"], "verbs": ["get", "patch"]},
-        {"apiGroups": ["taskpipeline.dev"], "resources": ["taskpipelines/finalizers"], "verbs": ["update"]},
-        {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ours},
-        {"apiGroups": [""], "resources": ["services", "serviceaccounts"], "verbs": ours},
-        {"apiGroups": ["policy"], "resources": ["poddisruptionbudgets"], "verbs": ours},
-        {"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles", "rolebindings"], "verbs": ours},
-        {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]},
-        {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
-        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "patch"]},
-    ])
-}
+/// The chart's objects have its name where it contains the chart's.
+const RELEASE: &str = "taskpipeline";
 
 /// Brings the CRD to the cluster, and waits until it is served.
 ///
@@ -38,9 +22,10 @@ fn rules() -> Value {
 /// Where the API server does not take it.
 pub async fn crd_is_installed(client: &Client) -> anyhow::Result<()> {
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let crd = TaskPipeline::crd();
+    let crd = crd();
     let name = crd.name_any();
-    crds.patch(&name, &PatchParams::apply("e2e").force(), &Patch::Apply(&crd)).await?;
+    // As Helm does it: another's it would not touch.
+    crds.patch(&name, &PatchParams::apply("helm").force(), &Patch::Apply(&crd)).await?;
     eventually(Duration::from_secs(20), async || {
         let conditions =
             crds.get(&name).await?.status.and_then(|status| status.conditions).unwrap_or_default();
@@ -57,45 +42,32 @@ pub struct OperatorPods {
 }
 
 impl OperatorPods {
+    /// What its pods have.
+    pub const LABEL: &str = "app.kubernetes.io/component=operator";
+
     /// Starts so many in a namespace.
     ///
     /// # Errors
     /// Where they do not get ready.
     pub async fn start(namespace: &Namespace, replicas: usize) -> anyhow::Result<Self> {
         crd_is_installed(&namespace.client).await?;
-        let metadata = json!({"name": "operator"});
-        namespace.apply::<ServiceAccount>(json!({"metadata": metadata})).await?;
-        namespace.apply::<Role>(json!({"metadata": metadata, "rules": rules()})).await?;
-        namespace
-            .apply::<RoleBinding>(json!({
-                "metadata": metadata,
-                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "operator"},
-                "subjects": [{"kind": "ServiceAccount", "name": "operator", "namespace": namespace.name}],
-            }))
-            .await?;
-        let own =
-            |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
-        let container = json!({
-            "args": ["operator"],
-            "env": [
-                own("POD_NAME", "metadata.name"),
-                own("POD_NAMESPACE", "metadata.namespace"),
-                {"name": "PROCESSOR_IMAGE", "value": image()?},
-                {"name": "PROCESSOR_IMAGE_PULL_POLICY", "value": pods::PULL_POLICY},
-                {"name": "LOG_FORMAT", "value": "text"},
-                {"name": "RUST_LOG", "value": "info,kube_lease_manager=warn"},
-            ],
-            "ports": [{"name": "http", "containerPort": PORT}],
-            "livenessProbe": {"httpGet": {"path": "/livez", "port": PORT}},
-            "readinessProbe": {"httpGet": {"path": "/readyz", "port": PORT}, "periodSeconds": 1},
-        });
-        let pod = json!({"serviceAccountName": "operator"});
-        pods::run(namespace, "operator", i32::try_from(replicas)?, container, &pod).await?;
+        let replicas_wanted = format!("operator.replicas={replicas}");
+        let values = [
+            "pipeline.enabled=false",
+            "nats.enabled=false",
+            // Tests beside this one use it.
+            "crds.upgrade=false",
+            "operator.logFormat=text",
+            "operator.extraEnv[0].name=RUST_LOG",
+            r"operator.extraEnv[0].value=info\,kube_lease_manager=warn",
+            &replicas_wanted,
+        ];
+        Helm::new(namespace, RELEASE)?.install(&Chart::current()?, &values).await?;
         Ok(Self { pods: Self::ready(namespace, replicas).await? })
     }
 
     async fn ready(namespace: &Namespace, replicas: usize) -> anyhow::Result<Vec<Pod>> {
-        eventually(Duration::from_secs(60), async || pods::ready(namespace, "app=operator", replicas).await)
+        eventually(Duration::from_secs(60), async || pods::ready(namespace, Self::LABEL, replicas).await)
             .await
     }
 
@@ -121,7 +93,7 @@ impl OperatorPods {
     /// Where nobody does.
     pub async fn leader(namespace: &Namespace) -> anyhow::Result<String> {
         let leases: Api<k8s_openapi::api::coordination::v1::Lease> = namespace.api();
-        let lease = leases.get("taskpipeline-operator").await?;
+        let lease = leases.get(&format!("{RELEASE}-operator")).await?;
         lease
             .spec
             .and_then(|spec| spec.holder_identity)

@@ -161,11 +161,11 @@ async fn scaling_the_deployment_sticks_scaling_the_pipeline_wins_and_unsetting_i
     bench.keeps_replicas(2).await;
     bench.scale_deployment(5).await;
     bench.keeps_replicas(5).await;
-    for pod in bench.namespace.api::<Pod>().list(&ListParams::default().labels("app=operator")).await.unwrap()
-    {
+    let operators = ListParams::default().labels(OperatorPods::LABEL);
+    for pod in bench.namespace.api::<Pod>().list(&operators).await.unwrap() {
         bench.namespace.api::<Pod>().delete(&pod.name_any(), &DeleteParams::default()).await.unwrap();
     }
-    eventually(SOON, async || ready(&bench.namespace, "app=operator", 1).await).await.unwrap();
+    eventually(SOON, async || ready(&bench.namespace, OperatorPods::LABEL, 1).await).await.unwrap();
     bench.keeps_replicas(5).await;
 
     bench.patch_pipeline(&json!({"spec": {"replicas": 4}})).await;

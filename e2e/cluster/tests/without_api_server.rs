@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::ensure;
 use serde_json::json;
 use taskpipeline_e2e_cluster::{
-    Namespace, NatsPod, OperatorPods, SimulatorPod, condition, eventually, gone, kv_secret, minimal, run,
+    Namespace, NatsPod, OperatorPods, Producer, SimulatorPod, condition, eventually, kv_secret, minimal,
 };
 use taskpipeline_processor::api::TaskPipeline;
 
@@ -31,13 +31,12 @@ async fn while_the_api_server_is_gone_for_60_s_events_go_on_landing() {
         OperatorPods::start(&namespace, 1),
     );
     operator.unwrap();
-    let (nats, kv) = (nats.unwrap(), kv.unwrap());
+    let (_nats, kv) = (nats.unwrap(), kv.unwrap());
     kv_secret(&namespace, "kv", "token-1").await.unwrap();
     namespace.apply::<TaskPipeline>(minimal(&json!({}))).await.unwrap();
     eventually(SOON, async || condition(&namespace, "Ready", "True").await).await.unwrap();
     // The test's own way to the pods leads through the API server, so the producer is a pod too.
-    let producer = json!({"command": ["/e2e-load", "nats://nats:4222", "alone"]});
-    run(&namespace, "producer", 1, producer, &json!({})).await.unwrap();
+    let producer = Producer::start(&namespace, "nats://nats:4222", None, "alone", 50).await.unwrap();
     eventually(SOON, async || {
         ensure!(kv.count("alone-").await? > 50, "the producer has not begun");
         Ok(())
@@ -65,21 +64,7 @@ async fn while_the_api_server_is_gone_for_60_s_events_go_on_landing() {
     );
     assert!(silent <= 5 && all > 500, "{meanwhile:?}");
 
-    run(
-        &namespace,
-        "producer",
-        0,
-        json!({"command": ["/e2e-load", "nats://nats:4222", "alone"]}),
-        &json!({}),
-    )
-    .await
-    .unwrap();
-    // One that is on its way out still publishes.
-    eventually(SOON, async || gone(&namespace, "app=producer").await).await.unwrap();
-    let streams = nats.monitor("jsz?streams=1").await.unwrap();
-    let details = streams["account_details"][0]["stream_detail"].as_array().unwrap().clone();
-    let stored =
-        details.iter().find(|it| it["name"] == "TASKS").unwrap()["state"]["last_seq"].as_u64().unwrap();
-    kv.has_all("alone", u32::try_from(stored).unwrap(), SOON).await.unwrap();
+    let stored = producer.stop().await.unwrap();
+    kv.has_all("alone", stored, SOON).await.unwrap();
     println!("{stored} events stored in all, all in KV");
 }

@@ -1,0 +1,141 @@
+//! Helm, with the chart of this clone and the image that the tests' pods run.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use tokio::process::Command;
+
+use crate::{Namespace, image};
+
+/// A chart, and the image for everything in it.
+#[derive(Clone, Debug)]
+pub struct Chart {
+    path: PathBuf,
+    image: String,
+}
+
+impl Chart {
+    /// This clone's.
+    ///
+    /// # Errors
+    /// Where `cargo xtask e2e` did not say what the image is.
+    pub fn current() -> anyhow::Result<Self> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/taskpipeline");
+        Ok(Self { path: path.into(), image: image()? })
+    }
+
+    /// The arguments that name it.
+    fn arguments(&self) -> anyhow::Result<Vec<String>> {
+        let (repository, tag) = self.image.rsplit_once(':').context("the image has no tag")?;
+        let mut arguments = vec![self.path.to_string_lossy().into_owned()];
+        for image in ["image", "demo.image", "nats.image"] {
+            // As a string: a tag may look like a number.
+            arguments.push("--set-string".to_owned());
+            arguments.push(format!("{image}.repository={repository},{image}.tag={tag}"));
+        }
+        arguments.extend(["--set".to_owned(), "nats.jetstream.size=100Mi".to_owned()]);
+        Ok(arguments)
+    }
+}
+
+/// A release in a namespace.
+pub struct Helm {
+    program: PathBuf,
+    namespace: String,
+    release: String,
+}
+
+impl Helm {
+    /// In this namespace.
+    ///
+    /// # Errors
+    /// Where `cargo xtask e2e` did not say where Helm is.
+    pub fn new(namespace: &Namespace, release: &str) -> anyhow::Result<Self> {
+        let program = std::env::var_os("TASKPIPELINE_HELM")
+            .context("TASKPIPELINE_HELM is not set: run `cargo xtask e2e`")?;
+        Ok(Self { program: program.into(), namespace: namespace.name.clone(), release: release.to_owned() })
+    }
+
+    /// Installs it; answers the notes. `values`: `name=value`.
+    ///
+    /// # Errors
+    /// What Helm says.
+    pub async fn install(&self, chart: &Chart, values: &[&str]) -> anyhow::Result<String> {
+        self.run("install", &self.release_of(chart, values)?, &["--wait", "--timeout", "180s"]).await
+    }
+
+    /// Upgrades it, with these values on top of those it has.
+    ///
+    /// # Errors
+    /// What Helm says.
+    pub async fn upgrade(&self, chart: &Chart, values: &[&str]) -> anyhow::Result<String> {
+        let more = ["--reset-then-reuse-values", "--wait", "--timeout", "180s"];
+        self.run("upgrade", &self.release_of(chart, values)?, &more).await
+    }
+
+    /// Its manifests, as they would be installed.
+    ///
+    /// # Errors
+    /// What Helm says: a value that the schema refuses, for one.
+    pub async fn template(&self, chart: &Chart, values: &[&str]) -> anyhow::Result<String> {
+        self.run("template", &self.release_of(chart, values)?, &["--include-crds"]).await
+    }
+
+    /// What `helm install` would do and say, Secrets left out.
+    ///
+    /// # Errors
+    /// What Helm says.
+    pub async fn dry_run(&self, chart: &Chart, values: &[&str]) -> anyhow::Result<String> {
+        let more = ["--dry-run=server", "--hide-secret"];
+        self.run("install", &self.release_of(chart, values)?, &more).await
+    }
+
+    /// `helm lint --strict`.
+    ///
+    /// # Errors
+    /// What Helm says.
+    pub async fn lint(&self, chart: &Chart, values: &[&str]) -> anyhow::Result<String> {
+        let mut arguments = chart.arguments()?;
+        arguments.extend(set(values));
+        self.run("lint", &arguments, &["--strict"]).await
+    }
+
+    /// `helm test`; answers its log.
+    ///
+    /// # Errors
+    /// What Helm says.
+    pub async fn test(&self) -> anyhow::Result<String> {
+        self.run("test", std::slice::from_ref(&self.release), &["--logs", "--timeout", "120s"]).await
+    }
+
+    /// Takes it away.
+    ///
+    /// # Errors
+    /// What Helm says.
+    pub async fn uninstall(&self) -> anyhow::Result<String> {
+        self.run("uninstall", std::slice::from_ref(&self.release), &["--wait", "--timeout", "120s"]).await
+    }
+
+    fn release_of(&self, chart: &Chart, values: &[&str]) -> anyhow::Result<Vec<String>> {
+        let mut arguments = vec![self.release.clone()];
+        arguments.extend(chart.arguments()?);
+        arguments.extend(set(values));
+        Ok(arguments)
+    }
+
+    async fn run(&self, what: &str, arguments: &[String], more: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new(&self.program);
+        command.arg(what).args(arguments).args(more).args(["--namespace", &self.namespace]);
+        let done = command.kill_on_drop(true).output().await.context("cannot run Helm")?;
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        if !done.status.success() {
+            bail!("helm {what} failed:\n{said}");
+        }
+        Ok(said)
+    }
+}
+
+fn set(values: &[&str]) -> impl Iterator<Item = String> {
+    values.iter().flat_map(|value| ["--set".to_owned(), (*value).to_owned()])
+}

@@ -1,0 +1,87 @@
+//! A producer as a pod, with a login of its own: goes on when the way from here into the cluster does not.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::{Forward, Namespace, eventually, pods, ready};
+
+/// Where it is asked how far it is.
+pub const LOAD_PORT: u16 = 4000;
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// See the module's head.
+pub struct Producer {
+    asked: Forward,
+}
+
+impl Producer {
+    /// Starts one: so many creates a second, of the tasks `{prefix}-0` and so on. `login`: a Secret with a user and a password.
+    ///
+    /// # Errors
+    /// Where its pod does not get ready.
+    pub async fn start(
+        namespace: &Namespace,
+        url: &str,
+        login: Option<&str>,
+        prefix: &str,
+        per_second: u32,
+    ) -> anyhow::Result<Self> {
+        let from = |name: &str, key: &str| {
+            let of = login.map(|secret| json!({"secretKeyRef": {"name": secret, "key": key}}));
+            of.map(|of| json!({"name": name, "valueFrom": of}))
+        };
+        let env: Vec<Value> =
+            [from("NATS_USER", "user"), from("NATS_PASSWORD", "password")].into_iter().flatten().collect();
+        let container = json!({
+            "command": ["/e2e-load", url, prefix, per_second.to_string()],
+            "env": env,
+            "ports": [{"name": "asked", "containerPort": LOAD_PORT}],
+        });
+        pods::run(namespace, "producer", 1, container, &json!({})).await?;
+        let pods = eventually(SOON, async || ready(namespace, "app=producer", 1).await).await?;
+        let pod = pods[0].metadata.name.as_deref().context("a pod without a name")?;
+        Ok(Self { asked: Forward::to(namespace.api(), pod, LOAD_PORT).await? })
+    }
+
+    /// How many events the stream has acknowledged.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub async fn stored(&self) -> anyhow::Result<u32> {
+        self.ask("stored").await
+    }
+
+    /// Waits until so many are stored.
+    ///
+    /// # Errors
+    /// Where that takes too long.
+    pub async fn reaches(&self, wanted: u32) -> anyhow::Result<()> {
+        eventually(SOON, async || {
+            let stored = self.stored().await?;
+            anyhow::ensure!(stored >= wanted, "{stored} of {wanted} events are stored");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Ends it; answers how many were stored. Asked a second time it answers the same.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub async fn stop(&self) -> anyhow::Result<u32> {
+        eventually(SOON, async || self.ask("stop").await).await
+    }
+
+    async fn ask(&self, question: &str) -> anyhow::Result<u32> {
+        let mut stream = TcpStream::connect(self.asked.address).await?;
+        stream.write_all(question.as_bytes()).await?;
+        let mut answer = String::new();
+        tokio::time::timeout(SOON, stream.read_to_string(&mut answer)).await??;
+        answer.parse().context("the producer gave no number")
+    }
+}
