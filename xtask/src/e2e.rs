@@ -74,7 +74,7 @@ fn tests(shop: &Workshop, cluster: &Cluster, image: &str, options: &Options) -> 
     // One at a time and each with all its pods is slow; all at once is too much for a small machine.
     command.args(["test", "--workspace", "--release", "--no-fail-fast", "--features", FEATURE]);
     let api_server = cluster.api_server()?;
-    for test in ["api_server", "helm", "operator", "pipeline", "rights", "steady", "values"] {
+    for test in ["api_server", "helm", "monitoring", "operator", "pipeline", "rights", "steady", "values"] {
         command.args(["--test", test]);
     }
     if api_server.is_empty() {
@@ -87,6 +87,8 @@ fn tests(shop: &Workshop, cluster: &Cluster, image: &str, options: &Options) -> 
     command.env("TASKPIPELINE_E2E_IMAGE", image);
     command.env("KUBECONFIG", cluster.kubeconfig());
     command.env("TASKPIPELINE_HELM", shop.helm()?);
+    command.env("TASKPIPELINE_PROMTOOL", shop.promtool()?);
+    command.env("TASKPIPELINE_FOREIGN_CRDS", shop.foreign_crds()?);
     command.envs(api_server);
     Ok(command)
 }

@@ -1,6 +1,8 @@
 //! What the tests on a cluster share: a namespace of one's own, NATS, the simulator and the operator as pods in it, and
 //! ways to look at them.
 
+mod dry_run;
+mod foreign_crds;
 mod forward;
 mod helm;
 mod namespace;
@@ -12,6 +14,8 @@ mod producer;
 mod release;
 mod simulator;
 
+pub use dry_run::{DryRun, objects};
+pub use foreign_crds::ForeignCrds;
 pub use forward::Forward;
 pub use helm::{Chart, Helm};
 pub use namespace::Namespace;

@@ -26,11 +26,19 @@ pub async fn crd_is_installed(client: &Client) -> anyhow::Result<()> {
     let name = crd.name_any();
     // As Helm does it: another's it would not touch.
     crds.patch(&name, &PatchParams::apply("helm").force(), &Patch::Apply(&crd)).await?;
+    crd_is_served(&crds, &name).await
+}
+
+/// Waits until a CRD is served.
+///
+/// # Errors
+/// Where that does not come.
+pub(crate) async fn crd_is_served(crds: &Api<CustomResourceDefinition>, name: &str) -> anyhow::Result<()> {
     eventually(Duration::from_secs(20), async || {
         let conditions =
-            crds.get(&name).await?.status.and_then(|status| status.conditions).unwrap_or_default();
+            crds.get(name).await?.status.and_then(|status| status.conditions).unwrap_or_default();
         let is_served = conditions.iter().any(|it| it.type_ == "Established" && it.status == "True");
-        anyhow::ensure!(is_served, "the CRD is not served yet");
+        anyhow::ensure!(is_served, "the CRD {name} is not served yet");
         Ok(())
     })
     .await

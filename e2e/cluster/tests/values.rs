@@ -7,11 +7,7 @@ use std::collections::BTreeSet;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
-use kube::discovery::{Discovery, Scope};
-use kube::{Api, Client};
-use serde_json::{Value, json};
-use taskpipeline_e2e_cluster::{Chart, Helm, Namespace, crd_is_installed};
+use taskpipeline_e2e_cluster::{Chart, DryRun, Helm, Namespace, crd_is_installed, objects};
 
 /// What may be set, each with the settings that are tried; `;` stands between what belongs to one setting.
 const FACTORS: &[(&str, &[&str])] = &[
@@ -68,6 +64,7 @@ const FACTORS: &[(&str, &[&str])] = &[
         ],
     ),
     ("test", &["", "test.timeout=2m"]),
+    ("monitoring", &["", "monitoring.dashboard.enabled=true;monitoring.dashboard.labels.grafana=ours"]),
 ];
 
 /// So many sets of values at the least.
@@ -108,68 +105,25 @@ fn values(set: &[usize]) -> Vec<&'static str> {
     settings.flat_map(|setting| setting.split(';')).filter(|value| !value.is_empty()).collect()
 }
 
-/// Has the API server take an object without keeping it; a pod template as a pod, too, which alone pod security judges.
-async fn dry_run(
-    client: &Client,
-    discovery: &Discovery,
-    namespace: &str,
-    object: &Value,
-) -> anyhow::Result<u32> {
-    let object: DynamicObject = serde_json::from_value(object.clone())?;
-    let types = object.types.clone().unwrap();
-    let gvk = kube::core::GroupVersionKind::try_from(&types)?;
-    let (resource, capabilities) = discovery
-        .resolve_gvk(&gvk)
-        .ok_or_else(|| anyhow::anyhow!("the API server does not know {types:?}"))?;
-    let api: Api<DynamicObject> = match capabilities.scope {
-        Scope::Cluster => Api::all_with(client.clone(), &resource),
-        Scope::Namespaced => Api::namespaced_with(client.clone(), namespace, &resource),
-    };
-    let name = object.metadata.name.clone().unwrap();
-    let params = PatchParams { dry_run: true, ..PatchParams::apply("values").force() };
-    api.patch(&name, &params, &Patch::Apply(&object)).await?;
-    let pod = match types.kind.as_str() {
-        "Pod" => Some(object.data["spec"].clone()),
-        _ => object.data.pointer("/spec/template/spec").cloned(),
-    };
-    let Some(mut spec) = pod else { return Ok(1) };
-    // Admission wants the account to be there, which it is not yet.
-    spec.as_object_mut().unwrap().remove("serviceAccountName");
-    for claim in object.data["spec"]["volumeClaimTemplates"].as_array().into_iter().flatten() {
-        let volume = json!({"name": claim["metadata"]["name"], "emptyDir": {}});
-        spec["volumes"].as_array_mut().unwrap().push(volume);
-    }
-    let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(client.clone(), namespace);
-    let pod = serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec}))?;
-    pods.create(&PostParams { dry_run: true, ..PostParams::default() }, &pod).await?;
-    Ok(2)
-}
-
-fn documents(manifests: &str) -> Vec<Value> {
-    let all: Vec<Value> = serde_saphyr::from_multiple(manifests).unwrap();
-    all.into_iter().filter(Value::is_object).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn pairwise_values_pass_lint_the_schema_and_a_server_side_dry_run_under_restricted_pod_security() {
     let namespace = Namespace::new("values").await.unwrap();
     crd_is_installed(&namespace.client).await.unwrap();
     let (helm, chart) = (Helm::new(&namespace, "demo").unwrap(), Chart::current().unwrap());
-    let discovery = Discovery::new(namespace.client.clone()).run().await.unwrap();
+    let dry_run = DryRun::new(&namespace).await.unwrap();
     let sets = pairwise();
     let (mut asked, mut kinds) = (0, BTreeSet::new());
     for (number, set) in sets.iter().enumerate() {
         let values = values(set);
         helm.lint(&chart, &values).await.unwrap_or_else(|error| panic!("{values:?}: {error}"));
         let manifests = helm.template(&chart, &values).await.unwrap();
-        let all = documents(&manifests);
+        let all = objects(&manifests).unwrap();
         assert!(all.len() > 5, "{number}: {} objects", all.len());
         for object in all {
             kinds.insert(object["kind"].as_str().unwrap_or_default().to_owned());
-            let taken = dry_run(&namespace.client, &discovery, &namespace.name, &object).await;
-            asked += taken.unwrap_or_else(|error| {
-                panic!("{values:?}\n{} {}: {error}", object["kind"], object["metadata"]["name"])
-            });
+            dry_run.apply(&object).await.unwrap_or_else(|error| panic!("{values:?}: {error:#}"));
+            let has_pod = dry_run.pod(&object).await.unwrap_or_else(|error| panic!("{values:?}: {error:#}"));
+            asked += 1 + u32::from(has_pod);
         }
     }
     println!("{} sets of values, {asked} dry runs of {} kinds: {kinds:?}", sets.len(), kinds.len());
@@ -184,7 +138,8 @@ async fn the_token_is_in_a_secret_and_nowhere_else() {
     let values = ["kv.accountId=a", "kv.namespaceId=b", "kv.apiToken=cloudflares-own", "crds.upgrade=false"];
     let has =
         |text: &str| text.contains("cloudflares-own") || text.contains(&BASE64.encode("cloudflares-own"));
-    let kinds: Vec<_> = documents(&helm.template(&chart, &values).await.unwrap())
+    let kinds: Vec<_> = objects(&helm.template(&chart, &values).await.unwrap())
+        .unwrap()
         .into_iter()
         .filter(|object| has(&object.to_string()))
         .map(|object| object["kind"].as_str().unwrap_or_default().to_owned())

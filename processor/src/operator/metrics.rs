@@ -54,3 +54,60 @@ impl OperatorMetrics {
         self.reconciles.with_label_values(&[result]).observe(took.as_secs_f64());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use prometheus::TextEncoder;
+
+    use super::*;
+    use crate::telemetry::metrics::Metrics;
+
+    /// What is made for these metrics, all in text.
+    const USERS: [(&str, &str); 3] = [
+        ("alerts", include_str!("../../../charts/taskpipeline/files/alerts.yaml")),
+        ("the dashboard", include_str!("../../../charts/taskpipeline/files/dashboard.json")),
+        ("the example for KEDA", include_str!("../../../manifests/examples/keda.yaml")),
+    ];
+
+    /// The names of all series of an operator and a replica.
+    fn there() -> BTreeSet<String> {
+        let (operator, replica) = (OperatorMetrics::new().unwrap(), Metrics::new().unwrap());
+        operator.asked("get", "secrets");
+        replica.set([("retry.maxAttempts".to_owned(), 5.0)]);
+        let operator = TextEncoder::new().encode_to_string(&operator.registry.gather()).unwrap();
+        let text = operator + &String::from_utf8(replica.encode().unwrap()).unwrap();
+        let series = text.lines().filter(|line| !line.starts_with('#'));
+        series.filter_map(|line| line.split(['{', ' ']).next()).map(str::to_owned).collect()
+    }
+
+    fn named(text: &str) -> BTreeSet<&str> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        words.filter(|word| word.starts_with("taskpipeline_")).collect()
+    }
+
+    #[test]
+    fn every_metric_that_alerts_and_the_dashboard_name_exists() {
+        let there = there();
+        for (user, text) in USERS {
+            let named = named(text);
+            let missing: Vec<_> = named.iter().filter(|name| !there.contains(**name)).collect();
+            assert!(missing.is_empty(), "{user}: {missing:?}");
+            assert!(!named.is_empty(), "{user} names no metric");
+        }
+    }
+
+    #[test]
+    fn the_dashboard_shows_every_metric() {
+        let text = USERS[1].1;
+        let hidden: Vec<_> = there()
+            .into_iter()
+            .filter(|name| name.starts_with("taskpipeline_"))
+            .filter(|name| {
+                !name.ends_with("_sum") && !name.ends_with("_count") && !named(text).contains(name.as_str())
+            })
+            .collect();
+        assert!(hidden.is_empty(), "{hidden:?}");
+    }
+}

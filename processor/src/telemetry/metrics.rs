@@ -9,6 +9,7 @@ use prometheus::{
 use taskpipeline_contract::EventKind;
 
 use crate::kv::Failure;
+use crate::pipeline::Reason;
 
 /// "$5.00/million" for writes and for deletes. <https://developers.cloudflare.com/kv/platform/pricing/>
 const DOLLARS_PER_KEY: f64 = 5e-6;
@@ -25,6 +26,8 @@ pub enum Operation {
 }
 
 impl Operation {
+    const ALL: [Self; 3] = [Self::Put, Self::Delete, Self::Get];
+
     /// As logs say it.
     #[must_use]
     pub fn verb(self) -> &'static str {
@@ -71,6 +74,8 @@ pub struct Metrics {
     pub changes_behind: IntGauge,
     /// The age of the oldest event that is not in the ledger.
     pub oldest_event_age: Gauge,
+    /// How long the stream keeps an event; 0: for ever.
+    pub stream_max_age: Gauge,
     /// The age of the oldest change that KV may lack, to some seconds.
     pub oldest_change_age: Gauge,
     /// The settings in effect.
@@ -83,6 +88,8 @@ pub struct Metrics {
     pub retries: IntCounter,
     /// Dead letters published, by reason.
     pub dead_letters: IntCounterVec,
+    /// Dead letters that are there.
+    pub dead_letters_stored: IntGauge,
     /// Events received that have not landed.
     pub events_waiting: IntGauge,
     /// Tasks in memory.
@@ -181,6 +188,13 @@ impl Metrics {
                     "Age of the oldest event that is not in the ledger yet.",
                 )?,
             )?,
+            stream_max_age: registered(
+                r,
+                Gauge::new(
+                    "stream_max_age_seconds",
+                    "How long the stream keeps an event that is not taken in; 0: for ever, or there is no stream.",
+                )?,
+            )?,
             oldest_change_age: registered(
                 r,
                 Gauge::new(
@@ -211,6 +225,10 @@ impl Metrics {
                 "Failed attempts, counted for each key, to be repeated.",
             )?,
             dead_letters: labelled("dead_letters_total", "Dead letters published, by reason.", &["reason"])?,
+            dead_letters_stored: gauge(
+                "dead_letters_stored",
+                "Dead letters in their stream, as counted last; large ones count for each part.",
+            )?,
             events_waiting: gauge("events_waiting", "Events received that have not landed in KV.")?,
             tasks_in_memory: gauge("tasks_in_memory", "Tasks that are dirty, in a request or at rest.")?,
             requests_in_flight: gauge("kv_requests_in_flight", "Requests to KV without an answer yet.")?,
@@ -241,6 +259,16 @@ impl Metrics {
         for kind in EventKind::ALL {
             metrics.received.with_label_values(&[kind.as_str()]);
         }
+        for reason in Reason::ALL {
+            metrics.dead_letters.with_label_values(&[reason.as_str()]);
+        }
+        for operation in Operation::ALL {
+            metrics.keys.with_label_values(&[operation.label()]);
+            metrics.request_seconds.with_label_values(&[operation.label()]);
+            for outcome in OUTCOMES {
+                metrics.requests.with_label_values(&[operation.label(), outcome]);
+            }
+        }
         Ok(metrics)
     }
 
@@ -265,17 +293,7 @@ impl Metrics {
 
     /// A request was answered, or was given up.
     pub fn request(&self, operation: Operation, keys: usize, failure: Option<&Failure>, took: Duration) {
-        let outcome = match failure {
-            None => "success",
-            Some(Failure::Transient(_)) => "transient",
-            Some(Failure::TooSlow(_)) => "too_slow",
-            Some(Failure::Throttled(_)) => "throttled",
-            Some(Failure::Config(_)) => "config",
-            Some(Failure::DailyQuota(_)) => "daily_quota",
-            Some(Failure::Refused(_)) => "refused",
-            Some(Failure::TooLarge(_)) => "too_large",
-        };
-        self.requests.with_label_values(&[operation.label(), outcome]).inc();
+        self.requests.with_label_values(&[operation.label(), outcome(failure)]).inc();
         self.request_seconds.with_label_values(&[operation.label()]).observe(took.as_secs_f64());
         if failure.is_none() {
             self.keys.with_label_values(&[operation.label()]).inc_by(u64::try_from(keys).unwrap_or(u64::MAX));
@@ -293,6 +311,23 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
+    }
+}
+
+/// All that [`outcome`] says.
+const OUTCOMES: [&str; 8] =
+    ["success", "transient", "too_slow", "throttled", "config", "daily_quota", "refused", "too_large"];
+
+fn outcome(failure: Option<&Failure>) -> &'static str {
+    match failure {
+        None => "success",
+        Some(Failure::Transient(_)) => "transient",
+        Some(Failure::TooSlow(_)) => "too_slow",
+        Some(Failure::Throttled(_)) => "throttled",
+        Some(Failure::Config(_)) => "config",
+        Some(Failure::DailyQuota(_)) => "daily_quota",
+        Some(Failure::Refused(_)) => "refused",
+        Some(Failure::TooLarge(_)) => "too_large",
     }
 }
 

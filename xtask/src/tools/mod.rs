@@ -8,6 +8,7 @@ mod cargo_install;
 mod chromium;
 mod debian;
 mod download;
+mod foreign_crds;
 mod go_program;
 mod helm;
 mod kubernetes;
@@ -15,6 +16,7 @@ mod nats_server;
 mod node;
 mod npm;
 mod peer;
+mod promtool;
 mod version;
 mod wasm_target;
 
@@ -66,6 +68,22 @@ impl Workshop {
     /// When there is none and no way to get one.
     pub(crate) fn helm(&self) -> Result<PathBuf> {
         helm::HELM.find(self)
+    }
+
+    /// promtool.
+    ///
+    /// # Errors
+    /// When there is none and no way to get one.
+    pub(crate) fn promtool(&self) -> Result<PathBuf> {
+        promtool::find(self)
+    }
+
+    /// A folder with the CRDs of others whose objects our chart and examples hold.
+    ///
+    /// # Errors
+    /// When there is no way to get them.
+    pub(crate) fn foreign_crds(&self) -> Result<PathBuf> {
+        foreign_crds::find(self)
     }
 
     /// wrangler, esbuild and wasm-opt, with a Node that runs them.

@@ -44,6 +44,15 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Invalid,
+        Self::DeliveredTooOften,
+        Self::AttemptsUsedUp,
+        Self::RefusedByKv,
+        Self::UnreadableInKv,
+        Self::Shutdown,
+    ];
+
     /// As it stands in the letter and in the metric's label.
     pub(crate) fn as_str(self) -> &'static str {
         match self {

@@ -25,12 +25,14 @@ pub(super) fn watch(
 ) -> JoinHandle<()> {
     // Often enough to see an event get old, however short the stream's memory is.
     let look = session.max_age.map_or(LOOK, |age| (age / 20).clamp(Duration::from_millis(500), LOOK));
+    metrics.stream_max_age.set(session.max_age.unwrap_or_default().as_secs_f64());
     tokio::spawn(async move {
         let mut late = false;
         loop {
             tokio::time::sleep(look).await;
             if let Some(count) = letters.count().await {
                 health.set_dead_letters(count);
+                metrics.dead_letters_stored.set(i64::try_from(count).unwrap_or(i64::MAX));
             }
             // While NATS does not answer, that is what is told.
             let Ok(age) = oldest(&session).await else { continue };

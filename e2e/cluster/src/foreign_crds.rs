@@ -1,0 +1,61 @@
+//! The CRDs of others, for the time of a test. A cluster that has them already keeps its own, and the test uses those.
+
+use std::path::Path;
+
+use anyhow::Context;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use kube::{Client, ResourceExt};
+
+use crate::operator::crd_is_served;
+
+/// Those that tests brought have it.
+const LABEL: &str = "taskpipeline.dev/e2e";
+
+/// See the module's head.
+pub struct ForeignCrds {
+    crds: Api<CustomResourceDefinition>,
+    brought: Vec<String>,
+}
+
+impl ForeignCrds {
+    /// Brings those that are not there, and waits until all are served.
+    ///
+    /// # Errors
+    /// Where `cargo xtask e2e` did not say where they are, or the API server does not take them.
+    pub async fn bring(client: &Client) -> anyhow::Result<Self> {
+        let folder = std::env::var_os("TASKPIPELINE_FOREIGN_CRDS")
+            .context("TASKPIPELINE_FOREIGN_CRDS is not set: run `cargo xtask e2e`")?;
+        let mut these = Self { crds: Api::all(client.clone()), brought: Vec::new() };
+        for file in std::fs::read_dir(&folder).context("the CRDs are not where they should be")? {
+            these.bring_one(&file?.path()).await?;
+        }
+        Ok(these)
+    }
+
+    async fn bring_one(&mut self, file: &Path) -> anyhow::Result<()> {
+        let text = std::fs::read_to_string(file)?;
+        let mut crd: CustomResourceDefinition = serde_saphyr::from_str(&text)?;
+        let name = crd.name_any();
+        let there = self.crds.get_opt(&name).await?;
+        // One that an earlier run left behind is ours, too.
+        if there.is_none_or(|there| there.labels().contains_key(LABEL)) {
+            crd.labels_mut().insert(LABEL.to_owned(), "true".to_owned());
+            let params = PatchParams::apply("e2e").force();
+            self.crds.patch(&name, &params, &Patch::Apply(&crd)).await?;
+            self.brought.push(name.clone());
+        }
+        crd_is_served(&self.crds, &name).await
+    }
+
+    /// Removes those that were brought.
+    ///
+    /// # Errors
+    /// Where the API server does not do it.
+    pub async fn take_away(self) -> anyhow::Result<()> {
+        for name in &self.brought {
+            self.crds.delete(name, &DeleteParams::background()).await?;
+        }
+        Ok(())
+    }
+}
