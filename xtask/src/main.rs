@@ -5,6 +5,7 @@
 mod bench;
 mod cluster;
 mod e2e;
+mod generate;
 mod http;
 mod interrupt;
 mod processes;
@@ -49,6 +50,8 @@ enum Subject {
     Bench(bench::Options),
     /// Does the fault suite catch processors that are broken on purpose?
     Variants(variants::Options),
+    /// Write the files that are generated from others: the CRD, the plain manifests, the chart's README
+    Generate(generate::Options),
     /// Build the Worker into edge/build (wrangler calls this)
     Wasm,
     /// Get every tool and print where each one is
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
             Subject::Sim(options) => sim::run(&shop, &options),
             Subject::Bench(options) => bench::run(&shop, &options),
             Subject::Variants(options) => variants::run(&shop, &options),
+            Subject::Generate(options) => generate::run(&shop, &options),
             Subject::Wasm => wasm::build(&shop).map(|_| ExitCode::SUCCESS),
             Subject::Tools => tools::list(&shop).map(|()| ExitCode::SUCCESS),
         }

@@ -14,12 +14,12 @@ use crate::programs::{self, Asked};
 use crate::report::{Report, Tally};
 use crate::soak::{CRASHABLE, crashable_processor};
 use crate::tools::{Everything, Workshop, everything};
-use crate::{run, wasm};
+use crate::{generate, run, wasm};
 
 /// What `test` can be told.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Only these steps, each time the option is given one (`test` also does what it needs: wasm and build)
+    /// Only these steps, each time the option is given one, and what they need (`test`: wasm and build)
     #[arg(long, value_enum, value_name = "STEP")]
     only: Vec<Step>,
 }
@@ -32,13 +32,24 @@ enum Step {
     Doc,
     Wasm,
     Build,
+    Generate,
     Test,
+}
+
+impl Step {
+    /// The steps that have to be done before it.
+    fn needs(self) -> &'static [Self] {
+        match self {
+            Self::Generate => &[Self::Build],
+            Self::Test => &[Self::Wasm, Self::Build],
+            _ => &[],
+        }
+    }
 }
 
 impl Options {
     fn wants(&self, step: Step) -> bool {
-        let needed = self.only.contains(&Step::Test) && matches!(step, Step::Wasm | Step::Build);
-        self.only.is_empty() || needed || self.only.contains(&step)
+        self.only.is_empty() || self.only.iter().any(|only| *only == step || only.needs().contains(&step))
     }
 }
 
@@ -59,8 +70,8 @@ pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
             build_and_test(shop, options, &tools, &mut report);
         }
     });
-    if !needs_tools && options.wants(Step::Build) {
-        report.step(shop, "build", || build(shop));
+    if !needs_tools && options.wants(Step::Build) && report.step(shop, "build", || build(shop)).is_some() {
+        compare(shop, options, &mut report);
     }
     Ok(report.finish(options.wants(Step::Test)))
 }
@@ -103,6 +114,7 @@ fn build_and_test(shop: &Workshop, options: &Options, tools: &Everything, report
     if options.wants(Step::Build) && report.step(shop, "build", || build(shop)).is_none() {
         return;
     }
+    compare(shop, options, report);
     if options.wants(Step::Test) {
         report.tests(shop, "test", |tally| test(shop, tools, tally));
     }
@@ -112,6 +124,13 @@ fn build_and_test(shop: &Workshop, options: &Options, tools: &Everything, report
 fn build(shop: &Workshop) -> Result<String> {
     crashable_processor(&shop.workspace)?;
     run::output(&mut shop.workspace.build(&["taskpipeline", "taskpipeline-simulator"]))
+}
+
+/// What is generated has to be what would be generated.
+fn compare(shop: &Workshop, options: &Options, report: &mut Report) {
+    if options.wants(Step::Generate) {
+        report.step(shop, "generate", || generate::check(shop));
+    }
 }
 
 /// All but those that need a cluster, which are `cargo xtask e2e`'s.
@@ -154,5 +173,7 @@ mod tests {
         assert!(only.wants(Step::Wasm) && only.wants(Step::Build) && !only.wants(Step::Doc));
         assert!(Options { only: Vec::new() }.wants(Step::Doc));
         assert!(!Options { only: vec![Step::Fmt] }.wants(Step::Test));
+        let only = Options { only: vec![Step::Generate] };
+        assert!(only.wants(Step::Build) && !only.wants(Step::Wasm) && !only.wants(Step::Test));
     }
 }

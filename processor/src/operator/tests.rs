@@ -260,3 +260,62 @@ fn while_no_replica_is_ready_nobody_knows_what_a_replica_would_say_and_that_is_s
     pipeline.status = Some(TaskPipelineStatus { conditions, ..TaskPipelineStatus::default() });
     assert_eq!(unknown(&pipeline, 0, &at(2)), None);
 }
+
+/// What of a manifest is looked at here.
+#[derive(serde::Deserialize)]
+#[serde(tag = "kind")]
+enum Manifest {
+    TaskPipeline(Value),
+    Secret(Value),
+    #[serde(other)]
+    Other,
+}
+
+/// The Secret with these keys, as the operator sees it; NATS' logins are made beside the bundled NATS.
+fn example_secret(manifests: &[Manifest], name: &str) -> Found {
+    let secrets =
+        manifests.iter().filter_map(|it| if let Manifest::Secret(it) = it { Some(it) } else { None });
+    let Some(data) = secrets.map(|it| (&it["metadata"]["name"], &it["stringData"])).find(|it| it.0 == name)
+    else {
+        assert_eq!(name, "tasks-nats-processor", "no such Secret in the example");
+        return secret(name, "1", &["user", "password", "inboxPrefix"], &["tasks-nats"]);
+    };
+    let data = data.1.as_object().unwrap();
+    let keys: Vec<_> = data.keys().map(String::as_str).collect();
+    for (key, value) in data.iter().filter(|(key, _)| *key != "hosts") {
+        assert_eq!(value, "REPLACE-ME", "{key} of {name}");
+    }
+    let hosts = data.get("hosts").and_then(Value::as_str).unwrap_or_default();
+    secret(name, "1", &keys, &hosts.split(',').collect::<Vec<_>>())
+}
+
+#[test]
+fn every_example_can_be_run_once_its_placeholders_are_replaced() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/examples");
+    let mut run = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let (path, name) = entry.map(|it| (it.path(), it.file_name().into_string().unwrap())).unwrap();
+        if name.starts_with("values-") {
+            continue;
+        }
+        let text = std::fs::read_to_string(path).unwrap();
+        let manifests: Vec<Manifest> = serde_saphyr::from_multiple(&text).unwrap();
+        for manifest in &manifests {
+            let Manifest::TaskPipeline(manifest) = manifest else { continue };
+            let spec = &manifest["spec"];
+            let pipeline: TaskPipeline = serde_json::from_value(json!({
+                "apiVersion": "taskpipeline.dev/v1alpha1", "kind": "TaskPipeline",
+                "metadata": manifest["metadata"], "spec": spec,
+            }))
+            .unwrap();
+            pipeline.validate_cel().unwrap();
+            let auth = spec["nats"]["authSecretRef"]["name"].as_str().unwrap();
+            let kv = example_secret(&manifests, spec["kv"]["secretRef"]["name"].as_str().unwrap());
+            let found = References { kv, nats_auth: Some(example_secret(&manifests, auth)) };
+            validate(&pipeline, &found).unwrap();
+            run.push(name.clone());
+        }
+    }
+    run.sort();
+    assert_eq!(run, ["core.yaml", "durable-three-nodes.yaml", "external-nats-tls.yaml", "minimal.yaml"]);
+}

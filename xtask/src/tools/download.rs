@@ -22,7 +22,7 @@ pub(super) struct Release {
 }
 
 impl Release {
-    /// Unpacks the archive into the folder, without the one folder that it consists of.
+    /// Unpacks the archive into the folder; without the one folder that it consists of, if it does.
     pub(super) fn unpack(&self, into: &Path) -> Result<()> {
         let (archive, sums) = (into.join(".archive.tar.gz"), into.join(".sums"));
         fetch(&format!("{}/{}", self.base, self.sums), &sums)?;
@@ -35,14 +35,13 @@ impl Release {
         if found != expected {
             bail!("{}/{} has the SHA-256 {found}, its release says {expected}", self.base, self.archive);
         }
-        run::output(
-            Command::new("tar")
-                .arg("-xzf")
-                .arg(&archive)
-                .arg("-C")
-                .arg(into)
-                .args(["--strip-components", "1"]),
-        )?;
+        let names = run::output(Command::new("tar").arg("-tzf").arg(&archive))?;
+        let mut unpack = Command::new("tar");
+        unpack.arg("-xzf").arg(&archive).arg("-C").arg(into);
+        if is_one_folder(&names) {
+            unpack.args(["--strip-components", "1"]);
+        }
+        run::output(&mut unpack)?;
         for file in [archive, sums] {
             fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
         }
@@ -84,6 +83,13 @@ pub(super) fn reachable(url: &str) -> bool {
     run::output(&mut command).is_ok()
 }
 
+/// Whether all of an archive's names lie in the same folder.
+fn is_one_folder(names: &str) -> bool {
+    let mut folders = names.lines().map(|name| name.split_once('/').map(|(folder, _)| folder));
+    let first = folders.next().flatten();
+    first.is_some() && folders.all(|folder| folder == first)
+}
+
 fn sum_of<'a>(list: &'a str, name: &str) -> Option<&'a str> {
     list.lines().find_map(|line| {
         let (sum, file) = line.split_once(char::is_whitespace)?;
@@ -119,6 +125,16 @@ mod tests {
         assert_eq!(sum_of(list, "nats-server-v2.15.2-linux-amd64.tar.gz"), Some("bb"));
         assert_eq!(sum_of(list, "other"), Some("cc"));
         assert_eq!(sum_of(list, "nats-server"), None);
+    }
+
+    #[test]
+    fn an_archive_is_one_folder_or_is_not() {
+        assert!(is_one_folder(
+            "nats-server-v2.15.2-linux-amd64/\nnats-server-v2.15.2-linux-amd64/nats-server\n"
+        ));
+        assert!(!is_one_folder("LICENSE\nREADME.md\nhelm-docs\n"));
+        assert!(!is_one_folder("README.md\ndocs/a.md\n") && !is_one_folder("a/b\nc/d\n"));
+        assert!(!is_one_folder(""));
     }
 
     #[test]

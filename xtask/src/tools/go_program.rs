@@ -22,13 +22,17 @@ pub(super) struct GoProgram {
     pub(super) ask: &'static [&'static str],
     /// Its package, without a version.
     pub(super) package: &'static str,
+    /// Its version as a Go module, which is not always that of its releases.
+    pub(super) module: Version,
+    /// The variable that its own build sets to the version; Go sets none.
+    pub(super) stamp: Option<&'static str>,
     /// Its release for a system and an architecture.
     pub(super) release: fn(&str, &str) -> Release,
 }
 
 impl GoProgram {
     pub(super) fn find(&self, shop: &Workshop) -> Result<PathBuf> {
-        let Self { name, version, oldest, ask, package, release } = self;
+        let Self { name, version, oldest, ask, package, module, stamp, release } = self;
         if let Some(found) = run::on_path(name).filter(|path| Version::said(path, ask) >= Some(*oldest)) {
             return Ok(found);
         }
@@ -45,9 +49,11 @@ impl GoProgram {
                     ));
                 };
                 // Go checks what it fetches against its sum database.
-                let source = format!("{package}@v{version}");
+                let source = format!("{package}@v{module}");
+                let flags = stamp.map(|variable| format!("-ldflags=-X {variable}={version}"));
                 let mut install = Command::new(go);
-                run::output(install.args(["install", "-trimpath", &source]).env("GOBIN", folder)).map(drop)
+                install.args(["install", "-trimpath"]).args(flags).arg(&source).env("GOBIN", folder);
+                run::output(&mut install).map(drop)
             })
         })?;
         let program = entry.join(name);

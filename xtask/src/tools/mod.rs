@@ -11,6 +11,7 @@ mod download;
 mod foreign_crds;
 mod go_program;
 mod helm;
+mod helm_docs;
 mod kubernetes;
 mod nats_server;
 mod node;
@@ -84,6 +85,14 @@ impl Workshop {
     /// When there is no way to get them.
     pub(crate) fn foreign_crds(&self) -> Result<PathBuf> {
         foreign_crds::find(self)
+    }
+
+    /// helm-docs.
+    ///
+    /// # Errors
+    /// When there is none and no way to get one.
+    pub(crate) fn helm_docs(&self) -> Result<PathBuf> {
+        helm_docs::HELM_DOCS.find(self)
     }
 
     /// wrangler, esbuild and wasm-opt, with a Node that runs them.
@@ -172,6 +181,8 @@ pub(crate) struct Everything {
     npm: NpmTools,
     wasm: WasmTools,
     rust: WasmRust,
+    helm: PathBuf,
+    helm_docs: PathBuf,
 }
 
 impl Everything {
@@ -194,14 +205,16 @@ pub(crate) fn everything(shop: &Workshop) -> Result<Everything> {
     thread::scope(|scope| {
         let fetched =
             scope.spawn(|| -> Result<_> { Ok((shop.npm_tools()?, shop.chromium()?, shop.wasm_rust()?)) });
-        let compiled = shop.nats_server().and_then(|nats| Ok((nats, shop.wasm_tools()?)));
+        let compiled = shop
+            .nats_server()
+            .and_then(|nats| Ok((nats, shop.wasm_tools()?, shop.helm()?, shop.helm_docs()?)));
         let fetched = fetched.join().map_err(|_| anyhow!("getting the tools fell over"))?;
         if let (Err(error), Err(_)) = (&compiled, &fetched) {
             // Only one of two can be returned.
             complain(error);
         }
-        let ((npm, chromium, rust), (nats_server, wasm)) = (fetched?, compiled?);
-        Ok(Everything { nats_server, chromium, npm, wasm, rust })
+        let ((npm, chromium, rust), (nats_server, wasm, helm, helm_docs)) = (fetched?, compiled?);
+        Ok(Everything { nats_server, chromium, npm, wasm, rust, helm, helm_docs })
     })
 }
 
@@ -221,6 +234,8 @@ pub(crate) fn list(shop: &Workshop) -> Result<()> {
         ("worker-build", all.wasm.worker_build),
         ("wasm-bindgen", all.wasm.wasm_bindgen),
         ("chromium", all.chromium),
+        ("helm", all.helm),
+        ("helm-docs", all.helm_docs),
     ];
     for (name, path) in rows {
         say(format_args!("{name:<13} {}", path.display()));
