@@ -22,8 +22,6 @@ pub(super) struct GoProgram {
     pub(super) ask: &'static [&'static str],
     /// Its package, without a version.
     pub(super) package: &'static str,
-    /// Its version as a Go module, which is not always that of its releases.
-    pub(super) module: Version,
     /// The variable that its own build sets to the version; Go sets none.
     pub(super) stamp: Option<&'static str>,
     /// Its release for a system and an architecture.
@@ -32,7 +30,7 @@ pub(super) struct GoProgram {
 
 impl GoProgram {
     pub(super) fn find(&self, shop: &Workshop) -> Result<PathBuf> {
-        let Self { name, version, oldest, ask, package, module, stamp, release } = self;
+        let Self { name, version, oldest, ask, package, stamp, release } = self;
         if let Some(found) = run::on_path(name).filter(|path| Version::said(path, ask) >= Some(*oldest)) {
             return Ok(found);
         }
@@ -49,7 +47,7 @@ impl GoProgram {
                     ));
                 };
                 // Go checks what it fetches against its sum database.
-                let source = format!("{package}@v{module}");
+                let source = format!("{package}@v{version}");
                 let flags = stamp.map(|variable| format!("-ldflags=-X {variable}={version}"));
                 let mut install = Command::new(go);
                 install.args(["install", "-trimpath"]).args(flags).arg(&source).env("GOBIN", folder);

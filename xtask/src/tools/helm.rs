@@ -13,7 +13,6 @@ pub(super) const HELM: GoProgram = GoProgram {
     oldest: Version(4, 0, 0),
     ask: &["version", "--template", "{{.Version}}"],
     package: "helm.sh/helm/v4/cmd/helm",
-    module: VERSION,
     stamp: None,
     release,
 };

@@ -13,7 +13,6 @@ pub(super) const HELM_DOCS: GoProgram = GoProgram {
     oldest: VERSION,
     ask: &["--version"],
     package: "github.com/norwoodj/helm-docs/cmd/helm-docs",
-    module: VERSION,
     stamp: Some("main.version"),
     release,
 };

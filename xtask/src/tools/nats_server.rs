@@ -13,7 +13,6 @@ pub(super) const NATS_SERVER: GoProgram = GoProgram {
     oldest: Version(2, 11, 0),
     ask: &["--version"],
     package: "github.com/nats-io/nats-server/v2",
-    module: VERSION,
     stamp: None,
     release,
 };
