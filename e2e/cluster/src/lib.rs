@@ -22,7 +22,7 @@ pub use namespace::Namespace;
 pub use nats::{Load, NatsPod, create};
 pub use operator::{OperatorPods, crd_is_installed};
 pub use pipeline::{condition, kv_secret, minimal};
-pub use pods::{gone, image, ready, run};
+pub use pods::{image, ready, run};
 pub use producer::{LOAD_PORT, Producer};
 pub use release::{Release, forward, log_in};
 pub use simulator::SimulatorPod;

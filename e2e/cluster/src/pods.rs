@@ -93,14 +93,3 @@ pub async fn ready(namespace: &Namespace, label: &str, wanted: usize) -> anyhow:
     );
     Ok(ready)
 }
-
-/// Fails unless there is no pod with this label any more, also none that is on its way out.
-///
-/// # Errors
-/// Which are still there.
-pub async fn gone(namespace: &Namespace, label: &str) -> anyhow::Result<()> {
-    let pods = namespace.api::<Pod>().list(&ListParams::default().labels(label)).await?.items;
-    let names: Vec<_> = pods.iter().map(ResourceExt::name_any).collect();
-    ensure!(names.is_empty(), "still there: {}", names.join(", "));
-    Ok(())
-}
