@@ -56,6 +56,8 @@ async fn what_cannot_work_is_refused_with_the_reason() {
         ("delivery", json!({"mode": "Core", "stream": {"name": "TASKS"}}), "no meaning in mode Core"),
         ("delivery", json!({"mode": "Sometimes"}), "Unsupported value"),
         ("processor.env", json!({"LD_PRELOAD": "x"}), "env may set"),
+        ("processor.priorityClassName", json!("High"), "priorityClassName must be"),
+        ("processor.priorityClassName", json!("a".repeat(254)), "253"),
     ];
     let mut tried = 0;
     for (path, value, why) in refused {

@@ -64,6 +64,7 @@ fn everything() -> Value {
             "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
                 {"weight": 1, "podAffinityTerm": {"topologyKey": "kubernetes.io/hostname", "labelSelector": {}}},
             ]}},
+            "priorityClassName": "system-cluster-critical",
             "labels": {"team": "shop"},
             "annotations": {"note": ""},
             "env": {"RUST_LOG": "", "SHUTDOWN_GRACE": "10s"},

@@ -33,6 +33,7 @@ const FACTORS: &[(&str, &[&str])] = &[
             "",
             "operator.nodeSelector.disk=ssd;operator.tolerations[0].operator=Exists;operator.priorityClassName=system-cluster-critical",
             "nats.nodeSelector.disk=ssd;nats.tolerations[0].operator=Exists;nats.podAnnotations.a=b",
+            "pipeline.spec.processor.priorityClassName=high;nats.priorityClassName=system-cluster-critical",
         ],
     ),
     (

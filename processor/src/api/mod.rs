@@ -287,6 +287,12 @@ pub struct Processor {
     /// Where it would rather run. Default: spread over nodes and zones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
+    /// The PriorityClass of its pods, by its name: who goes first where nodes are full. Default: the cluster's default one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?([.][a-z0-9]([a-z0-9-]*[a-z0-9])?)*$')")
+        .message("priorityClassName must be a PriorityClass's name: lower case letters, digits, - and ."))]
+    #[schemars(length(min = 1, max = 253))]
+    pub priority_class_name: Option<String>,
     /// More labels of its pods; none of ours can be replaced.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,

@@ -50,6 +50,7 @@ fn everything_that_can_be_said_is_read() {
     assert_eq!(tuning.request_budget.period, Duration::from_secs(60));
     assert_eq!(tuning.min_write_interval, Duration::from_secs(10));
     assert_eq!((tuning.max_keys.get(), tuning.retry.max_attempts.get()), (500, 3));
+    assert_eq!(full.spec.processor.priority_class_name.as_deref(), Some("shop.high"));
     assert_eq!(full.spec.delivery.stream.unwrap().max_age.to_string(), "24h");
 }
 
@@ -74,6 +75,10 @@ fn what_cannot_work_is_refused_with_the_reason() {
         ("delivery.stream", json!({"maxAge": "10s"}), "at least 1m"),
         ("delivery", json!({"mode": "Core", "stream": {"name": "TASKS"}}), "no meaning in mode Core"),
         ("processor.env", json!({"LD_PRELOAD": "x"}), "env may set"),
+        ("processor.priorityClassName", json!("High"), "priorityClassName must be"),
+        ("processor.priorityClassName", json!("high-"), "priorityClassName must be"),
+        ("processor.priorityClassName", json!("shop..high"), "priorityClassName must be"),
+        ("processor.priorityClassName", json!("shop.-high"), "priorityClassName must be"),
     ];
     for (path, value, why) in refused {
         let pipeline = with(path, &value).unwrap();

@@ -220,6 +220,7 @@ fn template(pipeline: &TaskPipeline, validated: &Validated, image: &Image) -> Po
             node_selector: Some(processor.node_selector.clone()).filter(|labels| !labels.is_empty()),
             tolerations: none_if_empty(processor.tolerations.clone()),
             affinity: processor.affinity.clone(),
+            priority_class_name: processor.priority_class_name.clone(),
             topology_spread_constraints: Some(
                 ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
                     .map(|key| TopologySpreadConstraint {

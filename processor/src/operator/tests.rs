@@ -104,6 +104,7 @@ fn what_is_said_of_pods_is_in_them_and_replaces_nothing_of_ours() {
     assert_eq!(template.annotations.unwrap()["example.org/owner"], "shop");
     let pod = pod(&deployment);
     assert_eq!(pod.node_selector.unwrap()["disk"], "ssd");
+    assert_eq!(pod.priority_class_name.as_deref(), Some("shop.high"));
     assert_eq!(pod.image_pull_secrets.unwrap()[0].name, "registry");
     let env = env(&pod.containers[0]);
     let value = |name: &str| env.as_array().unwrap().iter().find(|it| it["name"] == name).cloned();
@@ -145,6 +146,9 @@ fn a_changed_secret_rolls_the_pods_and_a_live_setting_does_not() {
     let mut moved = minimal();
     moved.spec.nats.url = "nats://elsewhere:4222".to_owned();
     assert_ne!(template(&moved, "1"), before);
+    let mut urgent = minimal();
+    urgent.spec.processor.priority_class_name = Some("high".to_owned());
+    assert_ne!(template(&urgent, "1"), before);
 }
 
 #[test]
