@@ -27,7 +27,7 @@ const VERSION: &str = "taskpipeline.dev/version";
 const OWN: &str = "taskpipeline.dev/crd-";
 
 /// What went before. A version is added here when the next one is begun.
-const EARLIER: &[&str] = &[];
+const EARLIER: &[&str] = &["0.1.0"];
 
 /// Who applies it, unless somebody has already.
 const FIELD_MANAGER: &str = "helm";
@@ -201,6 +201,19 @@ mod tests {
         assert_eq!(crd().annotations()[VERSION], version);
         assert_eq!(crd().annotations()[&format!("{OWN}{version}")], "current");
         assert!(EARLIER.iter().all(|earlier| is_newer(version, earlier)));
+    }
+
+    #[test]
+    fn each_earlier_version_is_kept_out_by_its_own_annotation_and_nothing_else_is_held() {
+        let guard = guard("0.2.0").unwrap();
+        assert_eq!(guard["kind"], "CustomResourceDefinition");
+        let held = guard["metadata"]["annotations"].as_object().unwrap();
+        assert_eq!(held["taskpipeline.dev/crd-0.1.0"], "superseded by 0.2.0");
+        assert_eq!(held.len(), EARLIER.len());
+        assert_eq!(guard["metadata"].as_object().unwrap().len(), 1);
+        assert!(guard.get("spec").is_none());
+        // Were one of them ours as well, applying the CRD and then the guard would never come to rest.
+        assert!(held.keys().all(|annotation| !crd().annotations().contains_key(annotation)));
     }
 
     #[test]
