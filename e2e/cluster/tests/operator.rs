@@ -61,6 +61,19 @@ async fn when_the_leading_operator_is_killed_another_takes_over_and_drift_is_put
     })
     .await
     .unwrap();
+    // What is taken out of the pipeline is taken out of the pods, too.
+    let pipelines = namespace.api::<TaskPipeline>();
+    for class in [Some("system-cluster-critical"), None] {
+        let edit = json!({"spec": {"processor": {"priorityClassName": class}}});
+        pipelines.patch("tasks", &PatchParams::default(), &Patch::Merge(&edit)).await.unwrap();
+        eventually(SOON, async || {
+            let pods = deployments.get("tasks-processor").await?.spec.unwrap().template.spec.unwrap();
+            ensure!(pods.priority_class_name.as_deref() == class, "{:?}", pods.priority_class_name);
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
     println!(
         "another leads {took:?} after the kill; deleted: made anew after {made_anew:?}; edited: put right after {put_right:?}"
     );

@@ -8,10 +8,15 @@ use kube::{Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tracing::info;
 
 use super::covers::difference;
 use super::names::FIELD_MANAGER;
+
+/// Says what was applied last, by a digest. What is wanted is compared with what is there; that something is wanted no more
+/// shows only here, and applying it all anew takes it away.
+const APPLIED: &str = "taskpipeline.dev/applied";
 
 /// Why an object could not be applied.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +57,8 @@ where
             source,
         })
     };
-    let mut desired = json(wanted)?;
+    let plain = json(wanted)?;
+    let mut desired = marked(plain.clone());
     if let Some(live) = live {
         let ours = wanted.meta().owner_references.iter().flatten().map(|owner| &owner.uid);
         let has_ours =
@@ -60,7 +66,10 @@ where
         if !ours.into_iter().all(has_ours) {
             return Err(ApplyError::NotOurs { kind, name });
         }
-        let Some(place) = difference(&json(&live)?, &desired) else { return Ok(live) };
+        let there = json(&live)?;
+        // In this order, so that the log names the place that matters.
+        let place = difference(&there, &plain).or_else(|| difference(&there, &desired));
+        let Some(place) = place else { return Ok(live) };
         info!("the {kind} {name} is not as it should be: {place} is put right");
     } else {
         info!("the {kind} {name} is made");
@@ -73,4 +82,31 @@ where
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let applied = api.patch(&name, &params, &Patch::Apply(&desired)).await;
     applied.map_err(|source| ApplyError::Apply { kind, name, source })
+}
+
+/// With [`APPLIED`].
+fn marked(mut desired: Value) -> Value {
+    let digest = Sha256::digest(desired.to_string());
+    let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    desired["metadata"]["annotations"][APPLIED] = digest.into();
+    desired
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_mark_follows_what_is_wanted_and_leaves_other_annotations_alone() {
+        let wanted =
+            |spec: Value| json!({"metadata": {"name": "x", "annotations": {"a": "b"}}, "spec": spec});
+        let mark = |spec: Value| marked(wanted(spec))["metadata"]["annotations"][APPLIED].clone();
+        assert_eq!(mark(json!({"class": "high"})), mark(json!({"class": "high"})));
+        assert_ne!(mark(json!({"class": "high"})), mark(json!({})));
+        assert_eq!(mark(json!({})).as_str().unwrap().len(), 16);
+        assert_eq!(difference(&marked(wanted(json!({}))), &wanted(json!({}))), None);
+        assert_eq!(marked(json!({"metadata": {}}))["metadata"].as_object().unwrap().len(), 1);
+    }
 }

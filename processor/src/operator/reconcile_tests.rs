@@ -201,6 +201,24 @@ async fn a_second_pass_writes_nothing_and_drift_is_put_right_alone() {
 }
 
 #[tokio::test]
+async fn what_is_taken_out_of_a_pipeline_is_taken_out_of_its_objects_once() {
+    let bench = Bench::start().await;
+    let with = |processor: Value| {
+        let mut pipeline = bench.server.get(PIPELINE);
+        pipeline["spec"]["processor"] = processor;
+        bench.server.put(PIPELINE, pipeline);
+    };
+    with(json!({"priorityClassName": "high", "nodeSelector": {"disk": "ssd"}}));
+    bench.reconcile().await.unwrap();
+    bench.server.writes();
+    with(json!({}));
+    bench.reconcile().await.unwrap();
+    assert_eq!(bench.server.writes(), [format!("PATCH {DEPLOYMENT}")]);
+    bench.reconcile().await.unwrap();
+    assert_eq!(bench.server.writes(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_missing_secret_is_named_in_a_condition_and_an_event_and_nothing_is_made_until_it_is_there() {
     let bench = Bench::start().await;
     bench.server.objects.lock().unwrap().remove(SECRET);
