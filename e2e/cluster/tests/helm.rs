@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use async_nats::jetstream;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
@@ -59,11 +60,12 @@ async fn helm_install_of_the_demo_gets_ready_and_a_producers_event_shows_on_the_
     namespace.apply::<Secret>(own).await.unwrap();
     helm.uninstall().await.unwrap();
     let expected = ["ConfigMap kube-root-ca.crt", "PersistentVolumeClaim data-demo-nats-0", "Secret own"];
-    // The API server removes what belonged to the TaskPipeline in its own time.
+    // The API server removes what belonged to the TaskPipeline, and to the operator, in its own time.
     let left = eventually(SOON, async || {
         let mut left = Vec::new();
         left.extend(names::<ConfigMap>(&namespace).await?);
         left.extend(names::<Deployment>(&namespace).await?);
+        left.extend(names::<Lease>(&namespace).await?);
         left.extend(names::<PersistentVolumeClaim>(&namespace).await?);
         left.extend(names::<Pod>(&namespace).await?);
         left.extend(names::<PodDisruptionBudget>(&namespace).await?);

@@ -71,9 +71,10 @@ impl Leadership {
                         warn!("the Lease is another's: {}", spec.holder_identity.unwrap_or_default());
                         return;
                     }
-                    // By our own clock: a renewal that is seen has happened since the last look.
-                    if lease.metadata.resource_version != seen {
-                        (renewed, seen) = (Instant::now(), lease.metadata.resource_version);
+                    // By our own clock: a renewal that is seen has happened since the last look. Not by the Lease's version,
+                    // which changes with its owner as well.
+                    if spec.renew_time != seen {
+                        (renewed, seen) = (Instant::now(), spec.renew_time);
                     }
                 }
                 Ok(Err(error)) => warn!("the Lease cannot be read: {error}"),

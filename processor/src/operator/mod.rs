@@ -7,6 +7,7 @@ mod client;
 mod covers;
 mod dereference;
 mod leadership;
+mod lease_owner;
 mod metrics;
 mod names;
 mod reconcile;
@@ -66,6 +67,9 @@ pub struct Operator {
     /// The Lease by which one of several operators works
     #[arg(long, env = "LEASE_NAME", default_value = "taskpipeline-operator")]
     lease: String,
+    /// Its own Deployment, with which the Lease goes
+    #[arg(long, env = "OPERATOR_DEPLOYMENT")]
+    deployment: Option<String>,
     /// Its own name among them
     #[arg(long, env = "POD_NAME", default_value_t = uuid::Uuid::new_v4().simple().to_string())]
     identity: String,
@@ -144,11 +148,15 @@ impl Operator {
             led = async {
                 self.crd_is_there(&client, &state).await;
                 state.ready();
-                leadership::lead(client.clone(), candidate).await
+                leadership::lead(client.clone(), candidate.clone()).await
             } => led?,
             () = &mut shutdown => return Ok(()),
         };
         metrics.leader.set(1);
+        // Beside the work, which does not wait for it.
+        if let Some(deployment) = self.deployment.clone() {
+            tokio::spawn(lease_owner::hand_over(client.clone(), candidate, deployment));
+        }
         let reporter =
             Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(self.identity.clone()) };
         let context = Arc::new(Context {
