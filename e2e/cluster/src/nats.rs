@@ -1,14 +1,10 @@
-//! nats-server as a pod, and a publisher that keeps count.
+//! nats-server as a pod.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use async_nats::jetstream;
 use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
 
 use crate::{Forward, Namespace, eventually, pods};
 
@@ -80,64 +76,4 @@ impl NatsPod {
         let text = reqwest::get(url).await?.text().await?;
         serde_json::from_str(&text).with_context(|| format!("nats-server's {page} is no JSON"))
     }
-
-    /// Creates of distinct tasks, one after the other, each acknowledged by the stream before the next: so many a second
-    /// until it is stopped.
-    ///
-    /// # Errors
-    /// Where it does not answer.
-    pub async fn load(&self, prefix: &str, per_second: u32) -> anyhow::Result<Load> {
-        let jetstream = jetstream::new(self.client().await?);
-        let (stop, stored) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
-        let (stopped, counted, prefix) = (Arc::clone(&stop), Arc::clone(&stored), prefix.to_owned());
-        let publishing = tokio::spawn(async move {
-            let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second);
-            let mut next = 0;
-            while !stopped.load(Ordering::SeqCst) {
-                tick.tick().await;
-                let event = create(&format!("{prefix}-{next}"));
-                let Ok(ack) = jetstream.publish("tasks.created", event.into()).await else { continue };
-                if ack.await.is_ok() {
-                    next += 1;
-                    counted.store(next, Ordering::SeqCst);
-                }
-            }
-        });
-        Ok(Load { stop, stored, publishing })
-    }
-}
-
-/// A publisher at work.
-pub struct Load {
-    stop: Arc<AtomicBool>,
-    stored: Arc<AtomicU32>,
-    publishing: JoinHandle<()>,
-}
-
-impl Load {
-    /// How many events were stored so far.
-    #[must_use]
-    pub fn stored(&self) -> u32 {
-        self.stored.load(Ordering::SeqCst)
-    }
-
-    /// Ends it; answers how many events were stored.
-    ///
-    /// # Errors
-    /// Where the publisher fell over.
-    pub async fn stop(self) -> anyhow::Result<u32> {
-        self.stop.store(true, Ordering::SeqCst);
-        self.publishing.await?;
-        Ok(self.stored.load(Ordering::SeqCst))
-    }
-}
-
-/// A create, as a producer writes it.
-#[must_use]
-pub fn create(id: &str) -> String {
-    json!({
-        "correlationId": "e2e",
-        "data": {"id": id, "title": format!("Task {id}"), "description": "", "status": "pending"},
-    })
-    .to_string()
 }

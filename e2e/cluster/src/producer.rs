@@ -1,4 +1,5 @@
-//! A producer as a pod, with a login of its own: goes on when the way from here into the cluster does not.
+//! A producer as a pod: goes on when the way from here into the cluster does not. It counts what the stream has
+//! acknowledged.
 
 use std::time::Duration;
 
@@ -84,4 +85,14 @@ impl Producer {
         tokio::time::timeout(SOON, stream.read_to_string(&mut answer)).await??;
         answer.parse().context("the producer gave no number")
     }
+}
+
+/// A create, as a producer writes it.
+#[must_use]
+pub fn create(id: &str) -> String {
+    json!({
+        "correlationId": "e2e",
+        "data": {"id": id, "title": format!("Task {id}"), "description": "", "status": "pending"},
+    })
+    .to_string()
 }

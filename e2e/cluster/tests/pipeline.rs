@@ -13,8 +13,8 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use taskpipeline_e2e_cluster::{
-    Forward, Namespace, NatsPod, OperatorPods, SimulatorPod, condition, create, eventually, kv_secret,
-    minimal, ready, sum, within,
+    Forward, Namespace, NatsPod, OperatorPods, Producer, SimulatorPod, condition, create, eventually,
+    kv_secret, minimal, ready, sum, within,
 };
 use taskpipeline_processor::api::TaskPipeline;
 use taskpipeline_simulator::{Fault, Rule, Scope};
@@ -55,6 +55,12 @@ impl Bench {
         let client = self.nats.client().await.unwrap();
         client.publish("tasks.created", create(id).into()).await.unwrap();
         client.flush().await.unwrap();
+    }
+
+    /// Creates of the tasks `{prefix}-0` and so on, from within the cluster.
+    async fn producer(&self, prefix: &str, per_second: u32) -> Producer {
+        let url = "nats://nats:4222";
+        Producer::start(&self.namespace, url, None, prefix, per_second).await.unwrap()
     }
 
     async fn landed(&self, id: &str, patience: Duration) -> Duration {
@@ -212,13 +218,8 @@ async fn in_core_every_replica_is_a_member_of_the_queue_group() {
 async fn in_durable_each_of_five_replicas_handles_a_tenth_and_scaling_down_under_load_loses_nothing() {
     let bench = Bench::with_pipeline("share", &json!({"replicas": 5})).await;
     bench.pods(5).await;
-    let load = bench.nats.load("share", 200).await.unwrap();
-    eventually(SOON, async || {
-        ensure!(load.stored() >= 2_000, "{} stored", load.stored());
-        Ok(())
-    })
-    .await
-    .unwrap();
+    let producer = bench.producer("share", 200).await;
+    producer.reaches(2_000).await.unwrap();
     let handled = bench.metrics(5, "taskpipeline_events_stored_total").await;
     let all: f64 = handled.iter().sum();
     println!("events handled by each of five replicas: {handled:?}");
@@ -227,7 +228,7 @@ async fn in_durable_each_of_five_replicas_handles_a_tenth_and_scaling_down_under
     bench.patch_pipeline(&json!({"spec": {"replicas": 1}})).await;
     bench.pods(1).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let stored = load.stop().await.unwrap();
+    let stored = producer.stop().await.unwrap();
     bench.kv.has_all("share", stored, SOON).await.unwrap();
     println!("{stored} events stored while five replicas became one; all {stored} are in KV");
 }
@@ -270,7 +271,8 @@ async fn a_patch_of_the_delays_reaches_an_attempt_that_waits_for_a_minute_within
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotated_token_rolls_the_pods_and_loses_nothing_and_a_missing_secret_is_named_until_it_is_back() {
     let bench = Bench::with_pipeline("rotate", &json!({})).await;
-    let load = bench.nats.load("rotate", 100).await.unwrap();
+    let producer = bench.producer("rotate", 100).await;
+    producer.reaches(1).await.unwrap();
     let before: Vec<_> = bench.pods(2).await.iter().map(ResourceExt::name_any).collect();
     // Both tokens are let in while one takes the other's place.
     bench.kv.let_in(&["token-1", "token-2"]).await.unwrap();
@@ -288,14 +290,9 @@ async fn a_rotated_token_rolls_the_pods_and_loses_nothing_and_a_missing_secret_i
     .await
     .unwrap();
     bench.kv.let_in(&["token-2"]).await.unwrap();
-    let by_then = load.stored();
-    eventually(SOON, async || {
-        ensure!(load.stored() > by_then + 200, "{} stored since", load.stored() - by_then);
-        Ok(())
-    })
-    .await
-    .unwrap();
-    let stored = load.stop().await.unwrap();
+    let by_then = producer.stored().await.unwrap();
+    producer.reaches(by_then + 201).await.unwrap();
+    let stored = producer.stop().await.unwrap();
     bench.kv.has_all("rotate", stored, SOON).await.unwrap();
     let refused = bench.kv.answers(Some(401)).await.unwrap();
     let least_available = least_available.into_inner();
