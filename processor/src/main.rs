@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use taskpipeline_processor::check::Check;
 use taskpipeline_processor::config::{LogFormat, NatsConnection, Pipeline, Settings};
-use taskpipeline_processor::crd::Crd;
+use taskpipeline_processor::crd::{Crd, CrdError};
 use taskpipeline_processor::dead_letters::DeadLetters;
 use taskpipeline_processor::live::report::Report;
 use taskpipeline_processor::live::resource::Own;
@@ -40,7 +40,8 @@ enum Command {
     Run(Run),
     /// Makes of each TaskPipeline in a cluster a running processor, and keeps it so
     Operator(Operator),
-    /// Prints the CustomResourceDefinition of TaskPipelines, or brings it up to date in a cluster
+    /// Prints the CustomResourceDefinition of TaskPipelines, or brings it up to date in a cluster; exits with 2 where a newer
+    /// one is there
     Crd(Crd),
     /// Publishes a task, sees it land in KV, and deletes it again: whether the pipeline works
     Check(Check),
@@ -88,7 +89,15 @@ async fn run(command: Command) -> anyhow::Result<()> {
             Ok(operator.run(shutdown()?).await?)
         }
         Command::Crd(crd) => {
-            print!("{}", crd.run().await?);
+            match crd.run().await {
+                Ok(said) => print!("{said}"),
+                // To be told from what may pass: trying again does not make it older.
+                Err(newer @ CrdError::Newer { .. }) => {
+                    eprintln!("error: {newer}");
+                    std::process::exit(2);
+                }
+                Err(other) => return Err(other.into()),
+            }
             Ok(())
         }
         Command::Check(check) => {
