@@ -7,6 +7,7 @@ mod cluster;
 mod e2e;
 mod generate;
 mod http;
+mod images;
 mod interrupt;
 mod processes;
 mod programs;
@@ -52,6 +53,8 @@ enum Subject {
     Variants(variants::Options),
     /// Write the files that are generated from others: the CRD, the plain manifests, the chart's README
     Generate(generate::Options),
+    /// Build the images that pods run
+    Image(images::Options),
     /// Build the Worker into edge/build (wrangler calls this)
     Wasm,
     /// Get every tool and print where each one is
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
             Subject::Bench(options) => bench::run(&shop, &options),
             Subject::Variants(options) => variants::run(&shop, &options),
             Subject::Generate(options) => generate::run(&shop, &options),
+            Subject::Image(options) => images::run(&shop, &options),
             Subject::Wasm => wasm::build(&shop).map(|_| ExitCode::SUCCESS),
             Subject::Tools => tools::list(&shop).map(|()| ExitCode::SUCCESS),
         }

@@ -7,6 +7,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube::{Client, ResourceExt};
 
+use crate::images::told;
 use crate::operator::crd_is_served;
 
 /// Those that tests brought have it.
@@ -24,8 +25,7 @@ impl ForeignCrds {
     /// # Errors
     /// Where `cargo xtask e2e` did not say where they are, or the API server does not take them.
     pub async fn bring(client: &Client) -> anyhow::Result<Self> {
-        let folder = std::env::var_os("TASKPIPELINE_FOREIGN_CRDS")
-            .context("TASKPIPELINE_FOREIGN_CRDS is not set: run `cargo xtask e2e`")?;
+        let folder = told("TASKPIPELINE_FOREIGN_CRDS")?;
         let mut these = Self { crds: Api::all(client.clone()), brought: Vec::new() };
         for file in std::fs::read_dir(&folder).context("the CRDs are not where they should be")? {
             these.bring_one(&file?.path()).await?;

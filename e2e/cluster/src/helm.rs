@@ -1,37 +1,47 @@
-//! Helm, with the chart of this clone and the image that the tests' pods run.
+//! Helm, with the chart of this clone or the one of the release before, and the images that the tests' pods run.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use tokio::process::Command;
 
-use crate::{Namespace, image};
+use crate::images::told;
+use crate::{Image, Namespace};
 
-/// A chart, and the image for everything in it.
+/// A chart, and the image of its operator and its processor.
 #[derive(Clone, Debug)]
 pub struct Chart {
     path: PathBuf,
-    image: String,
+    processor: Image,
 }
 
 impl Chart {
     /// This clone's.
+    #[must_use]
+    pub fn current() -> Self {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/taskpipeline");
+        Self { path: path.into(), processor: Image::Processor }
+    }
+
+    /// The one of the release before this one.
     ///
     /// # Errors
-    /// Where `cargo xtask e2e` did not say what the image is.
-    pub fn current() -> anyhow::Result<Self> {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/taskpipeline");
-        Ok(Self { path: path.into(), image: image()? })
+    /// Where `cargo xtask e2e` did not say where it is.
+    pub fn earlier() -> anyhow::Result<Self> {
+        Ok(Self { path: told("TASKPIPELINE_E2E_EARLIER_CHART")?.into(), processor: Image::Earlier })
     }
 
     /// The arguments that name it.
     fn arguments(&self) -> anyhow::Result<Vec<String>> {
-        let (repository, tag) = self.image.rsplit_once(':').context("the image has no tag")?;
         let mut arguments = vec![self.path.to_string_lossy().into_owned()];
-        for image in ["image", "demo.image", "nats.image"] {
+        for (value, image) in
+            [("image", self.processor), ("demo.image", Image::Demo), ("nats.image", Image::Tools)]
+        {
+            let image = image.name()?;
+            let (repository, tag) = image.rsplit_once(':').context("an image without a tag")?;
             // As a string: a tag may look like a number.
             arguments.push("--set-string".to_owned());
-            arguments.push(format!("{image}.repository={repository},{image}.tag={tag}"));
+            arguments.push(format!("{value}.repository={repository},{value}.tag={tag}"));
         }
         arguments.extend(["--set".to_owned(), "nats.jetstream.size=100Mi".to_owned()]);
         Ok(arguments)
@@ -51,8 +61,7 @@ impl Helm {
     /// # Errors
     /// Where `cargo xtask e2e` did not say where Helm is.
     pub fn new(namespace: &Namespace, release: &str) -> anyhow::Result<Self> {
-        let program = std::env::var_os("TASKPIPELINE_HELM")
-            .context("TASKPIPELINE_HELM is not set: run `cargo xtask e2e`")?;
+        let program = told("TASKPIPELINE_HELM")?;
         Ok(Self { program: program.into(), namespace: namespace.name.clone(), release: release.to_owned() })
     }
 

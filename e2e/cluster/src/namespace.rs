@@ -33,9 +33,7 @@ impl Namespace {
     /// # Errors
     /// Where there is no cluster.
     pub async fn new(prefix: &str) -> anyhow::Result<Self> {
-        // Two are compiled in, and rustls would not choose.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::try_default().await.context("no cluster: run `cargo xtask e2e`")?;
+        let client = Self::client().await?;
         let labels = [("pod-security.kubernetes.io/enforce", "restricted"), (LABEL, "true")];
         let labels: BTreeMap<_, _> =
             labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
@@ -49,6 +47,13 @@ impl Namespace {
         };
         let made = Api::<Resource>::all(client.clone()).create(&PostParams::default(), &namespace).await?;
         Ok(Self { client, name: made.name_any() })
+    }
+
+    /// As whoever runs the tests.
+    pub(crate) async fn client() -> anyhow::Result<Client> {
+        // Two are compiled in, and rustls would not choose.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Client::try_default().await.context("no cluster: run `cargo xtask e2e`")
     }
 
     /// Waits until those of other tests are gone, and so nothing happens but in this one.

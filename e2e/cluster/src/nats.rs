@@ -6,7 +6,7 @@ use anyhow::Context;
 use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::{Value, json};
 
-use crate::{Forward, Namespace, eventually, pods};
+use crate::{Forward, Image, Namespace, eventually, pods};
 
 const PORT: u16 = 4222;
 const MONITOR: u16 = 8222;
@@ -32,6 +32,7 @@ impl NatsPod {
             .apply::<ConfigMap>(json!({"metadata": {"name": "nats"}, "data": {"nats.conf": config}}))
             .await?;
         let container = json!({
+            "image": Image::Tools.name()?,
             "command": ["/nats-server", "-c", "/etc/nats/nats.conf"],
             "ports": [{"name": "nats", "containerPort": PORT}, {"name": "monitor", "containerPort": MONITOR}],
             "readinessProbe": {"httpGet": {"path": "/healthz", "port": MONITOR}, "periodSeconds": 1},

@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Client, ResourceExt};
+use taskpipeline_processor::api::TaskPipeline;
 use taskpipeline_processor::crd::crd;
 
 use crate::{Chart, Forward, Helm, Namespace, eventually, pods, sum};
@@ -27,6 +28,28 @@ pub async fn crd_is_installed(client: &Client) -> anyhow::Result<()> {
     // As Helm does it: another's it would not touch.
     crds.patch(&name, &PatchParams::apply("helm").force(), &Patch::Apply(&crd)).await?;
     crd_is_served(&crds, &name).await
+}
+
+/// Takes the CRD away, for a test that begins without one.
+///
+/// # Errors
+/// Where the API server does not do it, or there are pipelines of somebody's: they would go with it.
+pub async fn crd_is_removed() -> anyhow::Result<()> {
+    let client = Namespace::client().await?;
+    let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let name = crd().name_any();
+    eventually(Duration::from_secs(60), async || {
+        if crds.get_opt(&name).await?.is_none() {
+            return Ok(());
+        }
+        let pipelines = Api::<TaskPipeline>::all(client.clone()).list(&ListParams::default()).await?;
+        let all: Vec<_> =
+            pipelines.iter().map(|it| it.namespace().unwrap_or_default() + "/" + &it.name_any()).collect();
+        anyhow::ensure!(all.is_empty(), "the CRD stays for the pipelines {}", all.join(", "));
+        crds.delete(&name, &DeleteParams::background()).await?;
+        anyhow::bail!("the CRD is still there")
+    })
+    .await
 }
 
 /// Waits until a CRD is served.
@@ -70,7 +93,7 @@ impl OperatorPods {
             r"operator.extraEnv[0].value=info\,kube_lease_manager=warn",
             &replicas_wanted,
         ];
-        Helm::new(namespace, RELEASE)?.install(&Chart::current()?, &values).await?;
+        Helm::new(namespace, RELEASE)?.install(&Chart::current(), &values).await?;
         Ok(Self { pods: Self::ready(namespace, replicas).await? })
     }
 

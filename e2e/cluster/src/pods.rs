@@ -1,32 +1,25 @@
-//! Pods of the image that `cargo xtask e2e` has brought to the cluster, under "restricted" pod security.
+//! Pods of the images that `cargo xtask e2e` has brought to the cluster, under "restricted" pod security.
+
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::ResourceExt;
-use kube::api::ListParams;
+use kube::api::{ListParams, LogParams, PostParams};
 use serde_json::{Value, json};
 
-use crate::Namespace;
+use crate::{Namespace, eventually};
 
-/// One that was brought to the nodes is there; one that was named by `--image` is pulled.
+/// What was brought to the nodes is there; what `--images` names is pulled.
 pub(crate) const PULL_POLICY: &str = "IfNotPresent";
 
-/// The image with everything that the tests run in pods.
-///
-/// # Errors
-/// Where `cargo xtask e2e` did not say.
-pub fn image() -> anyhow::Result<String> {
-    std::env::var("TASKPIPELINE_E2E_IMAGE")
-        .context("TASKPIPELINE_E2E_IMAGE is not set: run `cargo xtask e2e`")
-}
-
-/// Runs a Deployment of one container, and a Service of its name for its ports. `container`: command, args, env, ports;
-/// the rest is as pod security wants it.
+/// Runs a Deployment of one container, and a Service of its name for its ports. `container`: image, command, args, env,
+/// ports; the rest is as pod security wants it.
 ///
 /// # Errors
 /// Where the API server does not take it.
-pub async fn run(
+pub(crate) async fn run(
     namespace: &Namespace,
     name: &str,
     replicas: i32,
@@ -36,11 +29,8 @@ pub async fn run(
     let labels = json!({"app": name});
     let ports = container["ports"].clone();
     container["name"] = name.into();
-    container["image"] = image()?.into();
     container["imagePullPolicy"] = PULL_POLICY.into();
-    container["securityContext"] = json!({
-        "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
-    });
+    container["securityContext"] = security();
     let mut spec = json!({
         "enableServiceLinks": false,
         "terminationGracePeriodSeconds": 5,
@@ -70,6 +60,49 @@ pub async fn run(
         },
     });
     namespace.apply(deployment).await
+}
+
+/// Runs a pod of one container to its end, without rights, as the user of its image; answers whether it succeeded, and its
+/// log, or why it did not start. `container`: image, command, args, env.
+///
+/// # Errors
+/// Where the API server does not take it, or it does not end.
+pub async fn once(namespace: &Namespace, name: &str, mut container: Value) -> anyhow::Result<(bool, String)> {
+    container["name"] = name.into();
+    container["imagePullPolicy"] = PULL_POLICY.into();
+    container["securityContext"] = security();
+    let pod = json!({
+        "metadata": {"name": name},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": false,
+            "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [container],
+        },
+    });
+    let pods = namespace.api::<Pod>();
+    pods.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
+    let ended = eventually(Duration::from_secs(60), async || {
+        let status = pods.get(name).await?.status.unwrap_or_default();
+        let phase = status.phase.clone().unwrap_or_default();
+        ensure!(["Succeeded", "Failed"].contains(&phase.as_str()), "{name} is {phase}");
+        Ok(status)
+    })
+    .await?;
+    let containers = ended.container_statuses.unwrap_or_default();
+    let end = containers.into_iter().find_map(|it| it.state?.terminated).context("it has not ended")?;
+    let said = match end.message {
+        Some(why) => why,
+        None => pods.logs(name, &LogParams::default()).await?,
+    };
+    Ok((end.exit_code == 0, said))
+}
+
+/// What pod security wants of a container.
+fn security() -> Value {
+    json!({
+        "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
+    })
 }
 
 /// The pods with this label that are ready and not on their way out.

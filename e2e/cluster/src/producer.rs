@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::{Forward, Namespace, eventually, pods, ready};
+use crate::{Forward, Image, Namespace, eventually, pods, ready};
 
 /// Where it is asked how far it is.
 pub const LOAD_PORT: u16 = 4000;
@@ -39,6 +39,7 @@ impl Producer {
         let env: Vec<Value> =
             [from("NATS_USER", "user"), from("NATS_PASSWORD", "password")].into_iter().flatten().collect();
         let container = json!({
+            "image": Image::Tools.name()?,
             "command": ["/e2e-load", url, prefix, per_second.to_string()],
             "env": env,
             "ports": [{"name": "asked", "containerPort": LOAD_PORT}],

@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use taskpipeline_simulator::Rule;
 
-use crate::{Forward, Namespace, eventually, pods};
+use crate::{Forward, Image, Namespace, eventually, pods};
 
 const PORT: u16 = 8788;
 
@@ -35,7 +35,7 @@ impl SimulatorPod {
     /// Where it does not get ready.
     pub async fn start_named(namespace: &Namespace, name: &str, token: &str) -> anyhow::Result<Self> {
         let container = json!({
-            "command": ["/taskpipeline-simulator"],
+            "image": Image::Demo.name()?,
             "args": ["--listen", format!("0.0.0.0:{PORT}"), "--limit", "0", "--latency", "20", "--latency-tail", "0", "--record-landings"],
             "env": [{"name": "SIMULATOR_TOKEN", "value": READER}],
             "ports": [{"name": "http", "containerPort": PORT}],

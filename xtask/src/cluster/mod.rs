@@ -3,7 +3,6 @@
 
 mod context;
 mod host;
-mod image;
 mod kind;
 
 use std::path::{Path, PathBuf};
@@ -12,8 +11,6 @@ use anyhow::{Context, Result, bail};
 
 use crate::run;
 use crate::tools::Workshop;
-
-pub(crate) use image::Image;
 
 /// Which cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +28,19 @@ pub(crate) enum Cluster {
     Host(host::Node),
     Kind(kind::Kind),
     Context(context::Named),
+}
+
+/// Gets what a cluster of this machine takes, without starting it.
+///
+/// # Errors
+/// Where it cannot be got.
+pub(crate) fn prepare(shop: &Workshop, wanted: &Wanted) -> Result<()> {
+    let host = match wanted {
+        Wanted::Host => true,
+        Wanted::Any => !kind::can_run(),
+        Wanted::Context(_) => false,
+    };
+    if host { host::Node::programs(shop).map(drop) } else { Ok(()) }
 }
 
 impl Cluster {
@@ -90,7 +100,7 @@ impl Cluster {
             Self::Context(named) => {
                 let name = named.name();
                 bail!(
-                    "an image cannot be brought to the cluster {name}: name one that it can pull, by --image"
+                    "an image cannot be brought to the cluster {name}: name one that it can pull, by --images"
                 )
             }
         }

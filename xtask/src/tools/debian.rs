@@ -1,6 +1,6 @@
 //! Packages of Debian, for a bare machine that cannot reach where the ordinary ways get things from.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
@@ -20,22 +20,30 @@ pub(super) fn install(packages: &[&str]) -> Result<()> {
     apt_get(&wanted, Path::new("/"))
 }
 
-/// Lays the files of a package, and of no other, into a folder, and installs nothing.
-pub(super) fn unpack(package: &str, into: &Path) -> Result<()> {
+/// Lays the files of packages, and of no others, into a folder, and installs nothing.
+pub(super) fn unpack(packages: &[&str], into: &Path) -> Result<()> {
     if !Path::new("/etc/debian_version").exists() || run::on_path("apt-get").is_none() {
-        bail!("Debian's package {package} is for Debian");
+        bail!("Debian's {} is for Debian", packages.join(", "));
     }
-    fs::create_dir_all(into).with_context(|| format!("cannot make {}", into.display()))?;
-    apt_get(&["download", package], into)?;
-    let folder = fs::read_dir(into).with_context(|| format!("cannot read {}", into.display()))?;
-    let mut files = folder.filter_map(|file| file.ok().map(|file| file.path()));
-    let archive = files.find(|file| file.extension().is_some_and(|extension| extension == "deb"));
-    let archive = archive.with_context(|| format!("apt-get has brought no package {package}"))?;
-    run::output(Command::new("dpkg-deb").arg("--extract").arg(archive).arg(into)).map(drop)
+    let archives = into.join(".packages");
+    fs::create_dir_all(&archives).with_context(|| format!("cannot make {}", archives.display()))?;
+    apt_get(&[&["download"], packages].concat(), &archives)?;
+    for archive in fs::read_dir(&archives).with_context(|| format!("cannot read {}", archives.display()))? {
+        let archive = archive.with_context(|| format!("cannot read {}", archives.display()))?.path();
+        run::output(Command::new("dpkg-deb").arg("--extract").arg(archive).arg(into))?;
+    }
+    fs::remove_dir_all(&archives).with_context(|| format!("cannot remove {}", archives.display()))
+}
+
+/// Two at a time, of one machine, would find the lists or dpkg locked, and fail.
+fn alone() -> Option<File> {
+    let file = File::create(std::env::temp_dir().join("taskpipeline-apt.lock")).ok()?;
+    file.lock().ok().map(|()| file)
 }
 
 /// What fails is tried again with new lists.
 fn apt_get(wanted: &[&str], folder: &Path) -> Result<()> {
+    let _alone = alone();
     let run = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
         command.args(["-q", "-o", "DPkg::Lock::Timeout=300"]).args(arguments).current_dir(folder);

@@ -8,6 +8,7 @@ mod cargo_install;
 mod chromium;
 mod debian;
 mod download;
+mod earlier;
 mod foreign_crds;
 mod go_program;
 mod helm;
@@ -21,13 +22,15 @@ mod promtool;
 mod version;
 mod wasm_target;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{Result, anyhow, bail};
 
 pub(crate) use cache::hex_sha256;
 pub(crate) use cargo_install::{WORKER_BUILD, WasmTools};
+pub(crate) use earlier::Earlier;
 pub(crate) use kubernetes::Programs;
 pub(crate) use npm::NpmTools;
 pub(crate) use peer::Peer;
@@ -161,6 +164,38 @@ impl Workshop {
             bail!("cannot {name}: this takes root on Debian; or install what they are for by hand");
         }
         self.progress.step(&name, || debian::install(packages))
+    }
+
+    /// Lays the files of Debian's packages, and of no others, into a folder, and installs nothing.
+    ///
+    /// # Errors
+    /// Where this is no Debian, or a package cannot be had.
+    pub(crate) fn debian_unpack(&self, packages: &[&str], into: &Path) -> Result<()> {
+        debian::unpack(packages, into)
+    }
+
+    /// A folder of the cache for what may go on where it was left.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(crate) fn cache_folder(&self, key: &str) -> Result<PathBuf> {
+        self.cache.folder(key)
+    }
+
+    /// Waits until nobody else works on this part of the cache; until the file is dropped.
+    ///
+    /// # Errors
+    /// When it cannot be locked.
+    pub(crate) fn cache_lock(&self, key: &str) -> Result<File> {
+        self.cache.lock(key)
+    }
+
+    /// The release that the tests upgrade from.
+    ///
+    /// # Errors
+    /// When this clone lacks its commit, or it does not build.
+    pub(crate) fn earlier_release(&self) -> Result<Earlier> {
+        earlier::find(self)
     }
 
     /// A headless browser.

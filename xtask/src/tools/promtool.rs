@@ -52,7 +52,7 @@ fn release(os: &str, arch: &str) -> Release {
 /// Taken out of the package: installed, it would bring a Prometheus that runs.
 fn debians(folder: &Path) -> Result<()> {
     let package = folder.join("debian");
-    debian::unpack("prometheus", &package)?;
+    debian::unpack(&["prometheus"], &package)?;
     fs::rename(package.join("usr/bin/promtool"), folder.join("promtool"))
         .context("Debian's prometheus has no promtool")?;
     fs::remove_dir_all(&package).with_context(|| format!("cannot remove {}", package.display()))

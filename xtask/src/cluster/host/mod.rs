@@ -48,7 +48,8 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(super) fn start(shop: &Workshop) -> Result<Self> {
+    /// Gets what it consists of, without starting it.
+    pub(super) fn programs(shop: &Workshop) -> Result<Programs> {
         shop.debian(&[
             ("containerd", "containerd"),
             ("runc", "runc"),
@@ -61,7 +62,11 @@ impl Node {
         if !Path::new("/usr/lib/cni/ptp").exists() {
             shop.debian_packages(&["containernetworking-plugins"])?;
         }
-        let programs = shop.kubernetes()?;
+        shop.kubernetes()
+    }
+
+    pub(super) fn start(shop: &Workshop) -> Result<Self> {
+        let programs = Self::programs(shop)?;
         let lock = File::create(LOCK).with_context(|| format!("cannot write {LOCK}"))?;
         shop.progress.step("wait for other nodes on this machine", || Ok(lock.lock()?))?;
         let mut node = Self { home: HOME.into(), programs, running: Vec::new(), _lock: lock };

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::{DNS, NODE, Node, PODS};
-use crate::cluster::image::Image;
+use crate::images::Packed;
 
 /// What holds a pod's namespaces.
 const PAUSE: &str = "taskpipeline.dev/pause:1";
@@ -41,7 +41,7 @@ impl Node {
         let configuration = self.path("containerd.toml");
         self.spawn_program("containerd", Path::new("containerd"), &["--config", &configuration])?;
         self.wait("containerd answers", |node| node.ctr(&["version"]).is_ok())?;
-        let pause = Image {
+        let pause = Packed {
             name: PAUSE,
             entrypoint: &["/pause"],
             user: "65535:65535",

@@ -9,7 +9,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
-use taskpipeline_e2e_cluster::{Namespace, OperatorPods, eventually, image, kv_secret, minimal, within};
+use taskpipeline_e2e_cluster::{Image, Namespace, OperatorPods, eventually, kv_secret, minimal, within};
 use taskpipeline_processor::api::TaskPipeline;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -56,7 +56,7 @@ async fn when_the_leading_operator_is_killed_another_takes_over_and_drift_is_put
     let put_right = within(SOON, async || {
         let found = deployments.get("tasks-processor").await?;
         let is = found.spec.unwrap().template.spec.unwrap().containers[0].image.clone();
-        ensure!(is.as_deref() == Some(image()?.as_str()), "{is:?}");
+        ensure!(is.as_deref() == Some(Image::Processor.name()?.as_str()), "{is:?}");
         Ok(())
     })
     .await

@@ -4,55 +4,29 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
 use async_nats::jetstream;
 use futures_util::StreamExt;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Pod, Secret, ServiceAccount};
-use kube::api::{Api, ListParams, LogParams, PostParams};
+use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
+use kube::api::{Api, ListParams, PostParams};
 use kube::{Client, Config};
 use serde_json::{Value, json};
-use taskpipeline_e2e_cluster::{Chart, Namespace, Release, create, eventually, forward, image, log_in};
+use taskpipeline_e2e_cluster::{Chart, Image, Namespace, Release, create, eventually, forward, log_in, once};
 
 const SOON: Duration = Duration::from_secs(60);
 
 /// How long an answer is waited for that must not come.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// Runs the program once as a pod that has no rights; answers whether it succeeded, and its log.
-async fn once(namespace: &Namespace, name: &str, args: Value, env: Value) -> (bool, String) {
-    let pod: Pod = serde_json::from_value(json!({
-        "metadata": {"name": name},
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": false,
-            "securityContext": {
-                "runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [{
-                "name": "once", "image": image().unwrap(), "command": ["/taskpipeline"], "args": args, "env": env,
-                "securityContext": {
-                    "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
-                },
-            }],
-        },
-    }))
-    .unwrap();
-    let pods = namespace.api::<Pod>();
-    pods.create(&PostParams::default(), &pod).await.unwrap();
-    let phase = eventually(SOON, async || {
-        let phase = pods.get(name).await?.status.and_then(|status| status.phase).unwrap_or_default();
-        ensure!(["Succeeded", "Failed"].contains(&phase.as_str()), "{name} is {phase}");
-        Ok(phase)
-    })
-    .await
-    .unwrap();
-    (phase == "Succeeded", pods.logs(name, &LogParams::default()).await.unwrap())
+/// Runs the program once as a pod; answers whether it succeeded, and its log.
+async fn program(namespace: &Namespace, name: &str, args: Value, env: Value) -> (bool, String) {
+    let container = json!({"image": Image::Processor.name().unwrap(), "args": args, "env": env});
+    once(namespace, name, container).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_reads_or_writes_in_nats_what_is_not_his() {
-    let release = Release::install("rights", &Chart::current().unwrap(), &[]).await.unwrap();
+    let release = Release::install("rights", &Chart::current(), &[]).await.unwrap();
     let namespace = &release.namespace;
     let url = json!({"name": "NATS_URL", "value": "nats://demo-nats:4222"});
     let from = |key: &str| json!({"secretKeyRef": {"name": "demo-nats-producer", "key": key}});
@@ -61,9 +35,9 @@ async fn nobody_reads_or_writes_in_nats_what_is_not_his() {
     let event = json!(["publish", "created", "--id", "a-pod", "--title", "A pod", "--status", "pending"]);
     let letters = json!(["dead-letters", "list"]);
     let (refused, allowed, unread) = tokio::join!(
-        once(namespace, "without", event.clone(), json!([url])),
-        once(namespace, "producer-publishes", event, json!([url, user, password])),
-        once(namespace, "producer-reads", letters, json!([url, user, password])),
+        program(namespace, "without", event.clone(), json!([url])),
+        program(namespace, "producer-publishes", event, json!([url, user, password])),
+        program(namespace, "producer-reads", letters, json!([url, user, password])),
     );
     println!("without a login: {}a producer: {}and: {}", refused.1, allowed.1, unread.1);
     assert!(!refused.0 && refused.1.to_lowercase().contains("authorization violation"), "{refused:?}");
@@ -146,7 +120,7 @@ async fn nobody_reads_or_writes_in_nats_what_is_not_his() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_processors_service_account_cannot_read_secrets() {
-    let release = Release::install("account", &Chart::current().unwrap(), &[]).await.unwrap();
+    let release = Release::install("account", &Chart::current(), &[]).await.unwrap();
     let namespace = &release.namespace;
     let accounts = namespace.api::<ServiceAccount>();
     let request = TokenRequest { spec: TokenRequestSpec::default(), ..TokenRequest::default() };

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::tools::hex_sha256;
 
 /// What is in an image.
-pub(crate) struct Image<'a> {
+pub(crate) struct Packed<'a> {
     /// With its tag.
     pub(crate) name: &'a str,
     pub(crate) entrypoint: &'a [&'a str],
@@ -22,7 +22,7 @@ pub(crate) struct Image<'a> {
     pub(crate) files: &'a [(PathBuf, &'a str)],
 }
 
-impl Image<'_> {
+impl Packed<'_> {
     /// Writes the archive.
     ///
     /// # Errors

@@ -110,7 +110,7 @@ fn values(set: &[usize]) -> Vec<&'static str> {
 async fn pairwise_values_pass_lint_the_schema_and_a_server_side_dry_run_under_restricted_pod_security() {
     let namespace = Namespace::new("values").await.unwrap();
     crd_is_installed(&namespace.client).await.unwrap();
-    let (helm, chart) = (Helm::new(&namespace, "demo").unwrap(), Chart::current().unwrap());
+    let (helm, chart) = (Helm::new(&namespace, "demo").unwrap(), Chart::current());
     let dry_run = DryRun::new(&namespace).await.unwrap();
     let sets = pairwise();
     let (mut asked, mut kinds) = (0, BTreeSet::new());
@@ -135,7 +135,7 @@ async fn pairwise_values_pass_lint_the_schema_and_a_server_side_dry_run_under_re
 async fn the_token_is_in_a_secret_and_nowhere_else() {
     let namespace = Namespace::new("token").await.unwrap();
     crd_is_installed(&namespace.client).await.unwrap();
-    let (helm, chart) = (Helm::new(&namespace, "demo").unwrap(), Chart::current().unwrap());
+    let (helm, chart) = (Helm::new(&namespace, "demo").unwrap(), Chart::current());
     let values = ["kv.accountId=a", "kv.namespaceId=b", "kv.apiToken=cloudflares-own", "crds.upgrade=false"];
     let has =
         |text: &str| text.contains("cloudflares-own") || text.contains(&BASE64.encode("cloudflares-own"));
@@ -153,7 +153,7 @@ async fn the_token_is_in_a_secret_and_nowhere_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_meant_is_refused_with_words_that_say_what() {
     let namespace = Namespace::new("typos").await.unwrap();
-    let (helm, chart) = (Helm::new(&namespace, "demo").unwrap(), Chart::current().unwrap());
+    let (helm, chart) = (Helm::new(&namespace, "demo").unwrap(), Chart::current());
     for (value, said) in [
         ("operator.replica=2", "replica"),
         ("nats.replicas=2", "replicas"),

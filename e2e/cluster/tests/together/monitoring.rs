@@ -20,7 +20,7 @@ use tokio::process::Command;
 
 const SOON: Duration = Duration::from_secs(60);
 const FILES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/taskpipeline/files");
-const KEDA: &str = include_str!("../../../manifests/examples/keda.yaml");
+const KEDA: &str = include_str!("../../../../manifests/examples/keda.yaml");
 
 /// Runs promtool beside the alert rules; answers what it said.
 async fn promtool(arguments: &[&str], input: &str) -> anyhow::Result<String> {
@@ -57,7 +57,7 @@ async fn scraped(namespace: &Namespace, monitor: &Value) -> anyhow::Result<Vec<(
 #[tokio::test(flavor = "multi_thread")]
 async fn prometheus_text_of_every_pod_passes_promtool_and_the_alert_rules_pass() {
     let namespace = Namespace::new("metrics").await.unwrap();
-    let (helm, chart) = (Helm::new(&namespace, "demo").unwrap(), Chart::current().unwrap());
+    let (helm, chart) = (Helm::new(&namespace, "demo").unwrap(), Chart::current());
     helm.install(&chart, &["demo.enabled=true", "operator.replicas=2"]).await.unwrap();
     eventually(SOON, async || condition(&namespace, "Ready", "True").await).await.unwrap();
     eventually(SOON, async || ready(&namespace, "taskpipeline.dev/pipeline=tasks", 2).await).await.unwrap();
@@ -125,7 +125,7 @@ async fn all_enabled(namespace: &Namespace) -> anyhow::Result<Vec<String>> {
         "monitoring.dashboard.enabled=true",
         "autoscaling.enabled=true",
     ];
-    let manifests = Helm::new(namespace, "demo")?.template(&Chart::current()?, &values).await?;
+    let manifests = Helm::new(namespace, "demo")?.template(&Chart::current(), &values).await?;
     let dry_run = DryRun::new(namespace).await?;
     let mut taken = Vec::new();
     for object in objects(&manifests)?.iter().chain(&objects(KEDA)?) {

@@ -30,7 +30,7 @@ async fn helm_install_of_the_demo_gets_ready_and_a_producers_event_shows_on_the_
     let namespace = Namespace::new("demo").await.unwrap();
     let helm = Helm::new(&namespace, "demo").unwrap();
     let began = Instant::now();
-    let notes = helm.install(&Chart::current().unwrap(), &["demo.enabled=true"]).await.unwrap();
+    let notes = helm.install(&Chart::current(), &["demo.enabled=true"]).await.unwrap();
     let installed = began.elapsed();
     let nats = forward(&namespace, "nats-server", 4222).await.unwrap();
     let pages = forward(&namespace, "demo", 8080).await.unwrap();
@@ -99,7 +99,7 @@ where
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scaled_to_5_and_back_under_load_loses_nothing_and_a_patch_is_live_and_outlives_helm_upgrade() {
-    let chart = Chart::current().unwrap();
+    let chart = Chart::current();
     let release = Release::install("day2", &chart, &[]).await.unwrap();
     let (namespace, kv) = (&release.namespace, &release.kv);
     let producer = release.producer(100).await.unwrap();
@@ -158,7 +158,7 @@ async fn scaled_to_5_and_back_under_load_loses_nothing_and_a_patch_is_live_and_o
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nats_pod_deleted_once_and_ten_times_under_load_loses_no_stored_event() {
-    let release = Release::install("nats", &Chart::current().unwrap(), &[]).await.unwrap();
+    let release = Release::install("nats", &Chart::current(), &[]).await.unwrap();
     let namespace = &release.namespace;
     let producer = release.producer(200).await.unwrap();
     producer.reaches(200).await.unwrap();
@@ -194,7 +194,7 @@ async fn nats_pod_deleted_once_and_ten_times_under_load_loses_no_stored_event() 
 async fn three_nats_servers_keep_what_is_stored_while_each_of_them_is_deleted() {
     let values =
         ["nats.replicas=3", "pipeline.spec.delivery.stream.replicas=3", "nats.resources.requests.cpu=20m"];
-    let release = Release::install("three", &Chart::current().unwrap(), &values).await.unwrap();
+    let release = Release::install("three", &Chart::current(), &values).await.unwrap();
     let namespace = &release.namespace;
     let producer = release.producer(50).await.unwrap();
     producer.reaches(50).await.unwrap();
@@ -214,4 +214,63 @@ async fn three_nats_servers_keep_what_is_stored_while_each_of_them_is_deleted() 
     }
     let stored = release.all_land(&producer).await.unwrap();
     println!("each of three servers deleted: {stored} events stored, all in KV");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_logins_rotated_as_the_docs_say_lose_nothing_and_the_old_passwords_are_refused() {
+    let chart = Chart::current();
+    let release = Release::install("rotate", &chart, &[]).await.unwrap();
+    let namespace = &release.namespace;
+    let producer = release.producer(100).await.unwrap();
+    producer.reaches(200).await.unwrap();
+    let secrets = namespace.api::<Secret>();
+    let logins = ["demo-nats-processor", "demo-nats-producer"];
+    let passwords = async || {
+        let mut found = Vec::new();
+        for login in logins {
+            found.push(secrets.get(login).await.unwrap().data.unwrap()["password"].0.clone());
+        }
+        found
+    };
+    let (old, replicas) = (passwords().await, uids(namespace).await.unwrap());
+    // Its login is an old one soon.
+    let stored = producer.stop().await.unwrap();
+    let began = Instant::now();
+    for login in logins {
+        secrets.delete(login, &DeleteParams::default()).await.unwrap();
+    }
+    release.helm.upgrade(&chart, &[]).await.unwrap();
+    namespace.api::<StatefulSet>().restart("demo-nats").await.unwrap();
+    let new = passwords().await;
+    assert!(old[0] != new[0] && old[1] != new[1], "the passwords are the old ones");
+    eventually(Duration::from_secs(120), async || {
+        ready(namespace, PROCESSORS, 2).await?;
+        let now = uids(namespace).await?;
+        ensure!(now.iter().all(|uid| !replicas.contains(uid)), "old replicas are still there");
+        condition(namespace, "NatsConnected", "True").await
+    })
+    .await
+    .unwrap();
+    let took = began.elapsed();
+
+    let nats = forward(namespace, "nats-server", 4222).await.unwrap();
+    for (user, password) in ["processor", "producer"].iter().zip(&old) {
+        let password = String::from_utf8(password.clone()).unwrap();
+        let options = async_nats::ConnectOptions::new().user_and_password((*user).to_owned(), password);
+        let refused = options.connect(nats.address.to_string()).await.expect_err("an old password");
+        assert!(refused.to_string().contains("authorization"), "{refused}");
+    }
+    let client = jetstream::new(log_in(namespace, &nats, "producer").await.unwrap());
+    client.publish("tasks.created", create("after").into()).await.unwrap().await.unwrap();
+    eventually(SOON, async || release.kv.task("after").await).await.unwrap();
+    release.kv.has_all("load", stored, SOON).await.unwrap();
+    println!(
+        "both logins rotated in {took:.1?}: {stored} events stored before and one after, all in KV; old ones refused twice"
+    );
+}
+
+/// The replicas that are there.
+async fn uids(namespace: &Namespace) -> anyhow::Result<Vec<String>> {
+    let pods = namespace.api::<Pod>().list(&ListParams::default().labels(PROCESSORS)).await?;
+    Ok(pods.iter().filter_map(ResourceExt::uid).collect())
 }

@@ -1,0 +1,153 @@
+//! From the release before this one to this one, as administrators do it. These tests have the cluster's one CRD to themselves.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams, LogParams, Patch, PatchParams};
+use serde_json::{Value, json};
+use taskpipeline_e2e_cluster::{
+    Chart, Helm, Image, Namespace, OperatorPods, Release, condition, crd_is_removed, eventually,
+};
+use taskpipeline_processor::api::TaskPipeline;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+const SOON: Duration = Duration::from_secs(90);
+const PROCESSORS: &str = "taskpipeline.dev/pipeline=tasks";
+const EARLIER: &str = "0.1.0";
+
+const VERSION: &str = "taskpipeline.dev/version";
+const CRD_NAME: &str = "taskpipelines.taskpipeline.dev";
+
+/// One test at a time.
+static CRD: Mutex<()> = Mutex::const_new(());
+
+/// Of the CRD in the cluster: its version, and what the API server knows of `spec.processor`.
+async fn crd(namespace: &Namespace) -> (String, Value) {
+    let crds: Api<CustomResourceDefinition> = Api::all(namespace.client.clone());
+    let crd = crds.get(CRD_NAME).await.unwrap();
+    let version = crd.annotations()[VERSION].clone();
+    let crd = serde_json::to_value(crd).unwrap();
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+    (version, schema["spec"]["properties"]["processor"]["properties"].clone())
+}
+
+/// The pods with this label, all of this image, and none on its way.
+async fn all_run(namespace: &Namespace, label: &str, image: Image) -> anyhow::Result<Vec<Pod>> {
+    let image = image.name()?;
+    let pods = namespace.api::<Pod>().list(&ListParams::default().labels(label)).await?.items;
+    ensure!(!pods.is_empty(), "there is no pod of {label}");
+    for pod in &pods {
+        let runs = pod.spec.as_ref().and_then(|spec| spec.containers[0].image.clone());
+        ensure!(runs.as_deref() == Some(&image), "{} still runs {runs:?}", pod.name_any());
+    }
+    Ok(pods)
+}
+
+async fn nats(namespace: &Namespace) -> Option<String> {
+    namespace.api::<Pod>().get("demo-nats-0").await.unwrap().uid()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn helm_upgrade_from_an_earlier_chart_crd_and_image_under_load_loses_nothing() {
+    let _alone = CRD.lock().await;
+    crd_is_removed().await.unwrap();
+    let release = Release::install("upgrade", &Chart::earlier().unwrap(), &[]).await.unwrap();
+    let namespace = &release.namespace;
+    let producer = release.producer(100).await.unwrap();
+    producer.reaches(200).await.unwrap();
+    let (version, before) = crd(namespace).await;
+    assert_eq!(version, EARLIER);
+    assert!(before["resources"].is_object() && before["priorityClassName"].is_null(), "{before}");
+    all_run(namespace, PROCESSORS, Image::Earlier).await.unwrap();
+    let nats_before = nats(namespace).await;
+
+    let (began, stored_before) = (Instant::now(), producer.stored().await.unwrap());
+    // What the CRD did not have.
+    let values = ["pipeline.spec.processor.priorityClassName=system-cluster-critical"];
+    release.helm.upgrade(&Chart::current(), &values).await.unwrap();
+    let upgraded = began.elapsed();
+    let pods = eventually(SOON, async || {
+        all_run(namespace, OperatorPods::LABEL, Image::Processor).await?;
+        condition(namespace, "Ready", "True").await?;
+        condition(namespace, "Progressing", "False").await?;
+        all_run(namespace, PROCESSORS, Image::Processor).await
+    })
+    .await
+    .unwrap();
+    let (rolled, stored_meanwhile) = (began.elapsed(), producer.stored().await.unwrap() - stored_before);
+    for pod in &pods {
+        let class = pod.spec.as_ref().and_then(|spec| spec.priority_class_name.as_deref());
+        assert_eq!(class, Some("system-cluster-critical"), "{}", pod.name_any());
+    }
+    let (version, after) = crd(namespace).await;
+    assert_eq!(version, env!("CARGO_PKG_VERSION"));
+    assert!(after["priorityClassName"].is_object(), "{after}");
+    producer.reaches(producer.stored().await.unwrap() + 200).await.unwrap();
+    let stored = release.all_land(&producer).await.unwrap();
+    println!(
+        "from {EARLIER} to {version}: helm upgrade took {upgraded:.1?}, all pods were new after {rolled:.1?}; \
+         {stored_meanwhile} events stored meanwhile, {stored} in all, all in KV; nats-server's pod is {}",
+        if nats(namespace).await == nats_before { "the same" } else { "another" }
+    );
+    assert!(stored_meanwhile > 0 && rolled > upgraded / 2, "nothing was stored while it was upgraded");
+
+    // As if a newer release had been here.
+    let newer = json!({"metadata": {"annotations": {VERSION: "99.0.0"}}});
+    let crds: Api<CustomResourceDefinition> = Api::all(namespace.client.clone());
+    crds.patch(CRD_NAME, &PatchParams::default(), &Patch::Merge(&newer)).await.unwrap();
+    let began = Instant::now();
+    let refused = release.helm.upgrade(&Chart::current(), &[]).await.expect_err("a downgrade");
+    let log = hooks_log(namespace).await;
+    println!("a downgrade is refused after {:.1?}: {log}", began.elapsed());
+    assert!(log.contains("is of version 99.0.0") && log.contains("not taken back"), "{log} {refused}");
+    assert_eq!(crd(namespace).await.0, "99.0.0");
+}
+
+/// What the hook that brings the CRD up to date has said; one that failed stays.
+async fn hooks_log(namespace: &Namespace) -> String {
+    let params = ListParams::default().labels("app.kubernetes.io/component=crd-upgrade");
+    let pods = namespace.api::<Pod>().list(&params).await.unwrap();
+    let name = pods.items.first().unwrap().name_any();
+    namespace.api::<Pod>().logs(&name, &LogParams::default()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_chart_installs_over_an_old_crd_left_behind_and_an_old_one_not_over_a_new_crd() {
+    let _alone = CRD.lock().await;
+    crd_is_removed().await.unwrap();
+    let release = Release::install("left", &Chart::earlier().unwrap(), &[]).await.unwrap();
+    let namespace = &release.namespace;
+    release.helm.uninstall().await.unwrap();
+    let (version, _) = crd(namespace).await;
+    assert_eq!(version, EARLIER, "the CRD is left behind");
+    eventually(SOON, async || {
+        let left = namespace.api::<TaskPipeline>().list(&ListParams::default()).await?.items.len();
+        ensure!(left == 0, "{left} pipelines are still there");
+        Ok(())
+    })
+    .await
+    .unwrap();
+
+    let values = ["kv.secretName=kv", "pipeline.spec.processor.priorityClassName=system-cluster-critical"];
+    release.helm.install(&Chart::current(), &values).await.unwrap();
+    eventually(SOON, async || condition(namespace, "Ready", "True").await).await.unwrap();
+    let (version, _) = crd(namespace).await;
+    assert_eq!(version, env!("CARGO_PKG_VERSION"));
+    let tested = release.helm.test().await.unwrap();
+    assert!(tested.contains("the pipeline works"), "{tested}");
+
+    let other = Namespace::new("older").await.unwrap();
+    let older = Helm::new(&other, "older").unwrap();
+    let refused = older.install(&Chart::earlier().unwrap(), &["kv.secretName=kv"]).await;
+    let refused = refused.expect_err("an older chart").to_string();
+    println!("{version} over a CRD of {EARLIER} works; {EARLIER} over {version}: {refused}");
+    assert!(refused.contains("newer-taskpipeline"), "{refused}");
+    let (still, _) = crd(namespace).await;
+    assert_eq!(still, version);
+}

@@ -1,0 +1,74 @@
+//! Debian's buildah, which builds images without an engine, with a store of its own in the cache.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::run;
+use crate::tools::Workshop;
+
+/// See the module's head.
+pub(super) struct Buildah {
+    home: PathBuf,
+    /// One at a time: what a killed one has left is removed.
+    _lock: File,
+}
+
+/// So many images are kept, those without a name among them, by which builds go on where an earlier one was; it is some
+/// gigabytes.
+const KEPT: usize = 200;
+
+impl Buildah {
+    pub(super) fn find(shop: &Workshop) -> Result<Self> {
+        shop.debian(&[("buildah", "buildah"), ("debootstrap", "debootstrap")])?;
+        let home = shop.cache_folder("buildah")?;
+        fs::create_dir_all(home.join("tmp"))
+            .with_context(|| format!("cannot make a folder in {}", home.display()))?;
+        let buildah = Self { home, _lock: shop.cache_lock("buildah")? };
+        buildah.run(&["rm", "--all"])?;
+        if buildah.run(&["images", "--all", "--quiet"])?.lines().count() > KEPT {
+            buildah.run(&["rmi", "--prune", "--force"])?;
+        }
+        Ok(buildah)
+    }
+
+    pub(super) fn command(&self) -> Command {
+        let mut command = Command::new("buildah");
+        command.arg("--root").arg(self.home.join("storage"));
+        // It does not outlive the machine's next start, as it must not.
+        command.args(["--runroot", "/run/taskpipeline-buildah"]);
+        command.env("STORAGE_DRIVER", "overlay");
+        // Machines without an engine are often containers themselves, and may not make namespaces.
+        command.env("BUILDAH_ISOLATION", "chroot");
+        // Where it keeps what a Dockerfile mounts as a cache.
+        command.env("TMPDIR", self.home.join("tmp"));
+        command
+    }
+
+    pub(super) fn run(&self, arguments: &[&str]) -> Result<String> {
+        run::output(self.command().args(arguments))
+    }
+
+    /// Makes an image out of what is put into an empty folder, unless it is there.
+    pub(super) fn image(
+        &self,
+        name: &str,
+        settings: &[&str],
+        fill: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        if self.run(&["inspect", "--type", "image", name]).is_ok() {
+            return Ok(());
+        }
+        let container = self.run(&["from", "scratch"])?;
+        let container = container.trim();
+        let made = self
+            .run(&["mount", container])
+            .and_then(|folder| fill(Path::new(folder.trim())))
+            .and_then(|()| self.run(&[&["config"], settings, &[container]].concat()))
+            .and_then(|_| self.run(&["commit", container, name]));
+        let _ = self.run(&["rm", container]);
+        made.map(drop)
+    }
+}

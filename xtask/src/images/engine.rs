@@ -1,0 +1,129 @@
+//! What runs the Dockerfile: Docker or Podman where one answers, else Debian's buildah, which needs no engine. What differs
+//! between them stands here.
+
+use std::fmt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, anyhow};
+
+use super::Image;
+use super::bases::Bases;
+use super::buildah::Buildah;
+use crate::run;
+use crate::tools::Workshop;
+
+/// See the module's head.
+pub(super) enum Engine {
+    Docker,
+    Podman,
+    /// With bases of this machine's own, for it is where no registry of images can be reached.
+    Buildah(Buildah, Bases),
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Docker => "Docker",
+            Self::Podman => "Podman",
+            Self::Buildah(..) => "buildah",
+        })
+    }
+}
+
+impl Engine {
+    /// # Errors
+    /// Where there is none, and none can be had.
+    pub(super) fn find(shop: &Workshop) -> Result<Self> {
+        let bases = bases(&shop.workspace.read("Dockerfile")?);
+        let mut why = anyhow!("neither Docker nor Podman answers");
+        for (program, engine) in [("docker", Self::Docker), ("podman", Self::Podman)] {
+            // A client without an engine is no use.
+            if run::output(Command::new(program).arg("info")).is_err() {
+                continue;
+            }
+            match bases.iter().try_for_each(|base| get(program, base)) {
+                Ok(()) => return Ok(engine),
+                Err(error) => why = error,
+            }
+        }
+        let none = || {
+            format!(
+                "no way to build images: start Docker, or install Podman ({why:#}); as root on Debian, buildah does"
+            )
+        };
+        let buildah = Buildah::find(shop).with_context(none)?;
+        let bases = Bases::assembled(shop, &buildah)?;
+        Ok(Self::Buildah(buildah, bases))
+    }
+
+    /// Builds a target of the Dockerfile, and packs it.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub(super) fn build(&self, shop: &Workshop, target: &str, image: &Image) -> Result<()> {
+        let root = &shop.workspace.root;
+        let built = |mut command: Command| {
+            command.args(["--target", target, "--tag", &image.name]).arg(root);
+            run::output(&mut command).map(drop)
+        };
+        match self {
+            Self::Docker | Self::Podman => {
+                let program = if matches!(self, Self::Docker) { "docker" } else { "podman" };
+                let mut build = Command::new(program);
+                build.arg("build");
+                built(build)?;
+                image.discard()?;
+                let mut save = Command::new(program);
+                save.arg("save");
+                if matches!(self, Self::Podman) {
+                    save.args(["--format", "docker-archive"]);
+                }
+                run::output(save.arg("--output").arg(&image.archive).arg(&image.name)).map(drop)
+            }
+            Self::Buildah(buildah, bases) => {
+                let mut build = buildah.command();
+                // What has not changed is not built again, as Docker and Podman have it.
+                build.args(["bud", "--pull-never", "--layers"]);
+                for (argument, base) in BASES.iter().zip([&bases.rust, &bases.runtime]) {
+                    build.args(["--build-arg", &format!("{argument}={base}")]);
+                }
+                built(build)?;
+                image.discard()?;
+                buildah.run(&["push", &image.name, &archive(&image.archive, &image.name)]).map(drop)
+            }
+        }
+    }
+}
+
+/// The Dockerfile's arguments for the bases of our images.
+const BASES: [&str; 2] = ["RUST_IMAGE", "RUNTIME_IMAGE"];
+
+/// What they are, unless another is given.
+fn bases(dockerfile: &str) -> Vec<String> {
+    let arguments = dockerfile.lines().filter_map(|line| line.strip_prefix("ARG ")?.split_once('='));
+    arguments.filter(|(name, _)| BASES.contains(name)).map(|(_, image)| image.to_owned()).collect()
+}
+
+/// Fetches an image, unless it is there.
+fn get(program: &str, image: &str) -> Result<()> {
+    if run::output(Command::new(program).args(["image", "inspect", image])).is_ok() {
+        return Ok(());
+    }
+    run::output(Command::new(program).args(["pull", image])).map(drop)
+}
+
+/// As buildah names a file that `docker load` takes.
+fn archive(file: &Path, name: &str) -> String {
+    format!("docker-archive:{}:{name}", file.display())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_dockerfile_takes_the_bases_and_has_defaults_with_tags() {
+        let bases = super::bases(include_str!("../../../Dockerfile"));
+        assert_eq!(bases.len(), super::BASES.len());
+        assert!(bases.iter().all(|base| base.rsplit('/').next().unwrap().contains(':')), "{bases:?}");
+    }
+}
