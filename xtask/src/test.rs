@@ -159,6 +159,7 @@ pub(crate) fn equip(shop: &Workshop, tools: &Everything, command: &mut Command) 
         .env("TASKPIPELINE_XTASK", xtask)
         .env("TASKPIPELINE_CHROMIUM", &tools.chromium)
         .env("TASKPIPELINE_AXE_CORE", tools.axe_core())
+        .env("TASKPIPELINE_COMPOSE", &tools.compose)
         .env("TASKPIPELINE_TEST_OUTPUT", output);
     Ok(())
 }

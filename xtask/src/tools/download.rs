@@ -1,9 +1,10 @@
-//! Release archives: fetched by `curl`, checked against the release's own list of sums, unpacked by `tar`.
+//! Releases: fetched by `curl`, checked against the release's own list of sums, unpacked by `tar` if they are archives.
 //!
 //! The time to connect is short: a machine without internet has other ways, and should get to them soon.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -11,30 +12,33 @@ use anyhow::{Context, Result, bail};
 use super::hex_sha256;
 use crate::run;
 
-/// An archive, and the list that says what its sum is.
+const ARCHIVE: &str = ".tar.gz";
+
+/// An archive or a bare program, and the list that says what its sum is.
 pub(super) struct Release {
     /// The folder both lie in, without a slash at the end.
     pub(super) base: String,
-    /// The archive's name.
+    /// The archive's name, or the program's.
     pub(super) archive: String,
     /// The list's name.
     pub(super) sums: String,
 }
 
 impl Release {
+    /// Puts the program into the folder under this name, with what else the archive holds.
+    pub(super) fn bring(&self, into: &Path, name: &str) -> Result<()> {
+        if self.archive.ends_with(ARCHIVE) {
+            return self.unpack(into);
+        }
+        let (fetched, program) = (self.fetch(into)?, into.join(name));
+        fs::rename(&fetched, &program)
+            .and_then(|()| fs::set_permissions(&program, fs::Permissions::from_mode(0o755)))
+            .with_context(|| format!("cannot put {} into its place", program.display()))
+    }
+
     /// Unpacks the archive into the folder; without the one folder that it consists of, if it does.
     pub(super) fn unpack(&self, into: &Path) -> Result<()> {
-        let (archive, sums) = (into.join(".archive.tar.gz"), into.join(".sums"));
-        fetch(&format!("{}/{}", self.base, self.sums), &sums)?;
-        fetch(&format!("{}/{}", self.base, self.archive), &archive)?;
-        let list = fs::read_to_string(&sums).with_context(|| format!("cannot read {}", sums.display()))?;
-        let Some(expected) = sum_of(&list, &self.archive) else {
-            bail!("{} of the release at {} does not list {}", self.sums, self.base, self.archive);
-        };
-        let found = File::open(&archive).and_then(hex_sha256).context("cannot read the archive again")?;
-        if found != expected {
-            bail!("{}/{} has the SHA-256 {found}, its release says {expected}", self.base, self.archive);
-        }
+        let archive = self.fetch(into)?;
         let names = run::output(Command::new("tar").arg("-tzf").arg(&archive))?;
         let mut unpack = Command::new("tar");
         unpack.arg("-xzf").arg(&archive).arg("-C").arg(into);
@@ -42,10 +46,24 @@ impl Release {
             unpack.args(["--strip-components", "1"]);
         }
         run::output(&mut unpack)?;
-        for file in [archive, sums] {
-            fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+        fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))
+    }
+
+    /// A file in the folder that has the sum it should have.
+    fn fetch(&self, into: &Path) -> Result<PathBuf> {
+        let (file, sums) = (into.join(".fetched"), into.join(".sums"));
+        fetch(&format!("{}/{}", self.base, self.sums), &sums)?;
+        fetch(&format!("{}/{}", self.base, self.archive), &file)?;
+        let list = fs::read_to_string(&sums).with_context(|| format!("cannot read {}", sums.display()))?;
+        let Some(expected) = sum_of(&list, &self.archive) else {
+            bail!("{} of the release at {} does not list {}", self.sums, self.base, self.archive);
+        };
+        let found = File::open(&file).and_then(hex_sha256).context("cannot read again what was fetched")?;
+        if found != expected {
+            bail!("{}/{} has the SHA-256 {found}, its release says {expected}", self.base, self.archive);
         }
-        Ok(())
+        fs::remove_file(&sums).with_context(|| format!("cannot remove {}", sums.display()))?;
+        Ok(file)
     }
 }
 

@@ -1,7 +1,8 @@
 //! A program that is written in Go: from PATH, a checked release, or built by Go, for machines that reach nothing but the
 //! registries.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -22,6 +23,8 @@ pub(super) struct GoProgram {
     pub(super) ask: &'static [&'static str],
     /// Its package, without a version.
     pub(super) package: &'static str,
+    /// Whether its go.mod replaces or excludes modules: then Go installs it not by its path, only as part of another.
+    pub(super) as_part: bool,
     /// The variable that its own build sets to the version; Go sets none.
     pub(super) stamp: Option<&'static str>,
     /// Its release for a system and an architecture.
@@ -30,14 +33,14 @@ pub(super) struct GoProgram {
 
 impl GoProgram {
     pub(super) fn find(&self, shop: &Workshop) -> Result<PathBuf> {
-        let Self { name, version, oldest, ask, package, stamp, release } = self;
+        let Self { name, version, oldest, ask, release, .. } = self;
         if let Some(found) = run::on_path(name).filter(|path| Version::said(path, ask) >= Some(*oldest)) {
             return Ok(found);
         }
         let entry = shop.cache.entry(&format!("{name}-{version}"), |folder, _| {
             shop.progress.step(&format!("get {name} {version}"), || {
                 let downloaded = match platform() {
-                    Some((os, arch)) => release(os, arch).unpack(folder),
+                    Some((os, arch)) => release(os, arch).bring(folder, name),
                     None => Err(anyhow::anyhow!("there is no release of {name} for this platform")),
                 };
                 let Err(why) = downloaded else { return Ok(()) };
@@ -46,12 +49,7 @@ impl GoProgram {
                         "no {name}: install {oldest} or newer, or Go to build it with, so that it is on PATH"
                     ));
                 };
-                // Go checks what it fetches against its sum database.
-                let source = format!("{package}@v{version}");
-                let flags = stamp.map(|variable| format!("-ldflags=-X {variable}={version}"));
-                let mut install = Command::new(go);
-                install.args(["install", "-trimpath"]).args(flags).arg(&source).env("GOBIN", folder);
-                run::output(&mut install).map(drop)
+                self.build(&go, folder)
             })
         })?;
         let program = entry.join(name);
@@ -60,5 +58,29 @@ impl GoProgram {
             bail!("{} does not run; remove its folder to get it again", program.display());
         }
         Ok(program)
+    }
+
+    /// Go checks what it fetches against its sum database.
+    fn build(&self, go: &Path, folder: &Path) -> Result<()> {
+        let Self { name, version, package, stamp, .. } = self;
+        let flags = stamp.map(|variable| format!("-ldflags=-X {variable}={version}"));
+        let go = |arguments: &[&str], within: &Path| {
+            let mut command = Command::new(go);
+            command.args(arguments).current_dir(within).env("GOBIN", folder);
+            command
+        };
+        let wanted = format!("{package}@v{version}");
+        if !self.as_part {
+            let mut install = go(&["install", "-trimpath"], folder);
+            return run::output(install.args(flags).arg(wanted)).map(drop);
+        }
+        let whole = folder.join("whole");
+        fs::create_dir(&whole)
+            .and_then(|()| fs::write(whole.join("go.mod"), "module whole\n"))
+            .with_context(|| format!("cannot make a module in {}", whole.display()))?;
+        run::output(go(&["get"], &whole).arg(wanted))?;
+        let mut build = go(&["build", "-trimpath"], &whole);
+        run::output(build.args(flags).arg("-o").arg(folder.join(name)).arg(package))?;
+        fs::remove_dir_all(&whole).with_context(|| format!("cannot remove {}", whole.display()))
     }
 }

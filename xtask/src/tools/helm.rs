@@ -13,6 +13,7 @@ pub(super) const HELM: GoProgram = GoProgram {
     oldest: Version(4, 0, 0),
     ask: &["version", "--template", "{{.Version}}"],
     package: "helm.sh/helm/v4/cmd/helm",
+    as_part: false,
     stamp: None,
     release,
 };

@@ -13,6 +13,7 @@ pub(super) const HELM_DOCS: GoProgram = GoProgram {
     oldest: VERSION,
     ask: &["--version"],
     package: "github.com/norwoodj/helm-docs/cmd/helm-docs",
+    as_part: false,
     stamp: Some("main.version"),
     release,
 };

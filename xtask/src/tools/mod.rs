@@ -6,6 +6,7 @@
 mod cache;
 mod cargo_install;
 mod chromium;
+mod compose;
 mod debian;
 mod download;
 mod earlier;
@@ -88,6 +89,14 @@ impl Workshop {
     /// When there is no way to get them.
     pub(crate) fn foreign_crds(&self) -> Result<PathBuf> {
         foreign_crds::find(self)
+    }
+
+    /// Docker Compose: `docker`, to be told `compose`, or `docker-compose`.
+    ///
+    /// # Errors
+    /// When there is none and no way to get one.
+    pub(crate) fn compose(&self) -> Result<PathBuf> {
+        compose::find(self)
     }
 
     /// helm-docs.
@@ -218,6 +227,8 @@ pub(crate) struct Everything {
     rust: WasmRust,
     helm: PathBuf,
     helm_docs: PathBuf,
+    /// Docker Compose, as [`Workshop::compose`] has it.
+    pub(crate) compose: PathBuf,
 }
 
 impl Everything {
@@ -240,16 +251,16 @@ pub(crate) fn everything(shop: &Workshop) -> Result<Everything> {
     thread::scope(|scope| {
         let fetched =
             scope.spawn(|| -> Result<_> { Ok((shop.npm_tools()?, shop.chromium()?, shop.wasm_rust()?)) });
-        let compiled = shop
-            .nats_server()
-            .and_then(|nats| Ok((nats, shop.wasm_tools()?, shop.helm()?, shop.helm_docs()?)));
+        let compiled = shop.nats_server().and_then(|nats| {
+            Ok((nats, shop.wasm_tools()?, shop.helm()?, shop.helm_docs()?, shop.compose()?))
+        });
         let fetched = fetched.join().map_err(|_| anyhow!("getting the tools fell over"))?;
         if let (Err(error), Err(_)) = (&compiled, &fetched) {
             // Only one of two can be returned.
             complain(error);
         }
-        let ((npm, chromium, rust), (nats_server, wasm, helm, helm_docs)) = (fetched?, compiled?);
-        Ok(Everything { nats_server, chromium, npm, wasm, rust, helm, helm_docs })
+        let ((npm, chromium, rust), (nats_server, wasm, helm, helm_docs, compose)) = (fetched?, compiled?);
+        Ok(Everything { nats_server, chromium, npm, wasm, rust, helm, helm_docs, compose })
     })
 }
 
@@ -271,6 +282,7 @@ pub(crate) fn list(shop: &Workshop) -> Result<()> {
         ("chromium", all.chromium),
         ("helm", all.helm),
         ("helm-docs", all.helm_docs),
+        ("compose", all.compose),
     ];
     for (name, path) in rows {
         say(format_args!("{name:<13} {}", path.display()));

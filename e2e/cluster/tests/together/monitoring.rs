@@ -21,6 +21,7 @@ use tokio::process::Command;
 const SOON: Duration = Duration::from_secs(60);
 const FILES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/taskpipeline/files");
 const KEDA: &str = include_str!("../../../../manifests/examples/keda.yaml");
+const COMPOSE: &str = include_str!("../../../../docker-compose.yml");
 
 /// Runs promtool beside the alert rules; answers what it said.
 async fn promtool(arguments: &[&str], input: &str) -> anyhow::Result<String> {
@@ -98,6 +99,22 @@ async fn prometheus_text_of_every_pod_passes_promtool_and_the_alert_rules_pass()
     let lint = ["check", "rules", "--lint=all", "--lint-fatal", "alerts.yaml"];
     println!("{}", promtool(&lint, "").await.unwrap());
     println!("{}", promtool(&["test", "rules", "alerts.test.yaml"], "").await.unwrap());
+}
+
+#[tokio::test]
+async fn the_configuration_in_docker_compose_yml_passes_promtool_with_the_alert_rules() {
+    let compose = &objects(COMPOSE).unwrap()[0];
+    let configuration = compose["configs"]["prometheus"]["content"].as_str().unwrap();
+    // There both lie in one folder.
+    let rules = format!("rule_files: [{FILES}/alerts.yaml]");
+    let here = configuration.replace("rule_files: [alerts.yaml]", &rules);
+    assert_ne!(here, configuration);
+    let check = ["check", "config", "/dev/stdin"];
+    let said = promtool(&check, &here).await.unwrap();
+    assert!(said.contains("1 rule files") && said.contains("rules found"), "{said}");
+    println!("{said}");
+    let refused = promtool(&check, &here.replace("static_configs", "static_config")).await.unwrap_err();
+    assert!(refused.to_string().contains("static_config"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
