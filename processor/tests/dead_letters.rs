@@ -18,6 +18,9 @@ use taskpipeline_testkit::{
 
 const SOON: Duration = Duration::from_secs(20);
 
+/// Twice `ACK_WAIT`: nobody acknowledges a nak, and one that gets lost only has its event come again after that.
+const AFTER_A_LOST_NAK: Duration = Duration::from_secs(60);
+
 /// A pipeline and whoever looks after it.
 struct Scene {
     nats: NatsServer,
@@ -72,7 +75,7 @@ impl Scene {
 
     /// Waits until there are so many letters.
     async fn wait_letters(&self, count: usize) -> Vec<Value> {
-        eventually(SOON, async || {
+        eventually(AFTER_A_LOST_NAK, async || {
             let letters = self.letters().await;
             ensure!(letters.len() == count, "{letters:?}\n{}", self.replica.process().tail());
             Ok(letters)
