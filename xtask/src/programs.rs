@@ -66,25 +66,34 @@ pub(crate) fn run(
     equip: impl Fn(&mut Command) -> Result<()> + Sync,
     tally: &mut Tally,
 ) -> Result<()> {
-    let waiting = Mutex::new(programs.iter().collect::<VecDeque<_>>());
     let counted = Mutex::new(Tally::default());
     let failures = Mutex::new(Vec::new());
-    let lane = || {
-        while let Some(program) = locked(&waiting).pop_front() {
-            let mut own = Tally::default();
-            if let Err(error) = one(shop, program, &equip, &mut own) {
-                complain(&error);
-                locked(&failures).push(program.name.clone());
-            }
-            locked(&counted).add(&own);
+    side_by_side(programs, |program| {
+        let mut own = Tally::default();
+        if let Err(error) = one(shop, program, &equip, &mut own) {
+            complain(&error);
+            locked(&failures).push(program.name.clone());
         }
-    };
-    thread::scope(|scope| (0..AT_A_TIME).for_each(|_| drop(scope.spawn(lane))));
+        locked(&counted).add(&own);
+    });
     tally.add(&locked(&counted));
     let failures = locked(&failures);
     ensure!(tally.passed + tally.failed > 0, "not a single test ran");
     ensure!(failures.is_empty(), "failed: {}", failures.join(", "));
     Ok(())
+}
+
+/// Does the work for each, in their order, [`AT_A_TIME`] of them at a time.
+fn side_by_side<T: Sync>(all: &[T], work: impl Fn(&T) + Sync) {
+    let waiting = Mutex::new(all.iter().collect::<VecDeque<_>>());
+    // A function of its own: in the condition of a `while let` the lock would be held until the work is done.
+    let next = || locked(&waiting).pop_front();
+    let lane = || {
+        while let Some(one) = next() {
+            work(one);
+        }
+    };
+    thread::scope(|scope| (0..AT_A_TIME).for_each(|_| drop(scope.spawn(lane))));
 }
 
 fn one(
@@ -204,6 +213,26 @@ mod tests {
         assert_eq!(Program::in_message(&message(false, r#""/t/pages""#)), None);
         assert_eq!(Program::in_message(&message(true, "null")), None);
         assert_eq!(Program::in_message("   Compiling edge"), None);
+    }
+
+    #[test]
+    fn two_at_a_time_are_done_and_each_of_them_once() {
+        let (here, done) = (Mutex::new(0_u32), Mutex::new(Vec::new()));
+        let two = || {
+            *locked(&here) += 1;
+            let until = Instant::now() + Duration::from_secs(10);
+            while *locked(&here) < 2 && Instant::now() < until {
+                thread::sleep(Duration::from_millis(1));
+            }
+            assert!(*locked(&here) >= 2, "nobody came beside this one");
+        };
+        side_by_side(&[0, 1, 2, 3], |one| {
+            locked(&done).push(*one);
+            two();
+        });
+        let mut done = locked(&done).clone();
+        done.sort_unstable();
+        assert_eq!(done, [0, 1, 2, 3]);
     }
 
     #[test]
