@@ -18,9 +18,6 @@ use taskpipeline_testkit::{
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// Twice `ACK_WAIT`: nobody acknowledges a nak, and one that gets lost only has its event come again after that.
-const AFTER_A_LOST_NAK: Duration = Duration::from_secs(60);
-
 /// A pipeline and whoever looks after it.
 struct Scene {
     nats: NatsServer,
@@ -75,7 +72,7 @@ impl Scene {
 
     /// Waits until there are so many letters.
     async fn wait_letters(&self, count: usize) -> Vec<Value> {
-        eventually(AFTER_A_LOST_NAK, async || {
+        eventually(SOON, async || {
             let letters = self.letters().await;
             ensure!(letters.len() == count, "{letters:?}\n{}", self.replica.process().tail());
             Ok(letters)
@@ -88,7 +85,8 @@ impl Scene {
     async fn wait_title(&self, id: &str, title: &str) {
         eventually(SOON, async || {
             let task = stored_task(&self.kv, id);
-            ensure!(task.as_ref().is_some_and(|task| task["title"] == title), "{task:?}");
+            let there = task.as_ref().is_some_and(|task| task["title"] == title);
+            ensure!(there, "{task:?}\n{}", self.replica.process().tail());
             Ok(())
         })
         .await

@@ -10,7 +10,7 @@ use async_nats::jetstream;
 use serde_json::json;
 use taskpipeline_simulator::{Config, Latency, Simulator};
 use taskpipeline_testkit::{
-    NatsServer, Processor, ProcessorOptions, created, eventually, publish, store, stored_task,
+    NatsServer, Processor, ProcessorOptions, SlowLink, created, eventually, publish, store, stored_task,
 };
 use tokio::time::Instant;
 
@@ -86,6 +86,39 @@ async fn each_of_4_replicas_handles_at_least_a_tenth_of_20000_events() {
     println!("{EVENTS} events, handled by each of 4 replicas: {handled:?}");
     assert!(handled.iter().sum::<f64>() >= f64::from(EVENTS));
     assert!(handled.iter().all(|count| *count >= f64::from(EVENTS) / 10.0), "{handled:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_starts_on_a_backlog_has_each_event_delivered_once() {
+    const ROUNDS: u32 = 5;
+    const EVENTS: u32 = 500;
+    // Twice `ACK_WAIT`: a delivery that nobody has looked at comes again after that.
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let (nats, kv) = (NatsServer::start().await.unwrap(), fast_kv().await);
+    // The server answers a pull before it hears that the client does not want that any more.
+    let link = SlowLink::to(nats.port(), Duration::from_millis(20)).await.unwrap();
+    let options = quiet(&nats, &kv).set("NATS_URL", &format!("nats://127.0.0.1:{}", link.port()));
+    let client = nats.client().await.unwrap();
+    let mut replica = Processor::start(&options).await.unwrap();
+    let stream = jetstream::new(client.clone()).get_stream("TASKS").await.unwrap();
+    let (mut longest, mut again) = (Duration::ZERO, 0.0);
+    for round in 1..=ROUNDS {
+        assert!(replica.terminate(PATIENCE).await.unwrap().success());
+        let events = (0..EVENTS).map(|n| ("created", created(&format!("task-{round}-{n}"))));
+        store(&client, events).await.unwrap();
+        let began = Instant::now();
+        replica = Processor::start(&options).await.unwrap();
+        wait_for_keys(&kv, usize::try_from(round * EVENTS).unwrap(), PATIENCE).await;
+        longest = longest.max(began.elapsed());
+        again += replica.metric("taskpipeline_events_redelivered_total").await.unwrap();
+    }
+    let consumer = stream.consumer_info("tasks-processor-1").await.unwrap();
+    let delivered = consumer.delivered.consumer_sequence;
+    println!(
+        "{ROUNDS} starts on {EVENTS} events each: {delivered} deliveries, {again} of them again; all in KV \
+         {longest:.1?} after a start at the latest"
+    );
+    assert_eq!((delivered, again), (u64::from(ROUNDS * EVENTS), 0.0));
 }
 
 fn now() -> Duration {

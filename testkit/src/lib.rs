@@ -12,6 +12,7 @@ mod load;
 mod nats;
 mod process;
 mod processor;
+mod slow_link;
 mod up;
 mod wait;
 
@@ -22,6 +23,7 @@ pub use load::store;
 pub use nats::NatsServer;
 pub use process::Process;
 pub use processor::{Processor, ProcessorOptions};
+pub use slow_link::SlowLink;
 pub use up::Up;
 pub use wait::{eventually, within};
 

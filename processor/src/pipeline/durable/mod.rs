@@ -81,7 +81,7 @@ pub(super) async fn run(
         client = connecting => client?,
         () = &mut shutdown => return Ok(()),
     };
-    let member = Member::new(&client, &settings.nats, &durable, connections, metrics, health);
+    let mut member = Member::new(&client, &settings.nats, &durable, connections, metrics, health);
     let sessions = Sessions {
         jetstream: member.jetstream.clone(),
         bucket: member.bucket.clone(),
@@ -89,7 +89,7 @@ pub(super) async fn run(
         settings: durable.clone(),
     };
     let session = tokio::select! {
-        session = supervisor::first(&sessions) => session.map_err(|reason| RunError::Nats {
+        session = supervisor::first(&sessions, &mut member.connections) => session.map_err(|reason| RunError::Nats {
             url: settings.nats.connection.to_string(),
             reason,
         })?,

@@ -33,9 +33,16 @@ const FINISH: Duration = Duration::from_secs(8);
 ///
 /// # Errors
 /// What has to be changed.
-pub(super) async fn first(sessions: &Sessions) -> Result<Session, String> {
+pub(super) async fn first(
+    sessions: &Sessions,
+    connections: &mut watch::Receiver<u64>,
+) -> Result<Session, String> {
+    // Of the first connection, too, the client tells when it gets to it. One that the session does not know of would be
+    // taken for another, and whatever the server has handed out by then would come again only after `ack_wait`.
+    let _ = connections.wait_for(|count| *count > 0).await;
     let mut pause = PAUSES.0;
     loop {
+        connections.mark_unchanged();
         match sessions.begin().await {
             Ok(session) => return Ok(session),
             Err(SessionError::Streams(StreamsError::Unfit(reason))) => return Err(reason),
