@@ -283,8 +283,11 @@ async fn a_rotated_token_rolls_the_pods_and_loses_nothing_and_a_missing_secret_i
     let took = within(Duration::from_secs(150), async || {
         let status = deployments.get("tasks-processor").await?.status.unwrap_or_default();
         least_available.fetch_min(status.available_replicas.unwrap_or(0), Ordering::SeqCst);
-        let pods = ready(&bench.namespace, PODS, 2).await?;
-        ensure!(pods.iter().all(|pod| !before.contains(&pod.name_any())), "the old pods are still there");
+        ready(&bench.namespace, PODS, 2).await?;
+        // One that drains still writes, with the old token.
+        let pods = bench.namespace.api::<Pod>().list(&ListParams::default().labels(PODS)).await?;
+        let old: Vec<_> = pods.iter().map(ResourceExt::name_any).filter(|pod| before.contains(pod)).collect();
+        ensure!(old.is_empty(), "old pods are still there: {}", old.join(", "));
         Ok(())
     })
     .await
