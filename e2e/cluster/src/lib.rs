@@ -14,6 +14,7 @@ mod pods;
 mod producer;
 mod release;
 mod simulator;
+mod volume;
 
 pub use dry_run::{DryRun, objects};
 pub use foreign_crds::ForeignCrds;
@@ -24,8 +25,9 @@ pub use namespace::Namespace;
 pub use nats::NatsPod;
 pub use operator::{OperatorPods, crd_is_installed, crd_is_removed};
 pub use pipeline::{condition, kv_secret, minimal};
-pub use pods::{once, ready};
+pub use pods::{Ended, exec, once, ready};
 pub use producer::{LOAD_PORT, Producer, create};
 pub use release::{Release, forward, log_in};
 pub use simulator::SimulatorPod;
 pub use taskpipeline_testkit::{Sample, eventually, samples, sum, within};
+pub use volume::{copy_volume, delete_volume};

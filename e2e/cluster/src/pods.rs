@@ -6,8 +6,9 @@ use anyhow::{Context, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::ResourceExt;
-use kube::api::{ListParams, LogParams, PostParams};
+use kube::api::{AttachParams, ListParams, LogParams, PostParams};
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
 
 use crate::{Namespace, eventually};
 
@@ -63,11 +64,16 @@ pub(crate) async fn run(
 }
 
 /// Runs a pod of one container to its end, without rights, as the user of its image; answers whether it succeeded, and its
-/// log, or why it did not start. `container`: image, command, args, env.
+/// log, or why it did not start. `container`: image, command, args, env; `volumes`: as in a pod's spec.
 ///
 /// # Errors
 /// Where the API server does not take it, or it does not end.
-pub async fn once(namespace: &Namespace, name: &str, mut container: Value) -> anyhow::Result<(bool, String)> {
+pub async fn once(
+    namespace: &Namespace,
+    name: &str,
+    mut container: Value,
+    volumes: &Value,
+) -> anyhow::Result<(bool, String)> {
     container["name"] = name.into();
     container["imagePullPolicy"] = PULL_POLICY.into();
     container["securityContext"] = security();
@@ -78,6 +84,7 @@ pub async fn once(namespace: &Namespace, name: &str, mut container: Value) -> an
             "automountServiceAccountToken": false,
             "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [container],
+            "volumes": volumes,
         },
     });
     let pods = namespace.api::<Pod>();
@@ -96,6 +103,34 @@ pub async fn once(namespace: &Namespace, name: &str, mut container: Value) -> an
         None => pods.logs(name, &LogParams::default()).await?,
     };
     Ok((end.exit_code == 0, said))
+}
+
+/// How a program that was run in a pod has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// With exit code 0.
+    pub well: bool,
+    /// What it has printed.
+    pub out: String,
+    /// What it has complained of.
+    pub err: String,
+}
+
+/// Runs a program in a running pod, as `kubectl exec` does.
+///
+/// # Errors
+/// Where it cannot be run.
+pub async fn exec(namespace: &Namespace, pod: &str, command: &[&str]) -> anyhow::Result<Ended> {
+    let params = AttachParams::default();
+    let mut attached = namespace.api::<Pod>().exec(pod, command.iter().copied(), &params).await?;
+    let (out, err) = (attached.stdout(), attached.stderr());
+    let (mut out, mut err) = (out.context("no standard output")?, err.context("no standard error")?);
+    let status = attached.take_status().context("no status")?;
+    let (mut printed, mut complained) = (String::new(), String::new());
+    tokio::try_join!(out.read_to_string(&mut printed), err.read_to_string(&mut complained))?;
+    let status = status.await.context("it was not said how it ended")?;
+    attached.join().await?;
+    Ok(Ended { well: status.status.as_deref() == Some("Success"), out: printed, err: complained })
 }
 
 /// What pod security wants of a container.

@@ -154,9 +154,10 @@ pub(crate) fn of_tests(shop: &Workshop, names: &Names) -> Result<[Image; 2]> {
         "what is built here does not run in a Linux pod: run `cargo xtask image --tests` on Linux, and name the images by \
          --context and --images"
     );
-    run::output(&mut shop.workspace.build(&["e2e-load"]))?;
+    run::output(&mut shop.workspace.build(&["e2e-load", "e2e-copy"]))?;
     let (tools, earlier) = (names.image(shop, TOOLS)?, names.image(shop, EARLIER)?);
-    let programs = [("nats-server", shop.nats_server()?), ("e2e-load", shop.workspace.binary("e2e-load"))];
+    let own = |name| (name, shop.workspace.binary(name));
+    let programs = [("nats-server", shop.nats_server()?), own("e2e-load"), own("e2e-copy")];
     pack_programs(&tools, &programs)?;
     let processor = shop.earlier_release()?.processor();
     pack_programs(&earlier, &[("taskpipeline", processor)])?;

@@ -15,13 +15,13 @@ async fn the_dockerfiles_images_run_as_nobody_on_a_read_only_root_and_have_no_sh
         let arguments = if name == "demo" { "--help" } else { "--version" };
         // The node itself sees to it that the image's user is not root.
         let runs = json!({"image": image, "args": [arguments]});
-        let (succeeded, said) = once(&namespace, &format!("{name}-runs"), runs).await.unwrap();
+        let (succeeded, said) = once(&namespace, &format!("{name}-runs"), runs, &json!([])).await.unwrap();
         assert!(succeeded && said.contains(says), "{said}");
         let mut missing = Vec::new();
         for shell in ["/bin/sh", "/bin/bash", "/bin/busybox", "apt-get"] {
             let shelled = json!({"image": image, "command": [shell, "-c", "true"]});
             let pod = format!("{name}-{}", shell.rsplit('/').next().unwrap());
-            let (succeeded, said) = once(&namespace, &pod, shelled).await.unwrap();
+            let (succeeded, said) = once(&namespace, &pod, shelled, &json!([])).await.unwrap();
             assert!(!succeeded && (said.contains("no such file") || said.contains("not found")), "{said}");
             missing.push(shell);
         }

@@ -6,5 +6,6 @@ mod image;
 mod monitoring;
 mod operator;
 mod pipeline;
+mod restore;
 mod rights;
 mod values;

@@ -21,7 +21,7 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// Runs the program once as a pod; answers whether it succeeded, and its log.
 async fn program(namespace: &Namespace, name: &str, args: Value, env: Value) -> (bool, String) {
     let container = json!({"image": Image::Processor.name().unwrap(), "args": args, "env": env});
-    once(namespace, name, container).await.unwrap()
+    once(namespace, name, container, &json!([])).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,188 @@
+//! NATS' volume brought back from a snapshot, as docs/operations.md says.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use async_nats::jetstream;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use kube::api::{ListParams, Patch, PatchParams};
+use serde_json::{Value, json};
+use taskpipeline_e2e_cluster::{
+    Chart, Ended, Namespace, Release, condition, copy_volume, create, delete_volume, eventually, exec,
+    forward, log_in, ready,
+};
+use taskpipeline_processor::api::TaskPipeline;
+
+const SOON: Duration = Duration::from_secs(60);
+const PROCESSORS: &str = "taskpipeline.dev/pipeline=tasks";
+const SERVERS: &str = "app.kubernetes.io/component=nats-server";
+/// The claim of the one server.
+const CLAIM: &str = "data-demo-nats-0";
+/// How many tasks have each fate.
+const EACH: u32 = 10;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_restored_from_a_snapshot_as_the_docs_say_goes_on_and_what_came_between_is_named_and_mended() {
+    let release = Release::install("restore", &Chart::current(), &[]).await.unwrap();
+    let (namespace, kv) = (&release.namespace, &release.kv);
+    let event = |data: Value| json!({"correlationId": "e2e", "data": data}).to_string();
+    let update = |id: &str, title: &str| ("tasks.updated", event(json!({"id": id, "title": title})));
+    let mut before = Vec::new();
+    for task in 0..EACH {
+        for fate in ["kept", "changed", "removed", "again"] {
+            before.push(("tasks.created", create(&format!("{fate}-{task}"))));
+        }
+    }
+    publish(namespace, &before).await;
+    for fate in ["kept", "changed", "removed", "again"] {
+        kv.has_all(fate, EACH, SOON).await.unwrap();
+    }
+
+    stop(namespace).await;
+    let files = copy_volume(namespace, CLAIM, "snapshot").await.unwrap();
+    start(namespace).await;
+
+    // What the snapshot does not know. The stream will hand out these sequences a second time.
+    let mut between = Vec::new();
+    for task in 0..EACH {
+        between.push(update(&format!("changed-{task}"), "Between"));
+        between.push(update(&format!("again-{task}"), "Between"));
+        between.push(("tasks.deleted", event(json!({"id": format!("removed-{task}")}))));
+        between.push(("tasks.created", create(&format!("orphan-{task}"))));
+    }
+    publish(namespace, &between).await;
+    kv.has_all("orphan", EACH, SOON).await.unwrap();
+    kv.has_all("removed", 0, SOON).await.unwrap();
+    titled(&release, &["changed", "again"], "Between").await;
+
+    stop(namespace).await;
+    delete_volume(namespace, CLAIM).await.unwrap();
+    copy_volume(namespace, "snapshot", CLAIM).await.unwrap();
+    start(namespace).await;
+
+    // Producers publish again what they still have, and new events.
+    let mut after = Vec::new();
+    for task in 0..EACH {
+        after.push(update(&format!("again-{task}"), "After"));
+        after.push(("tasks.created", create(&format!("new-{task}"))));
+    }
+    publish(namespace, &after).await;
+    kv.has_all("new", EACH, SOON).await.unwrap();
+    titled(&release, &["again"], "After").await;
+
+    let verified = resync(namespace, &["--verify", "--json"]).await;
+    let report: Value = serde_json::from_str(&verified.out).expect(&verified.err);
+    let named = |class: &str| report[class].as_array().map_or(0, Vec::len);
+    println!(
+        "a snapshot of {files} files brought back; of what came between, KV has {} stale, {} missing, {} unmanaged",
+        named("stale"),
+        named("missing"),
+        named("unmanaged")
+    );
+    assert!(!verified.well, "{verified:?}");
+    let expected =
+        json!({"stale": ids("changed"), "missing": ids("removed"), "unmanaged": ids("orphan"), "extra": []});
+    for (class, ids) in expected.as_object().unwrap() {
+        assert_eq!(&report[class], ids, "{class}");
+    }
+
+    let mended = resync(namespace, &["--verify", "--repair", "--delete-unmanaged"]).await;
+    kv.has_all("orphan", 0, SOON).await.unwrap();
+    for fate in ["kept", "changed", "removed", "again", "new"] {
+        kv.has_all(fate, EACH, SOON).await.unwrap();
+    }
+    titled(&release, &["again"], "After").await;
+    for task in 0..EACH {
+        let id = format!("changed-{task}");
+        assert_eq!(kv.task(&id).await.unwrap()["title"], format!("Task {id}"), "{mended:?}");
+    }
+    let verified = resync(namespace, &["--verify", "--values"]).await;
+    println!("{}{}", mended.out, verified.out);
+    assert!(verified.well, "{verified:?}");
+}
+
+/// The ids of the tasks with a fate, in the order of a report.
+fn ids(fate: &str) -> Vec<String> {
+    let mut ids: Vec<_> = (0..EACH).map(|task| format!("{fate}-{task}")).collect();
+    ids.sort();
+    ids
+}
+
+/// Publishes events by the producer's login; the stream has acknowledged each.
+async fn publish(namespace: &Namespace, events: &[(&'static str, String)]) {
+    let nats = forward(namespace, "nats-server", 4222).await.unwrap();
+    let producer = jetstream::new(log_in(namespace, &nats, "producer").await.unwrap());
+    for (subject, event) in events {
+        producer.publish(*subject, event.clone().into()).await.unwrap().await.unwrap();
+    }
+}
+
+/// All tasks with these fates have this title in KV.
+async fn titled(release: &Release, fates: &[&str], title: &str) {
+    eventually(SOON, async || {
+        for id in fates.iter().flat_map(|fate| ids(fate)) {
+            let task = release.kv.task(&id).await?;
+            ensure!(task["title"] == title, "{id} is {task}");
+        }
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+/// The pipeline is suspended, and then nats-server stopped.
+async fn stop(namespace: &Namespace) {
+    suspend(namespace, true).await;
+    gone(namespace, PROCESSORS).await;
+    servers(namespace, 0).await;
+    gone(namespace, SERVERS).await;
+}
+
+/// nats-server is started, and the pipeline goes on.
+async fn start(namespace: &Namespace) {
+    servers(namespace, 1).await;
+    suspend(namespace, false).await;
+    eventually(SOON, async || {
+        ready(namespace, SERVERS, 1).await?;
+        ready(namespace, PROCESSORS, 2).await?;
+        condition(namespace, "Ready", "True").await
+    })
+    .await
+    .unwrap();
+}
+
+async fn suspend(namespace: &Namespace, suspend: bool) {
+    let patch = Patch::Merge(json!({"spec": {"suspend": suspend}}));
+    let pipelines = namespace.api::<TaskPipeline>();
+    pipelines.patch("tasks", &PatchParams::default(), &patch).await.unwrap();
+}
+
+async fn servers(namespace: &Namespace, replicas: u32) {
+    let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+    let sets = namespace.api::<StatefulSet>();
+    sets.patch_scale("demo-nats", &PatchParams::default(), &patch).await.unwrap();
+}
+
+/// Waits until there is none of these pods any more.
+async fn gone(namespace: &Namespace, label: &str) {
+    eventually(SOON, async || {
+        let pods = namespace.api::<Pod>().list(&ListParams::default().labels(label)).await?;
+        let left: Vec<_> = pods.iter().map(ResourceExt::name_any).collect();
+        ensure!(left.is_empty(), "still there: {}", left.join(", "));
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+/// `taskpipeline resync` in a replica's pod, which ends well where KV is what the ledger says. KV here never shows what is old,
+/// so nothing is waited for.
+async fn resync(namespace: &Namespace, arguments: &[&str]) -> Ended {
+    let pod = ready(namespace, PROCESSORS, 2).await.unwrap()[0].name_any();
+    let command = [&["/taskpipeline", "resync", "--recheck-after", "2s"], arguments].concat();
+    exec(namespace, &pod, &command).await.unwrap()
+}
