@@ -1,6 +1,7 @@
 //! A way to nats-server on which a client's taking back a subscription arrives late: the server has had the time to answer what
 //! the client asked for just before, as happens by chance on a machine that has more to do.
 
+use std::io;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -31,10 +32,10 @@ impl SlowLink {
             while let Ok((client, _)) = listener.accept().await {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { continue };
                 let _ = server.set_nodelay(true);
-                let (from_client, to_client) = client.into_split();
-                let (from_server, to_server) = server.into_split();
+                let (from_client, mut to_client) = client.into_split();
+                let (mut from_server, to_server) = server.into_split();
                 tokio::spawn(pass(from_client, to_server, late));
-                tokio::spawn(pass(from_server, to_client, Duration::ZERO));
+                tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
             }
         });
         Ok(Self { port: own, serving })
@@ -53,26 +54,21 @@ impl Drop for SlowLink {
     }
 }
 
-/// Until either side hangs up; then the other does.
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, late: Duration) {
+/// Until the client hangs up, or the server does not take any more.
+async fn pass(mut client: OwnedReadHalf, mut server: OwnedWriteHalf, late: Duration) -> io::Result<()> {
     let mut buffer = vec![0; 65_536];
-    'open: while let Ok(read @ 1..) = from.read(&mut buffer).await {
+    loop {
+        let read = client.read(&mut buffer).await?;
+        if read == 0 {
+            return Ok(());
+        }
         let mut rest = &buffer[..read];
         while let Some(at) = rest.windows(UNSUBSCRIBE.len()).position(|bytes| bytes == UNSUBSCRIBE) {
-            let (before, from_there) = rest.split_at(at);
-            if to.write_all(before).await.is_err() {
-                break 'open;
-            }
+            server.write_all(&rest[..at]).await?;
             tokio::time::sleep(late).await;
-            let (command, after) = from_there.split_at(UNSUBSCRIBE.len());
-            if to.write_all(command).await.is_err() {
-                break 'open;
-            }
-            rest = after;
+            server.write_all(UNSUBSCRIBE).await?;
+            rest = &rest[at + UNSUBSCRIBE.len()..];
         }
-        if to.write_all(rest).await.is_err() {
-            break;
-        }
+        server.write_all(rest).await?;
     }
-    let _ = to.shutdown().await;
 }

@@ -25,7 +25,7 @@ pub use namespace::Namespace;
 pub use nats::NatsPod;
 pub use operator::{OperatorPods, crd_is_installed, crd_is_removed};
 pub use pipeline::{condition, kv_secret, minimal};
-pub use pods::{Ended, exec, once, ready};
+pub use pods::{Ended, PROCESSORS, exec, once, present, ready};
 pub use producer::{LOAD_PORT, Producer, create};
 pub use release::{Release, forward, log_in};
 pub use simulator::SimulatorPod;

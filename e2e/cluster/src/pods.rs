@@ -12,6 +12,9 @@ use tokio::io::AsyncReadExt;
 
 use crate::{Namespace, eventually};
 
+/// The label of the replicas of the pipeline `tasks`.
+pub const PROCESSORS: &str = "taskpipeline.dev/pipeline=tasks";
+
 /// What was brought to the nodes is there; what `--images` names is pulled.
 pub(crate) const PULL_POLICY: &str = "IfNotPresent";
 
@@ -140,12 +143,20 @@ fn security() -> Value {
     })
 }
 
+/// The pods with this label, those on their way out and those that have ended too.
+///
+/// # Errors
+/// Where the API server does not say.
+pub async fn present(namespace: &Namespace, label: &str) -> anyhow::Result<Vec<Pod>> {
+    Ok(namespace.api::<Pod>().list(&ListParams::default().labels(label)).await?.items)
+}
+
 /// The pods with this label that are ready and not on their way out.
 ///
 /// # Errors
 /// Where there are not as many.
 pub async fn ready(namespace: &Namespace, label: &str, wanted: usize) -> anyhow::Result<Vec<Pod>> {
-    let pods = namespace.api::<Pod>().list(&ListParams::default().labels(label)).await?.items;
+    let pods = present(namespace, label).await?;
     let is_ready = |pod: &&Pod| {
         let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
         pod.metadata.deletion_timestamp.is_none()

@@ -11,14 +11,14 @@ use kube::ResourceExt;
 use kube::api::{Api, ListParams, LogParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use taskpipeline_e2e_cluster::{
-    Chart, Helm, Image, Namespace, OperatorPods, Release, condition, crd_is_removed, eventually,
+    Chart, Helm, Image, Namespace, OperatorPods, PROCESSORS, Release, condition, crd_is_removed, eventually,
+    present,
 };
 use taskpipeline_processor::api::TaskPipeline;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 const SOON: Duration = Duration::from_secs(90);
-const PROCESSORS: &str = "taskpipeline.dev/pipeline=tasks";
 const EARLIER: &str = "0.1.0";
 
 const VERSION: &str = "taskpipeline.dev/version";
@@ -40,7 +40,7 @@ async fn crd(namespace: &Namespace) -> (String, Value) {
 /// The pods with this label, all of this image, and none on its way.
 async fn all_run(namespace: &Namespace, label: &str, image: Image) -> anyhow::Result<Vec<Pod>> {
     let image = image.name()?;
-    let pods = namespace.api::<Pod>().list(&ListParams::default().labels(label)).await?.items;
+    let pods = present(namespace, label).await?;
     ensure!(!pods.is_empty(), "there is no pod of {label}");
     for pod in &pods {
         let runs = pod.spec.as_ref().and_then(|spec| spec.containers[0].image.clone());

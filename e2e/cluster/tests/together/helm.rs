@@ -15,14 +15,14 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use taskpipeline_e2e_cluster::{
-    Chart, Helm, Namespace, Release, condition, create, eventually, forward, log_in, ready, within,
+    Chart, Helm, Namespace, PROCESSORS, Release, condition, create, eventually, forward, log_in, present,
+    ready, within,
 };
 use taskpipeline_processor::api::TaskPipeline;
 use taskpipeline_simulator::{Fault, Rule, Scope};
 use tokio::time::Instant;
 
 const SOON: Duration = Duration::from_secs(60);
-const PROCESSORS: &str = "taskpipeline.dev/pipeline=tasks";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn helm_install_of_the_demo_gets_ready_and_a_producers_event_shows_on_the_page_and_uninstall_leaves_nothing()
@@ -272,6 +272,5 @@ async fn nats_logins_rotated_as_the_docs_say_lose_nothing_and_the_old_passwords_
 
 /// The replicas that are there.
 async fn uids(namespace: &Namespace) -> anyhow::Result<Vec<String>> {
-    let pods = namespace.api::<Pod>().list(&ListParams::default().labels(PROCESSORS)).await?;
-    Ok(pods.iter().filter_map(ResourceExt::uid).collect())
+    Ok(present(namespace, PROCESSORS).await?.iter().filter_map(ResourceExt::uid).collect())
 }

@@ -7,13 +7,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::api::ListParams;
 use serde_json::Value;
 use taskpipeline_e2e_cluster::{
     Chart, DryRun, ForeignCrds, Forward, Helm, Namespace, condition, crd_is_installed, eventually, objects,
-    ready,
+    present, ready,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -43,7 +41,7 @@ async fn scraped(namespace: &Namespace, monitor: &Value) -> anyhow::Result<Vec<(
     let labels: Vec<_> =
         labels.iter().map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default())).collect();
     let port = monitor["spec"]["podMetricsEndpoints"][0]["port"].as_str().context("no port")?;
-    let pods = namespace.api::<Pod>().list(&ListParams::default().labels(&labels.join(","))).await?;
+    let pods = present(namespace, &labels.join(",")).await?;
     pods.iter()
         .map(|pod| {
             let containers = pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();

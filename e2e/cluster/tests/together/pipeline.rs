@@ -13,15 +13,14 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use taskpipeline_e2e_cluster::{
-    Forward, Namespace, NatsPod, OperatorPods, Producer, SimulatorPod, condition, create, eventually,
-    kv_secret, minimal, ready, sum, within,
+    Forward, Namespace, NatsPod, OperatorPods, PROCESSORS, Producer, SimulatorPod, condition, create,
+    eventually, kv_secret, minimal, present, ready, sum, within,
 };
 use taskpipeline_processor::api::TaskPipeline;
 use taskpipeline_simulator::{Fault, Rule, Scope};
 use tokio::time::Instant;
 
 const SOON: Duration = Duration::from_secs(60);
-const PODS: &str = "taskpipeline.dev/pipeline=tasks";
 
 /// A namespace with everything but a pipeline.
 struct Bench {
@@ -73,7 +72,7 @@ impl Bench {
     }
 
     async fn pods(&self, wanted: usize) -> Vec<Pod> {
-        eventually(SOON, async || ready(&self.namespace, PODS, wanted).await).await.unwrap()
+        eventually(SOON, async || ready(&self.namespace, PROCESSORS, wanted).await).await.unwrap()
     }
 
     async fn replicas(&self) -> anyhow::Result<i32> {
@@ -283,9 +282,9 @@ async fn a_rotated_token_rolls_the_pods_and_loses_nothing_and_a_missing_secret_i
     let took = within(Duration::from_secs(150), async || {
         let status = deployments.get("tasks-processor").await?.status.unwrap_or_default();
         least_available.fetch_min(status.available_replicas.unwrap_or(0), Ordering::SeqCst);
-        ready(&bench.namespace, PODS, 2).await?;
+        ready(&bench.namespace, PROCESSORS, 2).await?;
         // One that drains still writes, with the old token.
-        let pods = bench.namespace.api::<Pod>().list(&ListParams::default().labels(PODS)).await?;
+        let pods = present(&bench.namespace, PROCESSORS).await?;
         let old: Vec<_> = pods.iter().map(ResourceExt::name_any).filter(|pod| before.contains(pod)).collect();
         ensure!(old.is_empty(), "old pods are still there: {}", old.join(", "));
         Ok(())
@@ -347,7 +346,7 @@ async fn whoever_may_edit_a_pipeline_cannot_have_it_send_what_he_may_not_read_to
     let more = json!({"nats": {"authSecretRef": {"name": "nats-auth"}}});
     namespace.apply::<TaskPipeline>(minimal(&more)).await.unwrap();
     eventually(SOON, async || condition(&namespace, "Ready", "True").await).await.unwrap();
-    let before: Vec<_> = eventually(SOON, async || ready(&namespace, PODS, 2).await).await.unwrap();
+    let before: Vec<_> = eventually(SOON, async || ready(&namespace, PROCESSORS, 2).await).await.unwrap();
     let before: Vec<_> = before.iter().map(ResourceExt::name_any).collect();
 
     let may = json!([{"apiGroups": ["taskpipeline.dev"], "resources": ["taskpipelines"], "verbs": ["*"]}]);
@@ -385,7 +384,7 @@ async fn whoever_may_edit_a_pipeline_cannot_have_it_send_what_he_may_not_read_to
     .unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(namespace.api::<Deployment>().get_opt("own-processor").await.unwrap().is_none());
-    let pods = ready(&namespace, PODS, 2).await.unwrap();
+    let pods = ready(&namespace, PROCESSORS, 2).await.unwrap();
     assert_eq!(pods.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), before, "what ran before goes on");
     assert_eq!(thief.answers(None).await.unwrap(), 0, "something was sent to the thief");
 

@@ -7,18 +7,16 @@ use std::time::Duration;
 use anyhow::ensure;
 use async_nats::jetstream;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use taskpipeline_e2e_cluster::{
-    Chart, Ended, Namespace, Release, condition, copy_volume, create, delete_volume, eventually, exec,
-    forward, log_in, ready,
+    Chart, Ended, Namespace, PROCESSORS, Release, condition, copy_volume, create, delete_volume, eventually,
+    exec, forward, log_in, present, ready,
 };
 use taskpipeline_processor::api::TaskPipeline;
 
 const SOON: Duration = Duration::from_secs(60);
-const PROCESSORS: &str = "taskpipeline.dev/pipeline=tasks";
 const SERVERS: &str = "app.kubernetes.io/component=nats-server";
 /// The claim of the one server.
 const CLAIM: &str = "data-demo-nats-0";
@@ -170,7 +168,7 @@ async fn servers(namespace: &Namespace, replicas: u32) {
 /// Waits until there is none of these pods any more.
 async fn gone(namespace: &Namespace, label: &str) {
     eventually(SOON, async || {
-        let pods = namespace.api::<Pod>().list(&ListParams::default().labels(label)).await?;
+        let pods = present(namespace, label).await?;
         let left: Vec<_> = pods.iter().map(ResourceExt::name_any).collect();
         ensure!(left.is_empty(), "still there: {}", left.join(", "));
         Ok(())
