@@ -17,6 +17,8 @@ pub(super) struct Seen {
     pub(super) kv: KvState,
     /// Why events may be lost to their age soon.
     pub(super) late: Option<String>,
+    /// Why the projector does not move though work waits.
+    pub(super) stalled: Option<String>,
     /// How long the oldest event waits to be taken in, or the oldest change to be written.
     pub(super) oldest: Duration,
     /// How many dead letters there are, if that is known.
@@ -95,6 +97,9 @@ fn kv(seen: &Seen) -> Verdict {
 
 fn caught_up(seen: &Seen) -> Verdict {
     let kind = ConditionType::CaughtUp;
+    if let Some(why) = &seen.stalled {
+        return verdict(kind, Some(false), "Stalled", why.clone());
+    }
     if seen.late.is_some() {
         let what = "events wait for more than half of the time that the stream keeps them, and are lost after that: add \
                     replicas, or see what holds them up";
@@ -143,6 +148,7 @@ mod tests {
             nats: NatsState::Connected,
             kv: KvState::Reachable,
             late: None,
+            stalled: None,
             oldest: Duration::ZERO,
             dead_letters: Some(0),
             refused: None,
@@ -180,5 +186,6 @@ mod tests {
         assert_eq!(status(&Seen { oldest: PATIENCE, ..seen() }), "CaughtUp");
         assert_eq!(status(&Seen { oldest: PATIENCE * 2, ..seen() }), "Behind");
         assert_eq!(status(&Seen { late: Some(String::new()), ..seen() }), "Late");
+        assert_eq!(status(&Seen { stalled: Some(String::new()), ..seen() }), "Stalled");
     }
 }

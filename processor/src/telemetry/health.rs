@@ -5,7 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use async_nats::connection::State as NatsConnectionState;
@@ -20,6 +20,9 @@ use tracing::error;
 
 use super::metrics::Metrics;
 use crate::pipeline::{RunError, round_trip};
+
+/// How long a replica that stalled says so: until it has had the time to stall once more.
+const STALL_REMEMBERED: Duration = Duration::from_secs(60);
 
 /// The connection to NATS as last seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +56,8 @@ pub struct Health {
     kv: Mutex<KvState>,
     /// Why events may be lost to their age soon.
     late: Mutex<Option<String>>,
+    /// Why the projector does not move though work waits, and when that was seen last.
+    stalled: Mutex<Option<(String, Instant)>>,
     /// How many dead letters there are, where somebody has counted.
     dead_letters: Mutex<Option<u64>>,
     draining: AtomicBool,
@@ -66,6 +71,7 @@ impl Default for Health {
             nats: Mutex::new(NatsState::Connecting(None)),
             kv: Mutex::new(KvState::Unknown),
             late: Mutex::new(None),
+            stalled: Mutex::new(None),
             dead_letters: Mutex::new(None),
             draining: AtomicBool::new(false),
             client: OnceLock::new(),
@@ -97,6 +103,19 @@ impl Health {
     /// Events wait for so long that some may age out of the stream; or no more.
     pub fn set_late(&self, why: Option<String>) {
         *self.late.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// The projector does not move though work waits; or it does.
+    pub fn set_stalled(&self, why: Option<String>) {
+        let seen = why.map(|why| (why, Instant::now()));
+        *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+    }
+
+    /// Why the projector does not move. A replica that has given up knows nothing of how others get on: its word is
+    /// forgotten after a minute.
+    pub fn stalled(&self) -> Option<String> {
+        let stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+        stalled.as_ref().filter(|(_, seen)| seen.elapsed() < STALL_REMEMBERED).map(|(why, _)| why.clone())
     }
 
     /// So many dead letters were there when they were counted last.
@@ -135,13 +154,13 @@ impl Health {
     }
 
     fn report(&self) -> (StatusCode, Value) {
-        let (nats, kv, late) = (self.nats(), self.kv(), self.late());
+        let (nats, kv, late, stalled) = (self.nats(), self.kv(), self.late(), self.stalled());
         let draining = self.draining.load(Ordering::Relaxed);
         let nats_up = nats == NatsState::Connected;
         let kv_up = matches!(kv, KvState::Unknown | KvState::Reachable);
         let status = match () {
             () if draining => "draining",
-            () if nats_up && kv_up && late.is_none() => "ok",
+            () if nats_up && kv_up && late.is_none() && stalled.is_none() => "ok",
             () => "degraded",
         };
         let nats = match nats {
@@ -160,9 +179,13 @@ impl Health {
             None => service("ok", None),
             Some(why) => service("late", Some(why)),
         };
+        let projector = match stalled {
+            None => service("ok", None),
+            Some(why) => service("stalled", Some(why)),
+        };
         let report = json!({
             "status": status,
-            "services": {"nats": nats, "kv": kv, "stream": stream},
+            "services": {"nats": nats, "kv": kv, "stream": stream, "projector": projector},
             "version": env!("CARGO_PKG_VERSION"),
             "uptime": self.started.elapsed().as_secs(),
         });

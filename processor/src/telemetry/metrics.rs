@@ -68,8 +68,14 @@ pub struct Metrics {
     pub attempts_used_up: IntCounter,
     /// 1 while this replica writes to KV.
     pub projector_active: IntGauge,
+    /// How often this replica gave up writing to KV, since it did not move though work waited.
+    pub projector_stalls: IntCounter,
     /// Tasks in the projector's hands that KV may not have as they are.
     pub unsettled_tasks: IntGauge,
+    /// Those of them that wait in NATS, without their records in memory.
+    pub deferred_tasks: IntGauge,
+    /// How often a rest between two writes of a task was forgotten before its end.
+    pub rests_forgotten: IntCounter,
     /// Changes of the ledger that the projector has not read yet.
     pub changes_behind: IntGauge,
     /// The age of the oldest event that is not in the ledger.
@@ -173,9 +179,21 @@ impl Metrics {
                 "How often a task's attempts to be written were used up; it is tried again later.",
             )?,
             projector_active: gauge("projector_active", "1 on the replica that writes to KV, else 0.")?,
+            projector_stalls: counter(
+                "projector_stalls_total",
+                "How often this replica gave up writing to KV: nothing was written though work waited and nothing excused it.",
+            )?,
             unsettled_tasks: gauge(
                 "projector_unsettled_tasks",
                 "Tasks in the projector's hands that KV may not have as the ledger has them.",
+            )?,
+            deferred_tasks: gauge(
+                "projector_deferred_tasks",
+                "Tasks that wait for their rest, their next attempt or the end of a doubt without being kept in memory.",
+            )?,
+            rests_forgotten: counter(
+                "write_rests_forgotten_total",
+                "Tasks that may be written sooner than minWriteInterval says: more than 450,000 were written within it.",
             )?,
             changes_behind: gauge(
                 "projector_changes_behind",

@@ -97,6 +97,15 @@ impl Bucket {
 
     /// Reads one record as the stream's leader has it.
     pub(super) async fn get(&self, subject: &str) -> Result<Option<Stored>, ReadError> {
+        self.get_raw(&json!({"last_by_subj": subject})).await
+    }
+
+    /// Reads the record that was written at this revision, as the stream's leader has it; nothing, if it was replaced since.
+    pub(super) async fn get_at(&self, revision: Revision) -> Result<Option<Stored>, ReadError> {
+        self.get_raw(&json!({"seq": revision.0})).await
+    }
+
+    async fn get_raw(&self, query: &serde_json::Value) -> Result<Option<Stored>, ReadError> {
         #[derive(Deserialize)]
         struct Answer {
             message: Option<Raw>,
@@ -104,25 +113,19 @@ impl Bucket {
         }
         #[derive(Deserialize)]
         struct Raw {
+            subject: String,
             seq: u64,
             #[serde(default)]
             data: String,
         }
         let path = format!("STREAM.MSG.GET.{}", self.stream);
-        let answer: Answer = self
-            .jetstream
-            .request(path, &json!({"last_by_subj": subject}))
-            .await
-            .map_err(|error| ReadError(error.to_string()))?;
+        let answer: Answer =
+            self.jetstream.request(path, query).await.map_err(|error| ReadError(error.to_string()))?;
         match answer {
-            Answer { message: Some(raw), .. } => {
-                let value = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, raw.data)
+            Answer { message: Some(Raw { subject, seq, data }), .. } => {
+                let value = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, data)
                     .map_err(|error| ReadError(error.to_string()))?;
-                Ok(Some(Stored {
-                    subject: subject.to_owned(),
-                    revision: Revision(raw.seq),
-                    value: value.into(),
-                }))
+                Ok(Some(Stored { subject, revision: Revision(seq), value: value.into() }))
             }
             Answer { error: Some(error), .. }
                 if error.error_code() == async_nats::jetstream::ErrorCode::NO_MESSAGE_FOUND =>

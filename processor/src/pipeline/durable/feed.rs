@@ -1,7 +1,7 @@
 //! The feed: the ledger's changes from a revision on, in their order, as fast as they are taken. A task that
 //! has changed since is seen once, at its newest change. Decides nothing.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
@@ -11,6 +11,7 @@ use futures_util::StreamExt;
 use taskpipeline_contract::TaskId;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
 use super::bucket::Revision;
@@ -27,8 +28,9 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long the server remembers a feed that is not read.
 const INACTIVE: Duration = Duration::from_secs(60);
 
-/// The wait before a feed that broke is made anew.
+/// The wait before a feed that broke is made again, and the longest one where it cannot be made.
 const PAUSE: Duration = Duration::from_millis(200);
+const MOST_PAUSE: Duration = Duration::from_secs(2);
 
 /// A task's record as it was written.
 pub(super) struct Change {
@@ -41,7 +43,15 @@ pub(super) struct Change {
 /// See the module's head. It ends when it is dropped.
 pub(super) struct Feed {
     changes: mpsc::Receiver<Change>,
+    broken: Arc<Mutex<Option<Broken>>>,
     reading: JoinHandle<()>,
+}
+
+/// Why a feed cannot be read.
+#[derive(Clone, Debug)]
+pub(super) struct Broken {
+    pub(super) since: Instant,
+    pub(super) why: String,
 }
 
 impl Drop for Feed {
@@ -59,8 +69,15 @@ impl Feed {
         connections: watch::Receiver<u64>,
     ) -> Self {
         let (sender, changes) = mpsc::channel(FETCH);
-        let reader = Reader { jetstream, names, connections, position: revision, sender };
-        Self { changes, reading: tokio::spawn(reader.run()) }
+        let broken = Arc::default();
+        let reader =
+            Reader { jetstream, names, connections, position: revision, sender, broken: Arc::clone(&broken) };
+        Self { changes, broken, reading: tokio::spawn(reader.run()) }
+    }
+
+    /// Why it cannot be read; nothing while it can.
+    pub(super) fn broken(&self) -> Option<Broken> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The next changes, at least one.
@@ -78,19 +95,43 @@ struct Reader {
     connections: watch::Receiver<u64>,
     position: Revision,
     sender: mpsc::Sender<Change>,
+    broken: Arc<Mutex<Option<Broken>>>,
 }
 
 impl Reader {
     async fn run(mut self) {
+        let mut pause = PAUSE;
         loop {
             self.connections.mark_unchanged();
-            let broken = match self.consumer().await {
-                Ok(consumer) => self.read(&consumer).await,
-                Err(error) => error,
+            let why = match self.consumer().await {
+                Ok(consumer) => {
+                    *self.broken() = None;
+                    pause = PAUSE;
+                    self.read(&consumer).await
+                }
+                Err(why) => {
+                    pause = (pause * 2).min(MOST_PAUSE);
+                    self.note(&why);
+                    why
+                }
             };
-            debug!("the ledger's feed is made anew from {}: {broken}", self.position.0);
-            tokio::time::sleep(PAUSE).await;
+            debug!(from = self.position.0, why, "the ledger's feed is made again");
+            tokio::time::sleep(pause).await;
         }
+    }
+
+    fn broken(&self) -> MutexGuard<'_, Option<Broken>> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same reason is logged once.
+    fn note(&self, why: &str) {
+        let mut broken = self.broken();
+        if broken.as_ref().is_none_or(|broken| broken.why != why) {
+            warn!(error = why, "cannot read the ledger's changes; retrying");
+        }
+        let since = broken.as_ref().map_or_else(Instant::now, |broken| broken.since);
+        *broken = Some(Broken { since, why: why.to_owned() });
     }
 
     async fn consumer(&self) -> Result<PullConsumer, String> {

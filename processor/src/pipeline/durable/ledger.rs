@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use taskpipeline_contract::{Task, TaskId};
 use tracing::debug;
 
@@ -23,6 +24,9 @@ const MOST_TRIES: u32 = 50;
 
 /// The longest wait between two tries.
 const MOST_PAUSE: Duration = Duration::from_millis(500);
+
+/// How many records are read by their revisions at a time.
+const READS_AT_A_TIME: usize = 64;
 
 /// How long a record's JSON is besides its texts, about.
 const BYTES_BESIDE_TEXTS: usize = 512;
@@ -147,9 +151,30 @@ impl Ledger {
         Ok(known)
     }
 
-    /// Records what KV knew of a task before any event, if that is still not known. Answers whether it was
-    /// recorded now.
-    pub(super) async fn join(&self, id: &TaskId, known_to_kv: Option<&Task>) -> Result<bool, LedgerError> {
+    /// The records that were written at these revisions, with the tasks that they are of; what was replaced since is
+    /// missing.
+    pub(super) async fn read_at(
+        &self,
+        revisions: Vec<Revision>,
+    ) -> Result<HashMap<Revision, (TaskId, Known)>, LedgerError> {
+        let reading = revisions.into_iter().map(|revision| self.bucket.get_at(revision));
+        let mut answers = futures_util::stream::iter(reading).buffer_unordered(READS_AT_A_TIME);
+        let mut found = HashMap::new();
+        while let Some(answer) = answers.next().await {
+            let Some(stored) = answer? else { continue };
+            let Some(id) = self.names.task_of(&stored.subject) else { continue };
+            found.insert(stored.revision, (id, decode(&stored)?));
+        }
+        Ok(found)
+    }
+
+    /// Records what KV knew of a task before any event, if that is still not known. Answers which revision of its
+    /// record was replaced by that; nothing, if none was.
+    pub(super) async fn join(
+        &self,
+        id: &TaskId,
+        known_to_kv: Option<&Task>,
+    ) -> Result<Option<Revision>, LedgerError> {
         let joined = |known: Option<&Record>| {
             let mut record = known?.clone();
             record.join(known_to_kv).then_some(record)
@@ -165,7 +190,8 @@ impl Ledger {
     /// Writes a task's record once more as it is, so that the projector takes it up again. It lives on for
     /// that, should it have had a time to live. Answers whether there is one.
     pub(super) async fn touch(&self, id: &TaskId) -> Result<bool, LedgerError> {
-        self.change(id, |known| Some(Record { expires_by: None, ..known?.clone() })).await
+        let changed = self.change(id, |known| Some(Record { expires_by: None, ..known?.clone() })).await?;
+        Ok(changed.is_some())
     }
 
     /// Records that a task which only KV knows is to be gone, unless something is known of it by now. Answers
@@ -181,29 +207,29 @@ impl Ledger {
             }
             Some(_) => None,
         };
-        self.change(id, entombed).await
+        Ok(self.change(id, entombed).await?.is_some())
     }
 
-    /// Reads a record and writes what becomes of it, until nothing came between. Answers whether anything was to be
-    /// written.
+    /// Reads a record and writes what becomes of it, until nothing came between. Answers the revision that was replaced,
+    /// 0 where there was none; nothing, if nothing was to be written.
     async fn change(
         &self,
         id: &TaskId,
         becomes: impl Fn(Option<&Record>) -> Option<Record> + Send,
-    ) -> Result<bool, LedgerError> {
+    ) -> Result<Option<Revision>, LedgerError> {
         let mut tries = 0;
         loop {
             let known = self.newest(id).await?;
             let expected = known.as_ref().map_or_else(Revision::default, |known| known.revision);
             let Some(mut record) = becomes(known.as_ref().map(|known| &*known.record)) else {
-                return Ok(false);
+                return Ok(None);
             };
             record.follows = expected;
             let outcome =
                 self.bucket.compare_and_set(self.names.task(id), json(&record)?, expected, None).await;
             self.cache.forget(id);
             match outcome {
-                Ok(_) => return Ok(true),
+                Ok(_) => return Ok(Some(expected)),
                 Err(error) if tries >= 9 => return Err(error.into()),
                 Err(_) => tries += 1,
             }

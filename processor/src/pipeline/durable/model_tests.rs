@@ -22,8 +22,11 @@ use tokio::time::Instant;
 use super::bucket::Revision;
 use super::cache::Known;
 use super::control::{Claim, Claimant, Control, Doubt, LEASE, MAY_SEND, RENEWAL, Settled};
+use super::deferred::{IdHash, Why};
 use super::record::{Due, Record};
-use super::unsettled::{Landed, Unsettled};
+use super::rests::Rests;
+use super::shares::{Limits, Share};
+use super::unsettled::{Landed, Taken, Unsettled};
 use crate::config::Tuning;
 use crate::kv::{Budget, BulkApi, Failure, PutBody, RequestBudget};
 use crate::pipeline::fold::Version;
@@ -41,7 +44,10 @@ const MOST_IN_FLIGHT: usize = 3;
 
 const SETTLE_AFTER: Duration = Duration::from_secs(10);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
-const MIN_WRITE_INTERVAL: Duration = Duration::from_secs(1);
+/// So long that what changes again in its rest waits in NATS.
+const MIN_WRITE_INTERVAL: Duration = Duration::from_secs(4);
+/// As in `projector/waiting.rs`.
+const SOON: Duration = Duration::from_secs(2);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 const RENEW_AGAIN: Duration = Duration::from_millis(200);
 /// So few that holders have to wait for their next renewal.
@@ -279,6 +285,15 @@ impl Bucket {
         Some(self.newest)
     }
 
+    /// The records that still are of these revisions.
+    fn at(&self, due: &[(IdHash, Revision)]) -> HashMap<Revision, (TaskId, Known)> {
+        let at = |revision| {
+            let (id, entry) = self.records.iter().find(|(_, entry)| entry.known.revision == revision)?;
+            Some((revision, (id.clone(), entry.known.clone())))
+        };
+        due.iter().filter_map(|(_, revision)| at(*revision)).collect()
+    }
+
     /// The newest changes after this revision, in their order.
     fn changes(&self, after: Revision) -> Vec<(TaskId, Known)> {
         let mut changes: Vec<_> = self
@@ -386,6 +401,21 @@ impl BulkApi for Nowhere {
     }
 }
 
+/// One task of each kind may wait in memory; the next ones wait in NATS.
+fn limits() -> Limits {
+    let one = 1;
+    Limits {
+        write: 1_000_000,
+        others: [
+            (Share::LookUp, one),
+            (Share::Rest, one),
+            (Share::Retry, one),
+            (Share::Doubt, one),
+            (Share::Letter, one),
+        ],
+    }
+}
+
 /// For its two queues alone.
 fn dispatch() -> Dispatch<Nowhere> {
     static SHARED: OnceLock<(Arc<Metrics>, Arc<Health>)> = OnceLock::new();
@@ -408,8 +438,10 @@ enum Beside {
     Renew { since: Instant, settled: Settled, reading: Revision },
     Read(Vec<TaskId>),
     WasRead(Vec<TaskId>, HashMap<TaskId, Known>),
+    ReadAt(Vec<(IdHash, Revision)>),
+    WasReadAt(Vec<(IdHash, Revision)>, HashMap<Revision, (TaskId, Known)>),
     Join(TaskId, Option<Task>),
-    Joined(TaskId, bool),
+    Joined(TaskId, Option<Revision>),
     Expire(TaskId, Known),
     Expired(TaskId, Revision),
 }
@@ -424,6 +456,11 @@ struct Projector {
     read: Revision,
     position: Revision,
     fetched: VecDeque<(TaskId, Known)>,
+    /// How far the second feed has read, where there is one.
+    second: Option<Revision>,
+    left: VecDeque<(TaskId, Known)>,
+    rests: Rests,
+    reading_deferred: bool,
     dispatch: Dispatch<Nowhere>,
     set_aside: VecDeque<Vec<TaskId>>,
     beside: VecDeque<Beside>,
@@ -436,7 +473,11 @@ impl Projector {
     fn new(held: Held, doubt: Option<Doubt>, now: Instant) -> Self {
         let settled = held.control.settled;
         Self {
-            unsettled: Unsettled::new(settled, doubt, SETTLE_AFTER, now),
+            unsettled: Unsettled::within(&limits(), settled, doubt, SETTLE_AFTER, now),
+            second: None,
+            left: VecDeque::new(),
+            rests: Rests::new(now),
+            reading_deferred: false,
             read: settled,
             position: settled,
             fetched: VecDeque::new(),
@@ -469,12 +510,90 @@ impl Projector {
                 self.unsettled.passed(&id, known.revision);
                 continue;
             }
-            self.unsettled.changed(&id, known, now);
-            self.route(&id);
+            let rests_until = self.rests_until(&id, now).filter(|until| *until > now + SOON);
+            if self.unsettled.read(&id, known, rests_until, now) == Taken::In {
+                self.route(&id, now);
+            }
         }
     }
 
-    fn route(&mut self, id: &TaskId) {
+    /// The second feed reads so many.
+    fn follow_left(&mut self, bucket: &Bucket, most: usize, now: Instant) {
+        if self.second.is_none() {
+            self.second = self.unsettled.left_from().map(|from| Revision(from.0 - 1));
+        }
+        if let Some(position) = self.second {
+            for (id, known) in bucket.changes(position).into_iter().take(most) {
+                self.second = Some(known.revision);
+                self.left.push_back((id, known));
+            }
+        }
+        while let Some((id, known)) = self.left.front() {
+            let Some(is_ours) = self.unsettled.read_left(id, known, now) else { return };
+            let (id, _) = self.left.pop_front().unwrap();
+            if is_ours {
+                self.route(&id, now);
+            }
+        }
+        if self.unsettled.left_from().is_none() {
+            self.second = None;
+        }
+    }
+
+    fn rests_until(&self, id: &TaskId, now: Instant) -> Option<Instant> {
+        let known = self.dispatch.writes.contains(id);
+        self.rests.until(id, MIN_WRITE_INTERVAL, now).filter(|_| !known)
+    }
+
+    fn mark_write(&mut self, id: &TaskId, now: Instant) {
+        match self.rests_until(id, now) {
+            Some(until) if until > now + SOON && !self.unsettled.has_room_for(Share::Rest) => {
+                self.unsettled.defer(id, until, Why::Rest);
+            }
+            Some(until) => {
+                self.dispatch.writes.mark_resting(id, until);
+                self.unsettled.wait_for(id, if until > now + SOON { Share::Rest } else { Share::Write });
+            }
+            None => {
+                self.dispatch.writes.mark(id);
+                let waits = matches!(self.unsettled.share(id), Some(Share::Rest | Share::Retry));
+                if !(waits && self.dispatch.writes.is_resting(id)) {
+                    self.unsettled.wait_for(id, Share::Write);
+                }
+            }
+        }
+    }
+
+    fn retry_later(&mut self, id: &TaskId, at: Instant) {
+        if self.unsettled.has_room_for(Share::Retry) {
+            self.dispatch.writes.retry(id, at);
+            self.unsettled.wait_for(id, Share::Retry);
+        } else {
+            self.dispatch.writes.forget(id);
+            self.unsettled.defer(id, at, Why::Retry);
+        }
+    }
+
+    fn was_read_at(
+        &mut self,
+        due: Vec<(IdHash, Revision)>,
+        mut found: HashMap<Revision, (TaskId, Known)>,
+        now: Instant,
+    ) {
+        self.reading_deferred = false;
+        for (hash, revision) in due {
+            match found.remove(&revision) {
+                Some((id, known)) => {
+                    if self.unsettled.found_deferred(hash, &id, known, now) {
+                        self.route(&id, now);
+                    }
+                }
+                None => self.unsettled.missed_deferred(hash, revision, now),
+            }
+        }
+    }
+
+    fn route(&mut self, id: &TaskId, now: Instant) {
         let Some(record) = self.unsettled.record(id) else { return };
         match record.due(id) {
             Due::Put(_) | Due::Delete => {
@@ -482,11 +601,12 @@ impl Projector {
                     self.dispatch.reads.withdraw(id);
                     self.unsettled.forgive(id);
                 }
-                self.dispatch.writes.mark(id);
+                self.mark_write(id, now);
             }
             Due::LookUp => {
                 self.dispatch.writes.withdraw(id);
                 self.dispatch.reads.mark(id);
+                self.unsettled.wait_for(id, Share::LookUp);
             }
             Due::Nothing => {
                 self.dispatch.reads.withdraw(id);
@@ -526,10 +646,27 @@ impl Projector {
     }
 
     fn landed(&mut self, id: &TaskId, sent_at: Instant, now: Instant) {
-        self.dispatch.writes.settle(id, now + MIN_WRITE_INTERVAL);
+        let rested = now + MIN_WRITE_INTERVAL;
+        self.rests.written(id, MIN_WRITE_INTERVAL, now);
         match self.unsettled.landed(id, sent_at) {
-            Landed::Changed | Landed::InDoubt => {}
-            Landed::Settled => self.finish(id),
+            Landed::Changed if self.unsettled.has_room_for(Share::Rest) => {
+                self.dispatch.writes.settle(id, rested);
+                self.unsettled.wait_for(id, Share::Rest);
+            }
+            Landed::Changed => {
+                self.dispatch.writes.forget(id);
+                self.unsettled.defer(id, rested, Why::Rest);
+            }
+            Landed::InDoubt => {
+                self.dispatch.writes.forget(id);
+                if !self.unsettled.has_room_for(Share::Doubt) {
+                    self.unsettled.defer_in_doubt(id);
+                }
+            }
+            Landed::Settled => {
+                self.dispatch.writes.forget(id);
+                self.finish(id);
+            }
         }
     }
 
@@ -549,6 +686,11 @@ impl Projector {
         let ids = self.unsettled.take_doubtful(3, now);
         if !ids.is_empty() {
             self.beside.push_back(Beside::Read(ids));
+        }
+        let due = if self.reading_deferred { Vec::new() } else { self.unsettled.take_deferred(3, now) };
+        if !due.is_empty() {
+            self.reading_deferred = true;
+            self.beside.push_back(Beside::ReadAt(due));
         }
         if !self.renewing && now >= self.renew_at {
             self.renewing = true;
@@ -572,7 +714,7 @@ impl Projector {
                 Some(known) => {
                     self.unsettled.read_again(&id, known);
                     if self.unsettled.record(&id).is_some() {
-                        self.route(&id);
+                        self.route(&id, now);
                     } else {
                         self.unsettled.give_back(vec![id], now + RENEW_AGAIN);
                     }
@@ -751,7 +893,10 @@ impl World {
                 Reply::Partly if n > 0 => projector.landed(id, sent_at, now),
                 Reply::Partly | Reply::NothingDone | Reply::InDoubt(_) => {
                     projector.unsettled.failed(id, matches!(reply, Reply::InDoubt(_)), now);
-                    projector.dispatch.writes.retry(id, now + RETRY_AFTER);
+                    match reply {
+                        Reply::Partly if writes.len() > 1 => projector.retry_later(id, now + RETRY_AFTER),
+                        _ => projector.dispatch.writes.retry(id, now + RETRY_AFTER),
+                    }
                 }
             }
         }
@@ -788,8 +933,13 @@ impl World {
         let done = match beside {
             Beside::Renew { since, settled, reading } => return self.renew(p, since, settled, reading),
             Beside::WasRead(ids, known) => return projector.was_read(ids, known, now),
-            Beside::Joined(_, true) => return,
-            Beside::Joined(id, false) => Beside::Read(vec![id]),
+            Beside::WasReadAt(due, found) => return projector.was_read_at(due, found, now),
+            Beside::Joined(id, Some(replaced)) => return projector.unsettled.settle(&id, replaced),
+            Beside::Joined(id, None) => Beside::Read(vec![id]),
+            Beside::ReadAt(due) => {
+                let found = self.bucket.at(&due);
+                Beside::WasReadAt(due, found)
+            }
             Beside::Expired(id, revision) => return projector.unsettled.settle(&id, revision),
             Beside::Read(ids) => {
                 let records = &self.bucket.records;
@@ -800,9 +950,10 @@ impl World {
             Beside::Join(id, value) => {
                 let known = self.bucket.records.get(&id).map(|entry| Record::clone(&entry.known.record));
                 let joined = known.and_then(|mut record| record.join(value.as_ref()).then_some(record));
-                let is_news = joined.is_some();
+                let replaced = self.bucket.records.get(&id).map(|entry| entry.known.revision);
+                let replaced = replaced.filter(|_| joined.is_some());
                 joined.into_iter().for_each(|record| self.bucket.write(&id, record, None));
-                Beside::Joined(id, is_news)
+                Beside::Joined(id, replaced)
             }
             Beside::Expire(id, known) => {
                 let found = self.bucket.records.get(&id).map(|entry| entry.known.revision);
@@ -1057,6 +1208,7 @@ impl World {
                 {
                     projector.fetch(&bucket, if connected { fetch } else { 0 });
                     projector.take_in(take, now);
+                    projector.follow_left(&bucket, if connected { fetch } else { 0 }, now);
                 }
                 self.bucket = bucket;
             }
@@ -1147,6 +1299,7 @@ impl World {
                 {
                     projector.fetch(&bucket, usize::MAX);
                     projector.take_in(100, now);
+                    projector.follow_left(&bucket, usize::MAX, now);
                 }
                 self.bucket = bucket;
                 (0..MOST_IN_FLIGHT).for_each(|_| self.send(p, false));
@@ -1175,7 +1328,7 @@ impl World {
 fn check_accounts(unsettled: &Unsettled) {
     if unsettled.len() == 0 {
         let shown = format!("{unsettled:?}");
-        assert!(shown.contains("bytes: 0,") && shown.contains("lows: {},"), "{shown}");
+        assert!(shown.contains("bytes: [0, 0, 0, 0, 0, 0]") && shown.contains("lows: {},"), "{shown}");
     }
     assert!(unsettled.has_room());
 }
@@ -1252,6 +1405,12 @@ proptest! {
             projector.fetch(&bucket, usize::MAX);
             projector.take_in(100, now);
             projector.tick(now);
+            while let Some(beside) = projector.beside.pop_front() {
+                if let Beside::ReadAt(due) = beside {
+                    let found = bucket.at(&due);
+                    projector.was_read_at(due, found, now);
+                }
+            }
             if let Some((writes, _)) = projector.send(now) {
                 for (id, value) in &writes {
                     let newest = bucket.records[id].known.record.due(id);
@@ -1261,8 +1420,8 @@ proptest! {
                 in_flight.push_back((writes, now));
             }
             waits.values_mut().for_each(|waits| *waits += 1);
-            // All before it in the queue, its answer, and its rest.
-            let most = tasks.div_ceil(MOST_KEYS) + 4 + 4;
+            // All before it in the queue, its answer, its rest, and those that come back before it.
+            let most = tasks.div_ceil(MOST_KEYS) + 4 + 14 + tasks.div_ceil(3);
             prop_assert!(waits.values().all(|waits| *waits <= most), "{:?} of {}", waits, most);
             now += Duration::from_millis(300);
             while in_flight.front().is_some_and(|(_, sent)| now.duration_since(*sent) >= Duration::from_millis(300 * delay)) {

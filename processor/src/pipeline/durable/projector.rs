@@ -4,6 +4,8 @@
 //! Here the parts meet the clock and the network: the [`Feed`] of changes, [`Unsettled`] that knows what is
 //! settled, [`Dispatch`] that decides what is sent when, and the control record with its [`Holder`].
 
+mod waiting;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,21 +22,27 @@ use super::cache::Known;
 use super::control::{MAY_SEND, RENEWAL};
 use super::crash;
 use super::dead_letters::DeadLetters;
+use super::deferred::{IdHash, Why};
 use super::feed::{Change, Feed};
 use super::holder::{Held, Holder, Renewal, now};
 use super::lag::Lag;
 use super::ledger::{Ledger, LedgerError};
 use super::loan::Asked;
 use super::names::Names;
+use super::progress::{Course, Progress, Signs, Stall};
 use super::record::{Due, Record};
-use super::unsettled::{Landed, Unsettled};
+use super::rests::Rests;
+use super::shares::Share;
+use super::unsettled::{Landed, Taken, Unsettled};
 use super::{deadline, stopped};
 use crate::config::Tuning;
 use crate::kv::{Budget, BulkApi, Failure, Puts, RequestBudget};
 use crate::pipeline::dead_letters::{Letter, Reason};
 use crate::pipeline::projector::{Answered, Batch, Dispatch, Request, Verdict, delay_after, longest_delay};
-use crate::telemetry::health::Health;
+use crate::telemetry::health::{Health, NatsState};
 use crate::telemetry::metrics::{Metrics, Operation};
+
+use self::waiting::{FoundAt, next_left};
 
 /// How many changes are taken in between two looks at what can be sent.
 const TAKE_IN: usize = 256;
@@ -50,6 +58,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// How soon a renewal that NATS did not confirm is tried again.
 const RENEW_AGAIN: Duration = Duration::from_millis(200);
+
+/// How often it is looked whether the projector moves.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long a replica that has stalled leaves the control record to others.
+const AFTER_A_STALL: Duration = Duration::from_secs(10);
 
 /// How many records are given their time to live at a time: thousands of deletes land at once.
 const EXPIRE: usize = 1_000;
@@ -83,6 +97,12 @@ pub(super) struct Projector<K> {
     held: Held,
     unsettled: Unsettled,
     feed: Feed,
+    /// Reads the look-ups that were left in NATS, where there are any.
+    second: Option<Feed>,
+    /// What that one has read, as far as it was not taken in.
+    left: VecDeque<Change>,
+    /// When tasks were written, where they rest for long.
+    rests: Rests,
     /// Changes that may be taken in when the control record says so.
     ahead: VecDeque<Change>,
     /// The latest revision that was read, whether or not it was taken in.
@@ -94,12 +114,19 @@ pub(super) struct Projector<K> {
     expiring: bool,
     /// How many tasks are being read again.
     reading: usize,
+    /// Whether tasks that waited in NATS are being read.
+    reading_deferred: bool,
     renewing: bool,
     renew_at: Instant,
     /// What a command asks for.
     asked: Option<Asked>,
     behind: u64,
     lag: Lag,
+    progress: Progress,
+    /// How many keys KV has answered for.
+    answered: u64,
+    /// When somebody will look whether it moves.
+    look_at: Instant,
 }
 
 /// What was done beside.
@@ -110,10 +137,12 @@ enum Done {
     Lent,
     /// These records were given their time to live, or need not be.
     Expired(Vec<(TaskId, Revision)>),
-    /// What KV knew of a task is recorded; or it was no news; or it could not be.
-    Joined(TaskId, Result<bool, LedgerError>),
+    /// What KV knew of a task is recorded, in place of this revision; or it was no news; or it could not be.
+    Joined(TaskId, Result<Option<Revision>, LedgerError>),
     /// These were read again.
     Read(Vec<TaskId>, Result<HashMap<TaskId, Known>, LedgerError>),
+    /// The records of tasks that waited in NATS were read.
+    ReadAt(Vec<(IdHash, Revision)>, FoundAt),
     /// A task that KV refuses is a dead letter now.
     Buried(TaskId, Revision),
 }
@@ -122,6 +151,8 @@ enum Done {
 enum Ended {
     Drained,
     Lost,
+    /// It did not move though work waited.
+    Stalled,
 }
 
 /// Projects whenever it is this replica's turn, until `stop` names the moment by which it has to end.
@@ -135,18 +166,32 @@ pub(super) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<O
         Arc::clone(&parts.health),
     );
     let mut parts = parts;
+    let mut rests = Rests::new(Instant::now());
     loop {
         let Some(held) = parts.holder.acquire(&mut stop).await else { return };
         parts.metrics.projector_active.set(1);
-        let mut projector = Projector::new(parts, dispatch, held);
+        let mut projector = Projector::new(parts, dispatch, rests, held);
         projector.retune();
         let ended = projector.project(&mut stop).await;
         projector.parts.metrics.projector_active.set(0);
         projector.parts.metrics.unsettled_tasks.set(0);
+        projector.parts.metrics.deferred_tasks.set(0);
         projector.parts.metrics.changes_behind.set(0);
         projector.parts.metrics.oldest_change_age.set(0.0);
-        if let Ended::Drained = ended {
-            return;
+        match ended {
+            Ended::Drained => return,
+            Ended::Lost => {}
+            Ended::Stalled => {
+                projector.dispatch.abort();
+                projector.release().await;
+                (parts, dispatch, rests) = (projector.parts, projector.dispatch, projector.rests);
+                dispatch.restart();
+                tokio::select! {
+                    // Others go first.
+                    () = tokio::time::sleep(AFTER_A_STALL) => continue,
+                    () = stopped(&mut stop) => return,
+                }
+            }
         }
         warn!("another replica writes to KV now");
         let handover = projector.parts.holder.hand_over(&projector.held);
@@ -154,7 +199,7 @@ pub(super) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<O
             () = handover => {}
             () = deadline(&mut stop) => return,
         }
-        (parts, dispatch) = (projector.parts, projector.dispatch);
+        (parts, dispatch, rests) = (projector.parts, projector.dispatch, projector.rests);
         dispatch.restart();
     }
 }
@@ -166,7 +211,7 @@ fn tenth(budget: RequestBudget) -> RequestBudget {
 }
 
 impl<K: BulkApi> Projector<K> {
-    fn new(parts: Parts<K>, mut dispatch: Dispatch<K>, held: Held) -> Self {
+    fn new(parts: Parts<K>, mut dispatch: Dispatch<K>, rests: Rests, held: Held) -> Self {
         dispatch.resume(held.spare);
         let (settled, now) = (held.control.settled, Instant::now());
         let unsettled = Unsettled::new(settled, held.doubt, parts.settle_after, now);
@@ -178,28 +223,39 @@ impl<K: BulkApi> Projector<K> {
             held,
             unsettled,
             feed,
+            second: None,
+            left: VecDeque::new(),
+            rests,
             ahead: VecDeque::new(),
             read: settled,
             beside: JoinSet::new(),
             to_expire: VecDeque::new(),
             expiring: false,
             reading: 0,
+            reading_deferred: false,
             renewing: false,
             renew_at,
             asked: None,
             behind: 0,
             lag: Lag::default(),
+            progress: Progress::new(now),
+            answered: 0,
+            look_at: now,
         }
     }
 
     async fn project(&mut self, stop: &mut watch::Receiver<Option<Instant>>) -> Ended {
         let mut changes = Vec::with_capacity(TAKE_IN);
+        let mut left = Vec::new();
         let mut stopping = false;
         let mut until = stop.clone();
         let mut out_of_time = Box::pin(async move { deadline(&mut until).await });
         loop {
             self.dispatch.wake();
             self.read_doubtful_again();
+            self.read_deferred();
+            self.follow_left();
+            self.take_in_left();
             self.expire();
             self.renew();
             if stopping && self.dispatch.in_flight() == 0 && !self.renewing {
@@ -210,6 +266,9 @@ impl<K: BulkApi> Projector<K> {
                 self.lend();
                 self.send_what_can_be_sent();
             }
+            if !stopping && self.has_given_up() {
+                return Ended::Stalled;
+            }
             self.show();
             let wake_at = self.next_wake();
             tokio::select! {
@@ -218,6 +277,10 @@ impl<K: BulkApi> Projector<K> {
                 {
                     self.ahead.extend(changes.drain(..));
                     self.take_in_what_may_be();
+                }
+                () = next_left(&mut self.second, &mut left, TAKE_IN), if !stopping && self.may_read_left() => {
+                    self.left.extend(left.drain(..));
+                    self.take_in_left();
                 }
                 Some(answer) = self.dispatch.answer() => match answer {
                     Ok(answered) => self.settle(answered),
@@ -252,6 +315,48 @@ impl<K: BulkApi> Projector<K> {
         }
     }
 
+    /// Looks whether it moves, and says so if it does not. Answers whether another should try.
+    fn has_given_up(&mut self) -> bool {
+        let now = Instant::now();
+        if now < self.look_at {
+            return false;
+        }
+        self.look_at = now + LOOK;
+        let broken = self.feed.broken().or_else(|| self.second.as_ref().and_then(Feed::broken));
+        let connected = self.parts.health.nats() == NatsState::Connected;
+        let signs = Signs {
+            position: (self.read, self.unsettled.settled(), self.answered),
+            unread_since: broken.as_ref().filter(|_| connected).map(|broken| broken.since),
+            waits: self.dispatch.has_ready() || !self.unsettled.has_room(),
+            excused: !connected || !self.may_send() || self.dispatch.is_excused(now),
+        };
+        let (stall, gives_up) = match self.progress.see(&signs, now) {
+            Course::Well => {
+                self.parts.health.set_stalled(None);
+                return false;
+            }
+            Course::Stalled(stall) => (stall, false),
+            Course::GivesUp(stall) => (stall, true),
+        };
+        let why = match (stall, broken) {
+            (Stall::Unread, Some(broken)) => format!(
+                "the ledger's changes cannot be read: {}. Check the limits and permissions of the NATS account",
+                broken.why
+            ),
+            _ => "changes wait and none is written, for no known reason. Please report this as a bug"
+                .to_owned(),
+        };
+        if self.parts.health.stalled().as_deref() != Some(&*why) {
+            error!(reason = why, "the projector does not move");
+        }
+        if gives_up {
+            self.parts.metrics.projector_stalls.inc();
+            error!("gave up writing to KV, for another replica to try");
+        }
+        self.parts.health.set_stalled(Some(why));
+        gives_up
+    }
+
     /// The settings have changed. What waits to be tried again waits no longer than it would under the new ones.
     fn retune(&mut self) {
         let tuning = self.parts.changes.borrow_and_update().clone();
@@ -266,6 +371,8 @@ impl<K: BulkApi> Projector<K> {
         };
         self.dispatch.writes.hasten(latest);
         self.dispatch.reads.hasten(latest);
+        self.unsettled.hasten(Why::Rest, written);
+        self.unsettled.hasten(Why::Retry, now + longest_delay(&tuning, dice));
         self.parts.tuning = tuning;
     }
 
@@ -279,7 +386,8 @@ impl<K: BulkApi> Projector<K> {
         let soon = Instant::now() + PAUSE;
         // Where there is no room for what is due, an answer makes it.
         let due = self.unsettled.next_due().filter(|_| self.may_read_again());
-        [renew, self.dispatch.next_wake(), due].into_iter().flatten().fold(soon, Instant::min)
+        let deferred = self.unsettled.next_deferred().filter(|_| self.may_read_deferred());
+        [renew, self.dispatch.next_wake(), due, deferred].into_iter().flatten().fold(soon, Instant::min)
     }
 
     fn renew(&mut self) {
@@ -312,12 +420,14 @@ impl<K: BulkApi> Projector<K> {
                 let (settled, now) = (held.control.settled, Instant::now());
                 self.unsettled = Unsettled::new(settled, held.doubt, self.parts.settle_after, now);
                 self.feed = feed(&self.parts, settled);
+                self.second = None;
+                self.left.clear();
                 self.ahead.clear();
                 self.read = settled;
                 self.dispatch.restart();
                 self.beside = JoinSet::new();
                 self.to_expire.clear();
-                (self.expiring, self.reading) = (false, 0);
+                (self.expiring, self.reading, self.reading_deferred) = (false, 0, false);
                 self.renew_at = held.since + RENEWAL;
                 self.held = held;
             }
@@ -374,8 +484,11 @@ impl<K: BulkApi> Projector<K> {
             self.unsettled.passed(&id, known.revision);
             return;
         }
-        self.unsettled.changed(&id, known, Instant::now());
-        self.route(&id);
+        let now = Instant::now();
+        let rests_until = self.rests_long_until(&id, now);
+        if self.unsettled.read(&id, known, rests_until, now) == Taken::In {
+            self.route(&id);
+        }
     }
 
     /// Queues a task for what has to be done about it.
@@ -388,11 +501,12 @@ impl<K: BulkApi> Projector<K> {
                     self.dispatch.reads.withdraw(id);
                     self.unsettled.forgive(id);
                 }
-                self.dispatch.writes.mark(id);
+                self.mark_write(id);
             }
             Due::LookUp => {
                 self.dispatch.writes.withdraw(id);
                 self.dispatch.reads.mark(id);
+                self.unsettled.wait_for(id, Share::LookUp);
             }
             Due::Nothing => {
                 self.dispatch.reads.withdraw(id);
@@ -470,22 +584,29 @@ impl<K: BulkApi> Projector<K> {
     fn settle(&mut self, answered: Answered) {
         crash::point("answered");
         let Answered { operation, sent, verdicts } = answered;
+        self.answered += u64::try_from(verdicts.len()).unwrap_or(0);
         // One moment for all, so that what was written together rests together.
         let (dice, now) = (rand::random(), Instant::now());
         let rested = now + self.parts.tuning.min_write_interval;
         for (id, verdict) in verdicts {
             match verdict {
-                Verdict::Landed => self.landed(operation, &id, sent, rested),
+                Verdict::Landed => self.landed(operation, &id, sent, rested, now),
                 Verdict::Read(value) => self.learned(&id, value.as_deref()),
-                Verdict::TryAgain { failure, in_doubt } => {
-                    self.try_again(operation, &id, &failure, in_doubt, dice);
+                Verdict::TryAgain { failure, in_doubt, named } => {
+                    let at = self.failed(&id, &failure, in_doubt, dice);
+                    if named {
+                        self.retry_later(&id, at);
+                    } else {
+                        self.dispatch.queue(operation).retry(&id, at);
+                    }
                 }
                 Verdict::Refused(what) if operation == Operation::Get => {
                     self.dispatch.reads.settle(&id, now);
                     self.bury(&id, Reason::UnreadableInKv, &what);
                 }
                 Verdict::Refused(what) => {
-                    self.dispatch.writes.settle(&id, rested);
+                    // Nothing of it was written.
+                    self.dispatch.writes.settle(&id, now);
                     self.bury(&id, Reason::RefusedByKv, &what);
                 }
             }
@@ -493,7 +614,7 @@ impl<K: BulkApi> Projector<K> {
         crash::point("settled");
     }
 
-    fn landed(&mut self, operation: Operation, id: &TaskId, sent: Instant, rested: Instant) {
+    fn landed(&mut self, operation: Operation, id: &TaskId, sent: Instant, rested: Instant, now: Instant) {
         if let Some(record) = self.unsettled.record(id) {
             self.parts.metrics.landed(age(record));
             if enabled!(tracing::Level::INFO) {
@@ -501,10 +622,10 @@ impl<K: BulkApi> Projector<K> {
                 info!(correlation_id, %key, "{} {key} successful", operation.verb());
             }
         }
-        self.dispatch.writes.settle(id, rested);
-        match self.unsettled.landed(id, sent) {
-            Landed::Changed | Landed::InDoubt => {}
-            Landed::Settled => self.finish(id),
+        let landed = self.unsettled.landed(id, sent);
+        self.rest_after(id, &landed, rested, now);
+        if landed == Landed::Settled {
+            self.finish(id);
         }
     }
 
@@ -572,7 +693,7 @@ impl<K: BulkApi> Projector<K> {
             let recorded = ledger.join(&id, known.as_ref()).await;
             crash::point("joined");
             match &recorded {
-                Ok(true) if known.is_none() => {
+                Ok(Some(_)) if known.is_none() => {
                     metrics.updates_unknown.inc();
                     warn!(correlation_id, "The task tasks:{id} does not exist; its update changes nothing");
                 }
@@ -590,9 +711,17 @@ impl<K: BulkApi> Projector<K> {
     fn bury(&mut self, id: &TaskId, reason: Reason, detail: &str) {
         let attempts = self.unsettled.attempts(id);
         let Some(known) = self.unsettled.known(id) else { return };
+        self.unsettled.ended(id);
+        if reason == Reason::RefusedByKv {
+            if !self.unsettled.has_room_for(Share::Letter) {
+                let dice = rand::random();
+                let later = Instant::now() + longest_delay(&self.parts.tuning, dice);
+                return self.unsettled.defer(id, later, Why::Retry);
+            }
+            self.unsettled.wait_for(id, Share::Letter);
+        }
         warn!(correlation_id = self.correlation_id(id), "Dead letter ({}): {detail}", reason.as_str());
         let letter = Letter::of_task(&self.parts.names, id, &known, reason, detail, attempts.max(1));
-        self.unsettled.ended(id);
         if reason == Reason::UnreadableInKv {
             return self.join(id, None, Some(letter));
         }
@@ -603,9 +732,9 @@ impl<K: BulkApi> Projector<K> {
         });
     }
 
-    /// One more failed attempt, with the delay that belongs to it. When they are used up the task waits for
+    /// One more failed attempt. Answers when the next one is due. When they are used up the task waits for
     /// the longest delay, and they are counted anew: nothing is given up.
-    fn try_again(&mut self, operation: Operation, id: &TaskId, failure: &Failure, in_doubt: bool, dice: f64) {
+    fn failed(&mut self, id: &TaskId, failure: &Failure, in_doubt: bool, dice: f64) -> Instant {
         let tuning = &self.parts.tuning;
         let attempt = self.unsettled.failed(id, in_doubt, Instant::now());
         let most = tuning.retry.max_attempts;
@@ -619,12 +748,12 @@ impl<K: BulkApi> Projector<K> {
             self.parts.metrics.attempts_used_up.inc();
             self.unsettled.forgive(id);
         }
-        self.dispatch.queue(operation).retry(id, Instant::now() + delay);
+        Instant::now() + delay
     }
 
     /// However many tasks there are: only by being read again do they get fewer.
     fn may_read_again(&self) -> bool {
-        self.unsettled.has_room_for_records() && self.reading < MOST_READING
+        self.unsettled.has_room_to_come_back() && self.reading < MOST_READING
     }
 
     fn read_doubtful_again(&mut self) {
@@ -655,10 +784,11 @@ impl<K: BulkApi> Projector<K> {
                 expired.iter().for_each(|(id, revision)| self.unsettled.settle(id, *revision));
             }
             Done::Buried(id, revision) => self.unsettled.settle(&id, revision),
-            // The change comes by the feed.
-            Done::Joined(_, Ok(true)) => {}
+            // The change comes by the feed, when there is room for it; what waited for it need not wait here.
+            Done::Joined(id, Ok(Some(replaced))) => self.unsettled.settle(&id, replaced),
             // Another was first, and its change comes too; or the record is gone.
-            Done::Joined(id, Ok(false)) => self.read(vec![id]),
+            Done::Joined(id, Ok(None)) => self.read(vec![id]),
+            Done::ReadAt(due, found) => self.was_read_at(due, found),
             Done::Joined(id, Err(_)) => self.route(&id),
             Done::Read(ids, Ok(mut known)) => {
                 self.reading -= ids.len();
@@ -695,7 +825,9 @@ impl<K: BulkApi> Projector<K> {
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let metrics = &self.parts.metrics;
         metrics.unsettled_tasks.set(i64::try_from(self.unsettled.len()).unwrap_or(i64::MAX));
+        metrics.deferred_tasks.set(i64::try_from(self.unsettled.deferred()).unwrap_or(i64::MAX));
         metrics.changes_behind.set(gauge(self.behind));
+        metrics.rests_forgotten.inc_by(self.rests.take_forgotten());
         let age = self.lag.see(self.read, self.unsettled.settled(), Instant::now());
         metrics.oldest_change_age.set(age.as_secs_f64());
         self.dispatch.show();

@@ -16,14 +16,9 @@ use tokio::time::Instant;
 use super::bucket::Revision;
 use super::cache::Known;
 use super::control::{Doubt, Settled};
-use super::record::Record;
-
-/// How many bytes may be in memory here, of tasks and of their records that wait for KV or are on the way to it:
-/// enough for two requests of 10,000 tasks on their way and one that fills meanwhile.
-const MOST_BYTES: usize = 28 * 1024 * 1024;
-
-/// How many bytes more there may be of records that are read again for their doubt.
-const FOR_DOUBTS: usize = MOST_BYTES / 8;
+use super::deferred::{Deferral, Deferred, IdHash, Why};
+use super::record::{Due, Record};
+use super::shares::{Limits, Occupied, Share};
 
 /// What a task occupies without its record: here, in the queue, and its id.
 const BYTES_PER_TASK: usize = 300;
@@ -42,6 +37,24 @@ pub(super) enum Landed {
     Settled,
 }
 
+/// What became of a change that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It is to be seen to, unless it is older than what is known of its task.
+    In,
+    /// Its share of the memory is full: it waits in NATS.
+    Left,
+}
+
+/// Look-ups that wait in NATS.
+#[derive(Clone, Copy, Debug)]
+struct LeftLookUps {
+    /// None before this one.
+    from: Revision,
+    /// None after this one.
+    last: Revision,
+}
+
 #[derive(Debug)]
 struct Task {
     /// The first change that KV may lack.
@@ -55,6 +68,15 @@ struct Task {
     /// A write sent from this moment on ends the doubt.
     doubtful_until: Option<Instant>,
     attempts: u32,
+    /// Which share of the memory it counts to.
+    share: Share,
+}
+
+impl Task {
+    /// What it occupies.
+    fn bytes(&self) -> usize {
+        BYTES_PER_TASK + self.record.as_deref().map_or(0, bytes)
+    }
 }
 
 /// See the module's head.
@@ -72,8 +94,11 @@ pub(super) struct Unsettled {
     ahead: HashMap<TaskId, Revision>,
     /// The same in the order of revisions.
     ahead_in_order: BTreeMap<Revision, TaskId>,
-    /// What the records occupy, and nothing else.
-    bytes: usize,
+    /// What the tasks above occupy.
+    occupied: Occupied,
+    /// Tasks that wait in NATS.
+    deferred: Deferred,
+    left_look_ups: Option<LeftLookUps>,
     /// The newest change that was seen of any task.
     position: Revision,
 }
@@ -81,6 +106,17 @@ pub(super) struct Unsettled {
 impl Unsettled {
     /// Everything up to `settled` is settled. `doubt`: what may have been sent by another.
     pub(super) fn new(settled: Revision, doubt: Option<Doubt>, settle_after: Duration, now: Instant) -> Self {
+        Self::within(&Limits::default(), settled, doubt, settle_after, now)
+    }
+
+    /// The same, with limits of one's own.
+    pub(super) fn within(
+        limits: &Limits,
+        settled: Revision,
+        doubt: Option<Doubt>,
+        settle_after: Duration,
+        now: Instant,
+    ) -> Self {
         Self {
             settle_after,
             inherited: doubt.map(|doubt| (doubt, now + settle_after)),
@@ -89,34 +125,40 @@ impl Unsettled {
             doubts: VecDeque::new(),
             ahead: HashMap::new(),
             ahead_in_order: BTreeMap::new(),
-            bytes: 0,
+            occupied: Occupied::new(limits),
+            deferred: Deferred::default(),
+            left_look_ups: None,
             position: settled,
         }
     }
 
     /// Whether another change may be taken in.
     pub(super) fn has_room(&self) -> bool {
-        self.occupied() < MOST_BYTES
+        self.occupied.has_room(Share::Write) && self.deferred.has_room()
     }
 
-    /// Whether the record of a task that is here already may be taken in again, however many tasks there are: only
+    /// Whether another task may wait for this.
+    pub(super) fn has_room_for(&self, share: Share) -> bool {
+        self.occupied.has_room(share)
+    }
+
+    /// Whether a task that was left in NATS, or whose doubt is over, may come back, however many tasks there are: only
     /// this way do they get fewer.
-    pub(super) fn has_room_for_records(&self) -> bool {
-        self.occupied() < MOST_BYTES + FOR_DOUBTS
+    pub(super) fn has_room_to_come_back(&self) -> bool {
+        self.occupied.has_room_to_come_back()
     }
 
-    fn occupied(&self) -> usize {
-        self.bytes + self.tasks.len() * BYTES_PER_TASK
-    }
-
-    /// How many tasks are not settled.
+    /// How many tasks are not settled, as far as they are counted: look-ups that wait in NATS are not.
     pub(super) fn len(&self) -> usize {
-        self.tasks.len()
+        self.tasks.len() + self.deferred.len()
     }
 
     /// Every record with this revision or a lower one is settled.
     pub(super) fn settled(&self) -> Revision {
-        self.lows.first().map_or(self.position, |low| Revision(low.0.saturating_sub(1)))
+        let lowest = self.lows.first().copied();
+        let left = self.left_look_ups.map(|left| left.from);
+        let lowest = [lowest, self.deferred.lowest(), left].into_iter().flatten().min();
+        lowest.map_or(self.position, |low| Revision(low.0.saturating_sub(1)).min(self.position))
     }
 
     /// The same, and up to where nothing older can take effect: no further than it was known to the last holder,
@@ -134,6 +176,167 @@ impl Unsettled {
     pub(super) fn is_clean(&self, now: Instant) -> bool {
         self.inherited.is_none_or(|(_, until)| until <= now)
             && self.tasks.values().all(|task| task.sent.is_none() && task.doubtful_until.is_none())
+            && self.deferred.is_clean()
+    }
+
+    /// A change was read from the ledger, in the order of revisions. It is taken in, unless it would have to wait and
+    /// there is no room for that. `rests_until`: when its task may be written again, if that is long from now.
+    pub(super) fn read(
+        &mut self,
+        id: &TaskId,
+        known: Known,
+        rests_until: Option<Instant>,
+        now: Instant,
+    ) -> Taken {
+        if self.tasks.contains_key(id) || self.ahead.contains_key(id) {
+            self.changed(id, known, now);
+            return Taken::In;
+        }
+        let revision = known.revision;
+        if self.deferred.contains(id) {
+            self.move_to(revision);
+            let Some(deferral) = self.deferred.changed(id, revision) else { return Taken::Left };
+            self.come_back(id, &deferral, known);
+            return Taken::In;
+        }
+        match known.record.due(id) {
+            Due::LookUp if self.left_look_ups.is_some() || !self.has_room_for(Share::LookUp) => {
+                self.move_to(revision);
+                let left = LeftLookUps { from: revision, last: revision };
+                self.left_look_ups.get_or_insert(left).last = revision;
+                Taken::Left
+            }
+            Due::Put(_) | Due::Delete => match rests_until {
+                Some(at) if !self.has_room_for(Share::Rest) => {
+                    self.move_to(revision);
+                    let doubtful_until = self.inherited_by(revision, known.record.follows, now);
+                    let (low, seen) = (revision, revision);
+                    let why = Why::Rest;
+                    self.deferred.add(id, Deferral { low, seen, at, why, doubtful_until, attempts: 0 });
+                    Taken::Left
+                }
+                _ => {
+                    self.changed(id, known, now);
+                    Taken::In
+                }
+            },
+            _ => {
+                self.changed(id, known, now);
+                Taken::In
+            }
+        }
+    }
+
+    /// The same change as [`Self::read`] has left, or one after it, was read again. Answers whether its task is to be looked
+    /// up now; nothing, while there is no room for it.
+    pub(super) fn read_left(&mut self, id: &TaskId, known: &Known, now: Instant) -> Option<bool> {
+        let Some(left) = self.left_look_ups else { return Some(false) };
+        let revision = known.revision;
+        let is_ours = revision <= self.position
+            && known.record.due(id) == Due::LookUp
+            && !self.tasks.contains_key(id)
+            && !self.ahead.contains_key(id)
+            && !self.deferred.contains(id);
+        if is_ours && !self.has_room_for(Share::LookUp) {
+            return None;
+        }
+        if is_ours {
+            self.changed(id, known.clone(), now);
+            self.wait_for(id, Share::LookUp);
+        }
+        self.left_look_ups = (revision < left.last).then_some(LeftLookUps { from: revision.plus(1), ..left });
+        Some(is_ours)
+    }
+
+    /// Where the look-ups begin that wait in NATS, if there are any.
+    pub(super) fn left_from(&self) -> Option<Revision> {
+        self.left_look_ups.map(|left| left.from)
+    }
+
+    /// Tasks that waited in NATS and are to be read now, at most so many, with the revisions of their records.
+    pub(super) fn take_deferred(&mut self, most: usize, now: Instant) -> Vec<(IdHash, Revision)> {
+        self.deferred.take_due(most, now)
+    }
+
+    /// The record at this revision was read. Answers whether its task is here again, to be seen to.
+    pub(super) fn found_deferred(&mut self, hash: IdHash, id: &TaskId, known: Known, now: Instant) -> bool {
+        let Some(deferral) = self.deferred.found(hash, known.revision, now) else { return false };
+        self.come_back(id, &deferral, known);
+        true
+    }
+
+    /// There is no record at this revision any more.
+    pub(super) fn missed_deferred(&mut self, hash: IdHash, revision: Revision, now: Instant) {
+        self.deferred.missed(hash, revision, now);
+    }
+
+    /// These could not be read.
+    pub(super) fn unread_deferred(&mut self, hashes: impl IntoIterator<Item = IdHash>, at: Instant) {
+        hashes.into_iter().for_each(|hash| self.deferred.again(hash, at));
+    }
+
+    /// No task that waits in NATS for this waits longer than until then.
+    pub(super) fn hasten(&mut self, why: Why, latest: Instant) {
+        self.deferred.hasten(why, latest);
+    }
+
+    /// When the next task that waits in NATS is to be read.
+    pub(super) fn next_deferred(&self) -> Option<Instant> {
+        self.deferred.next_due()
+    }
+
+    /// How many tasks wait in NATS, as far as they are counted.
+    pub(super) fn deferred(&self) -> usize {
+        self.deferred.len()
+    }
+
+    fn come_back(&mut self, id: &TaskId, deferral: &Deferral, known: Known) {
+        let Deferral { low, doubtful_until, attempts, .. } = *deferral;
+        let Known { record, revision } = known;
+        let record = Some(record);
+        let share = Share::Write;
+        let task = Task { low, seen: revision, record, sent: None, doubtful_until, attempts, share };
+        self.occupied.add(share, task.bytes());
+        self.lows.insert(low);
+        self.tasks.insert(id.clone(), task);
+    }
+
+    /// Counts a task to another share.
+    pub(super) fn wait_for(&mut self, id: &TaskId, share: Share) {
+        if let Some(task) = self.tasks.get_mut(id)
+            && task.share != share
+        {
+            self.occupied.remove(task.share, task.bytes());
+            task.share = share;
+            self.occupied.add(share, task.bytes());
+        }
+    }
+
+    /// What a task is counted to.
+    pub(super) fn share(&self, id: &TaskId) -> Option<Share> {
+        self.tasks.get(id).map(|task| task.share)
+    }
+
+    /// Leaves a task in NATS that is in no request, until then.
+    pub(super) fn defer(&mut self, id: &TaskId, at: Instant, why: Why) {
+        let Some(task) = self.tasks.remove(id) else { return };
+        self.occupied.remove(task.share, task.bytes());
+        self.lows.remove(&task.low);
+        let Task { low, seen, doubtful_until, attempts, .. } = task;
+        self.deferred.add(id, Deferral { low, seen, at, why, doubtful_until, attempts });
+    }
+
+    /// Leaves a task in NATS that has landed in doubt, until the doubt is over.
+    pub(super) fn defer_in_doubt(&mut self, id: &TaskId) {
+        if let Some(until) = self.tasks.get(id).and_then(|task| task.doubtful_until) {
+            self.defer(id, until, Why::Doubt);
+        }
+    }
+
+    /// Until when a change is in doubt that was read just now, for what the last holder may have sent.
+    fn inherited_by(&self, revision: Revision, follows: Revision, now: Instant) -> Option<Instant> {
+        let (doubt, until) = self.inherited?;
+        (now < until && doubt.is_about(revision, follows)).then_some(until)
     }
 
     /// A change was read from the ledger, in the order of revisions.
@@ -144,27 +347,23 @@ impl Unsettled {
         if is_old {
             return;
         }
-        let bytes = bytes(&record);
         if let Some(task) = self.tasks.get_mut(id) {
             // Read again for its doubt, it may be ahead of what the feed had read before.
             if revision < task.seen {
                 return;
             }
             task.seen = revision;
-            self.bytes -= task.record.replace(record).as_deref().map_or(0, self::bytes);
+            self.occupied.remove(task.share, task.bytes());
+            task.record = Some(record);
+            self.occupied.add(task.share, task.bytes());
         } else {
-            let doubtful_until = self
-                .inherited
-                .filter(|(doubt, until)| now < *until && doubt.is_about(revision, record.follows))
-                .map(|(_, until)| until);
-            let record = Some(record);
-            self.lows.insert(revision);
-            self.tasks.insert(
-                id.clone(),
-                Task { low: revision, seen: revision, record, sent: None, doubtful_until, attempts: 0 },
-            );
+            let doubtful_until = self.inherited_by(revision, record.follows, now);
+            let (low, seen, record, share) = (revision, revision, Some(record), Share::Write);
+            let task = Task { low, seen, record, sent: None, doubtful_until, attempts: 0, share };
+            self.occupied.add(share, task.bytes());
+            self.lows.insert(low);
+            self.tasks.insert(id.clone(), task);
         }
-        self.bytes += bytes;
     }
 
     /// A change was read that says what was settled before.
@@ -191,6 +390,7 @@ impl Unsettled {
 
     /// What the record says now is sent.
     pub(super) fn sent(&mut self, id: &TaskId) {
+        self.wait_for(id, Share::Write);
         if let Some(task) = self.tasks.get_mut(id) {
             task.sent = Some(task.seen);
         }
@@ -215,7 +415,9 @@ impl Unsettled {
                 Landed::Changed
             }
             Some(until) => {
-                self.bytes -= task.record.take().as_deref().map_or(0, bytes);
+                self.occupied.remove(task.share, task.bytes());
+                (task.record, task.share) = (None, Share::Doubt);
+                self.occupied.add(task.share, task.bytes());
                 let at = self.doubts.partition_point(|(other, _)| *other <= until);
                 self.doubts.insert(at, (until, id.clone()));
                 Landed::InDoubt
@@ -256,7 +458,7 @@ impl Unsettled {
         }
         if let Some(task) = self.tasks.remove(id) {
             self.lows.remove(&task.low);
-            self.bytes -= task.record.as_deref().map_or(0, bytes);
+            self.occupied.remove(task.share, task.bytes());
             if task.seen > self.position {
                 self.ahead.insert(id.clone(), task.seen);
                 self.ahead_in_order.insert(task.seen, id.clone());
@@ -300,14 +502,17 @@ impl Unsettled {
         self.doubts.front().map(|(until, _)| *until)
     }
 
-    /// A record that was read again for its doubt, and is to be written.
+    /// A record that was read again: for its doubt, or since what is here of it may be old.
     pub(super) fn read_again(&mut self, id: &TaskId, known: Known) {
         let Some(task) = self.tasks.get_mut(id) else { return };
-        if task.record.is_none() && task.seen <= known.revision {
-            // Its change comes by the feed too, and is then no news.
+        let is_news = task.seen < known.revision || (task.record.is_none() && task.seen == known.revision);
+        if is_news {
+            // Its change comes by the feed too, and is then no news; or it came already, before an older one was taken in
+            // as a look-up that had been left.
             task.seen = known.revision;
-            self.bytes += bytes(&known.record);
-            task.record = Some(known.record);
+            self.occupied.remove(task.share, task.bytes());
+            (task.record, task.share) = (Some(known.record), Share::Write);
+            self.occupied.add(task.share, task.bytes());
         }
     }
 }
@@ -354,6 +559,28 @@ mod tests {
     }
 
     #[test]
+    fn a_look_up_that_was_left_and_is_read_from_an_old_copy_is_replaced_by_what_is_read_again() {
+        use taskpipeline_contract::TaskPatch;
+
+        let now = Instant::now();
+        let mut unsettled = Unsettled::new(Revision(0), None, Duration::from_secs(30), now);
+        let id = TaskId::new("a").unwrap();
+        let patch = TaskPatch { id: id.clone(), title: None, description: None, status: None };
+        let known = |data: &EventData, revision| {
+            let (version, cause) = (Version::new(1, revision), CorrelationId::new("c").unwrap());
+            let record = Record::of(version, Timestamp::UNIX_EPOCH, cause, data);
+            Known { record: Arc::new(record), revision: Revision(revision) }
+        };
+        let (update, delete) = (EventData::Updated(patch), EventData::Deleted(id.clone()));
+        unsettled.changed(&id, known(&update, 3), now);
+        // The newer change was seen to already, and is not seen again.
+        unsettled.read_again(&id, known(&delete, 7));
+        assert_eq!(unsettled.record(&id).unwrap().due(&id), Due::Delete);
+        unsettled.read_again(&id, known(&update, 3));
+        assert_eq!(unsettled.record(&id).unwrap().due(&id), Due::Delete);
+    }
+
+    #[test]
     fn what_the_last_holder_cannot_have_sent_is_written_once() {
         let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
         let doubt = Doubt { settled: Revision(10), up_to: Revision(20) };
@@ -382,7 +609,7 @@ mod tests {
         let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
         let mut unsettled = Unsettled::new(Revision(0), Some(EVERYTHING), settle_after, now);
         let mut revision = 0;
-        while unsettled.has_room() {
+        while unsettled.has_room() && unsettled.has_room_for(Share::Doubt) {
             revision += 1;
             let id = TaskId::new(format!("task-{revision}")).unwrap();
             let cause = CorrelationId::new("c").unwrap();
@@ -396,9 +623,10 @@ mod tests {
             unsettled.sent(&id);
             assert_eq!(unsettled.landed(&id, now), Landed::InDoubt);
         }
-        assert_eq!(unsettled.bytes, 0, "no record is kept in memory, so it is their number that fills it");
-        assert!(unsettled.len() > 90_000, "{}", unsettled.len());
-        assert!(unsettled.has_room_for_records());
+        let len = unsettled.len();
+        assert_eq!(unsettled.occupied.total(), len * BYTES_PER_TASK, "no record is kept in memory");
+        assert!(len > 13_000, "{len}");
+        assert!(unsettled.has_room() && unsettled.has_room_to_come_back());
         assert_eq!(unsettled.take_doubtful(500, now + settle_after).len(), 500);
         assert_eq!(unsettled.settled(), Revision(0));
     }

@@ -59,6 +59,8 @@ pub(super) enum Verdict {
         failure: Failure,
         /// Whether the write may have happened, or happen yet, all the same.
         in_doubt: bool,
+        /// Whether KV took the request and named this key as not written.
+        named: bool,
     },
     /// KV refuses this key whatever comes with it.
     Refused(String),
@@ -166,6 +168,22 @@ impl<K: BulkApi> Dispatch<K> {
     /// When there is something to do though nothing happens until then.
     pub(super) fn next_wake(&self) -> Option<Instant> {
         [self.wake_at, self.writes.next_wake(), self.reads.next_wake()].into_iter().flatten().min()
+    }
+
+    /// Whether keys could go into a request.
+    pub(super) fn has_ready(&self) -> bool {
+        self.writes.ready() > 0
+            || self.reads.ready() > 0
+            || !self.set_aside.is_empty()
+            || !self.deletes.is_empty()
+    }
+
+    /// Whether there is a reason for which nothing is sent, or nothing lands: a request that is out, the budget, KV's own
+    /// word, or that it does not answer as it should.
+    pub(super) fn is_excused(&self, now: Instant) -> bool {
+        !self.requests.is_empty()
+            || self.wake_at.is_some_and(|at| at > now)
+            || matches!(self.health.kv(), KvState::Failing(_) | KvState::Misconfigured(_))
     }
 
     /// How many requests are out.
@@ -414,7 +432,7 @@ impl<K: BulkApi> Dispatch<K> {
             Failure::Transient(_) | Failure::TooSlow(_) | Failure::Throttled(_) => {
                 self.health.set_kv(KvState::Failing(failure.to_string()));
                 let in_doubt = !matches!(failure, Failure::Throttled(_)) && operation != Operation::Get;
-                let again = || Verdict::TryAgain { failure: failure.clone(), in_doubt };
+                let again = || Verdict::TryAgain { failure: failure.clone(), in_doubt, named: false };
                 ids.into_iter().map(|id| (id, again())).collect()
             }
             Failure::Config(what) | Failure::DailyQuota(what) => {
@@ -466,6 +484,7 @@ fn verdict(outcome: KeyOutcome) -> Verdict {
         KeyOutcome::NotWritten => Verdict::TryAgain {
             failure: Failure::Transient("KV names this key as not written".to_owned()),
             in_doubt: false,
+            named: true,
         },
     }
 }

@@ -82,6 +82,25 @@ impl KeyQueue {
         }
     }
 
+    /// This key wants a request, and not before `until`, since it was written a while ago.
+    pub(crate) fn mark_resting(&mut self, id: &TaskId, until: Instant) {
+        if !self.states.contains_key(id) {
+            self.rest(id, until, State::Resting { dirty: true, failed: false });
+        }
+    }
+
+    /// Whether this key rests.
+    pub(crate) fn is_resting(&self, id: &TaskId) -> bool {
+        matches!(self.states.get(id), Some(State::Resting { .. }))
+    }
+
+    /// The key's request is done, and somebody else knows when it may have the next.
+    pub(crate) fn forget(&mut self, id: &TaskId) {
+        if let Some(State::InFlight { .. }) = self.states.get(id) {
+            self.states.remove(id);
+        }
+    }
+
     /// Moves on every key that has rested, and answers those that want nothing more and are forgotten.
     pub(crate) fn wake(&mut self, now: Instant) -> Vec<TaskId> {
         let mut forgotten = Vec::new();
@@ -249,6 +268,18 @@ mod tests {
         assert_eq!(names(&queue.take(9)), ["b"]);
         queue.wake(later);
         assert_eq!(names(&queue.take(9)), ["a"]);
+    }
+
+    #[test]
+    fn a_key_may_rest_for_a_write_that_the_queue_does_not_know_and_be_forgotten_after_its_request() {
+        let (mut queue, now) = (KeyQueue::default(), Instant::now());
+        let later = now + Duration::from_secs(60);
+        queue.mark_resting(&id("a"), later);
+        assert!(queue.is_resting(&id("a")) && queue.ready() == 0);
+        queue.wake(later);
+        assert_eq!(names(&queue.take(9)), ["a"]);
+        queue.forget(&id("a"));
+        assert!(!queue.contains(&id("a")) && queue.next_wake().is_none());
     }
 
     #[test]
