@@ -480,13 +480,14 @@ impl<K: BulkApi> Projector<K> {
                 Verdict::TryAgain { failure, in_doubt } => {
                     self.try_again(operation, &id, &failure, in_doubt, dice);
                 }
-                Verdict::Refused(what) if operation == Operation::Get => {
-                    self.dispatch.reads.settle(&id, now);
-                    self.bury(&id, Reason::UnreadableInKv, &what);
-                }
                 Verdict::Refused(what) => {
                     self.dispatch.writes.settle(&id, rested);
                     self.bury(&id, Reason::RefusedByKv, &what);
+                }
+                Verdict::Unexplained(what) => {
+                    let delay = self.dispatch.wait_refused(operation, &id, &self.parts.tuning, dice);
+                    let (correlation_id, seconds) = (self.correlation_id(&id), delay.as_secs_f64());
+                    warn!(correlation_id, "Refused, which proves nothing: {what}; next in {seconds:.1} s");
                 }
             }
         }
