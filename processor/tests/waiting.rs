@@ -238,3 +238,44 @@ async fn a_create_is_in_kv_within_5_s_while_1000_keys_are_retried() {
     .await
     .unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_is_in_kv_within_5_s_while_one_task_in_ten_is_poison() {
+    const ROUNDS: u32 = 150;
+    const TASKS: u32 = 10;
+    let (nats, kv) = (NatsServer::start().await.unwrap(), fast_kv().await);
+    let poison = Rule::new(Fault::status(413)).keys(KeyMatch::StartsWith("tasks:poison-".to_owned()));
+    kv.inject(poison.on(Scope::Writes).named("poison"));
+    let replica = Processor::start(&options(&nats, &kv).set("REQUEST_BUDGET", "100000/5m")).await.unwrap();
+    let client = nats.client().await.unwrap();
+    let load = async {
+        for round in 0..ROUNDS {
+            for n in 0..TASKS {
+                let id = if n == 0 { format!("poison-{round}") } else { format!("good-{round}-{n}") };
+                publish(&client, "created", &created(&id)).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let ((), slowest) = tokio::join!(load, slowest_create(&client, &kv, "other"));
+    let good = usize::try_from(ROUNDS * (TASKS - 1)).unwrap();
+    eventually(Duration::from_secs(60), || async {
+        let there = kv.keys().len() - 12;
+        ensure!(there == good, "{there} of {good} good tasks are in KV");
+        let letters = replica.metric("taskpipeline_dead_letters_total").await?;
+        ensure!(letters == f64::from(ROUNDS), "{letters} of {ROUNDS} dead letters");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let memory = replica.process().resident_megabytes().unwrap();
+    println!(
+        "{ROUNDS} of {} tasks poison, {} requests refused; all the others in KV, each poison one a dead letter; 12 creates \
+         meanwhile, the slowest in KV after {slowest:.1?}; {memory:.0} MB",
+        ROUNDS * TASKS,
+        kv.seen().fault("poison")
+    );
+    assert!(kv.seen().fault("poison") >= u64::from(ROUNDS));
+    assert!(slowest < PROMPTLY, "{slowest:?}");
+    assert!(memory <= MOST_MEMORY, "{memory} MB");
+}

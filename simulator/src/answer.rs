@@ -39,6 +39,7 @@ impl<T: IntoResponse> From<T> for Reply {
 pub(crate) fn instead(fault: &Fault, authorization: Option<&HeaderValue>) -> Option<Reply> {
     Some(match fault {
         Fault::RevokedToken => ApiError::Authentication.into(),
+        Fault::MalformedToken => malformed_token().into(),
         Fault::Throttled { retry_after } => ApiError::Throttled(*retry_after).into(),
         Fault::UnknownAccount => ApiError::UnknownAccount.into(),
         Fault::MissingNamespace => ApiError::UnknownNamespace.into(),
@@ -53,19 +54,37 @@ pub(crate) fn instead(fault: &Fault, authorization: Option<&HeaderValue>) -> Opt
         Fault::Hang => Reply::Never,
         Fault::Redirect { location } => redirect(location).into(),
         Fault::Html => Html(PAGE).into(),
+        Fault::Page { status } => (injected(*status), Html(PAGE)).into(),
         Fault::Garbage => ([(header::CONTENT_TYPE, "application/json")], GARBAGE).into(),
         Fault::Slow { .. }
         | Fault::LostAnswer { .. }
         | Fault::Late { .. }
         | Fault::Partial { .. }
         | Fault::Stale { .. }
-        | Fault::Truncated => return None,
+        | Fault::Truncated
+        | Fault::Nulls => return None,
     })
 }
 
 const PAGE: &str =
     "<!DOCTYPE html><html><head><title>Welcome</title></head><body>Please sign in</body></html>";
 const GARBAGE: &[u8] = b"\x00\xff{\"success\": tru";
+
+/// As Cloudflare answers a header that it cannot read: the reason stands in a chain beneath the error.
+fn malformed_token() -> Response {
+    let reason = json!([{"code": 6_111, "message": "Invalid format for Authorization header"}]);
+    let errors = json!([{"code": 6_003, "message": "Invalid request headers", "error_chain": reason}]);
+    let body = json!({"success": false, "errors": errors, "messages": [], "result": null});
+    (StatusCode::BAD_REQUEST, Json(body)).into_response()
+}
+
+/// A status that can be answered; 1xx are no answers.
+fn injected(status: u16) -> StatusCode {
+    match StatusCode::from_u16(status) {
+        Ok(status) if !status.is_informational() => status,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
 
 fn redirect(location: &str) -> Response {
     let mut response = StatusCode::FOUND.into_response();
@@ -81,6 +100,13 @@ pub(crate) async fn truncated(response: Response) -> Response {
     // Made here and whole in memory, so it can be read.
     let bytes = to_bytes(body, usize::MAX).await.unwrap_or_default();
     Response::from_parts(parts, Body::from(bytes.slice(..bytes.len() / 2)))
+}
+
+/// The same answer to a bulk write with null wherever it holds an empty list.
+pub(crate) fn nulls(sent: usize) -> Response {
+    let result = json!({"successful_key_count": sent, "unsuccessful_keys": null});
+    let body = json!({"success": true, "errors": null, "messages": null, "result": result});
+    Json(body).into_response()
 }
 
 /// An error with its status, Cloudflare's code and a message.
@@ -119,11 +145,7 @@ impl ApiError {
             Self::UnknownMethod => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnknownAccount | Self::TooManyPairs(_) | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            // 1xx are no answers.
-            Self::Injected { status, .. } => match StatusCode::from_u16(*status) {
-                Ok(status) if !status.is_informational() => status,
-                _ => StatusCode::INTERNAL_SERVER_ERROR,
-            },
+            Self::Injected { status, .. } => injected(*status),
         }
     }
 

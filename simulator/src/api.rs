@@ -17,7 +17,7 @@ use axum::routing::{get, post, put};
 use tokio::time::{Instant, sleep};
 
 use crate::Latency;
-use crate::answer::{ApiError, Reply, instead, tell, truncated};
+use crate::answer::{ApiError, Reply, instead, nulls, tell, truncated};
 use crate::body::{MAX_BODY_BYTES, whole};
 use crate::call::Call;
 use crate::effect::{carry_out, land};
@@ -127,10 +127,12 @@ async fn respond(
         land_late(world, operation, call, ids, *after);
         return Ok(status.map_or(Reply::Never, |status| ApiError::bare(status).into()));
     }
+    let sent = ids.len();
     let answer = carry_out(&mut world.lock(), operation, call, ids, rule.as_ref());
     Ok(match fault {
         Some(Fault::LostAnswer { status: None }) => Reply::Closed,
         Some(Fault::LostAnswer { status: Some(status) }) => ApiError::bare(*status).into(),
+        Some(Fault::Nulls) => nulls(sent).into(),
         Some(Fault::Truncated) => truncated(answer.into_response()).await.into(),
         _ => answer.into(),
     })

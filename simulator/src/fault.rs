@@ -72,6 +72,9 @@ pub enum Fault {
     },
     /// 401 with code 10000, in place of the check of the token; does not count for the rate limit.
     RevokedToken,
+    /// 400 with codes 6003 and 6111, as for a token that was cut off or quoted, in place of the check of the token; does
+    /// not count for the rate limit.
+    MalformedToken,
     /// 400 with code 7003, in place of the check of the account.
     UnknownAccount,
     /// 404 with code 10013, in place of the check of the namespace.
@@ -83,6 +86,12 @@ pub enum Fault {
     },
     /// 200 with a page of HTML, as a proxy or a captive portal answers.
     Html,
+    /// A page of HTML with this status, as something in front of Cloudflare answers.
+    Page {
+        /// 200 to 599; anything else is answered as 500.
+        #[serde(deserialize_with = "status")]
+        status: u16,
+    },
     /// An error whose message quotes the request's Authorization header.
     EchoAuthorization {
         /// 200 to 599; anything else is answered as 500.
@@ -93,6 +102,8 @@ pub enum Fault {
     Garbage,
     /// The usual effect, and the first half of the usual body.
     Truncated,
+    /// Only for bulk put and bulk delete: the usual effect, and null wherever the answer holds an empty list.
+    Nulls,
 }
 
 /// What the answer to a partial failure says.
@@ -138,19 +149,22 @@ impl Fault {
             Self::Partial { .. } => "partial",
             Self::Stale { .. } => "stale",
             Self::RevokedToken => "revoked_token",
+            Self::MalformedToken => "malformed_token",
             Self::UnknownAccount => "unknown_account",
             Self::MissingNamespace => "missing_namespace",
             Self::Redirect { .. } => "redirect",
             Self::Html => "html",
+            Self::Page { .. } => "page",
             Self::EchoAuthorization { .. } => "echo_authorization",
             Self::Garbage => "garbage",
             Self::Truncated => "truncated",
+            Self::Nulls => "nulls",
         }
     }
 
     fn place(&self) -> Place {
         match self {
-            Self::RevokedToken => Place::Token,
+            Self::RevokedToken | Self::MalformedToken => Place::Token,
             Self::Throttled { .. } => Place::RateLimit,
             Self::UnknownAccount => Place::Account,
             Self::MissingNamespace => Place::Namespace,
@@ -160,7 +174,7 @@ impl Fault {
 
     fn can_befall(&self, operation: Operation) -> bool {
         match self {
-            Self::Partial { .. } => operation.is_bulk_write(),
+            Self::Partial { .. } | Self::Nulls => operation.is_bulk_write(),
             Self::Stale { .. } => operation.is_read(),
             Self::Late { .. } => operation.is_write(),
             _ => true,
@@ -426,13 +440,16 @@ mod tests {
             Fault::Partial { at_most, report: Report::Right },
             Fault::Stale { age: after },
             Fault::RevokedToken,
+            Fault::MalformedToken,
             Fault::UnknownAccount,
             Fault::MissingNamespace,
             Fault::Redirect { location: "/".to_owned() },
             Fault::Html,
+            Fault::Page { status: 400 },
             Fault::EchoAuthorization { status: 500 },
             Fault::Garbage,
             Fault::Truncated,
+            Fault::Nulls,
         ] {
             let json = serde_json::to_value(&fault).unwrap();
             let name = json.as_str().or_else(|| json.as_object()?.keys().next().map(String::as_str));

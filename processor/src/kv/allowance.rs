@@ -30,10 +30,18 @@ impl Allowance {
                 .skip(1)
                 .find_map(|part| part.trim().split_once('=').filter(|(key, _)| *key == name))
         };
-        let number = |name| parameter(name).and_then(|(_, value)| value.trim().parse::<u32>().ok());
-        let resets_in = Duration::from_secs(number("t").unwrap_or(0).into());
-        Some(Self { remaining: number("r")?, resets_in })
+        let text = |name| parameter(name).map(|(_, value)| value.trim());
+        let resets_in = text("t").and_then(whole_seconds).unwrap_or_default();
+        Some(Self { remaining: text("r")?.parse().ok()?, resets_in })
     }
+}
+
+/// A number of seconds, as headers have it. One that is too long to be counted is as long as can be.
+pub(super) fn whole_seconds(text: &str) -> Option<Duration> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
 }
 
 /// How long requests are counted before they are counted anew.
@@ -94,6 +102,10 @@ mod tests {
     fn the_header_is_read_as_cloudflare_documents_it_and_nothing_else_is() {
         assert_eq!(Allowance::parse(r#""default";r=50;t=30"#), Some(left(50)));
         assert_eq!(Allowance::parse(r#""burst";r=100;t=60, "default"; r=50; t=30"#), Some(left(50)));
+        for (long, seconds) in [("4294967296", 4_294_967_296), ("99999999999999999999999", u64::MAX)] {
+            let allowance = Allowance { remaining: 0, resets_in: Duration::from_secs(seconds) };
+            assert_eq!(Allowance::parse(&format!(r#""default";r=0;t={long}"#)), Some(allowance));
+        }
         for other in ["", "50", r#""default""#, r#""default";r=many"#] {
             assert_eq!(Allowance::parse(other), None, "{other}");
         }

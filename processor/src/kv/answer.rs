@@ -3,12 +3,16 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 /// How long everything waits after a 429 that does not say for how long: short against Cloudflare's block
 /// of five minutes, since asking again then costs one request.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// The longest wait that KV's answers can ask for. Cloudflare blocks for five minutes; three times that is enough for any
+/// limit of its kind, and an answer that says "in a thousand years" is a mistake that must not stop the pipeline.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
 
 /// Why a request did not do what it should, by what has to happen next.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,10 +41,11 @@ pub enum Failure {
     TooLarge(String),
 }
 
+/// What every answer of the API is wrapped in. Anything but `success` may be missing or null.
 #[derive(Deserialize)]
 struct Envelope<T> {
     success: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "errors")]
     errors: Vec<ApiError>,
     #[serde(default = "none")]
     result: Option<T>,
@@ -58,24 +63,42 @@ fn none<T>() -> Option<T> {
     None
 }
 
-#[derive(Deserialize)]
 struct ApiError {
-    #[serde(default)]
     code: i64,
-    #[serde(default)]
     message: String,
+}
+
+/// Errors in whatever shape they come: an answer is not to be misread because one of them lacks a code.
+fn errors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ApiError>, D::Error> {
+    let errors = match Value::deserialize(deserializer)? {
+        Value::Array(errors) => errors,
+        _ => Vec::new(),
+    };
+    let read = |error: &Value| ApiError {
+        code: match &error["code"] {
+            Value::String(code) => code.trim().parse().unwrap_or_default(),
+            code => code.as_i64().unwrap_or_default(),
+        },
+        message: error["message"].as_str().unwrap_or_default().to_owned(),
+    };
+    // The reason of a general error ("Invalid request headers") may stand beneath it.
+    let chained = errors.iter().filter_map(|error| error["error_chain"].as_array()).flatten();
+    Ok(errors.iter().chain(chained).map(read).collect())
 }
 
 #[derive(Deserialize)]
 struct BulkResult {
-    successful_key_count: Option<usize>,
     #[serde(default)]
-    unsuccessful_keys: HashSet<String>,
+    successful_key_count: Option<usize>,
+    /// Null means the same as an empty list.
+    #[serde(default)]
+    unsuccessful_keys: Option<HashSet<String>>,
 }
 
 #[derive(Deserialize)]
 struct BulkValues {
-    values: HashMap<String, Option<String>>,
+    #[serde(default)]
+    values: Option<HashMap<String, Option<String>>>,
 }
 
 /// One page of a namespace's keys.
@@ -114,7 +137,8 @@ pub enum Entry {
 
 #[derive(Deserialize)]
 struct BulkEntries {
-    values: HashMap<String, Option<Entry>>,
+    #[serde(default)]
+    values: Option<HashMap<String, Option<Entry>>>,
 }
 
 /// Reads a page of keys.
@@ -130,7 +154,7 @@ pub(super) fn page(body: &[u8]) -> Result<KeyPage, Failure> {
 pub(super) fn entries(body: &[u8]) -> Result<HashMap<String, Option<Entry>>, Failure> {
     envelope::<BulkEntries>(body)?
         .result
-        .map(|result| result.values)
+        .and_then(|result| result.values)
         .ok_or_else(|| Failure::Transient("KV answered a read without values".to_owned()))
 }
 
@@ -141,7 +165,7 @@ pub(super) fn entries(body: &[u8]) -> Result<HashMap<String, Option<Entry>>, Fai
 pub(super) fn written(body: &[u8], sent: usize) -> Result<HashSet<String>, Failure> {
     // Where there is no result at all (some v4-shaped servers send null), success has to do.
     let Some(result) = succeeded::<BulkResult>(body)? else { return Ok(HashSet::new()) };
-    let failed = result.unsuccessful_keys;
+    let failed = result.unsuccessful_keys.unwrap_or_default();
     match result.successful_key_count {
         Some(count) if count + failed.len() < sent => Err(Failure::Transient(format!(
             "KV wrote {count} of {sent} keys and names only {} of the others",
@@ -154,7 +178,7 @@ pub(super) fn written(body: &[u8], sent: usize) -> Result<HashSet<String>, Failu
 /// Reads the answer to a bulk read: each key's value, or that there is none.
 pub(super) fn values(body: &[u8]) -> Result<HashMap<String, Option<String>>, Failure> {
     succeeded::<BulkValues>(body)?
-        .map(|result| result.values)
+        .and_then(|result| result.values)
         .ok_or_else(|| Failure::Transient("KV answered a read without values".to_owned()))
 }
 
@@ -165,47 +189,85 @@ fn succeeded<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<Option<T>, Fai
 fn envelope<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<Envelope<T>, Failure> {
     let envelope: Envelope<T> = serde_json::from_slice(body)
         .map_err(|error| Failure::Transient(format!("KV's answer cannot be read: {error}")))?;
-    if envelope.success { Ok(envelope) } else { Err(by_code(200, &envelope.errors)) }
+    if envelope.success { Ok(envelope) } else { Err(by_code(200, Some(&envelope.errors))) }
 }
 
 /// Classifies an answer whose status is not 2xx.
 pub(super) fn failure(status: u16, retry_after: Option<Duration>, body: &[u8]) -> Failure {
-    let errors = serde_json::from_slice::<Envelope<serde::de::IgnoredAny>>(body)
-        .map(|envelope| envelope.errors)
-        .unwrap_or_default();
+    let envelope = serde_json::from_slice::<Envelope<serde::de::IgnoredAny>>(body).ok();
+    let errors = envelope.as_ref().map(|envelope| envelope.errors.as_slice());
     match status {
-        429 if !is_daily_quota(&errors) => Failure::Throttled(retry_after.unwrap_or(DEFAULT_RETRY_AFTER)),
-        _ => by_code(status, &errors),
+        429 if !errors.is_some_and(is_daily_quota) => {
+            Failure::Throttled(retry_after.unwrap_or(DEFAULT_RETRY_AFTER).min(LONGEST_WAIT))
+        }
+        _ => by_code(status, errors),
     }
 }
 
-/// The classes of the design: codes first, since Cloudflare reports some of them with more than one status.
-fn by_code(status: u16, errors: &[ApiError]) -> Failure {
+/// The classes of the design: codes first, since Cloudflare reports some of them with more than one status. `errors`:
+/// nothing, where the body is not of Cloudflare's API.
+fn by_code(status: u16, errors: Option<&[ApiError]>) -> Failure {
+    let (is_cloudflare, errors) = (errors.is_some(), errors.unwrap_or_default());
     let what = describe(status, errors);
-    let has = |code| errors.iter().any(|error| error.code == code);
-    let advice = if has(10_013) {
-        "the namespace does not exist: check CF_NAMESPACE_ID and CF_ACCOUNT_ID"
-    } else if has(7_003) {
-        "Cloudflare does not know such an account or namespace: check CF_ACCOUNT_ID and CF_NAMESPACE_ID"
-    } else if is_daily_quota(errors) {
+    // Behind an outage the codes say what broke inside of Cloudflare, and not what is wrong with the request.
+    if matches!(status, 408 | 504 | 524) {
+        return Failure::TooSlow(what);
+    }
+    if matches!(status, 425 | 500..) {
+        return Failure::Transient(what);
+    }
+    if is_daily_quota(errors) {
         let advice = "the plan's daily quota is used up: it starts anew at 00:00 UTC, or upgrade the plan";
         return Failure::DailyQuota(format!("{advice} ({what})"));
-    } else if has(10_000) || matches!(status, 401 | 403) {
-        "the token is refused: check CF_API_TOKEN, it needs Workers KV Storage: Edit on this account"
-    } else if (300..400).contains(&status) {
-        "redirects are not followed, lest the token go elsewhere: check CF_API_BASE_URL"
-    } else if matches!(status, 404 | 405) {
-        "this is no KV namespace's address: check CF_API_BASE_URL, CF_ACCOUNT_ID and CF_NAMESPACE_ID"
-    } else if matches!(status, 408 | 504 | 524) {
-        return Failure::TooSlow(what);
-    } else if matches!(status, 425 | 429 | 500..) || status == 200 {
-        return Failure::Transient(what);
-    } else if status == 413 {
+    }
+    if let Some(advice) = errors.iter().find_map(|error| advice(error.code)) {
+        return Failure::Config(format!("{advice} ({what})"));
+    }
+    if status == 413 || errors.iter().any(|error| error.code == TOO_MANY_PAIRS) {
         return Failure::TooLarge(what);
-    } else {
-        return Failure::Refused(what);
+    }
+    let advice = match status {
+        200 | 429 => return Failure::Transient(what),
+        400 if is_cloudflare => return Failure::Refused(what),
+        401 | 403 => TOKEN,
+        300..400 => {
+            "redirects are not followed, so that the token does not go elsewhere: check CF_API_BASE_URL"
+        }
+        404 | 405 => {
+            "this is not a KV namespace's address: check CF_API_BASE_URL, CF_ACCOUNT_ID and CF_NAMESPACE_ID"
+        }
+        _ => {
+            "something in front of Cloudflare answered (a proxy, a gateway, a block page): check CF_API_BASE_URL, \
+             HTTPS_PROXY, and whether the account may be used"
+        }
     };
     Failure::Config(format!("{advice} ({what})"))
+}
+
+const TOKEN: &str =
+    "Cloudflare refuses the token: check CF_API_TOKEN; it needs Workers KV Storage: Edit on this account";
+
+/// More pairs, or a larger body, than a request may have.
+const TOO_MANY_PAIRS: i64 = 10_012;
+
+/// What to look at, for each of Cloudflare's codes that mean a wrong setting and nothing that is wrong with a task.
+/// They come with 400 as well as with 401, 403, 404 and 405.
+fn advice(code: i64) -> Option<&'static str> {
+    Some(match code {
+        6_003 | 6_103 | 6_111 => {
+            "Cloudflare cannot read the token, as if it was cut off or has quotes around it: check CF_API_TOKEN"
+        }
+        9_106 | 9_109 | 10_000 => TOKEN,
+        7_000 | 10_405 => {
+            "Cloudflare's API has no such address: check CF_API_BASE_URL, CF_ACCOUNT_ID and CF_NAMESPACE_ID"
+        }
+        7_003 => {
+            "Cloudflare does not know such an account or namespace: check CF_ACCOUNT_ID and CF_NAMESPACE_ID"
+        }
+        10_011 => "Cloudflare cannot read the namespace's id: check CF_NAMESPACE_ID and CF_ACCOUNT_ID",
+        10_013 => "the namespace does not exist: check CF_NAMESPACE_ID and CF_ACCOUNT_ID",
+        _ => return None,
+    })
 }
 
 /// The free plan's `KV put() limit exceeded for the day.` has no documented code of its own.
@@ -251,16 +313,57 @@ mod tests {
         for status in [408, 504, 524] {
             assert_eq!(class(status, b"<html>"), "too slow", "{status}");
         }
-        for status in [301, 401, 403, 404] {
-            assert_eq!(class(status, b""), "config", "{status}");
+        for status in [301, 400, 401, 402, 403, 404, 405, 407, 409, 421, 422, 431, 451] {
+            assert_eq!(class(status, b"<html>"), "config", "{status}");
         }
-        assert_eq!(class(404, &error(10_013, "namespace not found")), "config");
-        assert_eq!(class(400, &error(7_003, "Could not route")), "config");
-        assert_eq!(class(400, &error(10_000, "Authentication error")), "config");
+        for code in [6_003, 6_103, 6_111, 7_000, 7_003, 9_106, 9_109, 10_000, 10_011, 10_013, 10_405] {
+            for status in [400, 401, 403, 404, 405, 200] {
+                assert_eq!(class(status, &error(code, "no")), "config", "{status} {code}");
+            }
+            assert_eq!(class(500, &error(code, "no")), "transient", "{code}");
+        }
+        assert_eq!(class(400, &error(10_026, "invalid value")), "refused");
+        assert_eq!(class(400, br#"{"success":false,"errors":null}"#), "refused");
         assert_eq!(class(429, &error(971, "throttled")), "throttled");
         assert_eq!(class(429, &error(0, "KV put() limit exceeded for the day.")), "quota");
-        assert_eq!(class(400, &error(10_012, "too many pairs")), "refused");
+        assert_eq!(class(400, &error(10_012, "too many pairs")), "too large");
         assert_eq!(class(413, b""), "too large");
+    }
+
+    #[test]
+    fn each_setting_is_named_that_can_be_wrong() {
+        for (code, setting) in [
+            (6_003, "CF_API_TOKEN"),
+            (6_111, "CF_API_TOKEN"),
+            (9_106, "CF_API_TOKEN"),
+            (7_000, "CF_API_BASE_URL"),
+            (7_003, "CF_ACCOUNT_ID"),
+            (10_011, "CF_NAMESPACE_ID"),
+            (10_013, "CF_NAMESPACE_ID"),
+            (10_405, "CF_API_BASE_URL"),
+        ] {
+            let what = failure(400, None, &error(code, "no")).to_string();
+            assert!(what.contains(setting), "{code}: {what}");
+        }
+        let page = failure(400, None, b"<html>").to_string();
+        assert!(page.contains("in front of Cloudflare") && page.contains("CF_API_BASE_URL"), "{page}");
+    }
+
+    #[test]
+    fn what_is_null_is_not_there_and_nothing_more() {
+        for errors in ["null", "[]", r#"[{"code":null,"message":null}]"#, "{}"] {
+            for keys in ["null", "[]"] {
+                let body = format!(
+                    r#"{{"success":true,"errors":{errors},"messages":null,"result_info":null,
+                        "result":{{"successful_key_count":3,"unsuccessful_keys":{keys}}}}}"#
+                );
+                assert_eq!(written(body.as_bytes(), 3), Ok(HashSet::new()), "{body}");
+            }
+        }
+        let nothing = br#"{"success":true,"errors":null,"result":{"values":null}}"#;
+        assert!(matches!(values(nothing), Err(Failure::Transient(_))), "nothing is concluded");
+        let text = br#"{"success":false,"errors":[{"code":"10013","message":"no"}]}"#;
+        assert!(matches!(failure(404, None, text), Failure::Config(what) if what.contains("10013")));
     }
 
     #[test]
@@ -268,6 +371,7 @@ mod tests {
         let seven = Duration::from_secs(7);
         assert_eq!(failure(429, Some(seven), b""), Failure::Throttled(seven));
         assert_eq!(failure(429, None, b""), Failure::Throttled(DEFAULT_RETRY_AFTER));
+        assert_eq!(failure(429, Some(Duration::MAX), b""), Failure::Throttled(LONGEST_WAIT));
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod client;
 mod puts;
 
 pub use allowance::{Allowance, Others};
-pub use answer::{Entry, Failure, KeyPage, ListedKey};
+pub use answer::{Entry, Failure, KeyPage, LONGEST_WAIT, ListedKey};
 pub(crate) use budget::UNKNOWN;
 pub use budget::{Budget, RequestBudget, Spare};
 pub use client::{ClientError, Namespace};

@@ -54,6 +54,8 @@ pub struct Health {
     started: Instant,
     nats: Mutex<NatsState>,
     kv: Mutex<KvState>,
+    /// What KV refuses though it takes requests.
+    refused: Mutex<Option<String>>,
     /// Why events may be lost to their age soon.
     late: Mutex<Option<String>>,
     /// Why the projector does not move though work waits, and when that was seen last.
@@ -70,6 +72,7 @@ impl Default for Health {
             started: Instant::now(),
             nats: Mutex::new(NatsState::Connecting(None)),
             kv: Mutex::new(KvState::Unknown),
+            refused: Mutex::new(None),
             late: Mutex::new(None),
             stalled: Mutex::new(None),
             dead_letters: Mutex::new(None),
@@ -98,6 +101,11 @@ impl Health {
     /// KV answered.
     pub fn set_kv(&self, state: KvState) {
         *self.kv.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// KV refuses something, and nobody knows whether that is its fault; or no more.
+    pub fn set_refused(&self, what: Option<String>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = what;
     }
 
     /// Events wait for so long that some may age out of the stream; or no more.
@@ -170,7 +178,9 @@ impl Health {
         };
         let kv = match kv {
             KvState::Unknown => service("unknown", Some("nothing was written yet".to_owned())),
-            KvState::Reachable => service("reachable", None),
+            KvState::Reachable => {
+                service("reachable", self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone())
+            }
             KvState::Failing(why) => service("failing", Some(why)),
             KvState::Misconfigured(why) => service("misconfigured", Some(why)),
         };

@@ -13,16 +13,19 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::capture::Captured;
 use super::check::{self, Difference, Found};
-use super::events::seeded_value;
+use super::events::{Publication, seeded_value};
 use super::letters::letters;
 use super::plan::{Burst, Plan, Shape};
 use super::replay::{decoded, kind_of, replay};
 use super::settle::{DEAD_LETTERS, Glance, settled};
 use super::stage::Stage;
-use crate::output_dir;
+use crate::{created, output_dir};
 
 /// How long it may take to come to rest when nothing goes wrong any more.
 const REST: Duration = Duration::from_secs(90);
+
+/// How often another task keeps company to those that KV refuses.
+const COMPANY: Duration = Duration::from_secs(5);
 
 /// How long all of it may take.
 const WHOLE: Duration = Duration::from_secs(300);
@@ -140,7 +143,7 @@ impl Stage {
     async fn outage(&self) -> anyhow::Result<()> {
         tokio::join!(self.publish(&self.plan.bursts), self.kv_lane()).0?;
         self.mend_kv();
-        settled(&self.jetstream, 1, REST).await.context("before the outage")?;
+        self.come_to_rest(1).await.context("before the outage")?;
         self.timeline.note("== outage");
         self.kv
             .set_faults(self.kv.faults().into_iter().chain([Rule::new(Fault::status(503)).named("outage")]));
@@ -178,6 +181,24 @@ impl Stage {
         tokio::try_join!(work, sweeps).map(drop)
     }
 
+    /// Waits until everything is settled. While KV refuses some tasks, others keep coming: only beside a task that is
+    /// accepted does it show that a task is at fault.
+    async fn come_to_rest(&self, incarnation: u32) -> anyhow::Result<()> {
+        if !self.kv.faults().iter().any(|rule| rule.name() == "kv poison") {
+            return settled(&self.jetstream, incarnation, REST).await;
+        }
+        let deadline = Instant::now() + REST;
+        for n in 0_u32.. {
+            match settled(&self.jetstream, incarnation, COMPANY).await {
+                Err(_) if Instant::now() < deadline => {}
+                done => return done,
+            }
+            let payload = created(&format!("company-{n}")).to_string().into();
+            self.producer.acked(&[Publication { kind: EventKind::Created, payload }]).await?;
+        }
+        Ok(())
+    }
+
     /// Nothing goes wrong any more: everything must come to rest, and be right.
     async fn finish(&self) -> anyhow::Result<()> {
         self.mend_kv();
@@ -189,7 +210,7 @@ impl Stage {
         }
         capture.sweep(&self.jetstream).await?;
         let mended = Instant::now();
-        settled(&self.jetstream, capture.incarnation(), REST).await?;
+        self.come_to_rest(capture.incarnation()).await?;
         *self.rest.lock().await = mended.elapsed();
         self.timeline.note("at rest");
         self.fleet.lock().await.all_run()?;

@@ -225,6 +225,7 @@ impl<K: BulkApi> Projector<K> {
                     self.try_again(operation, id, &failure, now, dice).await;
                 }
                 Verdict::Refused(what) => self.abandon(operation, &id, Reason::RefusedByKv, &what).await,
+                Verdict::Unexplained(what) => self.wait_refused(operation, &id, &what, dice),
             }
         }
     }
@@ -293,6 +294,16 @@ impl<K: BulkApi> Projector<K> {
         }
         self.metrics.retries.inc();
         self.dispatch.queue(operation).retry(&id, now + delay);
+    }
+
+    /// KV refuses this key, and nobody knows whether that is its fault: no attempt is counted.
+    fn wait_refused(&mut self, operation: Operation, id: &TaskId, what: &str, dice: f64) {
+        let Some(entry) = self.ledger.get(id) else { return };
+        let delay = self.dispatch.wait_refused(operation, id, &self.tuning, dice);
+        for carried in entry.in_request() {
+            let (correlation_id, seconds) = (carried.correlation_id.as_str(), delay.as_secs_f64());
+            warn!(correlation_id, "Refused, which proves nothing: {what}; next in {seconds:.1} s");
+        }
     }
 
     /// The events of this key's request are given up. Those that came after it was sent go on.

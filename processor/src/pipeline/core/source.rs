@@ -1,14 +1,14 @@
-//! Where events come from, in mode `Core`: NATS subscriptions that share a queue group. At most once: what
-//! the server has handed over is gone from it.
+//! Where events come from, in mode `Core`: a NATS subscription in a queue group. At most once: what the server has handed
+//! over is gone from it.
 //!
-//! Nothing is decoded here.
+//! It is one subscription, to `{prefix}.*`, since the order among several is not kept: the client gives each a queue of its
+//! own. What comes on other subjects under the prefix is ignored. Nothing is decoded here.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_nats::{Client, Subscriber};
 use futures_util::StreamExt;
-use futures_util::stream::{SelectAll, select_all};
 use taskpipeline_contract::{EventKind, Timestamp};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -22,11 +22,11 @@ use crate::pipeline::message::Received;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
-/// The subscriptions to the three subjects.
+/// The subscription to the three subjects.
 pub(super) struct Source {
     client: Client,
     kinds: Vec<(Arc<str>, EventKind)>,
-    messages: SelectAll<Subscriber>,
+    messages: Subscriber,
 }
 
 impl Source {
@@ -39,25 +39,20 @@ impl Source {
         let (connections, _) = watch::channel(0);
         let client = connect(settings, health, metrics, connections).await?;
         let failed = |reason: String| RunError::Nats { url: settings.connection.to_string(), reason };
-        let mut subscribers = Vec::new();
-        let mut kinds = Vec::new();
-        for kind in EventKind::ALL {
-            let subject = kind.subject(&settings.subject_prefix);
-            let subscriber = client
-                .queue_subscribe(subject.clone(), settings.queue_group.clone())
-                .await
-                .map_err(|error| failed(format!("cannot subscribe to {subject}: {error}")))?;
-            subscribers.push(subscriber);
-            kinds.push((subject.into(), kind));
-        }
-        Ok(Self { client, kinds, messages: select_all(subscribers) })
+        let all = format!("{}.*", settings.subject_prefix);
+        let messages = client
+            .queue_subscribe(all.clone(), settings.queue_group.clone())
+            .await
+            .map_err(|error| failed(format!("cannot subscribe to {all}: {error}")))?;
+        let kinds = EventKind::ALL.map(|kind| (kind.subject(&settings.subject_prefix).into(), kind)).to_vec();
+        Ok(Self { client, kinds, messages })
     }
 
     pub(super) fn client(&self) -> Client {
         self.client.clone()
     }
 
-    /// Moves messages into the buffer until `stop` turns true and the subscriptions are drained.
+    /// Moves messages into the buffer until `stop` turns true and the subscription is drained.
     pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>, buffer: Input, metrics: Arc<Metrics>) {
         let mut drops = Drops::default();
         let mut draining = false;
@@ -71,7 +66,7 @@ impl Source {
                 }
             };
             let Some(message) = message else { break };
-            // The server sends only what was subscribed to.
+            // Somebody else's, under our prefix.
             let Some((subject, kind)) = self.kinds.iter().find(|(subject, _)| **subject == *message.subject)
             else {
                 continue;
@@ -93,17 +88,15 @@ impl Source {
         drops.report();
     }
 
-    /// Ends the subscriptions; their streams go on until what was received is handed out.
+    /// Ends the subscription; its stream goes on until what was received is handed out.
     async fn drain(&mut self) {
         // What the server sent before it answers this is in our buffers by then: the client forgets a
         // subscription soon after it has told the server so.
         if round_trip(&self.client).await.is_err() {
             warn!("NATS does not answer; what it has sent meanwhile is lost");
         }
-        for subscriber in self.messages.iter_mut() {
-            // Fails only where the connection is closed, and then nothing more comes anyway.
-            let _ = subscriber.drain().await;
-        }
+        // Fails only where the connection is closed, and then nothing more comes anyway.
+        let _ = self.messages.drain().await;
     }
 }
 

@@ -600,14 +600,15 @@ impl<K: BulkApi> Projector<K> {
                         self.dispatch.queue(operation).retry(&id, at);
                     }
                 }
-                Verdict::Refused(what) if operation == Operation::Get => {
-                    self.dispatch.reads.settle(&id, now);
-                    self.bury(&id, Reason::UnreadableInKv, &what);
-                }
                 Verdict::Refused(what) => {
                     // Nothing of it was written.
                     self.dispatch.writes.settle(&id, now);
                     self.bury(&id, Reason::RefusedByKv, &what);
+                }
+                Verdict::Unexplained(what) => {
+                    let delay = self.dispatch.wait_refused(operation, &id, &self.parts.tuning, dice);
+                    let (correlation_id, seconds) = (self.correlation_id(&id), delay.as_secs_f64());
+                    warn!(correlation_id, "Refused, which proves nothing: {what}; next in {seconds:.1} s");
                 }
             }
         }

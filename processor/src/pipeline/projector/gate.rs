@@ -4,11 +4,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::kv::Failure;
+use crate::kv::{Failure, LONGEST_WAIT};
 
 /// How long to leave KV alone after it refused our token or namespace: two requests a minute are enough to
 /// notice that it was mended.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The same at first, where KV refused every task that was tried, and none of its answers says why: it may have been
+/// those tasks. Doubled each time, up to [`PROBE_INTERVAL`].
+const FIRST_PROBE: Duration = Duration::from_secs(2);
 
 /// How long to leave KV alone after the day's quota was used up. It begins anew at midnight, or when someone
 /// upgrades the plan.
@@ -24,6 +28,8 @@ pub(crate) struct Gate {
     /// The last answer was that nothing can work as it is configured: one request at a time finds out
     /// whether that has changed.
     probing: bool,
+    /// How often in a row KV refused every task that was tried.
+    refusals: u32,
     reported: Option<Instant>,
 }
 
@@ -35,7 +41,7 @@ impl Gate {
                 self.probing = false;
                 self.reported = None;
             }
-            Some(Failure::Throttled(wait)) => self.close_until(now + *wait),
+            Some(Failure::Throttled(wait)) => self.wait(*wait, now),
             Some(Failure::Config(_)) => {
                 self.probing = true;
                 self.close_until(now + PROBE_INTERVAL);
@@ -48,6 +54,24 @@ impl Gate {
                 Failure::Transient(_) | Failure::TooSlow(_) | Failure::Refused(_) | Failure::TooLarge(_),
             ) => {}
         }
+    }
+
+    /// KV refused every task of an attempt to write.
+    pub(crate) fn refused_all(&mut self, now: Instant) {
+        let wait = FIRST_PROBE.saturating_mul(1 << self.refusals.min(8)).min(PROBE_INTERVAL);
+        self.refusals = self.refusals.saturating_add(1);
+        self.probing = true;
+        self.close_until(now + wait);
+    }
+
+    /// KV wrote at least one task.
+    pub(crate) fn wrote(&mut self) {
+        self.refusals = 0;
+    }
+
+    /// Whether KV refused everything when it was asked last.
+    pub(crate) fn is_probing(&self) -> bool {
+        self.probing || self.refusals > 0
     }
 
     /// Whether a request may be sent while `in_flight` others are out; else when to ask again, if time
@@ -71,7 +95,7 @@ impl Gate {
 
     /// KV says that nothing is left until then.
     pub(crate) fn wait(&mut self, time: Duration, now: Instant) {
-        self.close_until(now + time);
+        self.close_until(now + time.min(LONGEST_WAIT));
     }
 
     fn close_until(&mut self, until: Instant) {
@@ -103,6 +127,31 @@ mod tests {
         assert_eq!(gate.admits(1, probe), Err(None));
         gate.learn(None, probe);
         assert_eq!(gate.admits(1, probe), Ok(()));
+    }
+
+    #[test]
+    fn where_every_task_is_refused_it_is_probed_soon_and_then_less_and_less_often() {
+        let (mut gate, mut now) = (Gate::default(), Instant::now());
+        let mut waits = Vec::new();
+        for _ in 0..6 {
+            gate.refused_all(now);
+            let Err(Some(until)) = gate.admits(0, now) else { panic!("open") };
+            waits.push((until - now).as_secs());
+            now = until;
+        }
+        assert_eq!(waits, [2, 4, 8, 16, 30, 30]);
+        gate.learn(None, now);
+        assert!(gate.is_probing(), "a read says nothing about writes");
+        gate.wrote();
+        assert!(!gate.is_probing());
+    }
+
+    #[test]
+    fn no_wait_that_kv_asks_for_is_too_long_to_be_counted() {
+        let (mut gate, now) = (Gate::default(), Instant::now());
+        gate.learn(Some(&Failure::Throttled(Duration::MAX)), now);
+        gate.wait(Duration::MAX, now);
+        assert_eq!(gate.admits(0, now + LONGEST_WAIT), Ok(()));
     }
 
     #[test]

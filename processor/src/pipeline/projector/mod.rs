@@ -6,13 +6,14 @@
 //! and the budget; here they meet the clock and the network. It knows no task's value and no policy of
 //! retrying: its owner brings both.
 
+mod blame;
 mod gate;
 mod pace;
 mod queue;
 mod request;
 mod size;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,10 +23,11 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::config::Tuning;
-use crate::kv::{Budget, BulkApi, Failure, MAX_KEYS_PER_READ, Others, RequestBudget, Spare};
+use crate::kv::{Budget, BulkApi, Failure, LONGEST_WAIT, MAX_KEYS_PER_READ, Others, RequestBudget, Spare};
 use crate::telemetry::health::{Health, KvState};
 use crate::telemetry::metrics::{Metrics, Operation};
 
+use self::blame::{AttemptId, Blame, Patience, Ruling};
 use self::gate::Gate;
 use self::pace::{Situation, Worth, patience, spacing};
 use self::queue::KeyQueue;
@@ -36,6 +38,9 @@ pub(super) use self::request::Request;
 
 /// The wait where the policy names none.
 const SHORTEST: Duration = Duration::from_secs(1);
+
+/// How many keys may be remembered as refused before those are forgotten that nobody waits for any more.
+const MOST_SUSPECTS: usize = 1_000;
 
 /// Keys to be asked of KV now. They are in flight as far as their queue knows.
 pub(super) enum Batch {
@@ -62,8 +67,19 @@ pub(super) enum Verdict {
         /// Whether KV took the request and named this key as not written.
         named: bool,
     },
-    /// KV refuses this key whatever comes with it.
+    /// KV refuses this key, and has accepted others that were sent with it.
     Refused(String),
+    /// KV refuses this key, and nothing says whether it is the key's fault: it waits.
+    Unexplained(String),
+}
+
+/// A key that was refused alone.
+#[derive(Clone, Copy, Debug)]
+struct Suspect {
+    /// How often.
+    times: usize,
+    /// It rests until then; nothing while it is not at rest.
+    until: Option<Instant>,
 }
 
 /// What became of one request.
@@ -82,7 +98,12 @@ pub(super) struct Dispatch<K> {
     health: Arc<Health>,
     pub(super) writes: KeyQueue,
     pub(super) reads: KeyQueue,
-    set_aside: VecDeque<Batch>,
+    /// The requests that follow from others that were refused.
+    set_aside: VecDeque<(AttemptId, Batch)>,
+    blame: Blame,
+    /// What the batch that was handed out last belongs to, if it follows from another.
+    attempt: Option<AttemptId>,
+    suspects: HashMap<TaskId, Suspect>,
     /// Keys that were handed out to be written and are to be deleted: they wait for others, to fill a request.
     deletes: Vec<TaskId>,
     /// Since when the first of them waits.
@@ -95,7 +116,9 @@ pub(super) struct Dispatch<K> {
     /// What others spend of the same token.
     others: Others,
     last_sent: Option<Instant>,
-    requests: JoinSet<(Answer, Instant)>,
+    /// Counts the requests, to take turns by.
+    turn: u32,
+    requests: JoinSet<(Answer, Instant, AttemptId)>,
     writes_in_flight: usize,
     reads_in_flight: usize,
     /// When time alone makes a request possible that is not now.
@@ -125,11 +148,15 @@ impl<K: BulkApi> Dispatch<K> {
             writes: KeyQueue::default(),
             reads: KeyQueue::default(),
             set_aside: VecDeque::new(),
+            blame: Blame::default(),
+            attempt: None,
+            suspects: HashMap::new(),
             deletes: Vec::new(),
             deletes_since: now,
             gate: Gate::default(),
             others: Others::default(),
             last_sent: None,
+            turn: 0,
             requests: JoinSet::new(),
             writes_in_flight: 0,
             reads_in_flight: 0,
@@ -155,6 +182,7 @@ impl<K: BulkApi> Dispatch<K> {
         let now = Instant::now();
         let mut rested = self.writes.wake(now);
         rested.append(&mut self.reads.wake(now));
+        self.acquit(&rested);
         rested
     }
 
@@ -195,6 +223,7 @@ impl<K: BulkApi> Dispatch<K> {
     /// `more_may_come`: whether there is room for more than is queued here.
     pub(super) fn next_batch(&mut self, more_may_come: bool) -> Option<Batch> {
         (self.wake_at, self.more_may_come) = (None, more_may_come);
+        self.note_vanished();
         let now = Instant::now();
         let write = self.is_worth_sending(self.writes.ready(), self.writes_in_flight, self.size.keys(), now);
         let mut read =
@@ -208,7 +237,9 @@ impl<K: BulkApi> Dispatch<K> {
             self.wake_at = until;
             return None;
         }
-        // Taking turns: neither a flood of creates nor one of updates keeps the other waiting.
+        // Taking turns: neither what is tried again in parts nor what is new keeps the other waiting.
+        let aside = aside && (deletes || !write || !self.turn.is_multiple_of(2));
+        // Neither a flood of creates nor one of updates keeps the other waiting.
         let mut reads_turn = !aside && read && (!write || self.reads_in_flight == 0);
         if reads_turn && let Err(until) = self.read_budget.ready(now) {
             self.wake_by(until);
@@ -222,11 +253,13 @@ impl<K: BulkApi> Dispatch<K> {
             return None;
         }
         self.last_sent = Some(now);
+        self.turn = self.turn.wrapping_add(1);
         if deletes {
             let rest = self.deletes.split_off(self.deletes.len().min(self.size.keys()));
             return Some(Batch::Write(std::mem::replace(&mut self.deletes, rest)));
         }
-        if let Some(batch) = self.set_aside.pop_front() {
+        if aside && let Some((attempt, batch)) = self.take_aside() {
+            self.attempt = Some(attempt);
             return Some(batch);
         }
         if reads_turn {
@@ -234,7 +267,19 @@ impl<K: BulkApi> Dispatch<K> {
             let _ = self.read_budget.take(now);
             return Some(Batch::Read(self.reads.take(MAX_KEYS_PER_READ)));
         }
+        self.rouse_suspects();
         Some(Batch::Write(self.writes.take(self.size.keys())))
+    }
+
+    /// The next part of a request that was refused: most often of the newest one, so that what came last does not wait
+    /// for a thousand parts of what came before, and now and then of the oldest.
+    fn take_aside(&mut self) -> Option<(AttemptId, Batch)> {
+        if self.turn.is_multiple_of(8) {
+            return self.set_aside.pop_front();
+        }
+        let newest = self.set_aside.iter().map(|(attempt, _)| *attempt).max()?;
+        let at = self.set_aside.iter().position(|(attempt, _)| *attempt == newest)?;
+        self.set_aside.remove(at)
     }
 
     fn is_worth_sending(&mut self, ready: usize, in_flight: usize, full: usize, now: Instant) -> bool {
@@ -282,9 +327,9 @@ impl<K: BulkApi> Dispatch<K> {
         self.writes.take(keys)
     }
 
-    /// How many more keys than these a request takes.
+    /// How many more keys than these a request takes. None where it is to tell which keys KV refuses.
     pub(super) fn room_beside(&self, keys: usize) -> usize {
-        self.size.keys().saturating_sub(keys)
+        if self.attempt.is_some() { 0 } else { self.size.keys().saturating_sub(keys) }
     }
 
     /// These keys, which were handed out to be written, are to be deleted: soon, together with others.
@@ -321,10 +366,17 @@ impl<K: BulkApi> Dispatch<K> {
             Operation::Put | Operation::Delete => self.writes_in_flight += 1,
         }
         self.others.sent();
+        let attempt = self.attempt.take().unwrap_or_else(|| {
+            self.blame.begin(match request.operation() {
+                _ if self.gate.is_probing() => Patience::Probe,
+                Operation::Get => Patience::Read,
+                Operation::Put | Operation::Delete => Patience::Write,
+            })
+        });
         let kv = self.kv.clone();
         self.requests.spawn(async move {
             let sent = Instant::now();
-            (request.send(kv).await, sent)
+            (request.send(kv).await, sent, attempt)
         });
     }
 
@@ -334,7 +386,7 @@ impl<K: BulkApi> Dispatch<K> {
     /// Where a request's task fell over, which it cannot; its keys would be in flight for ever.
     pub(super) async fn answer(&mut self) -> Option<Result<Answered, JoinError>> {
         let done = self.requests.join_next().await?;
-        Some(done.map(|(answer, sent)| self.judge(answer, sent)))
+        Some(done.map(|(answer, sent, attempt)| self.judge(answer, sent, attempt)))
     }
 
     /// Forgets the requests that are out; they may do their work all the same.
@@ -349,6 +401,10 @@ impl<K: BulkApi> Dispatch<K> {
         self.writes.restart();
         self.reads.restart();
         self.set_aside.clear();
+        self.blame.clear();
+        self.attempt = None;
+        self.suspects.clear();
+        self.report_suspects();
         self.deletes.clear();
         (self.writes_in_flight, self.reads_in_flight, self.wake_at) = (0, 0, None);
     }
@@ -368,7 +424,7 @@ impl<K: BulkApi> Dispatch<K> {
         self.metrics.batch_keys.set(i64::try_from(self.size.keys()).unwrap_or(i64::MAX));
     }
 
-    fn judge(&mut self, answer: Answer, sent: Instant) -> Answered {
+    fn judge(&mut self, answer: Answer, sent: Instant, attempt: AttemptId) -> Answered {
         let Answer { operation, ids, result } = answer;
         let now = Instant::now();
         match operation {
@@ -383,13 +439,31 @@ impl<K: BulkApi> Dispatch<K> {
             self.resize(ids.len(), result.as_ref().err(), now);
         }
         let verdicts = match result {
-            Ok(outcomes) => {
-                self.health.set_kv(KvState::Reachable);
-                ids.into_iter().zip(outcomes).map(|(id, outcome)| (id, verdict(outcome))).collect()
-            }
-            Err(failure) => self.judge_failure(operation, ids, failure, now),
+            Ok(outcomes) => self.judge_success(operation, ids, outcomes, attempt, now),
+            Err(failure) => self.judge_failure(operation, ids, failure, attempt, now),
         };
         Answered { operation, sent, verdicts }
+    }
+
+    fn judge_success(
+        &mut self,
+        operation: Operation,
+        ids: Vec<TaskId>,
+        outcomes: Vec<KeyOutcome>,
+        attempt: AttemptId,
+        now: Instant,
+    ) -> Vec<(TaskId, Verdict)> {
+        self.health.set_kv(KvState::Reachable);
+        let witness = outcomes.iter().any(|outcome| !matches!(outcome, KeyOutcome::NotWritten));
+        if witness && operation != Operation::Get {
+            self.gate.wrote();
+        }
+        self.acquit(&ids);
+        let ruling = self.blame.accepted(attempt, witness, rand::random());
+        let mut verdicts: Vec<_> =
+            ids.into_iter().zip(outcomes).map(|(id, outcome)| (id, verdict(outcome))).collect();
+        verdicts.append(&mut self.carry_out(operation, attempt, ruling, now));
+        verdicts
     }
 
     /// Heeds what KV says is left of the token's limit.
@@ -398,6 +472,13 @@ impl<K: BulkApi> Dispatch<K> {
         let out = u32::try_from(self.requests.len()).unwrap_or(u32::MAX);
         self.budget.at_most(allowance.remaining.saturating_sub(out), now);
         if allowance.remaining <= out {
+            if allowance.resets_in > LONGEST_WAIT {
+                warn!(
+                    asked_seconds = allowance.resets_in.as_secs(),
+                    "KV says that nothing is left of its limit for longer than its limits last; waiting {} s",
+                    LONGEST_WAIT.as_secs()
+                );
+            }
             self.gate.wait(allowance.resets_in, now);
         }
         if let Some(others) = self.others.learn(allowance, now) {
@@ -426,39 +507,163 @@ impl<K: BulkApi> Dispatch<K> {
         operation: Operation,
         ids: Vec<TaskId>,
         failure: Failure,
+        attempt: AttemptId,
         now: Instant,
     ) -> Vec<(TaskId, Verdict)> {
-        match failure {
+        let (mut verdicts, ruling) = match failure {
             Failure::Transient(_) | Failure::TooSlow(_) | Failure::Throttled(_) => {
                 self.health.set_kv(KvState::Failing(failure.to_string()));
                 let in_doubt = !matches!(failure, Failure::Throttled(_)) && operation != Operation::Get;
                 let again = || Verdict::TryAgain { failure: failure.clone(), in_doubt, named: false };
-                ids.into_iter().map(|id| (id, again())).collect()
+                let verdicts = ids.into_iter().map(|id| (id, again())).collect();
+                (verdicts, self.blame.failed(attempt))
             }
             Failure::Config(what) | Failure::DailyQuota(what) => {
-                if self.gate.may_report(now) {
-                    warn!("KV cannot be used: {what}. Events wait, and it is tried again now and then");
-                }
-                self.health.set_kv(KvState::Misconfigured(what));
+                self.report_misconfigured(what, now);
                 ids.iter().for_each(|id| self.queue(operation).retry(id, now));
-                Vec::new()
+                (Vec::new(), self.blame.failed(attempt))
             }
-            Failure::Refused(what) | Failure::TooLarge(what) if ids.len() > 1 => {
-                debug!("{} keys refused together ({what}): trying halves", ids.len());
-                let mut first = ids;
-                let second = first.split_off(first.len() / 2);
-                for half in [first, second] {
-                    self.set_aside.push_back(match operation {
-                        Operation::Get => Batch::Read(half),
-                        Operation::Put | Operation::Delete => Batch::Write(half),
-                    });
-                }
-                Vec::new()
+            Failure::Refused(ref what) | Failure::TooLarge(ref what) => {
+                debug!("{} keys refused ({what})", ids.len());
+                let too_large = matches!(failure, Failure::TooLarge(_));
+                (Vec::new(), self.blame.refused(attempt, ids, what, too_large, rand::random()))
             }
-            Failure::Refused(what) | Failure::TooLarge(what) => {
-                ids.into_iter().map(|id| (id, Verdict::Refused(what.clone()))).collect()
+        };
+        verdicts.append(&mut self.carry_out(operation, attempt, ruling, now));
+        verdicts
+    }
+
+    /// Sends on, gives back and judges the keys of an attempt.
+    fn carry_out(
+        &mut self,
+        operation: Operation,
+        attempt: AttemptId,
+        ruling: Ruling,
+        now: Instant,
+    ) -> Vec<(TaskId, Verdict)> {
+        for ids in ruling.next {
+            let batch = match operation {
+                Operation::Get => Batch::Read(ids),
+                Operation::Put | Operation::Delete => Batch::Write(ids),
+            };
+            self.set_aside.push_back((attempt, batch));
+        }
+        let tried = ruling.unexplained.len() + ruling.untried.len();
+        if let Some((id, what)) = ruling.unexplained.first() {
+            if tried > 1 && operation != Operation::Get {
+                self.gate.refused_all(now);
+                self.report_misconfigured(
+                    format!(
+                        "KV refuses every task that was tried, which says nothing about the tasks: check what stands \
+                         between here and Cloudflare, and the account ({what})"
+                    ),
+                    now,
+                );
+            } else {
+                warn!(task_id = id.as_str(), "KV refuses a task, and no other was accepted with it: {what}");
             }
         }
+        let mut verdicts = Vec::new();
+        match ruling.unexplained.first() {
+            // Reads that are refused must not take the requests of others: those that were not tried wait too.
+            Some((_, what)) if operation == Operation::Get => {
+                verdicts
+                    .extend(ruling.untried.into_iter().map(|id| (id, Verdict::Unexplained(what.clone()))));
+            }
+            _ => ruling.untried.iter().for_each(|id| self.queue(operation).retry(id, now)),
+        }
+        for (id, what) in ruling.blamed {
+            // A read that is refused proves nothing of a task.
+            if operation == Operation::Get {
+                verdicts.push((id, Verdict::Unexplained(what)));
+            } else {
+                self.acquit(std::slice::from_ref(&id));
+                verdicts.push((id, Verdict::Refused(what)));
+            }
+        }
+        let unexplained = ruling.unexplained.into_iter();
+        verdicts.extend(unexplained.map(|(id, what)| (id, Verdict::Unexplained(what))));
+        verdicts
+    }
+
+    /// The batch that was handed out last came to nothing: none of its keys had anything left to be asked.
+    fn note_vanished(&mut self) {
+        let Some(attempt) = self.attempt.take() else { return };
+        let ruling = self.blame.vanished(attempt, rand::random());
+        // Only writes can: what is read is read.
+        let now = Instant::now();
+        for (id, _) in self.carry_out(Operation::Put, attempt, ruling, now) {
+            self.writes.retry(&id, now);
+        }
+    }
+
+    fn report_misconfigured(&mut self, what: String, now: Instant) {
+        if self.gate.may_report(now) {
+            warn!("KV cannot be used: {what}. Events wait, and it is tried again now and then");
+        }
+        self.health.set_kv(KvState::Misconfigured(what));
+    }
+
+    /// A key was refused, which proves nothing. It is tried again by the delays of the policy, which does not count as
+    /// an attempt; if it is to be written, then earlier together with others. Answers when.
+    pub(super) fn wait_refused(
+        &mut self,
+        operation: Operation,
+        id: &TaskId,
+        tuning: &Tuning,
+        dice: f64,
+    ) -> Duration {
+        if self.suspects.len() >= MOST_SUSPECTS {
+            let (writes, reads) = (&self.writes, &self.reads);
+            self.suspects.retain(|id, _| writes.contains(id) || reads.contains(id));
+        }
+        let times = self.suspects.get(id).map_or(0, |suspect| suspect.times);
+        let delay = tuning.retry.delays.get(times).map(|delay| delay.mul_f64(1.0 + dice / 10.0));
+        let delay = delay.unwrap_or_else(|| longest_delay(tuning, dice));
+        let until = Instant::now() + delay;
+        self.queue(operation).retry(id, until);
+        let until = Some(until).filter(|_| operation != Operation::Get);
+        self.suspects.insert(id.clone(), Suspect { times: times.saturating_add(1), until });
+        self.report_suspects();
+        delay
+    }
+
+    /// What was refused without a witness goes with the next write of others, which shows whose fault it was.
+    fn rouse_suspects(&mut self) {
+        if self.suspects.is_empty() || self.gate.is_probing() {
+            return;
+        }
+        for (id, suspect) in &mut self.suspects {
+            if let Some(until) = suspect.until.take() {
+                self.writes.rouse(id, until);
+            }
+        }
+    }
+
+    /// Nothing is open about these keys any more.
+    fn acquit(&mut self, ids: &[TaskId]) {
+        if self.suspects.is_empty() {
+            return;
+        }
+        let before = self.suspects.len();
+        for id in ids {
+            self.suspects.remove(id);
+        }
+        if self.suspects.len() < before {
+            self.report_suspects();
+        }
+    }
+
+    fn report_suspects(&self) {
+        let why = self.suspects.keys().next().map(|id| {
+            let others = self.suspects.len() - 1;
+            let more = if others == 0 { String::new() } else { format!(" and {others} more") };
+            format!(
+                "KV refuses tasks:{id}{more}, and nothing that was sent with it was accepted: it waits, and is tried \
+                 again together with others"
+            )
+        });
+        self.health.set_refused(why);
     }
 }
 

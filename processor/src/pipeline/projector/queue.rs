@@ -130,6 +130,20 @@ impl KeyQueue {
         }
     }
 
+    /// The key, which rests until `until` and is dirty, rests no longer. Does nothing where it does not.
+    pub(crate) fn rouse(&mut self, id: &TaskId, until: Instant) {
+        if !matches!(self.states.get(id), Some(State::Resting { dirty: true, .. })) {
+            return;
+        }
+        let Some(ids) = self.resting.get_mut(&until) else { return };
+        let Some(place) = ids.iter().position(|other| other == id) else { return };
+        ids.remove(place);
+        if ids.is_empty() {
+            self.resting.remove(&until);
+        }
+        self.enqueue(id.clone());
+    }
+
     /// When the next key has rested.
     pub(crate) fn next_wake(&self) -> Option<Instant> {
         self.resting.first_key_value().map(|(until, _)| *until)
@@ -250,6 +264,25 @@ mod tests {
         queue.wake(seconds(5));
         assert_eq!(names(&queue.take(9)), ["b", "a"]);
         assert_eq!(queue.next_wake(), Some(seconds(60)));
+    }
+
+    #[test]
+    fn a_key_that_is_roused_is_ready_once_and_the_others_of_its_moment_rest() {
+        let (mut queue, now) = (KeyQueue::default(), Instant::now());
+        let later = now + Duration::from_secs(9);
+        for name in ["a", "b"] {
+            queue.mark(&id(name));
+        }
+        for id in queue.take(2) {
+            queue.retry(&id, later);
+        }
+        queue.rouse(&id("a"), now);
+        assert_eq!(queue.ready(), 0, "it does not rest until then");
+        queue.rouse(&id("a"), later);
+        assert_eq!(names(&queue.take(9)), ["a"]);
+        queue.settle(&id("a"), later + Duration::from_secs(1));
+        queue.wake(later);
+        assert_eq!(names(&queue.take(9)), ["b"]);
     }
 
     #[test]
