@@ -22,7 +22,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 #[derive(Debug, Args)]
 pub struct Check {
     /// How long to wait for the task to land, and then for it to go
-    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "60s", value_parser = crate::config::parse_duration)]
     within: Duration,
 }
 

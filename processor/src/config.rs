@@ -7,17 +7,24 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::num::{NonZeroU8, NonZeroU16, NonZeroU32};
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use async_nats::ServerAddr;
 use reqwest::Url;
 use secrecy::SecretString;
 
 use crate::api::TaskPipelineSpec;
 use crate::kv::{MAX_KEYS_PER_WRITE, RequestBudget};
 use crate::retry::RetryPolicy;
+
+pub(crate) mod login;
+mod nats;
+
+pub(crate) use nats::scheme_fault;
+pub use nats::{NatsAuth, NatsConnection, NatsTls};
+
+/// The longest duration that a setting may have: ten years. Longer ones are mistakes, and sums of them cannot be counted.
+pub(crate) const LONGEST_DURATION: Duration = Duration::from_hours(10 * 365 * 24);
 
 const CLOUDFLARE_API: &str = "https://api.cloudflare.com/client/v4";
 
@@ -35,8 +42,9 @@ pub struct Settings {
     pub delivery: Delivery,
     /// What paces and repeats the writes.
     pub tuning: Tuning,
-    /// Where health and metrics are served: `HOST`, and `PORT`, 0 for any free one.
-    pub http: (IpAddr, u16),
+    /// Where health and metrics are served: `HOST`, every address of this machine if it is not set, and `PORT`, 0 for any
+    /// free one.
+    pub http: (Option<IpAddr>, u16),
     /// How logs look: `LOG_FORMAT`.
     pub log_format: LogFormat,
     /// How long a drain may take: `SHUTDOWN_GRACE`.
@@ -50,6 +58,37 @@ pub enum Delivery {
     Durable(DurableSettings),
     /// At most once: NATS core, state in memory.
     Core(CoreSettings),
+}
+
+impl Delivery {
+    /// How long a request to KV may take at most: in mode `Durable` a third of `SETTLE_AFTER`. What times out may have
+    /// waited as long on its way, and may take as long again to take effect: after the settle time it is taken for over, and
+    /// a write that took effect later would stay.
+    #[must_use]
+    pub fn longest_request(&self) -> Duration {
+        match self {
+            Self::Durable(durable) => durable.settle_after / 3,
+            Self::Core(_) => Duration::MAX,
+        }
+    }
+
+    /// Whether these settings go together with the delivery.
+    ///
+    /// # Errors
+    /// What does not, and what to do.
+    pub fn admits(&self, tuning: &Tuning) -> Result<(), String> {
+        let (timeout, most) = (tuning.request_timeout, self.longest_request());
+        if timeout <= most {
+            return Ok(());
+        }
+        let shown = |duration| humantime::format_duration(duration);
+        Err(format!(
+            "must be at most a third of SETTLE_AFTER (spec.kv.settleAfter), which is {}, and is {}: a request that takes \
+             effect later could put an old task over a newer one for good. Make it shorter, or SETTLE_AFTER longer",
+            shown(most.saturating_mul(3)),
+            shown(timeout)
+        ))
+    }
 }
 
 /// What a replica in mode `Core` cannot find out.
@@ -93,46 +132,6 @@ pub struct Pipeline {
     pub nats: NatsSettings,
     /// The stream, after which all else is named.
     pub durable: DurableSettings,
-}
-
-/// Where NATS is and who we are to it.
-pub struct NatsConnection {
-    /// One or more servers, from `NATS_URL`, separated by commas.
-    pub servers: Vec<ServerAddr>,
-    /// How to log in.
-    pub auth: NatsAuth,
-    /// `NATS_CA`: a file with the certificate authority of the servers, where it is not a public one.
-    pub ca: Option<PathBuf>,
-    /// `NATS_INBOX_PREFIX`: where answers come, for servers that let each user see its own alone. Default: `_INBOX`.
-    pub inbox_prefix: Option<String>,
-}
-
-impl fmt::Debug for NatsConnection {
-    /// Hosts and ports only: a URL may hold a password.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl fmt::Display for NatsConnection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hosts: Vec<_> =
-            self.servers.iter().map(|server| format!("{}:{}", server.host(), server.port())).collect();
-        f.write_str(&hosts.join(","))
-    }
-}
-
-/// How to log in to NATS, beyond what the URL itself may hold.
-#[derive(Debug)]
-pub enum NatsAuth {
-    /// Not at all, or by the URL.
-    None,
-    /// `NATS_USER` and `NATS_PASSWORD`.
-    UserAndPassword(String, SecretString),
-    /// `NATS_TOKEN`.
-    Token(SecretString),
-    /// The text of the file `NATS_CREDS` names.
-    Credentials(SecretString),
 }
 
 /// The KV namespace and the token for it.
@@ -221,11 +220,11 @@ impl Settings {
         let nats = env.nats(None);
         let delivery = env.delivery(&nats.queue_group);
         let kv = env.kv();
-        let tuning = env.tuning();
-        let http = (
-            env.parsed("HOST", "an IP address", IpAddr::from([0, 0, 0, 0])),
-            env.parsed("PORT", "a port number", 3001),
-        );
+        let tuning = env.tuning(&delivery);
+        if let Err(what) = delivery.admits(&tuning) {
+            env.problem("REQUEST_TIMEOUT", what);
+        }
+        let http = (env.host(), env.parsed("PORT", "a port number", 3001));
         let log_format = env.log_format();
         let shutdown_grace = env.duration("SHUTDOWN_GRACE", Duration::from_secs(25));
         match kv {
@@ -234,19 +233,6 @@ impl Settings {
             }
             _ => Err(ConfigError(std::mem::take(&mut env.problems))),
         }
-    }
-}
-
-impl NatsConnection {
-    /// What `taskpipeline publish` needs: as for `run`, with a server on this machine as the default.
-    ///
-    /// # Errors
-    /// Every variable that is wrong.
-    pub fn from_env() -> Result<Self, ConfigError> {
-        let lookup = |name: &str| std::env::var(name).ok();
-        let mut env = Environment::new(&lookup);
-        let connection = env.connection(Some(LOCAL_NATS));
-        if env.problems.is_empty() { Ok(connection) } else { Err(ConfigError(env.problems)) }
     }
 }
 
@@ -283,6 +269,8 @@ fn said(spec: &TaskPipelineSpec) -> HashMap<&'static str, String> {
         ("STREAM_NAME", stream.name),
         ("STREAM_REPLICAS", stream.replicas.to_string()),
         ("STREAM_MAX_AGE", stream.max_age.to_string()),
+        ("SETTLE_AFTER", spec.kv.settle_after.to_string()),
+        ("REQUEST_TIMEOUT", spec.kv.request_timeout.to_string()),
     ])
 }
 
@@ -337,19 +325,10 @@ impl<'a> Environment<'a> {
 
     fn duration(&mut self, name: &str, default: Duration) -> Duration {
         let Some(text) = self.text(name) else { return default };
-        humantime::parse_duration(&text).unwrap_or_else(|_| {
-            self.problem(name, "must be a duration such as 25s or 1m");
+        duration(&text).unwrap_or_else(|| {
+            self.problem(name, "must be a duration such as 25s or 1m, at most 87600h");
             default
         })
-    }
-
-    fn connection(&mut self, default: Option<&str>) -> NatsConnection {
-        NatsConnection {
-            servers: self.servers(default),
-            auth: self.nats_auth(),
-            ca: self.text("NATS_CA").map(PathBuf::from),
-            inbox_prefix: self.text("NATS_INBOX_PREFIX").map(|_| self.subject("NATS_INBOX_PREFIX", "_INBOX")),
-        }
     }
 
     fn nats(&mut self, default: Option<&str>) -> NatsSettings {
@@ -408,16 +387,27 @@ impl<'a> Environment<'a> {
         }
     }
 
-    fn tuning(&mut self) -> Tuning {
-        let default = Tuning::default();
-        let delays = self.text("RETRY_DELAYS").map(|text| {
-            text.split(',').map(|part| humantime::parse_duration(part.trim())).collect::<Result<Vec<_>, _>>()
-        });
+    fn host(&mut self) -> Option<IpAddr> {
+        let text = self.text("HOST")?;
+        let host = text.parse().ok();
+        if host.is_none() {
+            self.problem("HOST", "must be an IP address such as 0.0.0.0 or ::");
+        }
+        host
+    }
+
+    fn tuning(&mut self, delivery: &Delivery) -> Tuning {
+        let mut default = Tuning::default();
+        // Who sets SETTLE_AFTER alone gets a time-out that suits it.
+        default.request_timeout = default.request_timeout.min(delivery.longest_request());
+        let delays = self
+            .text("RETRY_DELAYS")
+            .map(|text| text.split(',').map(|part| duration(part.trim())).collect::<Option<Vec<_>>>());
         let delays = match delays {
             None => default.retry.delays,
-            Some(Ok(delays)) if !delays.is_empty() => delays,
+            Some(Some(delays)) if !delays.is_empty() => delays,
             Some(_) => {
-                self.problem("RETRY_DELAYS", "must be durations such as 1s,3s,10s");
+                self.problem("RETRY_DELAYS", "must be durations such as 1s,3s,10s, each at most 87600h");
                 default.retry.delays
             }
         };
@@ -436,63 +426,13 @@ impl<'a> Environment<'a> {
     fn request_budget(&mut self, default: RequestBudget) -> RequestBudget {
         let Some(text) = self.text("REQUEST_BUDGET") else { return default };
         let parsed = text.split_once('/').and_then(|(requests, period)| {
-            let period = humantime::parse_duration(period.trim()).ok().filter(|period| !period.is_zero())?;
+            let period = duration(period.trim()).filter(|period| !period.is_zero())?;
             Some(RequestBudget { requests: requests.trim().parse().ok()?, period })
         });
         parsed.unwrap_or_else(|| {
             self.problem("REQUEST_BUDGET", "must be requests in a time, such as 1100/5m");
             default
         })
-    }
-
-    fn servers(&mut self, default: Option<&str>) -> Vec<ServerAddr> {
-        let urls = match (self.text("NATS_URL"), default) {
-            (Some(urls), _) => urls,
-            (None, Some(default)) => default.to_owned(),
-            (None, None) => {
-                self.required("NATS_URL", "one or more addresses such as nats://127.0.0.1:4222");
-                return Vec::new();
-            }
-        };
-        let mut servers = Vec::new();
-        for url in urls.split(',').map(str::trim) {
-            match url.parse() {
-                Ok(server) => servers.push(server),
-                // Not echoed: it may hold a password.
-                Err(_) => {
-                    self.problem("NATS_URL", "must be addresses such as nats://host:4222 or tls://host");
-                }
-            }
-        }
-        servers
-    }
-
-    fn nats_auth(&mut self) -> NatsAuth {
-        if let Some(token) = self.text("NATS_TOKEN") {
-            if ["NATS_CREDS", "NATS_USER", "NATS_PASSWORD"].iter().any(|name| self.text(name).is_some()) {
-                self.problem("NATS_TOKEN", "goes without NATS_CREDS, NATS_USER and NATS_PASSWORD");
-            }
-            return NatsAuth::Token(token.into());
-        }
-        match (self.text("NATS_CREDS"), self.text("NATS_USER"), self.text("NATS_PASSWORD")) {
-            (None, None, None) => NatsAuth::None,
-            (None, Some(user), Some(password)) => NatsAuth::UserAndPassword(user, password.into()),
-            (Some(file), None, None) => match std::fs::read_to_string(&file) {
-                Ok(text) => NatsAuth::Credentials(text.into()),
-                Err(error) => {
-                    self.problem("NATS_CREDS", format!("cannot read the file {file}: {error}"));
-                    NatsAuth::None
-                }
-            },
-            (Some(_), _, _) => {
-                self.problem("NATS_CREDS", "goes without NATS_USER and NATS_PASSWORD");
-                NatsAuth::None
-            }
-            _ => {
-                self.problem("NATS_USER", "goes with NATS_PASSWORD: set both or none");
-                NatsAuth::None
-            }
-        }
     }
 
     fn subject(&mut self, name: &str, default: &str) -> String {
@@ -537,6 +477,16 @@ impl<'a> Environment<'a> {
         }
         Some(KvSettings { namespace_url: url, token: token.into() })
     }
+}
+
+/// A duration that can be counted.
+fn duration(text: &str) -> Option<Duration> {
+    humantime::parse_duration(text).ok().filter(|duration| *duration <= LONGEST_DURATION)
+}
+
+/// The same for an argument of a command.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+    duration(text).ok_or("must be a duration such as 25s or 1m, at most 87600h")
 }
 
 /// Whether a stream, bucket or consumer may be called so, and two such names joined by `--` can be told apart.
@@ -652,6 +602,41 @@ mod tests {
                 "SHUTDOWN_GRACE"
             ]
         );
+    }
+
+    #[test]
+    fn a_request_may_take_a_third_of_the_settle_time_and_no_more() {
+        let fault = |changes: &[(&str, &str)]| read(changes).err().map(|error| error.0.join("\n"));
+        let why = fault(&[("REQUEST_TIMEOUT", "11s")]).unwrap();
+        assert!(
+            why.starts_with("REQUEST_TIMEOUT: ") && why.contains("SETTLE_AFTER") && why.contains("30s"),
+            "{why}"
+        );
+        assert_eq!(fault(&[("REQUEST_TIMEOUT", "10s")]), None);
+        assert_eq!(fault(&[("REQUEST_TIMEOUT", "20s"), ("SETTLE_AFTER", "1m")]), None);
+        assert_eq!(fault(&[("REQUEST_TIMEOUT", "11s"), ("DELIVERY_MODE", "Core")]), None);
+        let settings = read(&[("SETTLE_AFTER", "6s")]).unwrap();
+        assert_eq!(settings.tuning.request_timeout, Duration::from_secs(2), "the default goes with it");
+    }
+
+    #[test]
+    fn durations_that_cannot_be_counted_are_refused() {
+        for name in [
+            "SHUTDOWN_GRACE",
+            "STREAM_MAX_AGE",
+            "ACK_WAIT",
+            "SETTLE_AFTER",
+            "REQUEST_TIMEOUT",
+            "MIN_WRITE_INTERVAL",
+        ] {
+            for long in ["1000years", "18446744073709551615s", "99999999999999999999s", "87601h"] {
+                let error = read(&[(name, long)]).unwrap_err();
+                assert!(error.0.iter().any(|line| line.starts_with(name)), "{name}={long}: {error}");
+            }
+        }
+        assert!(read(&[("RETRY_DELAYS", "1s,1000years")]).is_err());
+        assert!(read(&[("REQUEST_BUDGET", "1100/1000years")]).is_err());
+        assert!(read(&[("MIN_WRITE_INTERVAL", "87600h")]).is_ok());
     }
 
     #[test]

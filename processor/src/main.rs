@@ -129,14 +129,14 @@ async fn run_pipeline(run: Run) -> anyhow::Result<()> {
     if let Some(file) = run.file {
         let (pipeline, tuning) = live::file::read(&file)?;
         let settings = Settings::of(&pipeline.spec, tuning.clone())?;
-        let (live, changes) = Live::new(tuning, metrics());
+        let (live, changes) = Live::new(tuning, settings.delivery.clone(), metrics());
         tokio::spawn(live::file::follow(file, live));
         return Ok(pipeline::run(settings, changes, telemetry, shutdown).await?);
     }
     let mut settings = Settings::from_env()?;
     let Some(name) = run.resource else {
         // The environment does not change.
-        let (_live, changes) = Live::new(settings.tuning.clone(), metrics());
+        let (_live, changes) = Live::new(settings.tuning.clone(), settings.delivery.clone(), metrics());
         return Ok(pipeline::run(settings, changes, telemetry, shutdown).await?);
     };
     let own = Own {
@@ -148,13 +148,17 @@ async fn run_pipeline(run: Run) -> anyhow::Result<()> {
     let pipeline = own.read(&client).await;
     if let Some(pipeline) = &pipeline {
         match live::resource::tuning(pipeline) {
-            Ok(tuning) => settings.tuning = tuning,
+            Ok(tuning) if settings.delivery.admits(&tuning).is_ok() => settings.tuning = tuning,
+            // The resource is newer than this pod, which is about to be replaced.
+            Ok(_) => tracing::warn!(
+                "the TaskPipeline's requestTimeout does not go with the SETTLE_AFTER of this pod, the defaults are used"
+            ),
             Err(why) => {
                 tracing::warn!("the TaskPipeline's settings are refused, the defaults are used: {why}");
             }
         }
     }
-    let (live, changes) = Live::new(settings.tuning.clone(), metrics());
+    let (live, changes) = Live::new(settings.tuning.clone(), settings.delivery.clone(), metrics());
     let (latest, seen) = watch::channel(pipeline);
     let report = Report {
         own: own.clone(),

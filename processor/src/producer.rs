@@ -91,14 +91,12 @@ impl Producer {
         let url = connection.to_string();
         let failed = |reason: String| ProducerError::Nats { url: url.clone(), reason };
         let (said, forbidden) = watch::channel(None);
-        let options = connect_options(connection).map_err(|error| failed(error.to_string()))?.event_callback(
-            move |event| {
-                if let NatsEvent::ServerError(ServerError::Other(reason)) = event {
-                    said.send_replace(Some(reason));
-                }
-                std::future::ready(())
-            },
-        );
+        let options = connect_options(connection).event_callback(move |event| {
+            if let NatsEvent::ServerError(ServerError::Other(reason)) = event {
+                said.send_replace(Some(reason));
+            }
+            std::future::ready(())
+        });
         let client = options.connect(connection.servers.as_slice()).await;
         let client = client.map_err(|error| failed(error.to_string()))?;
         Ok(Self { client, forbidden, url })

@@ -32,7 +32,7 @@ pub struct Resync {
     #[arg(long, conflicts_with_all = ["verify", "repair", "delete_unmanaged", "values", "json"])]
     restart: bool,
     /// After how long keys that differ are looked at again: KV's answers may be a minute old
-    #[arg(long, default_value = "65s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    #[arg(long, default_value = "65s", value_parser = crate::config::parse_duration, value_name = "TIME")]
     recheck_after: Duration,
 }
 

@@ -18,7 +18,7 @@ async fn limited() -> Simulator {
 }
 
 fn options(nats: &NatsServer, kv: &Simulator) -> ProcessorOptions {
-    ProcessorOptions::new(nats, kv).set("RUST_LOG", "warn").set("SETTLE_AFTER", "2s").set("ACK_WAIT", "3s")
+    ProcessorOptions::new(nats, kv).set("RUST_LOG", "warn").set("SETTLE_AFTER", "3s").set("ACK_WAIT", "3s")
 }
 
 async fn wait_for_keys(kv: &Simulator, wanted: usize, within: Duration) {

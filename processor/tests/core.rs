@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
@@ -314,4 +315,145 @@ async fn a_wrong_environment_is_refused_with_every_variable_named() {
     assert!(!status.success());
     let output = replica.process().lines().join("\n");
     assert!(output.contains("DELIVERY_MODE: ") && output.contains("CF_API_TOKEN: "), "{output}");
+}
+
+/// What an in-order replay of these events leaves: the fields of each task.
+fn replayed(events: &[(&'static str, Value)]) -> BTreeMap<String, Value> {
+    let mut tasks: BTreeMap<String, Value> = BTreeMap::new();
+    for (kind, event) in events {
+        let data = &event["data"];
+        let id = data["id"].as_str().unwrap().to_owned();
+        match (*kind, tasks.get_mut(&id)) {
+            ("created", _) => drop(tasks.insert(id, data.clone())),
+            ("deleted", _) => drop(tasks.remove(&id)),
+            (_, Some(task)) => {
+                for (field, value) in data.as_object().unwrap() {
+                    task[field] = value.clone();
+                }
+            }
+            (_, None) => {}
+        }
+    }
+    tasks
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_replica_equals_an_in_order_replay_of_bursts_over_few_tasks() {
+    const EVENTS: usize = 5_000;
+    const IDS: usize = 200;
+    let nats = NatsServer::start().await.unwrap();
+    let config = Config { rate_limit: None, latency: Latency::NONE, ..Config::default() };
+    let kv = Simulator::start(config).await.unwrap();
+    let options = ProcessorOptions::new(&nats, &kv).core().set("RUST_LOG", "warn");
+    let replica = Processor::start(&options.set("REQUEST_BUDGET", "1000000/5m")).await.unwrap();
+    let client = nats.client().await.unwrap();
+    let (mut dice, mut events) = (0x9e37_79b9_7f4a_7c15_u64, Vec::new());
+    let mut draw = move |most: usize| {
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(dice >> 33).unwrap() % most
+    };
+    for n in 0..EVENTS {
+        let id = format!("task-{}", draw(IDS));
+        let correlation_id = format!("c-{n}");
+        let (title, description) = (format!("Title {n}"), format!("Description {n}"));
+        events.push(match draw(10) {
+            0..3 => (
+                "created",
+                json!({"correlationId": correlation_id, "data":
+                {"id": id, "title": title, "description": description, "status": "pending"}}),
+            ),
+            3..5 => ("deleted", json!({"correlationId": correlation_id, "data": {"id": id}})),
+            5..8 => ("updated", json!({"correlationId": correlation_id, "data": {"id": id, "title": title}})),
+            _ => (
+                "updated",
+                json!({"correlationId": correlation_id, "data":
+                {"id": id, "description": description, "status": "completed"}}),
+            ),
+        });
+    }
+    for burst in events.chunks(1_000) {
+        for (kind, event) in burst {
+            publish(&client, kind, event).await.unwrap();
+        }
+        // Others use the prefix, too.
+        client.publish("tasks.other", "{}".into()).await.unwrap();
+        client.flush().await.unwrap();
+    }
+    eventually(Duration::from_secs(60), async || {
+        let (received, waiting) =
+            (replica.received().await?, replica.metric("taskpipeline_events_waiting").await?);
+        let out = replica.metric("taskpipeline_kv_requests_in_flight").await?;
+        ensure!(received == EVENTS as f64 && waiting == 0.0 && out == 0.0, "{received}, {waiting}, {out}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let expected = replayed(&events);
+    let (mut missing, mut stale) = (0, 0);
+    for (id, task) in &expected {
+        let Some(found) = stored_task(&kv, id) else {
+            missing += 1;
+            continue;
+        };
+        let same = |field: &str| found[field] == task[field];
+        stale += u32::from(!(same("title") && same("description") && same("status")));
+    }
+    let extra = kv.keys().len() - (expected.len() - missing);
+    println!(
+        "{EVENTS} events over {IDS} ids: {missing} missing, {stale} stale and {extra} extra of {} tasks, {} requests",
+        expected.len(),
+        kv.seen().total_requests()
+    );
+    assert_eq!((missing, stale, extra), (0, 0, 0));
+    assert_eq!(replica.metric("taskpipeline_events_dropped_total").await.unwrap(), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_answers_on_ipv6_and_on_ipv4_unless_it_is_told_where() {
+    let nats = NatsServer::start().await.unwrap();
+    let kv = Simulator::start(Config::default()).await.unwrap();
+    let anywhere = Processor::start(&ProcessorOptions::new(&nats, &kv).set("HOST", "")).await.unwrap();
+    let get = async |host: &str, port: u16| {
+        let url = format!("http://{host}:{port}/health");
+        taskpipeline_testkit::http().get(url).send().await.map(|answer| answer.status().as_u16())
+    };
+    let both = (get("127.0.0.1", anywhere.port()).await, get("[::1]", anywhere.port()).await);
+    println!("IPv4 and IPv6: {both:?}");
+    assert!(matches!(both, (Ok(200), Ok(200))), "{both:?}");
+    // Told where, it is only there.
+    let local = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
+    assert!(matches!(get("127.0.0.1", local.port()).await, Ok(200)));
+    assert!(get("[::1]", local.port()).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_out_above_a_third_of_the_settle_time_is_refused_at_the_start() {
+    let nats = NatsServer::start().await.unwrap();
+    let kv = Simulator::start(Config::default()).await.unwrap();
+    let options = ProcessorOptions::new(&nats, &kv).set("REQUEST_TIMEOUT", "11s");
+    let mut replica = Processor::spawn(&options).unwrap();
+    assert!(!replica.wait(SOON).await.unwrap().success());
+    let said = replica.process().lines().join("\n");
+    println!("{said}");
+    assert!(said.contains("REQUEST_TIMEOUT: ") && said.contains("SETTLE_AFTER"), "{said}");
+    Processor::start(&options.set("SETTLE_AFTER", "33s")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn durations_that_no_clock_can_count_are_refused_at_the_start() {
+    let nats = NatsServer::start().await.unwrap();
+    let kv = Simulator::start(Config::default()).await.unwrap();
+    let long = [
+        ("MIN_WRITE_INTERVAL", "18446744073709551615s"),
+        ("RETRY_DELAYS", "1s,1000years"),
+        ("SETTLE_AFTER", "584542046090years"),
+        ("REQUEST_BUDGET", "1100/1000years"),
+    ];
+    for (name, value) in long {
+        let mut replica = Processor::spawn(&ProcessorOptions::new(&nats, &kv).set(name, value)).unwrap();
+        let status = replica.wait(SOON).await.unwrap_or_else(|error| panic!("{name}={value}: {error}"));
+        let said = replica.process().lines().join("\n");
+        println!("{name}={value}: {}", said.lines().last().unwrap_or_default());
+        assert!(!status.success() && said.contains(&format!("{name}: must be")), "{said}");
+    }
 }

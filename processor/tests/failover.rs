@@ -21,8 +21,8 @@ fn options(nats: &NatsServer, kv: &Simulator) -> ProcessorOptions {
     ProcessorOptions::new(nats, kv)
         .set("RUST_LOG", "warn,taskpipeline_processor::pipeline::durable::holder=info")
         .set("REQUEST_BUDGET", "1000000/5m")
-        .set("SETTLE_AFTER", "2s")
-        .set("REQUEST_TIMEOUT", "2s")
+        .set("SETTLE_AFTER", "3s")
+        .set("REQUEST_TIMEOUT", "1s")
         .set("ACK_WAIT", "3s")
 }
 

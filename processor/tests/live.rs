@@ -101,6 +101,29 @@ async fn an_attempt_that_waits_for_a_minute_comes_within_3_s_of_an_edit_of_the_d
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_time_out_above_a_third_of_the_settle_time_is_refused_and_the_last_good_one_stays() {
+    let bench = Bench::start("", "{}").await;
+    bench.set_to("kv.requestTimeout", 10.0).await;
+    let refusals = async || bench.replica.metric("taskpipeline_settings_refused_total").await;
+    // The second would do for a pipeline that begins with it; this process has begun with 30 s.
+    for (n, kv) in [(1.0, ", requestTimeout: 11s"), (2.0, ", requestTimeout: 20s, settleAfter: 60s")] {
+        bench.change(kv, "{}");
+        eventually(SOON, async || {
+            let refused = refusals().await?;
+            anyhow::ensure!(refused >= n, "{refused} refused\n{}", bench.replica.process().tail());
+            Ok(())
+        })
+        .await
+        .unwrap();
+        let timeout = bench.setting("kv.requestTimeout").await.unwrap();
+        println!("{kv}: refused, and it is {timeout} s");
+        assert!((timeout - 10.0).abs() < f64::EPSILON);
+    }
+    bench.change(", requestTimeout: 5s", "{}");
+    bench.set_to("kv.requestTimeout", 5.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn budget_time_out_and_batch_take_effect_within_2_s_and_show_in_a_metric() {
     let bench = Bench::start("", "{}").await;
     bench.set_to("kv.batch.maxKeys", 10_000.0).await;
@@ -133,7 +156,7 @@ async fn budget_time_out_and_batch_take_effect_within_2_s_and_show_in_a_metric()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_time_out_that_is_shortened_holds_for_the_next_request() {
-    let bench = Bench::start(", requestTimeout: 60s", "{delays: [1s]}").await;
+    let bench = Bench::start(", requestTimeout: 60s, settleAfter: 180s", "{delays: [1s]}").await;
     bench.change(", requestTimeout: 1s", "{delays: [1s]}");
     bench.set_to("kv.requestTimeout", 1.0).await;
     bench.kv.inject(Rule::new(Fault::Hang).on(Scope::Writes).times(1).named("stalled"));

@@ -32,7 +32,7 @@ async fn a_million_events_while_kv_is_down_leave_memory_flat_and_are_all_written
         .set("RUST_LOG", "error")
         .set("REQUEST_BUDGET", "1000000/5m")
         .set("RETRY_DELAYS", "100ms,300ms,1s")
-        .set("SETTLE_AFTER", "2s");
+        .set("SETTLE_AFTER", "6s");
     let replicas = [Processor::start(&options).await.unwrap(), Processor::start(&options).await.unwrap()];
     let client = nats.client().await.unwrap();
 

@@ -25,7 +25,7 @@ async fn simulator() -> Simulator {
 /// A replica's settings, with times that fit a test.
 fn options(nats: &NatsServer, kv: &Simulator) -> ProcessorOptions {
     ProcessorOptions::new(nats, kv)
-        .set("SETTLE_AFTER", "2s")
+        .set("SETTLE_AFTER", "3s")
         .set("MIN_WRITE_INTERVAL", "50ms")
         .set("RUST_LOG", "warn")
 }

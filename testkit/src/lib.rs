@@ -4,6 +4,7 @@
 //! Where the programs are is told by `cargo xtask test` through the environment. What is missing is an
 //! error that says so: no test is skipped for want of a tool.
 
+mod certificates;
 mod chromium;
 mod events;
 mod exposition;
@@ -16,6 +17,7 @@ mod slow_link;
 mod up;
 mod wait;
 
+pub use certificates::Certificates;
 pub use chromium::{Chromium, Tab, View};
 pub use events::{created, letter_payload, publish, publish_creates, stored_task};
 pub use exposition::{Sample, samples, sum};

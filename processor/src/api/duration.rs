@@ -8,6 +8,8 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::config::LONGEST_DURATION;
+
 /// What the API server checks, and the parser.
 const PATTERN: &str = "^([0-9]+(ms|s|m|h))+$";
 
@@ -44,7 +46,7 @@ impl From<Duration> for Span {
 
 /// Why a text is no duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be a duration such as 500ms, 10s, 5m or 1h30m")]
+#[error("must be a duration such as 500ms, 10s, 5m or 1h30m, at most 87600h")]
 pub struct SpanError;
 
 impl std::str::FromStr for Span {
@@ -67,7 +69,7 @@ impl std::str::FromStr for Span {
                 _ => return Err(SpanError),
             };
             let part = number.checked_mul(millis).map(Duration::from_millis).ok_or(SpanError)?;
-            sum = sum.checked_add(part).ok_or(SpanError)?;
+            sum = sum.checked_add(part).filter(|sum| *sum <= LONGEST_DURATION).ok_or(SpanError)?;
             rest = left;
         }
         if text.is_empty() { Err(SpanError) } else { Ok(Self(sum)) }
@@ -140,9 +142,18 @@ mod tests {
             assert_eq!(span.to_string(), shown);
             assert_eq!(shown.parse(), Ok(span));
         }
-        for text in
-            ["", "1", "s", "1d", "-1s", "1.5s", "1 s", "99999999999999999999s", "18446744073709551615h"]
-        {
+        for text in [
+            "",
+            "1",
+            "s",
+            "1d",
+            "-1s",
+            "1.5s",
+            "1 s",
+            "99999999999999999999s",
+            "18446744073709551615h",
+            "87601h",
+        ] {
             assert_eq!(text.parse::<Span>(), Err(SpanError), "{text}");
         }
     }

@@ -89,7 +89,13 @@ pub use tuning::TuningError;
     ).message("delivery.stream cannot be changed while the pipeline lives: its ledger belongs to its stream; delete the pipeline and create another"),
     validation = Rule::new(
         "self.nats.subjectPrefix == oldSelf.nats.subjectPrefix && self.nats.queueGroup == oldSelf.nats.queueGroup"
-    ).message("nats.subjectPrefix and nats.queueGroup cannot be changed while the pipeline lives: its stream and its ledger are named after them; delete the pipeline and create another")
+    ).message("nats.subjectPrefix and nats.queueGroup cannot be changed while the pipeline lives: its stream and its ledger are named after them; delete the pipeline and create another"),
+    validation = Rule::new(
+        "self.delivery.mode == 'Core' || duration(self.kv.requestTimeout) + duration(self.kv.requestTimeout) + duration(self.kv.requestTimeout) <= duration(self.kv.settleAfter)"
+    ).message("kv.requestTimeout must be at most a third of kv.settleAfter: a request that takes effect later could put an old task over a newer one permanently; make it shorter, or kv.settleAfter longer"),
+    validation = Rule::new(
+        "!has(self.delivery.stream) || duration(self.delivery.stream.maxAge) > duration(self.kv.settleAfter)"
+    ).message("delivery.stream.maxAge must be longer than kv.settleAfter: deletes are remembered for about as long, and have to outlive the requests that could undo them")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TaskPipelineSpec {
@@ -103,7 +109,7 @@ pub struct TaskPipelineSpec {
     /// What is promised about events. Default: nothing is lost (mode Durable).
     #[serde(default)]
     pub delivery: Delivery,
-    /// Where tasks go. Everything in here but the Secret takes effect in running replicas.
+    /// Where tasks go. Everything in here but the Secret and settleAfter takes effect in running replicas.
     pub kv: Kv,
     /// When a failed write is tried again. Takes effect in running replicas, also for attempts that wait already.
     #[serde(default)]
@@ -120,11 +126,14 @@ pub struct TaskPipelineSpec {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Nats {
-    /// The address of one or more servers, separated by commas: `nats://host:4222`, or `tls://` where TLS is a must. No
+    /// The address of one or more servers, separated by commas: `nats://host:4222`, or `tls://` where TLS is a must (one of
+    /// them makes it a must for all), or `ws://host:8080` or `wss://host` for websockets. No
     /// user and no password in it; they belong into the Secret of `authSecretRef`.
     #[x_kube(
         validation = Rule::new("self.matches('^(nats|tls|ws|wss)://[^,]*(,(nats|tls|ws|wss)://[^,]*)*$')")
             .message("url must be one or more addresses such as nats://host:4222, separated by commas; the schemes are nats, tls, ws and wss"),
+        validation = Rule::new("self.matches('^((nats|tls)://[^,]*(,(nats|tls)://[^,]*)*|ws://[^,]*(,ws://[^,]*)*|wss://[^,]*(,wss://[^,]*)*)$')")
+            .message("url must have either nats:// and tls://, or ws://, or wss:// addresses only: a scheme that promises encryption must not fall back to one that does not"),
         validation = Rule::new("!self.contains('@')")
             .message("url must hold no user or password: put them into the Secret of nats.authSecretRef"),
         validation = Rule::new(r"self.matches('^([a-z]+://([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?/?(,|$))+$')")
@@ -133,8 +142,10 @@ pub struct Nats {
     // Its length bounds what the rules cost, which the API server wants to know beforehand.
     #[schemars(length(max = 2048))]
     pub url: String,
-    /// The Secret to log in to NATS by: `user` and `password`, or `token`, or `creds` (the text of a .creds file), and
-    /// `ca.crt` for a server certificate of your own, and `inboxPrefix` where its user may get answers only there. It must say in `hosts` (separated by commas) to which of the hosts in
+    /// The Secret to log in to NATS by: `user` and `password`, or `token`, or `creds` (the text of a .creds file), or `nkey`
+    /// (the seed of an NKey); `ca.crt` for a server certificate of your own, `tls.crt` and `tls.key` where servers ask for a
+    /// certificate, `tlsFirst` (true) where they begin with TLS (handshake_first), and `inboxPrefix` where its user may get
+    /// answers only there. It must say in `hosts` (separated by commas) to which of the hosts in
     /// `url` it may be sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth_secret_ref: Option<SecretRef>,
@@ -202,7 +213,7 @@ pub struct Stream {
     pub replicas: i32,
     /// How long an event may wait to be taken in, if the stream is made. Default: 72h.
     #[serde(default = "defaults::max_age")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1m')").message("stream.maxAge must be at least 1m: deletes are remembered for about as long, and have to outlive the requests that could undo them"))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('87600h')").message("stream.maxAge must be 1m to 87600h: deletes are remembered for about as long, and have to outlive the requests that could undo them"))]
     pub max_age: Span,
 }
 
@@ -216,10 +227,15 @@ pub struct Kv {
     /// How many requests the whole pipeline may make, however many replicas it has.
     #[serde(default)]
     pub request_budget: RequestBudget,
-    /// How long one request may take. Default: 10s.
+    /// How long one request may take; at most a third of settleAfter. Default: 10s.
     #[serde(default = "defaults::request_timeout")]
     #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('5m')").message("requestTimeout must be more than 0s and at most 5m"))]
     pub request_timeout: Span,
+    /// How long after it was sent a request may still take effect at Cloudflare's: what is in doubt is written again then.
+    /// At least three times requestTimeout. A change rolls the pods. Default: 30s.
+    #[serde(default = "defaults::settle_after")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('1h')").message("settleAfter must be 1s to 1h"))]
+    pub settle_after: Span,
     /// The least time between two writes of one task. Longer saves money: Cloudflare bills every key written ($5 a million),
     /// and takes about one write a second of a key. Default: 1s.
     #[serde(default = "defaults::min_write_interval")]
@@ -240,7 +256,7 @@ pub struct RequestBudget {
     pub requests: i32,
     /// Default: 5m.
     #[serde(default = "defaults::period")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("requestBudget.period must be at least 1s"))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('87600h')").message("requestBudget.period must be 1s to 87600h"))]
     pub period: Span,
 }
 
@@ -266,7 +282,10 @@ pub struct Retry {
     /// The delays before attempts 2, 3 and so on; the last one stands for all later attempts too. A tenth of it at the most
     /// is added by chance. Default: 1s, 3s, 10s, 20s, 30s.
     #[serde(default = "defaults::delays")]
-    #[x_kube(validation = Rule::new("self.size() > 0").message("retry.delays must hold at least one delay"))]
+    #[x_kube(
+        validation = Rule::new("self.size() > 0").message("retry.delays must hold at least one delay"),
+        validation = Rule::new("self.all(delay, duration(delay) <= duration('87600h'))").message("retry.delays must each be at most 87600h")
+    )]
     #[schemars(length(max = 20))]
     pub delays: Vec<Span>,
 }
@@ -299,10 +318,10 @@ pub struct Processor {
     /// More annotations of its pods; none of ours can be replaced.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// More environment variables, by their values alone: RUST_LOG, LOG_FORMAT, SHUTDOWN_GRACE, ACK_WAIT, SETTLE_AFTER.
+    /// More environment variables, by their values alone: RUST_LOG, LOG_FORMAT, SHUTDOWN_GRACE, ACK_WAIT.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[x_kube(validation = Rule::new("self.all(name, name in ['RUST_LOG', 'LOG_FORMAT', 'SHUTDOWN_GRACE', 'ACK_WAIT', 'SETTLE_AFTER'])")
-        .message("env may set RUST_LOG, LOG_FORMAT, SHUTDOWN_GRACE, ACK_WAIT and SETTLE_AFTER; all else is set by the resource"))]
+    #[x_kube(validation = Rule::new("self.all(name, name in ['RUST_LOG', 'LOG_FORMAT', 'SHUTDOWN_GRACE', 'ACK_WAIT'])")
+        .message("env may set RUST_LOG, LOG_FORMAT, SHUTDOWN_GRACE and ACK_WAIT; all else is set by the resource"))]
     #[schemars(extend("maxProperties" = 16))]
     pub env: BTreeMap<String, String>,
 }
@@ -369,6 +388,10 @@ mod defaults {
 
     pub(super) fn request_timeout() -> Span {
         Span::seconds(10)
+    }
+
+    pub(super) fn settle_after() -> Span {
+        Span::seconds(30)
     }
 
     pub(super) fn min_write_interval() -> Span {

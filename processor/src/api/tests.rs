@@ -66,13 +66,18 @@ fn what_cannot_work_is_refused_with_the_reason() {
         ("retry.delays", json!([]), "at least one delay"),
         ("retry.maxAttempts", json!(0), "at least 1"),
         ("kv.requestBudget.requests", json!(0), "nothing could ever be written"),
-        ("kv.requestBudget.period", json!("500ms"), "at least 1s"),
+        ("nats.url", json!("wss://nats,ws://nats:8080"), "must not fall back"),
+        ("nats.url", json!("wss://nats,nats://nats:4222"), "must not fall back"),
+        ("kv.requestBudget.period", json!("500ms"), "1s to 87600h"),
+        ("kv.requestTimeout", json!("10001ms"), "at most a third of kv.settleAfter"),
+        ("kv.settleAfter", json!("29s"), "at most a third of kv.settleAfter"),
+        ("kv.settleAfter", json!("2h"), "1s to 1h"),
         ("kv.requestTimeout", json!("0s"), "more than 0s"),
         ("kv.batch.maxKeys", json!(10_001), "1 to 10000"),
         ("replicas", json!(-1), "replicas must be"),
         ("delivery.stream", json!({"name": "A B"}), "stream.name must be"),
         ("delivery.stream", json!({"replicas": 2}), "1, 3 or 5"),
-        ("delivery.stream", json!({"maxAge": "10s"}), "at least 1m"),
+        ("delivery.stream", json!({"maxAge": "10s"}), "1m to 87600h"),
         ("delivery", json!({"mode": "Core", "stream": {"name": "TASKS"}}), "no meaning in mode Core"),
         ("processor.env", json!({"LD_PRELOAD": "x"}), "env may set"),
         ("processor.priorityClassName", json!("High"), "priorityClassName must be"),
@@ -88,12 +93,28 @@ fn what_cannot_work_is_refused_with_the_reason() {
 }
 
 #[test]
+fn a_time_out_may_be_a_third_of_the_settle_time_and_in_mode_core_longer() {
+    let longer = with("kv.settleAfter", &json!("90s")).unwrap();
+    let longer = edited(&longer, "kv.requestTimeout", &json!("30s")).unwrap();
+    assert!(longer.validate_cel().is_ok(), "{:?}", longer.validate_cel());
+    assert_eq!(Tuning::try_from(&longer.spec).unwrap().request_timeout, Duration::from_secs(30));
+    let core = pipeline(include_str!("../../tests/pipelines/core.yaml"));
+    let core = edited(&core, "kv.requestTimeout", &json!("1m")).unwrap();
+    assert!(core.validate_cel().is_ok() && Tuning::try_from(&core.spec).is_ok());
+    for url in ["nats://a,tls://b:4222", "wss://a,wss://b", "ws://a:8080"] {
+        assert!(with("nats.url", &json!(url)).unwrap().validate_cel().is_ok(), "{url}");
+    }
+}
+
+#[test]
 fn durations_that_do_not_parse_are_refused() {
     for (path, value) in [
         ("retry.delays", json!(["1s", "soon"])),
         ("kv.requestTimeout", json!("10")),
         ("kv.requestBudget.period", json!("-5m")),
         ("kv.minWriteInterval", json!("")),
+        ("retry.delays", json!(["1s", "87601h"])),
+        ("kv.requestBudget.period", json!("99999999999h")),
     ] {
         let error = with(path, &value).unwrap_err().to_string();
         assert!(error.contains("must be a duration such as"), "{path}: {error}");
@@ -137,9 +158,12 @@ fn what_a_live_pipeline_is_bound_to_cannot_be_changed() {
 fn what_a_file_says_is_checked_without_an_api_server_too() {
     let mut spec = minimal().spec;
     (spec.retry.max_attempts, spec.kv.batch.max_keys) = (0, 20_000);
+    spec.kv.request_timeout = Span::from(Duration::from_secs(11));
     spec.retry.delays.clear();
     let error = Tuning::try_from(&spec).unwrap_err().to_string();
-    for field in ["spec.retry.maxAttempts", "spec.kv.batch.maxKeys", "spec.retry.delays"] {
+    for field in
+        ["spec.retry.maxAttempts", "spec.kv.batch.maxKeys", "spec.retry.delays", "spec.kv.requestTimeout"]
+    {
         assert!(error.contains(field), "{error}");
     }
 }

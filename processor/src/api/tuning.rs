@@ -3,7 +3,7 @@
 
 use std::num::{NonZeroU16, NonZeroU32};
 
-use super::{TaskPipelineSpec, defaults};
+use super::{Mode, TaskPipelineSpec, defaults};
 use crate::config::Tuning;
 use crate::kv::{MAX_KEYS_PER_WRITE, RequestBudget};
 use crate::retry::RetryPolicy;
@@ -33,6 +33,14 @@ impl TryFrom<&TaskPipelineSpec> for Tuning {
         }
         if spec.kv.request_timeout.get().is_zero() {
             faults.push("spec.kv.requestTimeout: must be more than 0s".to_owned());
+        }
+        if spec.delivery.mode == Mode::Durable
+            && spec.kv.request_timeout.get() > spec.kv.settle_after.get() / 3
+        {
+            faults.push(format!(
+                "spec.kv.requestTimeout: must be at most a third of spec.kv.settleAfter ({}), got {}",
+                spec.kv.settle_after, spec.kv.request_timeout
+            ));
         }
         if !faults.is_empty() {
             return Err(TuningError(faults));

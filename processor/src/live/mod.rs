@@ -12,12 +12,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::config::Tuning;
+use crate::config::{Delivery, Tuning};
 use crate::telemetry::metrics::Metrics;
 
 /// The settings in effect, for whoever brings new ones.
 pub struct Live {
     sender: watch::Sender<Tuning>,
+    /// What the settings have to go together with, and what does not change while the process runs.
+    delivery: Delivery,
     /// Why the newest were refused; nothing, where they were not.
     refused: watch::Sender<Option<String>>,
     metrics: Arc<Metrics>,
@@ -26,10 +28,10 @@ pub struct Live {
 impl Live {
     /// Begins with these.
     #[must_use]
-    pub fn new(tuning: Tuning, metrics: Arc<Metrics>) -> (Self, watch::Receiver<Tuning>) {
+    pub fn new(tuning: Tuning, delivery: Delivery, metrics: Arc<Metrics>) -> (Self, watch::Receiver<Tuning>) {
         metrics.set(numbers(&tuning));
         let (sender, receiver) = watch::channel(tuning);
-        (Self { sender, refused: watch::Sender::new(None), metrics }, receiver)
+        (Self { sender, delivery, refused: watch::Sender::new(None), metrics }, receiver)
     }
 
     /// Why the newest settings are not in effect, as that changes.
@@ -38,8 +40,12 @@ impl Live {
         self.refused.subscribe()
     }
 
-    /// New settings hold from now on; each that differs is logged.
+    /// New settings hold from now on; each that differs is logged. What cannot work with what this process began with is
+    /// refused.
     pub fn accept(&self, new: Tuning) {
+        if let Err(why) = self.delivery.admits(&new) {
+            return self.refuse(&format!("spec.kv.requestTimeout: {why}"));
+        }
         self.refused.send_replace(None);
         let changes = differences(&self.sender.borrow(), &new);
         if changes.is_empty() {
@@ -107,6 +113,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::DurableSettings;
 
     #[test]
     fn what_differs_is_said_with_the_old_and_the_new_value() {
@@ -124,10 +131,32 @@ mod tests {
         );
     }
 
+    fn durable() -> Delivery {
+        Delivery::Durable(DurableSettings {
+            stream: "TASKS".to_owned(),
+            replicas: 1,
+            max_age: Duration::from_hours(72),
+            ack_wait: Duration::from_secs(30),
+            settle_after: Duration::from_secs(30),
+        })
+    }
+
+    #[test]
+    fn a_time_out_that_could_outlast_the_settle_time_is_refused() {
+        let (live, settings) = Live::new(Tuning::default(), durable(), Arc::new(Metrics::new().unwrap()));
+        let refused = live.refused();
+        live.accept(Tuning { request_timeout: Duration::from_millis(10_001), ..Tuning::default() });
+        assert!(!settings.has_changed().unwrap());
+        let why = refused.borrow().clone().unwrap();
+        assert!(why.starts_with("spec.kv.requestTimeout: ") && why.contains("settleAfter"), "{why}");
+        live.accept(Tuning { request_timeout: Duration::from_secs(9), ..Tuning::default() });
+        assert!(settings.has_changed().unwrap() && refused.borrow().is_none());
+    }
+
     #[test]
     fn what_is_refused_leaves_the_last_good_settings_in_effect_and_is_said_until_others_are_accepted() {
         let metrics = Arc::new(Metrics::new().unwrap());
-        let (live, settings) = Live::new(Tuning::default(), Arc::clone(&metrics));
+        let (live, settings) = Live::new(Tuning::default(), durable(), Arc::clone(&metrics));
         let refused = live.refused();
         live.refuse("spec.retry.delays: must hold at least one delay");
         live.refuse("spec.retry.delays: must hold at least one delay");

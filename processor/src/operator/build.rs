@@ -338,13 +338,14 @@ fn env(pipeline: &TaskPipeline, validated: &Validated) -> Vec<EnvVar> {
         env.push(value("STREAM_NAME", name));
         env.push(value("STREAM_REPLICAS", replicas.to_string()));
         env.push(value("STREAM_MAX_AGE", max_age.to_string()));
+        env.push(value("SETTLE_AFTER", spec.kv.settle_after.to_string()));
     }
     for key in ["CF_ACCOUNT_ID", "CF_NAMESPACE_ID", "CF_API_TOKEN", "CF_API_BASE_URL"] {
         if validated.kv.keys.contains(key) {
             env.push(from_secret(key, &validated.kv.name, key));
         }
     }
-    if let Some(NatsAuth { secret, login, has_ca }) = &validated.nats_auth {
+    if let Some(NatsAuth { secret, login, has_ca, has_certificate }) = &validated.nats_auth {
         match login {
             Login::UserAndPassword => {
                 env.push(from_secret("NATS_USER", &secret.name, "user"));
@@ -352,10 +353,18 @@ fn env(pipeline: &TaskPipeline, validated: &Validated) -> Vec<EnvVar> {
             }
             Login::Token => env.push(from_secret("NATS_TOKEN", &secret.name, "token")),
             Login::Credentials => env.push(value("NATS_CREDS", format!("{NATS_AUTH}/creds"))),
+            Login::Nkey => env.push(value("NATS_NKEY", format!("{NATS_AUTH}/nkey"))),
             Login::None => {}
         }
         if secret.keys.contains("inboxPrefix") {
             env.push(from_secret("NATS_INBOX_PREFIX", &secret.name, "inboxPrefix"));
+        }
+        if secret.keys.contains("tlsFirst") {
+            env.push(from_secret("NATS_TLS_FIRST", &secret.name, "tlsFirst"));
+        }
+        if *has_certificate {
+            env.push(value("NATS_CERT", format!("{NATS_AUTH}/tls.crt")));
+            env.push(value("NATS_KEY", format!("{NATS_AUTH}/tls.key")));
         }
         if *has_ca {
             env.push(value("NATS_CA", format!("{NATS_AUTH}/ca.crt")));
@@ -380,6 +389,12 @@ fn files(validated: &Validated) -> Option<(&SecretFacts, Vec<&'static str>)> {
     let mut keys = Vec::new();
     if auth.login == Login::Credentials {
         keys.push("creds");
+    }
+    if auth.login == Login::Nkey {
+        keys.push("nkey");
+    }
+    if auth.has_certificate {
+        keys.extend(["tls.crt", "tls.key"]);
     }
     if auth.has_ca {
         keys.push("ca.crt");

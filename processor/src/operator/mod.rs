@@ -82,9 +82,9 @@ pub struct Operator {
     /// The Secrets to pull it with
     #[arg(long, env = "PROCESSOR_IMAGE_PULL_SECRETS", value_delimiter = ',')]
     image_pull_secrets: Vec<String>,
-    /// The address of /livez, /readyz and /metrics
-    #[arg(long, env = "HOST", default_value = "0.0.0.0")]
-    host: IpAddr,
+    /// The address of /livez, /readyz and /metrics; every one of this machine if it is not given
+    #[arg(long, env = "HOST")]
+    host: Option<IpAddr>,
     /// Its port
     #[arg(long, env = "PORT", default_value_t = 3002)]
     port: u16,
@@ -132,10 +132,9 @@ impl Operator {
         let metrics = OperatorMetrics::new()?;
         let client = client::client(&metrics).await?;
         let state = Arc::new(State::default());
-        let address = SocketAddr::new(self.host, self.port);
-        server::serve(address, Arc::clone(&state), metrics.registry.clone())
+        server::serve((self.host, self.port), Arc::clone(&state), metrics.registry.clone())
             .await
-            .map_err(|source| OperatorError::Listen { address, source })?;
+            .map_err(|(address, source)| OperatorError::Listen { address, source })?;
 
         let mut shutdown = Box::pin(shutdown);
         let candidate = Candidate {

@@ -1,14 +1,15 @@
 //! The operator's `/livez`, `/readyz` and `/metrics`, for the one that works and for those that wait.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
 use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
-use tokio::net::TcpListener;
-use tracing::{error, info};
+use tracing::info;
+
+use crate::telemetry::listen;
 
 /// What it waits for; nothing when it is ready.
 #[derive(Debug)]
@@ -39,21 +40,15 @@ impl State {
 /// # Errors
 /// Where the address cannot be had.
 pub(crate) async fn serve(
-    address: SocketAddr,
+    (host, port): (Option<IpAddr>, u16),
     state: Arc<State>,
     registry: Registry,
-) -> Result<SocketAddr, std::io::Error> {
-    let listener = TcpListener::bind(address).await?;
-    let address = listener.local_addr()?;
+) -> Result<SocketAddr, (SocketAddr, std::io::Error)> {
     let router = Router::new()
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(move || ready(Arc::clone(&state))))
         .route("/metrics", get(move || metrics(registry.clone())));
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            error!("health and metrics are not served any more: {error}");
-        }
-    });
+    let address = listen::serve(host, port, router).await?;
     info!(
         "taskpipeline operator {} serves health and metrics on http://{address}",
         env!("CARGO_PKG_VERSION")

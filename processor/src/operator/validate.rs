@@ -2,7 +2,7 @@
 //! mended, in words for whoever has to mend it.
 
 use crate::api::{Mode, TaskPipeline};
-use crate::config::Tuning;
+use crate::config::{Tuning, scheme_fault};
 
 use super::dereference::{Found, References, SecretFacts};
 
@@ -20,6 +20,8 @@ pub(crate) struct NatsAuth {
     pub(crate) login: Login,
     /// Whether it brings a certificate authority.
     pub(crate) has_ca: bool,
+    /// Whether it brings a certificate for the replicas, and its key.
+    pub(crate) has_certificate: bool,
 }
 
 /// By which keys of the Secret.
@@ -28,7 +30,8 @@ pub(crate) enum Login {
     UserAndPassword,
     Token,
     Credentials,
-    /// By none: it holds a certificate authority only.
+    Nkey,
+    /// By none: it holds certificates only.
     None,
 }
 
@@ -91,23 +94,34 @@ fn has(secret: &SecretFacts, key: &str, field: &str) -> Result<(), Invalid> {
 fn nats_auth(found: &Found, hosts: &[String]) -> Result<NatsAuth, Invalid> {
     let secret = there(found, "spec.nats.authSecretRef")?;
     let name = &secret.name;
-    let login = match ["creds", "token", "user", "password"].map(|key| secret.keys.contains(key)) {
-        [true, false, false, false] => Login::Credentials,
-        [false, true, false, false] => Login::Token,
-        [false, false, true, true] => Login::UserAndPassword,
-        [false, false, false, false] if secret.keys.contains("ca.crt") => Login::None,
+    let has = |key| secret.keys.contains(key);
+    let (has_ca, has_certificate) = (has("ca.crt"), has("tls.crt"));
+    if has_certificate != has("tls.key") {
+        return Err(invalid(
+            "SecretKeyMissing",
+            format!(
+                "the Secret {name} (spec.nats.authSecretRef) must have both tls.crt and tls.key, or neither"
+            ),
+        ));
+    }
+    let login = match ["creds", "token", "nkey", "user", "password"].map(has) {
+        [true, false, false, false, false] => Login::Credentials,
+        [false, true, false, false, false] => Login::Token,
+        [false, false, true, false, false] => Login::Nkey,
+        [false, false, false, true, true] => Login::UserAndPassword,
+        [false, false, false, false, false] if has_ca || has_certificate => Login::None,
         _ => {
             return Err(invalid(
                 "SecretKeyMissing",
                 format!(
-                    "the Secret {name} (spec.nats.authSecretRef) must have either creds, or token, or user and \
-                     password, and only one of these"
+                    "the Secret {name} (spec.nats.authSecretRef) must have either creds, or token, or nkey, or user \
+                     and password, and only one of these"
                 ),
             ));
         }
     };
     // Whoever may edit a pipeline must not be able to have it send what he may not read to a host of his.
-    if login != Login::None
+    if (login != Login::None || has_certificate)
         && let Some(host) = hosts.iter().find(|host| !secret.hosts.contains(host))
     {
         return Err(invalid(
@@ -118,7 +132,7 @@ fn nats_auth(found: &Found, hosts: &[String]) -> Result<NatsAuth, Invalid> {
             ),
         ));
     }
-    Ok(NatsAuth { secret: secret.clone(), login, has_ca: secret.keys.contains("ca.crt") })
+    Ok(NatsAuth { secret: secret.clone(), login, has_ca, has_certificate })
 }
 
 /// The hosts of a list of server addresses, without ports.
@@ -131,6 +145,10 @@ fn hosts(urls: &str) -> Result<Vec<String>, Invalid> {
         let scheme: String = scheme.chars().filter(char::is_ascii_alphanumeric).take(16).collect();
         invalid("InvalidUrl", format!("spec.nats.url: {what} (one begins with {scheme:?})"))
     };
+    let schemes = urls.split(',').map(|url| url.trim().split("://").next().unwrap_or_default());
+    if let Some(fault) = scheme_fault(schemes) {
+        return Err(invalid("InvalidUrl", format!("spec.nats.url: {fault}")));
+    }
     urls.split(',')
         .map(|url| {
             let parsed = reqwest::Url::parse(url.trim()).map_err(|_| wrong(url))?;
@@ -196,5 +214,19 @@ mod tests {
         assert_eq!(reason("nats://n", kv(), auth(password, &[])), "HostNotAllowed");
         assert_eq!(reason("nats://n", kv(), auth(&["user"], &["n"])), "SecretKeyMissing");
         assert_eq!(reason("nats://n", kv(), auth(&["ca.crt"], &[])), "", "nothing that must not get out");
+        let certificate = &["tls.crt", "tls.key"];
+        assert_eq!(reason("tls://n", kv(), auth(certificate, &["n"])), "");
+        assert_eq!(reason("tls://evil", kv(), auth(certificate, &["n"])), "HostNotAllowed");
+        assert_eq!(reason("tls://n", kv(), auth(&["tls.crt", "nkey"], &["n"])), "SecretKeyMissing");
+        assert_eq!(reason("tls://n", kv(), auth(&["nkey"], &["n"])), "");
+        assert_eq!(reason("tls://n", kv(), auth(&["nkey", "creds"], &["n"])), "SecretKeyMissing");
+    }
+
+    #[test]
+    fn addresses_that_break_anothers_promise_are_invalid() {
+        let kv = || secret("cloudflare-kv", &ALL, &[]);
+        assert_eq!(reason("wss://n,wss://m", kv(), None), "");
+        assert_eq!(reason("wss://n,ws://m", kv(), None), "InvalidUrl");
+        assert_eq!(reason("wss://n,nats://m", kv(), None), "InvalidUrl");
     }
 }

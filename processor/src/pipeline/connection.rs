@@ -13,16 +13,21 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::RunError;
+use crate::config::login::LoginFile;
 use crate::config::{NatsAuth, NatsConnection, NatsSettings};
 use crate::telemetry::health::{Health, NatsState};
 use crate::telemetry::metrics::Metrics;
 
-/// How many messages of one subject may wait in the client. It is emptied into our own buffer all the time;
+/// How many messages of one subscription may wait in the client. It is emptied into our own buffer all the time;
 /// should it overflow all the same, the client drops messages and reports a slow consumer.
-const SUBSCRIPTION_CAPACITY: usize = 65_536;
+const SUBSCRIPTION_CAPACITY: usize = 3 * 65_536;
 
 /// The longest wait between two attempts to connect: while a replica waits, others or nobody get its events.
 const MOST_DELAY: Duration = Duration::from_secs(2);
+
+/// How long a server may take to connect and to say its first word: behind the sidecar of a service mesh, which waits for the
+/// client to speak first, that can take 10 s.
+const FIRST_WORD: Duration = Duration::from_secs(20);
 
 /// How often the log says that there is still no connection.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
@@ -30,28 +35,45 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
 /// How long the server may take for a round trip.
 const ROUND_TRIP: Duration = Duration::from_secs(2);
 
-/// How to connect, whoever does: name, login, patience.
-pub(crate) fn connect_options(connection: &NatsConnection) -> Result<ConnectOptions, std::io::Error> {
-    let options = ConnectOptions::new()
+/// How to connect, whoever does: name, login, encryption, patience.
+pub(crate) fn connect_options(connection: &NatsConnection) -> ConnectOptions {
+    let options = match &connection.auth {
+        NatsAuth::None => ConnectOptions::new(),
+        NatsAuth::UserAndPassword(user, password) => {
+            ConnectOptions::with_user_and_password(user.clone(), password.expose_secret().to_owned())
+        }
+        NatsAuth::Token(token) => ConnectOptions::with_token(token.expose_secret().to_owned()),
+        NatsAuth::TokenFile(file) => by_file(LoginFile::Token(file.clone())),
+        NatsAuth::CredentialsFile(file) => by_file(LoginFile::Credentials(file.clone())),
+        NatsAuth::NkeyFile(file) => by_file(LoginFile::Nkey(file.clone())),
+    };
+    let mut options = options
         .name("taskpipeline")
         .subscription_capacity(SUBSCRIPTION_CAPACITY)
+        .connection_timeout(FIRST_WORD)
+        .require_tls(connection.must_encrypt())
         .reconnect_delay_callback(|attempts| reconnect_delay(attempts, rand::random()));
-    let options = match &connection.ca {
-        Some(file) => options.add_root_certificates(file.clone()).require_tls(true),
-        None => options,
-    };
-    let options = match &connection.inbox_prefix {
+    if let Some(file) = &connection.tls.ca {
+        options = options.add_root_certificates(file.clone());
+    }
+    if let Some((certificate, key)) = &connection.tls.client {
+        options = options.add_client_certificate(certificate.clone(), key.clone());
+    }
+    if connection.tls.first {
+        options = options.tls_first();
+    }
+    if connection.is_websocket() {
+        // Servers tell of one another without a scheme, which the client takes for plain TCP.
+        options = options.ignore_discovered_servers();
+    }
+    match &connection.inbox_prefix {
         Some(prefix) => options.custom_inbox_prefix(prefix),
         None => options,
-    };
-    Ok(match &connection.auth {
-        NatsAuth::None => options,
-        NatsAuth::UserAndPassword(user, password) => {
-            options.user_and_password(user.clone(), password.expose_secret().to_owned())
-        }
-        NatsAuth::Token(token) => options.token(token.expose_secret().to_owned()),
-        NatsAuth::Credentials(text) => options.credentials(text.expose_secret())?,
-    })
+    }
+}
+
+fn by_file(file: LoginFile) -> ConnectOptions {
+    ConnectOptions::with_auth_callback(move |nonce| file.clone().login(nonce))
 }
 
 /// 0.1 s doubled with each attempt up to [`MOST_DELAY`], of which `dice` in 0.0..1.0 takes off up to half,
@@ -75,7 +97,6 @@ pub(super) async fn connect(
     info!("connecting to NATS at {url}");
     let (shown, complaints) = (url.clone(), Complaints::default());
     let options = connect_options(&settings.connection)
-        .map_err(|error| failed(format!("NATS_CREDS cannot be read: {error}")))?
         .retry_on_initial_connect()
         .max_reconnects(None)
         .event_callback(move |event| {

@@ -15,9 +15,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tracing::error;
 
+use super::listen;
 use super::metrics::Metrics;
 use crate::pipeline::{RunError, round_trip};
 
@@ -228,26 +227,17 @@ type Shared = Arc<(Arc<Health>, Arc<Metrics>)>;
 /// # Errors
 /// Where the address cannot be had.
 pub async fn serve(
-    http: (IpAddr, u16),
+    (host, port): (Option<IpAddr>, u16),
     health: Arc<Health>,
     metrics: Arc<Metrics>,
 ) -> Result<SocketAddr, RunError> {
-    let address = SocketAddr::from(http);
-    let listen = |source| RunError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(listen)?;
-    let bound = listener.local_addr().map_err(listen)?;
     let routes = Router::new()
         .route("/health", get(report))
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(scrape))
         .with_state(Arc::new((health, metrics)));
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, routes).await {
-            error!("health and metrics are not served any more: {error}");
-        }
-    });
-    Ok(bound)
+    listen::serve(host, port, routes).await.map_err(|(address, source)| RunError::Listen { address, source })
 }
 
 async fn report(State(shared): State<Shared>) -> Response {

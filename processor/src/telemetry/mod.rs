@@ -1,6 +1,7 @@
 //! What the outside can see: logs, metrics, health. Nothing here changes what the pipeline does.
 
 pub mod health;
+pub(crate) mod listen;
 pub mod logs;
 pub mod metrics;
 

@@ -174,7 +174,7 @@ mod tests {
 
     use super::super::entry::tests::message;
     use super::*;
-    use crate::config::{DurableSettings, NatsAuth, NatsConnection, NatsSettings};
+    use crate::config::{DurableSettings, NatsAuth, NatsConnection, NatsSettings, NatsTls};
 
     const EVENT: &[u8] = br#"{"correlationId":"c","data":{"id":"a"}}"#;
 
@@ -183,7 +183,7 @@ mod tests {
             connection: NatsConnection {
                 servers: Vec::<ServerAddr>::new(),
                 auth: NatsAuth::None,
-                ca: None,
+                tls: NatsTls::default(),
                 inbox_prefix: None,
             },
             subject_prefix: "tasks".to_owned(),

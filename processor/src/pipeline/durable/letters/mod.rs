@@ -113,7 +113,6 @@ impl Desk {
         let url = connection.to_string();
         let failed = |reason: String| LettersError::Nats { url: url.clone(), reason };
         let client = connect_options(connection)
-            .map_err(|error| failed(format!("NATS_CREDS cannot be read: {error}")))?
             .connect(connection.servers.as_slice())
             .await
             .map_err(|error| failed(error.to_string()))?;
