@@ -67,8 +67,12 @@ async fn a_writer_that_cannot_read_the_ledgers_changes_says_so_gives_up_and_goes
     ledger.delete_consumer("foreign").await.unwrap();
     let there_again = Instant::now();
     eventually(Duration::from_secs(60), || async {
-        ensure!(stored_task(&kv, "waits").is_some(), "not written yet\n{}", replica.process().tail());
         let (status, health) = replica.get("/health").await?;
+        ensure!(
+            stored_task(&kv, "waits").is_some(),
+            "not written yet: {health}\n{}",
+            replica.process().tail()
+        );
         ensure!(status == 200, "{health}");
         Ok(())
     })

@@ -61,9 +61,10 @@ where
             write!(writer, "[{}] ", Printable(id))?;
         }
         write!(writer, "{}", Printable(&line.message))?;
-        // Our own messages say everything; of others' the fields are half of what they say.
-        if !event.metadata().target().starts_with("taskpipeline") {
-            write!(writer, "{}", Printable(&line.others))?;
+        // Where the message tells it already, a field is not told again.
+        let fields = line.fields.iter().filter(|(name, _)| !TOLD.contains(name));
+        for (name, value) in fields {
+            write!(writer, " {name}={}", Printable(value))?;
         }
         writeln!(writer)
     }
@@ -74,8 +75,11 @@ where
 struct Line {
     correlation_id: Option<String>,
     message: String,
-    others: String,
+    fields: Vec<(&'static str, String)>,
 }
+
+/// Fields of our own messages that stand in the message itself.
+const TOLD: [&str; 3] = ["key", "subject", "attempt"];
 
 impl Visit for Line {
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -88,7 +92,7 @@ impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         match field.name() {
             "message" => self.message = format!("{value:?}"),
-            name => self.others.push_str(&format!(" {name}={value:?}")),
+            name => self.fields.push((name, format!("{value:?}"))),
         }
     }
 }

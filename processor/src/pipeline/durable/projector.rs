@@ -184,6 +184,8 @@ pub(super) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<O
             Ended::Stalled => {
                 projector.dispatch.abort();
                 projector.release().await;
+                // What they lack may be there in a moment: they must not take it while nobody reads them.
+                drop((projector.feed, projector.second));
                 (parts, dispatch, rests) = (projector.parts, projector.dispatch, projector.rests);
                 dispatch.restart();
                 tokio::select! {
