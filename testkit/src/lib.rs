@@ -6,6 +6,7 @@
 
 mod certificates;
 mod chromium;
+mod cluster;
 mod events;
 mod exposition;
 pub mod history;
@@ -19,6 +20,7 @@ mod wait;
 
 pub use certificates::Certificates;
 pub use chromium::{Chromium, Tab, View};
+pub use cluster::NatsCluster;
 pub use events::{created, letter_payload, publish, publish_creates, stored_task};
 pub use exposition::{Sample, samples, sum};
 pub use load::store;

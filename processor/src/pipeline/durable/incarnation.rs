@@ -19,6 +19,19 @@ pub(super) struct HighWater {
     pub(super) time: i64,
 }
 
+impl HighWater {
+    /// Whether what is known by this one covers the other: a later life of the stream outranks all sequences of an
+    /// earlier one.
+    pub(super) fn is_at_least(self, other: Self) -> bool {
+        (self.incarnation, self.sequence) >= (other.incarnation, other.sequence)
+    }
+
+    /// The one that covers the other.
+    pub(super) fn max(self, other: Self) -> Self {
+        if self.is_at_least(other) { self } else { other }
+    }
+}
+
 /// A life of the stream: it begins at a sequence and ends where the next one begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Life {
@@ -39,6 +52,9 @@ pub(super) struct Source {
     pub(super) lives: Vec<Life>,
     /// The highest of the replicas' high waters, as of the last time they were gathered.
     pub(super) high: Option<HighWater>,
+    /// What the subjects of the events begin with. Nothing where an earlier version has written it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) prefix: Option<String>,
 }
 
 /// The stream as it is now.
@@ -65,9 +81,21 @@ pub(super) enum Judgement {
 }
 
 impl Source {
-    /// The first life of a stream.
-    pub(super) fn first(created: i64) -> Self {
-        Self { created, lives: vec![Life { incarnation: 1, from: 0, read_from: 0 }], high: None }
+    /// Nothing is known of what was before this life of the stream, all of which belongs to it.
+    pub(super) fn begun(created: i64, incarnation: u32) -> Self {
+        Self { created, lives: vec![Life { incarnation, from: 0, read_from: 0 }], high: None, prefix: None }
+    }
+
+    /// Makes it the pipeline's with these subjects; whose it is, if it is another's.
+    pub(super) fn claim(&mut self, prefix: &str) -> Result<(), String> {
+        match &self.prefix {
+            Some(other) if other != prefix => Err(other.clone()),
+            Some(_) => Ok(()),
+            None => {
+                self.prefix = Some(prefix.to_owned());
+                Ok(())
+            }
+        }
     }
 
     /// The life that the stream is in.
@@ -130,7 +158,7 @@ mod tests {
     const CREATED: i64 = 1_000;
 
     fn source(high: Option<(u64, i64)>) -> Source {
-        let mut source = Source::first(CREATED);
+        let mut source = Source::begun(CREATED, 1);
         if let Some((sequence, time)) = high {
             source.raise(HighWater { incarnation: 1, sequence, time });
         }
@@ -139,6 +167,22 @@ mod tests {
 
     fn present(first: u64, last: u64) -> Present {
         Present { created: CREATED, first, last }
+    }
+
+    #[test]
+    fn a_mark_covers_lower_sequences_and_all_of_earlier_lives() {
+        let high = |incarnation, sequence| HighWater { incarnation, sequence, time: 0 };
+        assert!(high(1, 5).is_at_least(high(1, 5)) && high(1, 5).is_at_least(high(1, 4)));
+        assert!(high(2, 1).is_at_least(high(1, 9)));
+        assert!(!high(1, 5).is_at_least(high(1, 6)) && !high(1, 9).is_at_least(high(2, 1)));
+    }
+
+    #[test]
+    fn a_ledger_is_the_pipelines_that_claims_it_first() {
+        let mut source = source(None);
+        assert_eq!(source.claim("tasks"), Ok(()));
+        assert_eq!(source.claim("tasks"), Ok(()));
+        assert_eq!(source.claim("orders"), Err("tasks".to_owned()));
     }
 
     #[test]

@@ -3,17 +3,21 @@
 
 use std::fmt::Write;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use taskpipeline_contract::{EventKind, TaskId};
 
 use crate::config::{DurableSettings, NatsSettings};
 use crate::pipeline::dead_letters;
+use crate::pipeline::fold::Version;
 
 /// The names of one pipeline.
 #[derive(Clone, Debug)]
 pub(super) struct Names {
     /// The stream that captures the events.
     pub(super) stream: String,
+    /// What their subjects begin with.
+    pub(super) prefix: String,
     /// Their three subjects.
     pub(super) subjects: Vec<(String, EventKind)>,
     pub(super) queue_group: String,
@@ -26,16 +30,22 @@ pub(super) struct Names {
 
 impl Names {
     pub(super) fn new(nats: &NatsSettings, durable: &DurableSettings) -> Self {
+        Self::of(&durable.stream, &nats.queue_group, &nats.subject_prefix)
+    }
+
+    /// Of a pipeline with this stream, this queue group and this prefix of its subjects.
+    pub(super) fn of(stream: &str, queue_group: &str, prefix: &str) -> Self {
         // Neither name has two dashes in a row, nor one at an end.
-        let bucket = format!("{}--{}", durable.stream, nats.queue_group);
+        let bucket = format!("{stream}--{queue_group}");
         Self {
-            stream: durable.stream.clone(),
-            subjects: EventKind::ALL.map(|kind| (kind.subject(&nats.subject_prefix), kind)).to_vec(),
-            queue_group: nats.queue_group.clone(),
+            stream: stream.to_owned(),
+            prefix: prefix.to_owned(),
+            subjects: EventKind::ALL.map(|kind| (kind.subject(prefix), kind)).to_vec(),
+            queue_group: queue_group.to_owned(),
             ledger_stream: format!("KV_{bucket}"),
             ledger_prefix: format!("$KV.{bucket}."),
-            dead_letter_stream: format!("{}-DEAD-LETTERS", durable.stream),
-            dead_letter_subject: dead_letters::subject(&nats.subject_prefix),
+            dead_letter_stream: format!("{stream}-DEAD-LETTERS"),
+            dead_letter_subject: dead_letters::subject(prefix),
         }
     }
 
@@ -87,9 +97,19 @@ impl Names {
         format!("{}high-water.*", self.ledger_prefix)
     }
 
+    /// That an event which was delivered again and again is being looked at.
+    pub(super) fn suspect(&self, version: Version) -> String {
+        format!("{}suspect.{version}", self.ledger_prefix)
+    }
+
     /// The control record for one KV namespace.
     pub(super) fn control(&self, target: &Target) -> String {
         format!("{}control.{}", self.ledger_prefix, target.0)
+    }
+
+    /// The control records of all KV namespaces that this ledger is projected to.
+    pub(super) fn controls(&self) -> String {
+        format!("{}control.*", self.ledger_prefix)
     }
 
     /// Requests that a command wants to send, or may.
@@ -104,7 +124,7 @@ impl Names {
 }
 
 /// A KV namespace of an account, as a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Target(String);
 
 impl Target {

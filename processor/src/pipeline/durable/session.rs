@@ -1,25 +1,26 @@
 //! A session with the stream: which life it is in, and the durable consumer of that life. Made at every
 //! connect and reconnect, before anything is pulled.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::pull::Config as PullConfig;
-use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy, PullConsumer};
+use async_nats::jetstream::consumer::{Consumer, PullConsumer};
 use async_nats::jetstream::stream::{RawMessageErrorKind, RetentionPolicy, Stream};
 use tracing::{info, warn};
 
 use super::bucket::{Bucket, ReadError, Revision, Stored, WriteError};
+use super::gaps::Gaps;
 use super::incarnation::{HighWater, Judgement, Life, Present, Source};
 use super::lanes::Write;
 use super::names::Names;
 use super::streams::{self, StreamsError};
+use super::subscription::{self, Existing};
 use crate::config::DurableSettings;
 
-/// How many events may be with replicas that they have not acknowledged. It bounds what is delivered again when
-/// all of them die.
-const MOST_UNACKNOWLEDGED: i64 = 20_000;
+/// The wait before the stream is looked at again where another replica has recorded what became of it.
+const AGREE_AGAIN: Duration = Duration::from_millis(20);
 
 /// How many replicas' high waters are kept before those that are recorded are cleared away.
 const MOST_MARKS: usize = 32;
@@ -44,6 +45,17 @@ pub(super) struct Session {
     pub(super) source: Source,
     /// How long the stream keeps an event; nothing where it does for ever.
     pub(super) max_age: Option<Duration>,
+    /// Where the consumer lets all subjects through, so that a gap is a loss.
+    pub(super) gaps: Option<Mutex<Gaps>>,
+}
+
+impl Session {
+    /// Takes in a first delivery. Answers how many messages the stream has dropped beside it, as far as this replica
+    /// can see.
+    pub(super) fn lost_beside(&self, delivery: u64, sequence: u64) -> u64 {
+        let Some(gaps) = &self.gaps else { return 0 };
+        gaps.lock().unwrap_or_else(PoisonError::into_inner).delivered(delivery, sequence)
+    }
 }
 
 /// Begins sessions.
@@ -59,7 +71,11 @@ impl Sessions {
     pub(super) async fn begin(&self) -> Result<Session, SessionError> {
         loop {
             let stream = streams::ensure(&self.jetstream, &self.names, &self.settings).await?;
-            let Some(source) = self.agree(&stream).await? else { continue };
+            let Some(source) = self.agree(&stream).await? else {
+                // Another replica writes it at this moment.
+                tokio::time::sleep(AGREE_AGAIN).await;
+                continue;
+            };
             let consumer = self.consumer(&stream, &source).await?;
             // Was the stream made anew meanwhile, the consumer is a stranger's.
             if present(&stream).await?.created != source.created {
@@ -67,28 +83,43 @@ impl Sessions {
             }
             let age = stream.cached_info().config.max_age;
             let max_age = (!age.is_zero()).then_some(age);
-            return Ok(Session { consumer, stream, source, max_age });
+            let delivered = consumer.cached_info().delivered;
+            let is_filtered = is_filtered(&consumer);
+            let gaps = (!is_filtered)
+                .then(|| Mutex::new(Gaps::after(delivered.consumer_sequence, delivered.stream_sequence)));
+            return Ok(Session { consumer, stream, source, max_age, gaps });
         }
     }
 
     /// Brings what is recorded of the stream up to date; nothing where another replica did so meanwhile.
     async fn agree(&self, stream: &Stream) -> Result<Option<Source>, SessionError> {
         let stored = self.bucket.get(&self.names.source()).await?;
-        let marks = self.bucket.get_many(&[self.names.high_waters()]).await?;
+        // As the leader has them: a mark that another replica of the stream lacks might be the one that shows what was lost.
+        let marks = self.bucket.all(&self.names.high_waters()).await?;
         // Last of all: a stream that grows meanwhile must not look as if it ended before a mark.
         let now = present(stream).await?;
-        let (recorded, revision) = match &stored {
-            Some(stored) => (Some(parse::<Source>(&stored.value)?), stored.revision),
-            None => (None, Revision::default()),
-        };
+        let revision = stored.as_ref().map_or_else(Revision::default, |stored| stored.revision);
+        let recorded: Option<Source> = stored.as_ref().and_then(|stored| parse(&stored.value));
+        // One that cannot be read, or is empty because it is about to go, says nothing.
+        let marks_of: Vec<HighWater> = marks.iter().filter_map(|mark| parse(&mark.value)).collect();
         let Some(mut source) = recorded.clone() else {
-            // The ledger is new. What its predecessor's consumers have acknowledged, it has never seen.
-            self.forget_consumers(stream).await?;
-            return self.record(Source::first(now.created), revision).await;
+            // What an earlier ledger's consumers have acknowledged, a new one has never seen. And of what is known to one
+            // whose record of the stream was deleted or spoilt, it is not known in which life it was.
+            let known = self.forget_consumers(stream).await?;
+            let known = marks_of.iter().map(|mark| mark.incarnation).fold(known, u32::max);
+            let incarnation = if stored.is_some() { known.saturating_add(1) } else { 1 };
+            let prefix = Some(self.names.prefix.clone());
+            return self.record(Source { prefix, ..Source::begun(now.created, incarnation) }, revision).await;
         };
-        // An empty one is about to go.
-        for mark in marks.iter().filter(|mark| !mark.value.is_empty()) {
-            source.raise(parse(&mark.value)?);
+        source.claim(&self.names.prefix).map_err(|other| {
+            StreamsError::Unfit(format!(
+                "the queue group {} reads {other}.* of the stream {}, not {}.*, and its ledger holds those tasks: set \
+                 another QUEUE_GROUP",
+                self.names.queue_group, self.names.stream, self.names.prefix
+            ))
+        })?;
+        for mark in marks_of {
+            source.raise(mark);
         }
         let time_at_high = match source.high {
             Some(high) if (now.first..=now.last).contains(&high.sequence) => {
@@ -144,7 +175,7 @@ impl Sessions {
         let value = serde_json::to_vec(&source).map_err(|error| SessionError::Nats(error.to_string()))?;
         match self.bucket.compare_and_set(self.names.source(), value, expected, None).await {
             Ok(_) => Ok(Some(source)),
-            Err(WriteError::Conflict) => Ok(None),
+            Err(error) if error.is_contended() => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -161,35 +192,27 @@ impl Sessions {
     async fn consumer(&self, stream: &Stream, source: &Source) -> Result<PullConsumer, SessionError> {
         let life = source.current();
         let name = self.names.consumer(life.incarnation);
-        let ack_wait = self.settings.ack_wait;
-        match stream.get_consumer::<PullConfig>(&name).await {
-            Ok(consumer) if consumer.cached_info().config.ack_wait == ack_wait => return Ok(consumer),
-            Ok(consumer) => {
-                let changed = PullConfig { ack_wait, ..consumer_config(&consumer) };
-                return stream.update_consumer(changed).await.map_err(|error| {
-                    SessionError::Nats(format!("the consumer {name} cannot be changed: {error}"))
-                });
-            }
-            // What is wrong with it will be said when it cannot be made either.
-            Err(_) => {}
+        let wanted = subscription::wanted(&self.names, life, self.filter(stream), self.settings.ack_wait);
+        // What is wrong with one that cannot be looked up is said when it cannot be made either.
+        if let Ok(consumer) = stream.get_consumer::<PullConfig>(&name).await {
+            return match subscription::judge(&consumer_config(&consumer), &wanted, &self.names) {
+                Existing::Fits => Ok(consumer),
+                Existing::Change(changed) => {
+                    let changed = stream.update_consumer(*changed).await;
+                    changed.map_err(|error| {
+                        SessionError::Nats(format!("the consumer {name} cannot be changed: {error}"))
+                    })
+                }
+                Existing::Unfit(why) => Err(StreamsError::Unfit(format!(
+                    "the consumer {name} of the stream {} is there and cannot be used: {why}. Set another QUEUE_GROUP, or, \
+                     if nobody needs it, delete it",
+                    self.names.stream
+                ))
+                .into()),
+            };
         }
-        let config = PullConfig {
-            durable_name: Some(name.clone()),
-            description: Some("The replicas of a task pipeline".to_owned()),
-            deliver_policy: match life.read_from {
-                0 | 1 => DeliverPolicy::All,
-                start_sequence => DeliverPolicy::ByStartSequence { start_sequence },
-            },
-            ack_policy: AckPolicy::Explicit,
-            ack_wait,
-            // Never given up: what cannot be decoded becomes a dead letter by our own hand.
-            max_deliver: -1,
-            max_ack_pending: MOST_UNACKNOWLEDGED,
-            filter_subjects: self.filter(stream),
-            ..PullConfig::default()
-        };
         let consumer = stream
-            .create_consumer_strict(config)
+            .create_consumer_strict(wanted)
             .await
             .map_err(|error| SessionError::Nats(format!("the consumer {name} cannot be made: {error}")))?;
         info!("made the consumer {name}");
@@ -212,7 +235,8 @@ impl Sessions {
         if nothing_else && acks_keep { Vec::new() } else { ours }
     }
 
-    async fn forget_consumers(&self, stream: &Stream) -> Result<(), SessionError> {
+    /// Deletes the consumers of all lives of the stream. Answers the latest of these.
+    async fn forget_consumers(&self, stream: &Stream) -> Result<u32, SessionError> {
         use futures_util::TryStreamExt;
 
         let names: Vec<String> = stream
@@ -220,29 +244,26 @@ impl Sessions {
             .try_collect()
             .await
             .map_err(|error| SessionError::Nats(format!("the consumers cannot be listed: {error}")))?;
+        let mut latest = 0;
         for name in names {
             let incarnation =
                 name.strip_prefix(self.names.queue_group.as_str()).and_then(|it| it.strip_prefix('-'));
-            if incarnation.is_some_and(|it| it.parse::<u32>().is_ok()) {
+            if let Some(incarnation) = incarnation.and_then(|it| it.parse::<u32>().ok()) {
                 warn!(
-                    "the ledger is new: the consumer {name} of an earlier one is deleted, and the stream read anew"
+                    "the ledger knows nothing of the stream: the consumer {name} of an earlier ledger, or of before its \
+                     record was deleted, is deleted, and the stream read again"
                 );
+                latest = latest.max(incarnation);
                 let _ = stream.delete_consumer(&name).await;
             }
         }
-        Ok(())
+        Ok(latest)
     }
 }
 
-/// Says how far a replica is about to write to the ledger, before it does.
-pub(super) async fn mark_high_water(
-    bucket: &Bucket,
-    names: &Names,
-    replica: &str,
-    high: HighWater,
-) -> Result<(), WriteError> {
-    let value = serde_json::to_vec(&high).map_err(|error| WriteError::Unknown(error.to_string()))?;
-    bucket.set(names.high_water(replica), value).await.map(|_| ())
+fn is_filtered(consumer: &PullConsumer) -> bool {
+    let config = &consumer.cached_info().config;
+    !config.filter_subject.is_empty() || !config.filter_subjects.is_empty()
 }
 
 fn consumer_config(consumer: &Consumer<PullConfig>) -> PullConfig {
@@ -251,10 +272,14 @@ fn consumer_config(consumer: &Consumer<PullConfig>) -> PullConfig {
     PullConfig::try_from_consumer_config(consumer.cached_info().config.clone()).unwrap_or_default()
 }
 
-fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, SessionError> {
-    serde_json::from_slice(bytes).map_err(|error| {
-        SessionError::Nats(format!("a record in the ledger's bucket cannot be read: {error}"))
-    })
+fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let parsed = serde_json::from_slice(bytes);
+    if let Err(error) = &parsed
+        && !bytes.is_empty()
+    {
+        warn!("a record of the stream in the ledger's bucket cannot be read, and is replaced: {error}");
+    }
+    parsed.ok()
 }
 
 async fn present(stream: &Stream) -> Result<Present, SessionError> {
