@@ -100,10 +100,10 @@ impl Scene {
 
     /// Has these events delivered as often as if ten replicas had died of them, while none runs.
     async fn wear_out(&self, events: &[(&str, Value)]) {
+        let stream = jetstream::new(self.client.clone()).get_stream("TASKS").await.unwrap();
         for (kind, event) in events {
             self.publish(kind, event).await;
         }
-        let stream = jetstream::new(self.client.clone()).get_stream("TASKS").await.unwrap();
         let consumer: PullConsumer = stream.get_consumer("tasks-processor-1").await.unwrap();
         for _ in 0..10 {
             let batch = consumer.batch().max_messages(events.len()).expires(SOON).messages().await.unwrap();
@@ -112,6 +112,14 @@ impl Scene {
             for message in messages {
                 message.unwrap().ack_with(AckKind::Nak(None)).await.unwrap();
             }
+        }
+        // Each time it was recorded that an event was about to be looked at, and never that it had been.
+        let begun = json!({"begun": 7}).to_string();
+        for n in 0..events.len() {
+            let sequence = stream.cached_info().state.last_sequence + u64::try_from(n).unwrap() + 1;
+            let subject = format!("$KV.TASKS--tasks-processor.suspect.1-{sequence}");
+            let jetstream = jetstream::new(self.client.clone());
+            jetstream.publish(subject, begun.clone().into()).await.unwrap().await.unwrap();
         }
         self.client.flush().await.unwrap();
     }

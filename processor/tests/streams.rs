@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::ensure;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::PullConsumer;
+use futures_util::StreamExt;
+use nix::sys::signal::Signal;
 use serde_json::json;
 use taskpipeline_simulator::{Config, Latency, Simulator};
 use taskpipeline_testkit::{
@@ -147,6 +149,115 @@ async fn new_events_win_in_a_stream_restored_from_an_older_copy_of_its_files() {
     all_titled(&kv, TASKS, "new").await;
     println!("{TASKS} tasks; the stream was thrown back from {before} to {after}; every new event won");
     assert!(after < before, "nothing was lost");
+    all_acknowledged(&stream, "tasks-processor-2").await;
+}
+
+/// All marks of replicas, as they are written.
+async fn marks(nats: &NatsServer) -> async_nats::Subscriber {
+    let client = nats.client().await.unwrap();
+    let marks = client.subscribe("$KV.TASKS--tasks-processor.high-water.*").await.unwrap();
+    client.flush().await.unwrap();
+    marks
+}
+
+/// The marks that have been written since the last time, in their order.
+async fn written(marks: &mut async_nats::Subscriber) -> Vec<(String, u64)> {
+    let mut written = Vec::new();
+    while let Ok(Some(mark)) = tokio::time::timeout(Duration::from_millis(200), marks.next()).await {
+        let high: serde_json::Value = serde_json::from_slice(&mark.payload).unwrap();
+        written.push((mark.subject.to_string(), high["sequence"].as_u64().unwrap()));
+    }
+    written
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_recorded_high_water_never_falls_and_ends_at_the_last_event() {
+    const BURSTS: u32 = 30;
+    const EVENTS: u32 = 1_500;
+    let (nats, kv) = (NatsServer::start().await.unwrap(), fast_kv().await);
+    let replica = Processor::start(&options(&nats, &kv).set("RUST_LOG", "warn")).await.unwrap();
+    let mut marks = marks(&nats).await;
+    let client = nats.client().await.unwrap();
+    let stream = jetstream::new(client.clone());
+    let (mut falls, mut behind, mut writes, mut last) = (0, 0, 0, 0);
+    for burst in 0..BURSTS {
+        store(&client, titled(EVENTS, &format!("burst {burst}"))).await.unwrap();
+        all_acknowledged(&stream, "tasks-processor-1").await;
+        let end = stream.get_stream("TASKS").await.unwrap().cached_info().state.last_sequence;
+        for (_, sequence) in written(&mut marks).await {
+            falls += u32::from(sequence < last);
+            writes += 1;
+            last = sequence;
+        }
+        behind += u32::from(last < end);
+    }
+    println!(
+        "{BURSTS} bursts of {EVENTS} events: {writes} marks, {falls} lower than the one before; {behind} bursts ended \
+         with a mark below the last event"
+    );
+    assert_eq!((falls, behind), (0, 0));
+    drop(replica);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_tail_is_seen_after_an_old_event_was_delivered_again() {
+    const TASKS: u32 = 300;
+    let (mut nats, kv) = (NatsServer::start().await.unwrap(), fast_kv().await);
+    let replica = Processor::start(&options(&nats, &kv)).await.unwrap();
+    let client = nats.client().await.unwrap();
+    let stream = jetstream::new(client.clone());
+    store(&client, titled(TASKS, "kept")).await.unwrap();
+    all_acknowledged(&stream, "tasks-processor-1").await;
+    // Somebody else takes one event and does not acknowledge it, so that it comes again after all others.
+    replica.process().signal(Signal::SIGSTOP).unwrap();
+    tokio::time::sleep(Duration::from_millis(1_500)).await; // until the replica's pulls are over
+    store(&client, [("created", created("again"))].into_iter()).await.unwrap();
+    let consumer: PullConsumer = stream.get_consumer_from_stream("tasks-processor-1", "TASKS").await.unwrap();
+    let mut taken = consumer.fetch().max_messages(1).messages().await.unwrap();
+    let taken = taken.next().await.unwrap().unwrap().info().unwrap().stream_sequence;
+    replica.process().signal(Signal::SIGCONT).unwrap();
+    replica.wait_ready(Duration::from_secs(10)).await.unwrap();
+    let kept = taken + 5;
+    store(&client, titled(5, "kept")).await.unwrap();
+    eventually(Duration::from_secs(10), || async {
+        let info = consumer.get_info().await?;
+        ensure!(info.num_ack_pending == 1 && info.delivered.stream_sequence == kept, "not yet: {info:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    // The copy that will be restored ends here.
+    nats.stop().await.unwrap();
+    let backup = tempfile::tempdir().unwrap();
+    copy(&nats.stream_dir("TASKS"), backup.path());
+    nats.restart().await.unwrap();
+    let client = nats.client().await.unwrap();
+    let stream = jetstream::new(client.clone());
+    let mut marks = marks(&nats).await;
+    replica.wait_ready(Duration::from_secs(10)).await.unwrap();
+    store(&client, titled(TASKS, "lost")).await.unwrap();
+    all_titled(&kv, TASKS, "lost").await;
+    // By now, that one event has come again.
+    all_acknowledged(&stream, "tasks-processor-1").await;
+    let again = replica.metric("taskpipeline_events_redelivered_total").await.unwrap();
+    let before = stream.get_stream("TASKS").await.unwrap().cached_info().state.last_sequence;
+    let marks = written(&mut marks).await;
+    nats.stop().await.unwrap();
+    std::fs::remove_dir_all(nats.stream_dir("TASKS")).unwrap();
+    copy(backup.path(), &nats.stream_dir("TASKS"));
+    nats.restart().await.unwrap();
+    let client = nats.client().await.unwrap();
+    let stream = jetstream::new(client.clone());
+    let after = stream.get_stream("TASKS").await.unwrap().cached_info().state.last_sequence;
+    store(&client, titled(20, "new")).await.unwrap();
+    let highest = marks.iter().map(|(_, sequence)| *sequence).max();
+    let last = marks.last().map(|(_, sequence)| *sequence);
+    println!(
+        "event {taken} was delivered again ({again} redeliveries) after event {before} was taken in: the highest mark was \
+         {highest:?}, the last one {last:?}; then the stream was thrown back from {before} to {after}"
+    );
+    assert!(again >= 1.0 && after < before, "nothing came again, or nothing was lost");
+    all_titled(&kv, 20, "new").await;
     all_acknowledged(&stream, "tasks-processor-2").await;
 }
 

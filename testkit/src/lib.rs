@@ -5,6 +5,7 @@
 //! error that says so: no test is skipped for want of a tool.
 
 mod chromium;
+mod cluster;
 mod events;
 mod exposition;
 pub mod history;
@@ -17,6 +18,7 @@ mod up;
 mod wait;
 
 pub use chromium::{Chromium, Tab, View};
+pub use cluster::NatsCluster;
 pub use events::{created, letter_payload, publish, publish_creates, stored_task};
 pub use exposition::{Sample, samples, sum};
 pub use load::store;

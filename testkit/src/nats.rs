@@ -18,7 +18,19 @@ pub struct NatsServer {
     port: u16,
     monitor: u16,
     extra: Vec<String>,
+    routes: Option<Routes>,
     data: TempDir,
+}
+
+/// How a server finds the others of its cluster.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    /// The server's name in the cluster.
+    pub(crate) name: String,
+    /// Where it listens for the other servers.
+    pub(crate) port: u16,
+    /// Where all of them listen, separated by commas.
+    pub(crate) all: String,
 }
 
 impl NatsServer {
@@ -35,13 +47,28 @@ impl NatsServer {
     /// # Errors
     /// As [`Self::start`].
     pub async fn start_with(extra: &[&str]) -> anyhow::Result<Self> {
+        let extra: Vec<String> = extra.iter().map(|&argument| argument.to_owned()).collect();
+        Self::launch(extra, None).await
+    }
+
+    /// Starts one that belongs to a cluster.
+    pub(crate) async fn start_in(routes: Routes) -> anyhow::Result<Self> {
+        Self::launch(Vec::new(), Some(routes)).await
+    }
+
+    async fn launch(extra: Vec<String>, routes: Option<Routes>) -> anyhow::Result<Self> {
         let data = TempDir::new()?;
         let [port, monitor] = free_ports()?;
-        let extra: Vec<String> = extra.iter().map(|&argument| argument.to_owned()).collect();
-        let process = spawn(port, monitor, &data, &extra)?;
-        let server = Self { process, port, monitor, extra, data };
+        let process = spawn(port, monitor, &data, &extra, routes.as_ref())?;
+        let server = Self { process, port, monitor, extra, routes, data };
         server.answers().await?;
         Ok(server)
+    }
+
+    /// Where it answers questions about itself.
+    #[must_use]
+    pub fn monitor_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.monitor)
     }
 
     /// How many messages it has sent to the client of this name, by its monitoring endpoint.
@@ -49,7 +76,7 @@ impl NatsServer {
     /// # Errors
     /// Where it does not answer, or knows no such client.
     pub async fn sent_to(&self, name: &str) -> anyhow::Result<u64> {
-        let url = format!("http://127.0.0.1:{}/connz", self.monitor);
+        let url = format!("{}/connz", self.monitor_url());
         let connections: Value = serde_json::from_str(&http().get(url).send().await?.text().await?)?;
         let connections = connections["connections"].as_array().context("no connections")?;
         let connection = connections.iter().find(|connection| connection["name"] == name);
@@ -132,7 +159,7 @@ impl NatsServer {
     /// # Errors
     /// As [`Self::start`].
     pub async fn restart(&mut self) -> anyhow::Result<()> {
-        self.process = spawn(self.port, self.monitor, &self.data, &self.extra)?;
+        self.process = spawn(self.port, self.monitor, &self.data, &self.extra, self.routes.as_ref())?;
         self.answers().await
     }
 
@@ -147,9 +174,20 @@ impl NatsServer {
     }
 }
 
-fn spawn(port: u16, monitor: u16, data: &TempDir, extra: &[String]) -> anyhow::Result<Process> {
+fn spawn(
+    port: u16,
+    monitor: u16,
+    data: &TempDir,
+    extra: &[String],
+    routes: Option<&Routes>,
+) -> anyhow::Result<Process> {
     let program = program("TASKPIPELINE_NATS_SERVER", &["nats-server"])?;
     let mut command = Command::new(program);
+    if let Some(Routes { name, port, all }) = routes {
+        let listen = format!("nats://127.0.0.1:{port}");
+        command.args(["--server_name", name, "--cluster_name", "test", "--cluster", &listen]);
+        command.args(["--routes", all]);
+    }
     command.args(["--addr", "127.0.0.1", "--jetstream", "--port", &port.to_string()]);
     command.args(["--http_port", &monitor.to_string()]);
     command.arg("--store_dir").arg(data.path()).args(extra);

@@ -64,6 +64,14 @@ pub struct Metrics {
     pub events_stored: IntCounter,
     /// Events that were delivered before.
     pub redeliveries: IntCounter,
+    /// Events that the ledger or the dead letters' stream does not take at the moment.
+    pub events_held: IntGauge,
+    /// Messages on subjects that are not this pipeline's.
+    pub events_foreign: IntCounter,
+    /// Events that the stream dropped before they were taken in.
+    pub events_lost: IntCounter,
+    /// Writes to the ledger that another replica was ahead of.
+    pub ledger_conflicts: IntCounter,
     /// How often a task's attempts were used up, and counted anew.
     pub attempts_used_up: IntCounter,
     /// 1 while this replica writes to KV.
@@ -167,6 +175,22 @@ impl Metrics {
             redeliveries: counter(
                 "events_redelivered_total",
                 "Events that NATS delivered not for the first time.",
+            )?,
+            events_held: gauge(
+                "events_held",
+                "Events in this replica that NATS refuses to store in the ledger or the dead letters; they are retried.",
+            )?,
+            events_foreign: counter(
+                "events_foreign_total",
+                "Messages that the consumer delivered on subjects of another pipeline, acknowledged and left alone.",
+            )?,
+            events_lost: counter(
+                "events_lost_total",
+                "Messages that the stream dropped (max_msgs, max_bytes, max_age, a purge) before they were acknowledged.",
+            )?,
+            ledger_conflicts: counter(
+                "ledger_conflicts_total",
+                "Writes to the ledger that another replica was ahead of; they are read and folded again.",
             )?,
             attempts_used_up: counter(
                 "kv_attempts_used_up_total",

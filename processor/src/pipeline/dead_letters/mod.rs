@@ -39,17 +39,20 @@ pub(crate) enum Reason {
     RefusedByKv,
     /// It changes a task whose value in KV is not one.
     UnreadableInKv,
+    /// It is a task's record in the ledger that something else has written over.
+    UnreadableInLedger,
     /// There was no time left at shutdown.
     Shutdown,
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Invalid,
         Self::DeliveredTooOften,
         Self::AttemptsUsedUp,
         Self::RefusedByKv,
         Self::UnreadableInKv,
+        Self::UnreadableInLedger,
         Self::Shutdown,
     ];
 
@@ -61,6 +64,7 @@ impl Reason {
             Self::AttemptsUsedUp => "attempts-used-up",
             Self::RefusedByKv => "refused-by-kv",
             Self::UnreadableInKv => "unreadable-in-kv",
+            Self::UnreadableInLedger => "unreadable-in-ledger",
             Self::Shutdown => "shutdown",
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::jetstream::Context;
 use async_nats::{Message, StatusCode};
 use bytes::Bytes;
+use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -46,9 +47,25 @@ pub(super) enum WriteError {
     /// The record is not what it was.
     #[error("another replica has written it")]
     Conflict,
+    /// It was not written. Another write of the record is on its way, which may fail: the record may be what it was.
+    #[error("another replica is writing it")]
+    Busy,
+    /// It was not written: NATS has no room for it, or does not allow it.
+    #[error("NATS refuses the write: {0}")]
+    Refused(String),
+    /// It was not written: no server has the bucket, or its leader is being elected.
+    #[error("NATS has no such bucket, or no leader for it at the moment")]
+    Missing,
     /// It may have been written or not.
     #[error("NATS does not confirm the write: {0}")]
     Unknown(String),
+}
+
+impl WriteError {
+    /// Whether it was only that others write the same record: to be read again and tried again.
+    pub(super) fn is_contended(&self) -> bool {
+        matches!(self, Self::Conflict | Self::Busy)
+    }
 }
 
 /// Why nothing could be read.
@@ -140,6 +157,19 @@ impl Bucket {
         let stream =
             self.jetstream.get_stream(&self.stream).await.map_err(|error| ReadError(error.to_string()))?;
         Ok(Revision(stream.cached_info().state.last_sequence))
+    }
+
+    /// Reads all records under a subject with wildcards as the stream's leader has them. For few records.
+    pub(super) async fn all(&self, subjects: &str) -> Result<Vec<Stored>, ReadError> {
+        let failed = |error: &dyn std::error::Error| ReadError(error.to_string());
+        let stream = self.jetstream.get_stream(&self.stream).await.map_err(|error| failed(&error))?;
+        let mut names = stream.info_with_subjects(subjects).await.map_err(|error| failed(&error))?;
+        let mut found = Vec::new();
+        while let Some(name) = names.next().await {
+            let (name, _) = name.map_err(|error| failed(&error))?;
+            found.extend(self.get(&name).await?);
+        }
+        Ok(found)
     }
 
     /// Reads the records of these subjects, which may have wildcards; those that are not there are missing in

@@ -196,6 +196,13 @@ impl Control {
         Self { settled, sure, clean: false, beat: self.beat + 1, ..self.clone() }
     }
 
+    /// Whether a projector may rely on it that begins at this moment. `memory`: how long a delete is remembered after it
+    /// was settled; for ever, if nothing. Some time is added for the difference of two clocks.
+    pub(super) fn may_come_back(&self, now: i64, memory: Option<Duration>) -> bool {
+        let age = Duration::from_millis(u64::try_from(now.saturating_sub(self.renewed)).unwrap_or(0));
+        memory.is_none_or(|memory| age <= memory + memory / 10)
+    }
+
     /// Whether it is this holder's, in this term.
     pub(super) fn is_held_by(&self, holder: &Self) -> bool {
         self.holder.is_some() && self.holder == holder.holder && self.term == holder.term
@@ -310,6 +317,15 @@ mod tests {
         assert_eq!(taken(claimant(LEASE).claim(Some(&ahead))).0.settled, Revision(0));
         let old = Control { renewed: 80_000, ..held() };
         assert_eq!(taken(claimant(LEASE).claim(Some(&old))).0.settled, Revision(0));
+    }
+
+    #[test]
+    fn the_record_of_another_namespace_counts_for_as_long_as_its_projector_may_rely_on_it() {
+        let (memory, other) = (Some(Duration::from_secs(10)), held());
+        assert!(other.may_come_back(99_000, memory) && other.may_come_back(110_000, memory));
+        assert!(!other.may_come_back(110_001, memory));
+        assert!(other.may_come_back(0, memory), "a clock that is behind");
+        assert!(other.may_come_back(i64::MAX, None));
     }
 
     #[test]

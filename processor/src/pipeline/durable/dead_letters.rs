@@ -8,8 +8,11 @@ use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use taskpipeline_contract::TaskId;
 
+use super::bucket::Stored;
 use super::cache::Known;
 use super::crash;
+use super::holder::now;
+use super::ingest::timestamp;
 use super::names::Names;
 use crate::pipeline::dead_letters::{Letter, Origin, Reason, encode};
 use crate::telemetry::metrics::Metrics;
@@ -50,6 +53,29 @@ impl Letter {
                 task_id: Some(id.clone()),
                 task: known.record.task.visible(id),
                 sources: known.record.task.sources(),
+                ..Origin::default()
+            },
+        }
+    }
+}
+
+impl Letter {
+    /// For a task's record that something else has written over, so that it cannot be read.
+    pub(super) fn of_record(names: &Names, id: &TaskId, stored: &Stored, detail: &str) -> Self {
+        let group = &names.queue_group;
+        Self {
+            id: format!("{group}-record-{}", stored.revision.0),
+            reason: Reason::UnreadableInLedger,
+            detail: detail.to_owned(),
+            faults: Vec::new(),
+            attempts: 1,
+            subject: stored.subject.clone(),
+            received_at: timestamp(now().saturating_mul(1_000_000)),
+            headers: None,
+            payload: stored.value.clone(),
+            origin: Origin {
+                queue_group: Some(group.clone()),
+                task_id: Some(id.clone()),
                 ..Origin::default()
             },
         }

@@ -21,6 +21,12 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How often a former holder tries to hand over what it may have spoilt.
 const HANDOVER_TRIES: usize = 100;
 
+/// With every how many renewals a holder looks whether the ledger is projected to another namespace, too.
+const LOOK_FOR_OTHERS: u64 = 30;
+
+/// How often a holder that lets go tries again while another write of the record is under way.
+const RELEASE_TRIES: usize = 20;
+
 /// How far behind what was read a holder may read before its next renewal: what is written in half a second under
 /// full load. As much is written twice when it dies.
 const READ_AHEAD: u64 = 16_384;
@@ -43,6 +49,17 @@ pub(super) struct Held {
     pub(super) doubt: Option<Doubt>,
     /// What the last holder has left of the budget.
     pub(super) spare: Spare,
+    /// The ledger is, or was lately, projected to another KV namespace too.
+    pub(super) shared: bool,
+}
+
+impl Held {
+    /// How long a record is to live that this holder has settled. `memory`: how long where nobody else needs it. Another
+    /// namespace's projector counts as one that remembers for that long after it was last seen; from then on it has as
+    /// long again to read what was settled here meanwhile.
+    pub(super) fn time_to_live(&self, memory: Duration) -> Duration {
+        if self.shared { memory.saturating_mul(2) } else { memory }
+    }
 }
 
 /// What became of a renewal.
@@ -137,6 +154,7 @@ impl Holder {
                  --delete-unmanaged deletes them"
             );
         }
+        let shared = self.is_shared().await.map_err(|error| error.to_string())?;
         let (term, settled) = (control.term, control.settled.0);
         crash::point("taking-over");
         match self.write(&control, revision).await {
@@ -144,9 +162,9 @@ impl Holder {
                 info!(
                     "this replica writes to KV from now on (term {term}), what came after change {settled}"
                 );
-                Ok(Some(Held { control, revision, since, doubt, spare }))
+                Ok(Some(Held { control, revision, since, doubt, spare, shared }))
             }
-            Err(WriteError::Conflict) => Ok(None),
+            Err(error) if error.is_contended() => Ok(None),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -159,7 +177,12 @@ impl Holder {
         match self.write(&control, held.revision).await {
             Ok(revision) => {
                 crash::point("recorded");
-                Renewal::Held(Held { control, revision, since, doubt: None, spare: held.spare })
+                let mut shared = held.shared;
+                if control.beat % LOOK_FOR_OTHERS == 0 {
+                    // Not known, it stays what it was.
+                    shared = self.is_shared().await.unwrap_or(shared);
+                }
+                Renewal::Held(Held { control, revision, since, doubt: None, shared, ..held })
             }
             Err(error) => self.look_after(&held, &control, since, &error).await,
         }
@@ -174,7 +197,7 @@ impl Holder {
             Err(unread) => return Renewal::Unknown(format!("{error}; {unread}")),
         };
         if found == *wanted {
-            return Renewal::Held(Held { control: found, revision, since, doubt: None, spare: held.spare });
+            return Renewal::Held(Held { control: found, revision, since, doubt: None, ..held.clone() });
         }
         if !found.is_held_by(&held.control) {
             return Renewal::Lost;
@@ -186,7 +209,7 @@ impl Holder {
         match self.write(&control, revision).await {
             Ok(revision) => {
                 let doubt = Some(Doubt { settled: control.sure, up_to: control.reading });
-                Renewal::Restarted(Held { control, revision, since, doubt, spare: held.spare })
+                Renewal::Restarted(Held { control, revision, since, doubt, ..held.clone() })
             }
             Err(error) => Renewal::Unknown(error.to_string()),
         }
@@ -196,7 +219,16 @@ impl Holder {
     pub(super) async fn release(&self, held: Held, settled: Settled, clean: bool, spare: u32) {
         let released = held.control.released(settled, clean, spare, now());
         let settled = settled.settled;
-        match self.write(&released, held.revision).await {
+        let mut written = self.write(&released, held.revision).await;
+        // An own renewal that was not answered may be on its way through the cluster.
+        for _ in 0..RELEASE_TRIES {
+            if !matches!(written, Err(WriteError::Busy)) {
+                break;
+            }
+            tokio::time::sleep(LOOK / 5).await;
+            written = self.write(&released, held.revision).await;
+        }
+        match written {
             Ok(_) => info!("this replica has let go of KV; all up to change {} is settled", settled.0),
             // Another has it, and what was sent since may have spoilt what that one wrote.
             Err(WriteError::Conflict) => self.hand_over(&held).await,
@@ -222,6 +254,16 @@ impl Holder {
             tokio::time::sleep(LOOK / 5).await;
         }
         warn!("could not hand over what came after change {}", held.control.settled.0);
+    }
+
+    /// Whether there is a control record of another namespace whose projector may come back to what it knew.
+    async fn is_shared(&self) -> Result<bool, ReadError> {
+        let (own, now) = (self.names.control(&self.target), now());
+        let others = self.bucket.all(&self.names.controls()).await?;
+        Ok(others.iter().filter(|stored| stored.subject != own).any(|stored| {
+            let control = serde_json::from_slice::<Control>(&stored.value);
+            control.is_ok_and(|control| control.may_come_back(now, self.memory))
+        }))
     }
 
     /// The record as it is.

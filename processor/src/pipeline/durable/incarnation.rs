@@ -19,6 +19,19 @@ pub(super) struct HighWater {
     pub(super) time: i64,
 }
 
+impl HighWater {
+    /// Whether what is known by this one covers the other: a later life of the stream outranks all sequences of an
+    /// earlier one.
+    pub(super) fn is_at_least(self, other: Self) -> bool {
+        (self.incarnation, self.sequence) >= (other.incarnation, other.sequence)
+    }
+
+    /// The one that covers the other.
+    pub(super) fn max(self, other: Self) -> Self {
+        if self.is_at_least(other) { self } else { other }
+    }
+}
+
 /// A life of the stream: it begins at a sequence and ends where the next one begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Life {
@@ -139,6 +152,14 @@ mod tests {
 
     fn present(first: u64, last: u64) -> Present {
         Present { created: CREATED, first, last }
+    }
+
+    #[test]
+    fn a_mark_covers_lower_sequences_and_all_of_earlier_lives() {
+        let high = |incarnation, sequence| HighWater { incarnation, sequence, time: 0 };
+        assert!(high(1, 5).is_at_least(high(1, 5)) && high(1, 5).is_at_least(high(1, 4)));
+        assert!(high(2, 1).is_at_least(high(1, 9)));
+        assert!(!high(1, 5).is_at_least(high(1, 6)) && !high(1, 9).is_at_least(high(2, 1)));
     }
 
     #[test]

@@ -6,19 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Message;
+use async_nats::jetstream::message::Acker;
 use futures_util::StreamExt;
-use taskpipeline_contract::{Event, TaskId, Timestamp};
+use taskpipeline_contract::{Event, EventKind, TaskId, Timestamp};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::crash;
-use super::dead_letters::{DeadLetters, LetterError};
+use super::holding::{Held, Holding, Refusal, Storage, Work};
 use super::incarnation::HighWater;
-use super::ledger::{Ledger, LedgerError};
 use super::names::Names;
 use super::record::Record;
-use super::session::{Session, mark_high_water, nanos};
+use super::session::{Session, nanos};
+use super::suspects::{Suspects, TRUSTED_DELIVERIES, Trial};
 use crate::pipeline::dead_letters::{Letter, Origin, Reason};
 use crate::pipeline::fold::Version;
 use crate::pipeline::message::Received;
@@ -31,9 +32,6 @@ const PULL: usize = 256;
 /// How long a pull waits for events. As long may a drain wait for what the server has handed out.
 const PULL_EXPIRES: Duration = Duration::from_secs(1);
 
-/// An event that was delivered more often than this was taken by replicas that did not live to say what it is.
-const MOST_DELIVERIES: i64 = 10;
-
 /// Why a pull came to an end; what it had in hand is delivered again.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum IngestError {
@@ -42,18 +40,18 @@ pub(super) enum IngestError {
     #[error("the connection to NATS was made anew")]
     Reconnected,
     #[error(transparent)]
-    Ledger(#[from] LedgerError),
-    #[error(transparent)]
-    Letter(#[from] LetterError),
+    Unanswered(#[from] Refusal),
     #[error("events were in hand longer than NATS waits for their acks ({} s); they come again", .0.as_secs())]
     TooSlow(Duration),
 }
 
 /// What is pulled, with what belongs to it.
 struct Delivery {
-    message: Message,
+    message: async_nats::Message,
+    acker: Acker,
+    kind: EventKind,
     version: Version,
-    time: i64,
+    high: HighWater,
     deliveries: i64,
 }
 
@@ -61,10 +59,10 @@ struct Delivery {
 #[derive(Clone)]
 pub(super) struct Ingest {
     pub(super) session: Arc<Session>,
-    pub(super) ledger: Arc<Ledger>,
-    pub(super) letters: DeadLetters,
+    pub(super) storage: Storage,
+    pub(super) holding: Holding,
+    pub(super) suspects: Arc<Suspects>,
     pub(super) names: Arc<Names>,
-    pub(super) replica: Arc<str>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) ack_wait: Duration,
 }
@@ -76,10 +74,15 @@ impl Ingest {
     /// Where something is wrong with the connection, the stream or the ledger.
     pub(super) async fn run(
         self,
-        stop: watch::Receiver<bool>,
+        mut stop: watch::Receiver<bool>,
         mut connections: watch::Receiver<u64>,
     ) -> Result<(), IngestError> {
         while !*stop.borrow() {
+            tokio::select! {
+                () = self.holding.may_fetch() => {}
+                _ = stop.changed() => continue,
+                _ = connections.changed() => return Err(IngestError::Reconnected),
+            }
             let pulled = self
                 .session
                 .consumer
@@ -121,98 +124,116 @@ impl Ingest {
 
     async fn take_in(&self, messages: Vec<Message>, taken: Instant) -> Result<(), IngestError> {
         crash::point("pulled");
-        let mut deliveries = Vec::with_capacity(messages.len());
-        let mut high: Option<HighWater> = None;
+        let (mut trusted, mut suspects) = (Vec::with_capacity(messages.len()), Vec::new());
         for message in messages {
             let info = message.info().map_err(|error| IngestError::Pull(error.to_string()))?;
-            let (sequence, time, count) = (info.stream_sequence, nanos(info.published), info.delivered);
+            let (sequence, time, deliveries) = (info.stream_sequence, nanos(info.published), info.delivered);
+            let Some(kind) = self.names.kind(&message.subject) else {
+                self.foreign(&message, sequence).await;
+                continue;
+            };
             let version = self.session.source.version(sequence);
-            if high.is_none_or(|high| high.sequence < sequence) {
-                let incarnation = self.session.source.current().incarnation;
-                high = Some(HighWater { incarnation, sequence, time });
+            let incarnation = self.session.source.current().incarnation;
+            let high = HighWater { incarnation, sequence, time };
+            self.metrics.received(kind);
+            if deliveries > 1 {
+                self.metrics.redeliveries.inc();
             }
-            deliveries.push(Delivery { message, version, time, deliveries: count });
+            let (message, acker) = message.split();
+            let delivery = Delivery { message, acker, kind, version, high, deliveries };
+            if deliveries > TRUSTED_DELIVERIES { suspects.push(delivery) } else { trusted.push(delivery) }
         }
-        let mut records: HashMap<TaskId, Record> = HashMap::with_capacity(deliveries.len());
-        for delivery in &deliveries {
-            self.decode(delivery, &mut records).await?;
+        let work = trusted.into_iter().map(|delivery| self.work(delivery)).collect();
+        self.store(work, taken).await?;
+        for suspect in suspects {
+            self.examine(suspect, taken).await?;
         }
-        if !records.is_empty() {
-            if let Some(high) = high {
-                mark_high_water(self.ledger.bucket(), &self.names, &self.replica, high)
-                    .await
-                    .map_err(LedgerError::from)?;
+        Ok(())
+    }
+
+    /// Looks at an event by which processes may have died, alone.
+    async fn examine(&self, suspect: Delivery, taken: Instant) -> Result<(), IngestError> {
+        let begun = match self.suspects.begin(suspect.version).await {
+            Ok(Trial::Begun(begun)) => begun,
+            Ok(Trial::Blamed(crashes)) => {
+                let detail = format!(
+                    "{crashes} replicas died with it in hand; it was delivered {} times",
+                    suspect.deliveries
+                );
+                let letter = Letter::new(suspect.received(), Reason::DeliveredTooOften, &detail, 0);
+                return self.store(vec![self.kept(suspect, letter)], taken).await;
             }
-            // Held too long (a stopped process), the events may be with another replica, and what is known of
-            // their tasks may have expired meanwhile.
-            if taken.elapsed() > self.ack_wait {
-                return Err(IngestError::TooSlow(self.ack_wait));
+            Err(error) => {
+                debug!("event {} has to wait: {error}", suspect.version);
+                let held = Held {
+                    high: suspect.high,
+                    deliveries: suspect.deliveries,
+                    ackers: vec![suspect.acker],
+                    work: Work::Nothing,
+                    extended: taken,
+                };
+                held.give_back().await;
+                self.holding.note(false, true);
+                return Ok(());
             }
-            self.ledger.apply(records).await?;
-            crash::point("stored");
+        };
+        crash::point("examining");
+        let stored = self.store(vec![self.work(suspect)], taken).await;
+        self.suspects.end(begun).await;
+        stored
+    }
+
+    /// Stores what the events say, and acknowledges them. What is refused has to wait.
+    async fn store(&self, work: Vec<Held>, taken: Instant) -> Result<(), IngestError> {
+        let Some(high) = work.iter().map(|held| held.high).reduce(HighWater::max) else { return Ok(()) };
+        let held = by_task(work);
+        // Held too long (a stopped process), the events may be with another replica, and what is known of
+        // their tasks may have expired meanwhile.
+        if taken.elapsed() > self.ack_wait {
+            return Err(IngestError::TooSlow(self.ack_wait));
         }
-        for delivery in &deliveries {
-            // Lost, it only has the event delivered again.
-            if let Err(error) = delivery.message.ack().await {
-                debug!("an ack cannot be sent: {error}");
+        let work = held.iter().map(|held| held.work.clone()).collect();
+        let (left, why) = self.storage.store(high, work).await;
+        crash::point("stored");
+        if let Some(why) = &why {
+            warn!("{} events have to wait: {why}", count(held.iter().enumerate().filter(|(n, _)| left.contains(n)).map(|(_, held)| held)));
+        }
+        self.holding.note(left.len() < held.len(), !left.is_empty());
+        for (place, mut held) in held.into_iter().enumerate() {
+            if left.contains(&place) {
+                held.extended = taken;
+                self.holding.keep(held).await;
+            } else {
+                held.ack().await;
+                self.metrics.events_stored.inc_by(count([&held]));
             }
         }
-        self.metrics.events_stored.inc_by(u64::try_from(deliveries.len()).unwrap_or(u64::MAX));
         crash::point("acked");
         Ok(())
     }
 
-    async fn decode(
-        &self,
-        delivery: &Delivery,
-        records: &mut HashMap<TaskId, Record>,
-    ) -> Result<(), IngestError> {
-        let message = &delivery.message;
-        let subject = &message.subject;
-        let Some(kind) = self.names.kind(subject) else {
-            // The consumer has a filter where that may come.
-            return Ok(());
-        };
-        self.metrics.received(kind);
-        if delivery.deliveries > 1 {
-            self.metrics.redeliveries.inc();
-        }
-        let at = timestamp(delivery.time);
-        let received = || Received {
-            kind,
-            subject: subject.as_str().into(),
-            headers: message.headers.clone().map(Box::new),
-            payload: message.payload.clone(),
-            at,
-            taken: Instant::now(),
-        };
-        let letter = if delivery.deliveries > MOST_DELIVERIES {
-            let detail = format!("delivered {} times without being acknowledged", delivery.deliveries);
-            Letter::new(received(), Reason::DeliveredTooOften, &detail, 0)
-        } else {
-            match Event::decode(kind, &message.payload) {
-                Ok(event) => {
-                    let correlation_id = event.correlation_id.as_str();
-                    info!(correlation_id, %subject, "Received {subject}");
-                    let id = event.data.task_id().clone();
-                    let record = Record::of(delivery.version, at, event.correlation_id, &event.data);
-                    match records.entry(id) {
-                        std::collections::hash_map::Entry::Vacant(entry) => {
-                            entry.insert(record);
-                        }
-                        std::collections::hash_map::Entry::Occupied(mut entry) => {
-                            entry.get_mut().merge(&record);
-                        }
-                    }
-                    return Ok(());
-                }
-                Err(error) => {
-                    self.metrics.events_invalid.inc();
-                    warn!(%subject, "Refused a message on {subject} ({}): {error}", delivery.version);
-                    Letter::undecodable(received(), &error)
-                }
+    /// What has to be stored of an event.
+    fn work(&self, delivery: Delivery) -> Held {
+        let (subject, version) = (&delivery.message.subject, delivery.version);
+        match Event::decode(delivery.kind, &delivery.message.payload) {
+            Ok(event) => {
+                let correlation_id = event.correlation_id.as_str();
+                info!(correlation_id, %subject, "Received {subject}");
+                let id = event.data.task_id().clone();
+                let at = timestamp(delivery.high.time);
+                let record = Record::of(version, at, event.correlation_id, &event.data);
+                delivery.held(Work::Fold(id, Arc::new(record)))
             }
-        };
+            Err(error) => {
+                self.metrics.events_invalid.inc();
+                warn!(%subject, "Refused a message on {subject} ({version}): {error}");
+                let letter = Letter::undecodable(delivery.received(), &error);
+                self.kept(delivery, letter)
+            }
+        }
+    }
+
+    fn kept(&self, delivery: Delivery, letter: Letter) -> Held {
         let group = &self.names.queue_group;
         let letter = Letter {
             id: format!("{group}-{}", delivery.version),
@@ -224,8 +245,68 @@ impl Ingest {
             },
             ..letter
         };
-        Ok(self.letters.store(&letter).await?)
+        delivery.held(Work::Keep(Arc::new(letter)))
     }
+
+    /// A message that is not this pipeline's: the consumer has no filter, or not this pipeline's.
+    async fn foreign(&self, message: &Message, sequence: u64) {
+        let (subject, stream) = (&message.subject, &self.names.stream);
+        self.metrics.events_foreign.inc();
+        warn!(
+            %subject,
+            "message {sequence} of the stream {stream} is on {subject}, which is none of this pipeline's subjects: it is \
+             acknowledged and left alone. Does the stream change subjects (subject_transform), or has it others than those \
+             of this pipeline?"
+        );
+        if let Err(error) = message.ack().await {
+            debug!("an ack cannot be sent: {error}");
+        }
+    }
+}
+
+impl Delivery {
+    fn received(&self) -> Received {
+        Received {
+            kind: self.kind,
+            subject: self.message.subject.as_str().into(),
+            headers: self.message.headers.clone().map(Box::new),
+            payload: self.message.payload.clone(),
+            at: timestamp(self.high.time),
+            taken: Instant::now(),
+        }
+    }
+
+    fn held(self, work: Work) -> Held {
+        let Self { acker, high, deliveries, .. } = self;
+        Held { work, ackers: vec![acker], high, deliveries, extended: Instant::now() }
+    }
+}
+
+/// Puts together what is about one task: all of it is written at a time.
+fn by_task(all: Vec<Held>) -> Vec<Held> {
+    let mut places: HashMap<TaskId, usize> = HashMap::with_capacity(all.len());
+    let mut together: Vec<Held> = Vec::with_capacity(all.len());
+    for held in all {
+        let place = match &held.work {
+            Work::Fold(id, _) => places.get(id).copied(),
+            Work::Keep(_) | Work::Nothing => None,
+        };
+        match place.and_then(|place| together.get_mut(place)) {
+            Some(known) => known.join(held),
+            None => {
+                if let Work::Fold(id, _) = &held.work {
+                    places.insert(id.clone(), together.len());
+                }
+                together.push(held);
+            }
+        }
+    }
+    together
+}
+
+fn count<'a>(held: impl IntoIterator<Item = &'a Held>) -> u64 {
+    let events: usize = held.into_iter().map(|held| held.ackers.len()).sum();
+    u64::try_from(events).unwrap_or(u64::MAX)
 }
 
 /// A message's time in whole milliseconds, as tasks carry it.

@@ -221,16 +221,47 @@ fn read(message: &Message) -> Result<Revision, WriteError> {
         error: Option<jetstream::Error>,
     }
     if message.status == Some(StatusCode::NO_RESPONDERS) {
-        return Err(WriteError::Unknown("there is no such bucket, or JetStream is off".to_owned()));
+        return Err(WriteError::Missing);
     }
     let answer = serde_json::from_slice(&message.payload)
         .map_err(|error| WriteError::Unknown(format!("an answer that cannot be read: {error}")))?;
     match answer {
-        Answer { error: Some(error), .. } if error.error_code() == ErrorCode::STREAM_WRONG_LAST_SEQUENCE => {
-            Err(WriteError::Conflict)
-        }
-        Answer { error: Some(error), .. } => Err(WriteError::Unknown(error.to_string())),
+        Answer { error: Some(error), .. } => Err(refusal(&error)),
         Answer { seq: 0, .. } => Err(WriteError::Unknown("an answer without a sequence".to_owned())),
         Answer { seq, .. } => Ok(Revision(seq)),
+    }
+}
+
+/// What an error in an answer means for the write.
+fn refusal(error: &jetstream::Error) -> WriteError {
+    match error.error_code() {
+        ErrorCode::STREAM_WRONG_LAST_SEQUENCE => WriteError::Conflict,
+        // From a cluster only: a write of the same record is on its way through it and may still fail; or a new leader
+        // has not caught up.
+        ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT
+        | ErrorCode::STREAM_EXPECTED_LAST_SEQ_PER_SUBJECT_NOT_READY => WriteError::Busy,
+        _ => WriteError::Refused(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_refuses_a_compare_and_set_in_three_ways_and_none_of_them_is_taken_for_a_failure() {
+        let refused = |code: u64, description: &str| {
+            let error = serde_json::json!({"code": 400, "err_code": code, "description": description});
+            refusal(&serde_json::from_value(error).unwrap())
+        };
+        assert!(matches!(refused(10071, "wrong last sequence: 5"), WriteError::Conflict));
+        assert!(matches!(refused(10164, "wrong last sequence"), WriteError::Busy));
+        let unavailable = "expected last sequence per subject temporarily unavailable";
+        assert!(matches!(refused(10163, unavailable), WriteError::Busy));
+        for (code, description) in [(10077, "maximum messages exceeded"), (10023, "insufficient resources")] {
+            let error = refused(code, description);
+            assert!(matches!(&error, WriteError::Refused(what) if what.contains(description)), "{error}");
+            assert!(!error.is_contended());
+        }
     }
 }

@@ -1,20 +1,23 @@
 //! The ledger: the latest state of each task, in a bucket of which any replica may write any record, by
 //! compare-and-set. A conflict is read again and folded again. Decides nothing about what is written to KV.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use taskpipeline_contract::{Task, TaskId};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::bucket::{Bucket, ReadError, Stored, WriteError};
 use super::cache::{Cache, Known};
 use super::crash;
+use super::dead_letters::{DeadLetters, LetterError};
 use super::lanes::Write;
 use super::names::Names;
-use super::record::{Due, Record};
+use super::record::{Due, Record, Settler};
+use crate::pipeline::dead_letters::Letter;
+use crate::telemetry::metrics::Metrics;
 
 pub(super) use super::bucket::Revision;
 
@@ -36,20 +39,31 @@ pub(super) enum LedgerError {
     Write(#[from] WriteError),
     #[error("the ledger's record {subject} cannot be read: {reason}. Was it written by something else?")]
     Foreign { subject: String, reason: String },
+    #[error(transparent)]
+    Letter(#[from] LetterError),
+}
+
+/// Tasks whose records NATS does not take.
+#[derive(Debug)]
+pub(super) struct NotStored {
+    pub(super) tasks: Vec<TaskId>,
+    pub(super) why: LedgerError,
 }
 
 /// See the module's head.
 pub(super) struct Ledger {
     bucket: Bucket,
     names: Arc<Names>,
+    letters: DeadLetters,
+    metrics: Arc<Metrics>,
     cache: Cache,
     /// Of 1,000 creates written without looking, how many found something there, lately.
     surprises: AtomicU32,
 }
 
 impl Ledger {
-    pub(super) fn new(bucket: Bucket, names: Arc<Names>) -> Self {
-        Self { bucket, names, cache: Cache::new(), surprises: AtomicU32::new(0) }
+    pub(super) fn new(bucket: Bucket, names: Arc<Names>, letters: DeadLetters, metrics: Arc<Metrics>) -> Self {
+        Self { bucket, names, letters, metrics, cache: Cache::new(), surprises: AtomicU32::new(0) }
     }
 
     /// The bucket itself, for records that are no task's.
@@ -65,46 +79,63 @@ impl Ledger {
     /// Folds what these records say into the ledger's. When it is done, all of them are stored.
     ///
     /// # Errors
-    /// Where NATS does not take them. Some may have been stored; it does no harm to apply them again.
+    /// Those that NATS does not take, and why; the others are stored. It does no harm to apply one again.
     pub(super) async fn apply(
         &self,
-        records: impl IntoIterator<Item = (TaskId, Record)>,
-    ) -> Result<(), LedgerError> {
-        let mut left: Vec<_> = records.into_iter().map(|(id, record)| (id, Arc::new(record))).collect();
-        let mut tries = 0;
-        loop {
-            let (conflicts, error) = self.try_to_apply(left, tries).await?;
-            let Some(error) = error else { return Ok(()) };
-            tries += 1;
-            let is_conflict = matches!(error, LedgerError::Write(WriteError::Conflict));
-            if tries >= MOST_TRIES || (!is_conflict && tries >= 3) {
-                return Err(error);
-            }
-            debug!("{} records are folded again, the {tries}. time: {error}", conflicts.len());
+        records: impl IntoIterator<Item = (TaskId, Arc<Record>)>,
+    ) -> Result<(), NotStored> {
+        let mut contended: Vec<_> = records.into_iter().collect();
+        let (mut left, mut why) = (Vec::new(), None);
+        for tries in 0..MOST_TRIES {
             if tries > 1 {
                 let pause = Duration::from_millis(2) * 2_u32.pow(tries.min(8));
                 tokio::time::sleep(pause.min(MOST_PAUSE).mul_f64(rand::random())).await;
             }
-            left = conflicts;
+            let outcome = self.try_to_apply(std::mem::take(&mut contended), tries).await;
+            left.extend(outcome.left);
+            why = outcome.why.or(why);
+            contended = outcome.contended;
+            if contended.is_empty() {
+                break;
+            }
+            debug!("{} records are folded again, the {}. time", contended.len(), tries + 1);
+        }
+        if !contended.is_empty() {
+            why.get_or_insert(WriteError::Conflict.into());
+            left.append(&mut contended);
+        }
+        match why {
+            Some(why) => Err(NotStored { tasks: left.into_iter().map(|(id, _)| id).collect(), why }),
+            None => Ok(()),
         }
     }
 
-    /// Answers what is left to be stored, and why.
-    async fn try_to_apply(
-        &self,
-        records: Vec<(TaskId, Arc<Record>)>,
-        tries: u32,
-    ) -> Result<(Vec<(TaskId, Arc<Record>)>, Option<LedgerError>), LedgerError> {
+    async fn try_to_apply(&self, records: Vec<(TaskId, Arc<Record>)>, tries: u32) -> Tried {
         struct Pending {
             id: TaskId,
             record: Arc<Record>,
             merged: Arc<Record>,
             expected: Revision,
         }
-        let known = self.known(&records, tries).await?;
-        let writes = records.into_iter().filter_map(|(id, record)| {
+        let mut tried = Tried::default();
+        let (known, unread) = self.known(&records, tries).await;
+        let mut unreadable = HashSet::new();
+        if let Some((ids, error)) = unread {
+            unreadable.extend(ids);
+            tried.why = Some(error);
+        }
+        let writes = match self.bucket.writes().await {
+            Ok(writes) => writes,
+            Err(error) => return Tried { left: records, why: Some(error.into()), ..tried },
+        };
+        let mut left = Vec::new();
+        let pending = records.into_iter().filter_map(|(id, record)| {
+            if unreadable.contains(&id) {
+                left.push((id, record));
+                return None;
+            }
             let (merged, expected) = match known.get(&id) {
-                Some(known) => {
+                Some(Slot::Known(known)) => {
                     let mut merged = Record::clone(&known.record);
                     if !merged.merge(&record) {
                         return None;
@@ -112,39 +143,82 @@ impl Ledger {
                     merged.follows = known.revision;
                     (Arc::new(merged), known.revision)
                 }
+                Some(Slot::Vacant(revision)) => (Arc::clone(&record), *revision),
                 None => (Arc::clone(&record), Revision::default()),
             };
             let write = self.write(&id, &merged, expected, None);
             Some((Pending { id, record, merged, expected }, write))
         });
-        let (mut left, mut error) = (Vec::new(), None);
-        for (write, outcome) in self.bucket.writes().await?.each(writes).await {
+        for (write, outcome) in writes.each(pending).await {
             let Pending { id, record, merged, expected } = write;
             if expected == Revision::default() && tries == 0 {
-                self.note_surprise(matches!(outcome, Err(WriteError::Conflict)));
+                self.note_surprise(matches!(&outcome, Err(error) if error.is_contended()));
             }
-            match outcome {
-                Ok(revision) => self.cache.put(&id, Known { record: merged, revision }),
-                Err(failed) => {
-                    // What the cache says is not so any more.
-                    self.cache.forget(&id);
-                    error = Some(failed.into());
-                    left.push((id, record));
+            let failed = match outcome {
+                Ok(revision) => {
+                    self.cache.put(&id, Known { record: merged, revision });
+                    continue;
                 }
+                Err(failed) => failed,
+            };
+            // What the cache says is not so any more.
+            self.cache.forget(&id);
+            if failed.is_contended() {
+                self.metrics.ledger_conflicts.inc();
+                tried.contended.push((id, record));
+            } else {
+                tried.left.push((id, record));
+                tried.why = Some(failed.into());
             }
         }
-        Ok((left, error))
+        tried.left.append(&mut left);
+        tried
     }
 
     /// What the ledger holds for these tasks; what has no record is missing.
     pub(super) async fn read(&self, ids: &[TaskId]) -> Result<HashMap<TaskId, Known>, LedgerError> {
-        let subjects: Vec<_> = ids.iter().map(|id| self.names.task(id)).collect();
         let mut known = HashMap::with_capacity(ids.len());
-        for stored in self.bucket.get_many(&subjects).await? {
-            let Some(id) = self.names.task_of(&stored.subject) else { continue };
-            known.insert(id, decode(&stored)?);
+        for (id, stored) in self.stored(ids).await? {
+            match decode(&stored) {
+                Ok(Found::Record(record)) => {
+                    known.insert(id, record);
+                }
+                Ok(Found::Empty) => {}
+                // The next event of the task sets it aside.
+                Err(error) => warn!("{error}"),
+            }
         }
         Ok(known)
+    }
+
+    async fn stored(&self, ids: &[TaskId]) -> Result<Vec<(TaskId, Stored)>, ReadError> {
+        let subjects: Vec<_> = ids.iter().map(|id| self.names.task(id)).collect();
+        let stored = self.bucket.get_many(&subjects).await?.into_iter();
+        Ok(stored.filter_map(|stored| Some((self.names.task_of(&stored.subject)?, stored))).collect())
+    }
+
+    /// What is in the records' places, to be written over.
+    async fn slots(&self, ids: &[TaskId]) -> Result<HashMap<TaskId, Slot>, LedgerError> {
+        let mut slots = HashMap::with_capacity(ids.len());
+        for (id, stored) in self.stored(ids).await? {
+            let slot = match decode(&stored) {
+                Ok(Found::Record(known)) => Slot::Known(known),
+                Ok(Found::Empty) => Slot::Vacant(stored.revision),
+                Err(error) => {
+                    self.set_aside(&id, &stored, &error).await?;
+                    Slot::Vacant(stored.revision)
+                }
+            };
+            slots.insert(id, slot);
+        }
+        Ok(slots)
+    }
+
+    /// Keeps what cannot be read as a dead letter, before it is written over.
+    async fn set_aside(&self, id: &TaskId, stored: &Stored, error: &LedgerError) -> Result<(), LedgerError> {
+        warn!("{error}. It is kept as a dead letter, and replaced");
+        self.letters.store(&Letter::of_record(&self.names, id, stored, &error.to_string())).await?;
+        Ok(())
     }
 
     /// Records what KV knew of a task before any event, if that is still not known. Answers whether it was
@@ -159,7 +233,15 @@ impl Ledger {
 
     /// What the stream's leader holds for one task: for decisions, where being a little behind would matter.
     pub(super) async fn newest(&self, id: &TaskId) -> Result<Option<Known>, LedgerError> {
-        self.bucket.get(&self.names.task(id)).await?.as_ref().map(decode).transpose()
+        let Some(stored) = self.bucket.get(&self.names.task(id)).await? else { return Ok(None) };
+        match decode(&stored) {
+            Ok(Found::Record(known)) => Ok(Some(known)),
+            Ok(Found::Empty) => Ok(None),
+            Err(error) => {
+                warn!("{error}");
+                Ok(None)
+            }
+        }
     }
 
     /// Writes a task's record once more as it is, so that the projector takes it up again. It lives on for
@@ -193,8 +275,12 @@ impl Ledger {
     ) -> Result<bool, LedgerError> {
         let mut tries = 0;
         loop {
-            let known = self.newest(id).await?;
-            let expected = known.as_ref().map_or_else(Revision::default, |known| known.revision);
+            let stored = self.bucket.get(&self.names.task(id)).await?;
+            let expected = stored.as_ref().map_or_else(Revision::default, |stored| stored.revision);
+            let known = match stored.as_ref().map(decode).transpose()? {
+                Some(Found::Record(known)) => Some(known),
+                Some(Found::Empty) | None => None,
+            };
             let Some(mut record) = becomes(known.as_ref().map(|known| &*known.record)) else {
                 return Ok(false);
             };
@@ -216,7 +302,7 @@ impl Ledger {
     pub(super) async fn expire(
         &self,
         records: Vec<(TaskId, Known)>,
-        term: u64,
+        by: &Settler,
         time_to_live: Duration,
     ) -> (Vec<(TaskId, Known)>, Option<LedgerError>) {
         let writes = match self.bucket.writes().await {
@@ -225,7 +311,7 @@ impl Ledger {
         };
         let records = records.into_iter().map(|(id, known)| {
             let mut record = Record::clone(&known.record);
-            (record.expires_by, record.follows) = (Some(term), known.revision);
+            (record.expires_by, record.follows) = (Some(by.clone()), known.revision);
             let write = self.write(&id, &record, known.revision, Some(time_to_live));
             ((id, known), write)
         });
@@ -245,29 +331,35 @@ impl Ledger {
     }
 
     /// The records as they are known without reading where that can be, for a first try; as they are, after
-    /// a conflict.
+    /// a conflict. And those that cannot be read at the moment, and why.
     async fn known(
         &self,
         records: &[(TaskId, Arc<Record>)],
         tries: u32,
-    ) -> Result<HashMap<TaskId, Known>, LedgerError> {
+    ) -> (HashMap<TaskId, Slot>, Option<(Vec<TaskId>, LedgerError)>) {
         let mut known = HashMap::with_capacity(records.len());
         let mut unknown = Vec::new();
         let creates_look = self.surprises.load(Ordering::Relaxed) > 300;
         for (id, record) in records {
             match self.cache.get(id) {
                 Some(cached) if tries == 0 => {
-                    known.insert(id.clone(), cached);
+                    known.insert(id.clone(), Slot::Known(cached));
                 }
                 // Most creates are of new tasks, and then there is nothing to read.
                 _ if tries == 0 && !creates_look && record.task.is_created() => {}
                 _ => unknown.push(id.clone()),
             }
         }
-        if !unknown.is_empty() {
-            known.extend(self.read(&unknown).await?);
+        if unknown.is_empty() {
+            return (known, None);
         }
-        Ok(known)
+        match self.slots(&unknown).await {
+            Ok(slots) => {
+                known.extend(slots);
+                (known, None)
+            }
+            Err(error) => (known, Some((unknown, error))),
+        }
     }
 
     fn note_surprise(&self, surprised: bool) {
@@ -295,10 +387,37 @@ fn json(record: &Record) -> Result<Vec<u8>, WriteError> {
     Ok(bytes)
 }
 
-fn decode(stored: &Stored) -> Result<Known, LedgerError> {
+/// What is in a record's place.
+enum Slot {
+    Known(Known),
+    /// Nothing that counts, written as this revision.
+    Vacant(Revision),
+}
+
+/// What a message in a record's place is.
+enum Found {
+    Record(Known),
+    /// What is left of a record that somebody has deleted (`nats kv del`).
+    Empty,
+}
+
+/// What became of a try to write some records.
+#[derive(Default)]
+struct Tried {
+    /// Others write them too.
+    contended: Vec<(TaskId, Arc<Record>)>,
+    /// NATS does not take them, or does not let them be read.
+    left: Vec<(TaskId, Arc<Record>)>,
+    why: Option<LedgerError>,
+}
+
+fn decode(stored: &Stored) -> Result<Found, LedgerError> {
+    if stored.value.is_empty() {
+        return Ok(Found::Empty);
+    }
     let record = serde_json::from_slice(&stored.value).map_err(|error| LedgerError::Foreign {
         subject: stored.subject.clone(),
         reason: error.to_string(),
     })?;
-    Ok(Known { record: Arc::new(record), revision: stored.revision })
+    Ok(Found::Record(Known { record: Arc::new(record), revision: stored.revision }))
 }

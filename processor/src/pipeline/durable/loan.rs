@@ -131,7 +131,7 @@ impl Borrower {
                     let loan = Loan { by, wanted: WANTED, granted: 0 };
                     match self.holder.write_loan(&loan, revision).await {
                         Ok(revision) => mine = Some(revision),
-                        Err(WriteError::Conflict) => {}
+                        Err(error) if error.is_contended() => {}
                         Err(error) => return Err(error.into()),
                     }
                 }
@@ -170,7 +170,7 @@ impl Borrower {
                 self.watched = Some((revision, Instant::now()));
                 Ok(Some(taken))
             }
-            Err(WriteError::Conflict) => Ok(None),
+            Err(error) if error.is_contended() => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

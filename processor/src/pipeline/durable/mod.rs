@@ -10,6 +10,7 @@ mod crash;
 mod dead_letters;
 mod feed;
 mod holder;
+mod holding;
 mod incarnation;
 mod ingest;
 mod lag;
@@ -17,6 +18,7 @@ mod lanes;
 mod ledger;
 pub(crate) mod letters;
 mod loan;
+mod mark;
 #[cfg(test)]
 mod model_tests;
 mod names;
@@ -26,6 +28,7 @@ pub(crate) mod resync;
 mod session;
 mod streams;
 mod supervisor;
+mod suspects;
 mod unsettled;
 
 use std::future::Future;
@@ -51,10 +54,12 @@ use self::bucket::Bucket;
 use self::dead_letters::DeadLetters;
 use self::holder::Holder;
 use self::ledger::Ledger;
+use self::mark::Mark;
 use self::names::{Names, Target};
 use self::projector::Parts;
 use self::session::Sessions;
 use self::supervisor::Supervisor;
+use self::suspects::Suspects;
 
 /// How long JetStream may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -105,8 +110,9 @@ pub(super) async fn run(
         sessions,
         ledger: member.ledger,
         letters: member.letters,
+        mark: Mark::new(member.bucket.clone(), &member.names, &member.replica),
+        suspects: Suspects::new(member.bucket, Arc::clone(&member.names)),
         names: member.names,
-        replica: member.replica,
         connections: member.connections,
         metrics: member.metrics,
         health: member.health,
@@ -169,10 +175,12 @@ impl Member {
         let jetstream = context(client);
         let names = Arc::new(Names::new(nats, durable));
         let bucket = Bucket::new(jetstream.clone(), &names.ledger_stream);
+        let letters = DeadLetters::new(jetstream.clone(), Arc::clone(&names), Arc::clone(&metrics));
+        let ledger = Ledger::new(bucket.clone(), Arc::clone(&names), letters.clone(), Arc::clone(&metrics));
         Self {
             replica: Uuid::new_v4().simple().to_string()[..12].into(),
-            ledger: Arc::new(Ledger::new(bucket.clone(), Arc::clone(&names))),
-            letters: DeadLetters::new(jetstream.clone(), Arc::clone(&names), Arc::clone(&metrics)),
+            ledger: Arc::new(ledger),
+            letters,
             jetstream,
             names,
             bucket,

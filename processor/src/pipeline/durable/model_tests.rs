@@ -22,7 +22,8 @@ use tokio::time::Instant;
 use super::bucket::Revision;
 use super::cache::Known;
 use super::control::{Claim, Claimant, Control, Doubt, LEASE, MAY_SEND, RENEWAL, Settled};
-use super::record::{Due, Record};
+use super::names::Target;
+use super::record::{Due, Record, Settler};
 use super::unsettled::{Landed, Unsettled};
 use crate::config::Tuning;
 use crate::kv::{Budget, BulkApi, Failure, PutBody, RequestBudget};
@@ -57,6 +58,11 @@ const MEMORY: Duration = Duration::from_secs(100);
 fn cases(cases: u32) -> Config {
     let asked = Config { failure_persistence: None, ..Config::default() };
     if std::env::var_os("PROPTEST_CASES").is_some() { asked } else { Config { cases, ..asked } }
+}
+
+/// The one KV namespace of the model.
+fn settler(term: u64) -> Settler {
+    Settler::Of { target: Target::new("http://kv"), term }
 }
 
 fn task(n: usize) -> TaskId {
@@ -465,7 +471,7 @@ impl Projector {
                 self.renew_at = if self.fetched.is_empty() { self.renew_at } else { self.renew_at.min(now) };
                 return;
             };
-            if known.record.expires_by == Some(self.held.control.term) {
+            if known.record.expires_by == Some(settler(self.held.control.term)) {
                 self.unsettled.passed(&id, known.revision);
                 continue;
             }
@@ -807,7 +813,7 @@ impl World {
             Beside::Expire(id, known) => {
                 let found = self.bucket.records.get(&id).map(|entry| entry.known.revision);
                 if found == Some(known.revision) {
-                    let record = Record { expires_by: Some(term), ..Record::clone(&known.record) };
+                    let record = Record { expires_by: Some(settler(term)), ..Record::clone(&known.record) };
                     self.bucket.write(&id, record, Some(memory_ends));
                 }
                 Beside::Expired(id, known.revision)

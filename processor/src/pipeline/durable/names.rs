@@ -3,11 +3,13 @@
 
 use std::fmt::Write;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use taskpipeline_contract::{EventKind, TaskId};
 
 use crate::config::{DurableSettings, NatsSettings};
 use crate::pipeline::dead_letters;
+use crate::pipeline::fold::Version;
 
 /// The names of one pipeline.
 #[derive(Clone, Debug)]
@@ -87,9 +89,19 @@ impl Names {
         format!("{}high-water.*", self.ledger_prefix)
     }
 
+    /// That an event which was delivered again and again is being looked at.
+    pub(super) fn suspect(&self, version: Version) -> String {
+        format!("{}suspect.{version}", self.ledger_prefix)
+    }
+
     /// The control record for one KV namespace.
     pub(super) fn control(&self, target: &Target) -> String {
         format!("{}control.{}", self.ledger_prefix, target.0)
+    }
+
+    /// The control records of all KV namespaces that this ledger is projected to.
+    pub(super) fn controls(&self) -> String {
+        format!("{}control.*", self.ledger_prefix)
     }
 
     /// Requests that a command wants to send, or may.
@@ -104,7 +116,7 @@ impl Names {
 }
 
 /// A KV namespace of an account, as a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Target(String);
 
 impl Target {

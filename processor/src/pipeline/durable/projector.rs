@@ -26,7 +26,7 @@ use super::lag::Lag;
 use super::ledger::{Ledger, LedgerError};
 use super::loan::Asked;
 use super::names::Names;
-use super::record::{Due, Record};
+use super::record::{Due, Record, Settler};
 use super::unsettled::{Landed, Unsettled};
 use super::{deadline, stopped};
 use crate::config::Tuning;
@@ -370,7 +370,7 @@ impl<K: BulkApi> Projector<K> {
         let Change { id, known, behind } = change;
         self.behind = behind;
         // Our own doing: it was settled before it was given its time to live, and nothing came between.
-        if known.record.expires_by == Some(self.held.control.term) {
+        if known.record.expires_by.as_ref().is_some_and(|by| *by == self.settler()) {
             self.unsettled.passed(&id, known.revision);
             return;
         }
@@ -520,18 +520,24 @@ impl<K: BulkApi> Projector<K> {
         self.to_expire.push_back((id.clone(), known));
     }
 
+    /// Who this projector is in the records that it lets expire.
+    fn settler(&self) -> Settler {
+        Settler::Of { target: self.parts.holder.target.clone(), term: self.held.control.term }
+    }
+
     /// Gives the next settled records their time to live.
     fn expire(&mut self) {
         let Some(memory) = self.parts.memory.filter(|_| !self.expiring && !self.to_expire.is_empty()) else {
             return;
         };
+        let memory = self.held.time_to_live(memory);
         self.expiring = true;
         let mut records: Vec<_> = self.to_expire.drain(..self.to_expire.len().min(EXPIRE)).collect();
-        let (ledger, term) = (Arc::clone(&self.parts.ledger), self.held.control.term);
+        let (ledger, settler) = (Arc::clone(&self.parts.ledger), self.settler());
         self.beside.spawn(async move {
             let expired = records.iter().map(|(id, known)| (id.clone(), known.revision)).collect();
             for _ in 0..EXPIRE_TRIES {
-                let (left, error) = ledger.expire(records, term, memory).await;
+                let (left, error) = ledger.expire(records, &settler, memory).await;
                 let Some(error) = error else { break };
                 warn!(
                     "the records of {} deleted tasks cannot be given their time to live: {error}",

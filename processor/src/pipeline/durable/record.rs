@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use taskpipeline_contract::{CorrelationId, EventData, Task, TaskId, Timestamp};
 
 use super::bucket::Revision;
+use super::names::Target;
 use crate::pipeline::fold::{TaskState, Version, Versioned};
 
 /// The event that changed a task last.
@@ -16,14 +17,25 @@ pub(super) struct Cause {
     pub(super) at: Timestamp,
 }
 
+/// A projector in one term. Terms are counted for each KV namespace, so that a number alone names nobody where several
+/// share a ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Settler {
+    /// The KV namespace that it writes to, and its term there.
+    Of { target: Target, term: u64 },
+    /// From before the namespace was recorded: anybody's.
+    Unnamed(u64),
+}
+
 /// See the module's head.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) task: TaskState,
     pub(super) last: Versioned<Cause>,
-    /// Set when the record was given a time to live: the term of the projector that had settled it.
+    /// Set when the record was given a time to live: by whom it had been settled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) expires_by: Option<u64>,
+    pub(super) expires_by: Option<Settler>,
     /// The revision of the record that this one has replaced; 0 where there was none. Set when it is written.
     #[serde(default = "Revision::last")]
     pub(super) follows: Revision,
@@ -136,6 +148,17 @@ mod tests {
         assert_eq!(serde_json::from_value::<Record>(now).unwrap(), read);
     }
 
+    #[test]
+    fn a_settler_of_one_namespace_is_not_that_of_another_nor_one_without_a_name() {
+        let of = |target: &str, term| Settler::Of { target: Target::new(target), term };
+        assert_ne!(of("http://kv/a", 3), of("http://kv/b", 3));
+        let written = serde_json::to_string(&of("http://kv/a", 3)).unwrap();
+        assert_eq!(serde_json::from_str::<Settler>(&written).unwrap(), of("http://kv/a", 3));
+        let old: Settler = serde_json::from_str("3").unwrap();
+        assert_eq!(old, Settler::Unnamed(3));
+        assert_ne!(old, of("http://kv/a", 3));
+    }
+
     fn record(event: &Happened) -> Record {
         let correlation_id = CorrelationId::new(format!("of {}", event.version)).unwrap();
         Record::of(event.version, event.at, correlation_id, &event.data)
@@ -243,8 +266,9 @@ mod tests {
             record(&Happened { nth: 0, version, at: Timestamp::UNIX_EPOCH, data })
         };
         let mut expiring = delete(5);
-        expiring.expires_by = Some(3);
-        assert!(!expiring.merge(&delete(4)) && expiring.expires_by == Some(3));
+        let settler = Settler::Of { target: Target::new("http://kv"), term: 3 };
+        expiring.expires_by = Some(settler.clone());
+        assert!(!expiring.merge(&delete(4)) && expiring.expires_by == Some(settler));
         assert!(expiring.merge(&delete(6)) && expiring.expires_by.is_none());
     }
 }

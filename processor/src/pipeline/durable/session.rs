@@ -11,7 +11,7 @@ use async_nats::jetstream::stream::{RawMessageErrorKind, RetentionPolicy, Stream
 use tracing::{info, warn};
 
 use super::bucket::{Bucket, ReadError, Revision, Stored, WriteError};
-use super::incarnation::{HighWater, Judgement, Life, Present, Source};
+use super::incarnation::{Judgement, Life, Present, Source};
 use super::lanes::Write;
 use super::names::Names;
 use super::streams::{self, StreamsError};
@@ -20,6 +20,9 @@ use crate::config::DurableSettings;
 /// How many events may be with replicas that they have not acknowledged. It bounds what is delivered again when
 /// all of them die.
 const MOST_UNACKNOWLEDGED: i64 = 20_000;
+
+/// The wait before the stream is looked at again where another replica has recorded what became of it.
+const AGREE_AGAIN: Duration = Duration::from_millis(20);
 
 /// How many replicas' high waters are kept before those that are recorded are cleared away.
 const MOST_MARKS: usize = 32;
@@ -59,7 +62,11 @@ impl Sessions {
     pub(super) async fn begin(&self) -> Result<Session, SessionError> {
         loop {
             let stream = streams::ensure(&self.jetstream, &self.names, &self.settings).await?;
-            let Some(source) = self.agree(&stream).await? else { continue };
+            let Some(source) = self.agree(&stream).await? else {
+                // Another replica writes it at this moment.
+                tokio::time::sleep(AGREE_AGAIN).await;
+                continue;
+            };
             let consumer = self.consumer(&stream, &source).await?;
             // Was the stream made anew meanwhile, the consumer is a stranger's.
             if present(&stream).await?.created != source.created {
@@ -74,7 +81,8 @@ impl Sessions {
     /// Brings what is recorded of the stream up to date; nothing where another replica did so meanwhile.
     async fn agree(&self, stream: &Stream) -> Result<Option<Source>, SessionError> {
         let stored = self.bucket.get(&self.names.source()).await?;
-        let marks = self.bucket.get_many(&[self.names.high_waters()]).await?;
+        // As the leader has them: a mark that another replica of the stream lacks might be the one that shows what was lost.
+        let marks = self.bucket.all(&self.names.high_waters()).await?;
         // Last of all: a stream that grows meanwhile must not look as if it ended before a mark.
         let now = present(stream).await?;
         let (recorded, revision) = match &stored {
@@ -144,7 +152,7 @@ impl Sessions {
         let value = serde_json::to_vec(&source).map_err(|error| SessionError::Nats(error.to_string()))?;
         match self.bucket.compare_and_set(self.names.source(), value, expected, None).await {
             Ok(_) => Ok(Some(source)),
-            Err(WriteError::Conflict) => Ok(None),
+            Err(error) if error.is_contended() => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -232,17 +240,6 @@ impl Sessions {
         }
         Ok(())
     }
-}
-
-/// Says how far a replica is about to write to the ledger, before it does.
-pub(super) async fn mark_high_water(
-    bucket: &Bucket,
-    names: &Names,
-    replica: &str,
-    high: HighWater,
-) -> Result<(), WriteError> {
-    let value = serde_json::to_vec(&high).map_err(|error| WriteError::Unknown(error.to_string()))?;
-    bucket.set(names.high_water(replica), value).await.map(|_| ())
 }
 
 fn consumer_config(consumer: &Consumer<PullConfig>) -> PullConfig {

@@ -127,9 +127,27 @@ async fn ensure_one(jetstream: &Context, config: Config) -> Result<Stream, Strea
             CreateStreamErrorKind::TimedOut | CreateStreamErrorKind::JetStreamUnavailable => {
                 StreamsError::Away(format!("the stream {name} cannot be made: {error}"))
             }
+            CreateStreamErrorKind::JetStream(error) if may_pass(&error) => StreamsError::Away(format!(
+                "the stream {name} cannot be made: {error}. It is tried again; are enough servers up and in the \
+                 cluster for STREAM_REPLICAS, and is there room on them?"
+            )),
             _ => StreamsError::Unfit(format!("the stream {name} cannot be made: {error}")),
         }),
     }
+}
+
+/// Whether it is the state that a cluster is in at the moment: without a leader, or with servers away.
+fn may_pass(error: &async_nats::jetstream::Error) -> bool {
+    const CODES: [ErrorCode; 7] = [
+        ErrorCode::CLUSTER_INCOMPLETE,
+        ErrorCode::CLUSTER_NO_PEERS,
+        ErrorCode::CLUSTER_NOT_ACTIVE,
+        ErrorCode::CLUSTER_NOT_ASSIGNED,
+        ErrorCode::CLUSTER_NOT_AVAILABLE,
+        ErrorCode::CLUSTER_NOT_LEADER,
+        ErrorCode::STREAM_OFFLINE,
+    ];
+    CODES.contains(&error.error_code())
 }
 
 fn events(names: &Names, settings: &DurableSettings) -> Config {

@@ -11,11 +11,14 @@ use tracing::{debug, info, warn};
 
 use super::age;
 use super::dead_letters::DeadLetters;
+use super::holding::{Holding, Storage};
 use super::ingest::{Ingest, IngestError};
 use super::ledger::Ledger;
+use super::mark::Mark;
 use super::names::Names;
 use super::session::{Session, SessionError, Sessions};
 use super::stopped;
+use super::suspects::Suspects;
 use super::streams::StreamsError;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
@@ -59,7 +62,8 @@ pub(super) struct Supervisor {
     pub(super) ledger: Arc<Ledger>,
     pub(super) letters: DeadLetters,
     pub(super) names: Arc<Names>,
-    pub(super) replica: Arc<str>,
+    pub(super) mark: Arc<Mark>,
+    pub(super) suspects: Arc<Suspects>,
     pub(super) connections: watch::Receiver<u64>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
@@ -79,6 +83,7 @@ impl Supervisor {
                 },
             };
             let session = Arc::new(session);
+            self.mark.begin(session.source.current().incarnation).await;
             let (letters, health, metrics) =
                 (self.letters.clone(), Arc::clone(&self.health), Arc::clone(&self.metrics));
             let watching = age::watch(Arc::clone(&session), letters, health, metrics);
@@ -130,23 +135,37 @@ impl Supervisor {
     ) -> Option<IngestError> {
         let (finish, finishing) = watch::channel(false);
         let mut workers = JoinSet::new();
+        let storage = Storage {
+            ledger: Arc::clone(&self.ledger),
+            letters: self.letters.clone(),
+            mark: Arc::clone(&self.mark),
+        };
+        let (holding, holder) = Holding::new(storage.clone(), self.ack_wait, Arc::clone(&self.metrics));
         for _ in 0..WORKERS {
             let worker = Ingest {
                 session: Arc::clone(session),
-                ledger: Arc::clone(&self.ledger),
-                letters: self.letters.clone(),
+                storage: storage.clone(),
+                holding: holding.clone(),
+                suspects: Arc::clone(&self.suspects),
                 names: Arc::clone(&self.names),
-                replica: Arc::clone(&self.replica),
                 metrics: Arc::clone(&self.metrics),
                 ack_wait: self.ack_wait,
             };
             workers.spawn(worker.run(finishing.clone(), self.connections.clone()));
         }
+        drop(holding);
+        // It ends when the workers have, so that what they leave is given back.
+        let mut holder = tokio::spawn(holder.run());
         let ended = tokio::select! {
             ended = workers.join_next() => Some(match ended {
                 Some(Ok(Err(error))) => error,
                 Some(Err(error)) => IngestError::Pull(error.to_string()),
                 Some(Ok(Ok(()))) | None => IngestError::Pull("a worker has ended".to_owned()),
+            }),
+            held = &mut holder => Some(match held {
+                Ok(Err(refusal)) => refusal.into(),
+                Err(error) => IngestError::Pull(error.to_string()),
+                Ok(Ok(())) => IngestError::Pull("what has to wait is not kept any more".to_owned()),
             }),
             () = stopped(stop) => None,
         };
@@ -156,6 +175,9 @@ impl Supervisor {
                 if let Ok(Err(error)) = ended {
                     debug!("{error}");
                 }
+            }
+            if !holder.is_finished() {
+                let _ = (&mut holder).await;
             }
         });
         if finished.await.is_err() {

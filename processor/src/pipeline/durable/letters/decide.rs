@@ -104,6 +104,13 @@ pub(super) enum Refusal {
         line(.0.as_str())
     )]
     UnreadableInKv(TaskId),
+    #[error(
+        "its bytes are a record of the ledger that could not be read, and was replaced by what the next event of the \
+         task {} says: there is no event to replay. Compare them with the task, publish what is missing \
+         (`taskpipeline publish`), and drop the letter",
+        line(.0.as_str())
+    )]
+    UnreadableInLedger(TaskId),
 }
 
 /// The task whose record in the ledger the decision is about.
@@ -129,6 +136,7 @@ pub(super) fn decide(letter: &Opened, names: &Names, facts: &Facts<'_>) -> Resul
         let task = task.clone();
         return match facts.newest {
             _ if envelope.reason == Reason::UnreadableInKv => Err(Refusal::UnreadableInKv(task)),
+            _ if envelope.reason == Reason::UnreadableInLedger => Err(Refusal::UnreadableInLedger(task)),
             None => Err(Refusal::NoRecord(task)),
             Some(_) => Ok(Action::Touch(task)),
         };

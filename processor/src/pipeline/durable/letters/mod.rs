@@ -20,11 +20,13 @@ use self::entry::{Entry, task_in};
 use self::replay::Replay;
 use self::store::Store;
 use super::bucket::Bucket;
+use super::dead_letters::DeadLetters;
 use super::ledger::Ledger;
 use super::names::Names;
 use crate::config::Pipeline;
 use crate::pipeline::connect_options;
 use crate::pipeline::dead_letters::Reason;
+use crate::telemetry::metrics::Metrics;
 
 pub(crate) use self::store::StoreError;
 pub(crate) use self::text::line;
@@ -64,6 +66,8 @@ pub(crate) enum LettersError {
     Json(#[from] serde_json::Error),
     #[error(transparent)]
     Which(#[from] NotFound),
+    #[error("cannot register metrics")]
+    Metrics(#[from] prometheus::Error),
 }
 
 /// Why a name means no letter.
@@ -122,7 +126,10 @@ impl Desk {
         let store = Store::open(jetstream.clone(), &names)
             .await
             .map_err(|reason| LettersError::Store { url: url.clone(), reason })?;
-        let ledger = Ledger::new(Bucket::new(jetstream.clone(), &names.ledger_stream), Arc::clone(&names));
+        let bucket = Bucket::new(jetstream.clone(), &names.ledger_stream);
+        let metrics = Arc::new(Metrics::new()?);
+        let letters = DeadLetters::new(jetstream.clone(), Arc::clone(&names), Arc::clone(&metrics));
+        let ledger = Ledger::new(bucket, Arc::clone(&names), letters, metrics);
         Ok(Self { url, jetstream, names, store, ledger })
     }
 
