@@ -214,7 +214,7 @@ async fn a_delete_settled_in_the_second_namespace_outlives_what_the_first_one_ma
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_namespace_that_was_out_of_use_for_longer_than_deletes_are_remembered_says_so() {
-    let short = |kv: &Simulator, nats: &NatsServer| options(nats, kv).set("STREAM_MAX_AGE", "2s");
+    let short = |kv: &Simulator, nats: &NatsServer| options(nats, kv).set("STREAM_MAX_AGE", "3s");
     let nats = NatsServer::start().await.unwrap();
     let (one, two) = (fast_kv().await, fast_kv().await);
     let mut replica = Processor::start(&short(&one, &nats)).await.unwrap();

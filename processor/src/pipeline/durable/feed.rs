@@ -152,6 +152,10 @@ impl Reader {
             warn!("{subject} in the ledger is no task's record; it is left alone");
             return None;
         };
+        if payload.is_empty() {
+            debug!("somebody has deleted the ledger's record {subject}");
+            return None;
+        }
         match serde_json::from_slice::<Record>(payload) {
             Ok(record) => {
                 let known = Known { record: Arc::new(record), revision };

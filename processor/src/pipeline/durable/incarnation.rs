@@ -52,6 +52,9 @@ pub(super) struct Source {
     pub(super) lives: Vec<Life>,
     /// The highest of the replicas' high waters, as of the last time they were gathered.
     pub(super) high: Option<HighWater>,
+    /// What the subjects of the events begin with. Nothing where an earlier version has written it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) prefix: Option<String>,
 }
 
 /// The stream as it is now.
@@ -80,7 +83,19 @@ pub(super) enum Judgement {
 impl Source {
     /// The first life of a stream.
     pub(super) fn first(created: i64) -> Self {
-        Self { created, lives: vec![Life { incarnation: 1, from: 0, read_from: 0 }], high: None }
+        Self { created, lives: vec![Life { incarnation: 1, from: 0, read_from: 0 }], high: None, prefix: None }
+    }
+
+    /// Makes it the pipeline's with these subjects; whose it is, if it is another's.
+    pub(super) fn claim(&mut self, prefix: &str) -> Result<(), String> {
+        match &self.prefix {
+            Some(other) if other != prefix => Err(other.clone()),
+            Some(_) => Ok(()),
+            None => {
+                self.prefix = Some(prefix.to_owned());
+                Ok(())
+            }
+        }
     }
 
     /// The life that the stream is in.
@@ -160,6 +175,14 @@ mod tests {
         assert!(high(1, 5).is_at_least(high(1, 5)) && high(1, 5).is_at_least(high(1, 4)));
         assert!(high(2, 1).is_at_least(high(1, 9)));
         assert!(!high(1, 5).is_at_least(high(1, 6)) && !high(1, 9).is_at_least(high(2, 1)));
+    }
+
+    #[test]
+    fn a_ledger_is_the_pipelines_that_claims_it_first() {
+        let mut source = source(None);
+        assert_eq!(source.claim("tasks"), Ok(()));
+        assert_eq!(source.claim("tasks"), Ok(()));
+        assert_eq!(source.claim("orders"), Err("tasks".to_owned()));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use taskpipeline_contract::{Event, EventKind, TaskId, Timestamp};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::crash;
 use super::holding::{Held, Holding, Refusal, Storage, Work};
@@ -128,6 +128,18 @@ impl Ingest {
         for message in messages {
             let info = message.info().map_err(|error| IngestError::Pull(error.to_string()))?;
             let (sequence, time, deliveries) = (info.stream_sequence, nanos(info.published), info.delivered);
+            let lost = match deliveries {
+                1 => self.session.lost_beside(info.consumer_sequence, sequence),
+                _ => 0,
+            };
+            if lost > 0 {
+                self.metrics.events_lost.inc_by(lost);
+                error!(
+                    "the stream {} has dropped {lost} messages before event {sequence} that were never taken in: by max_msgs, \
+                     max_bytes, max_age, or because somebody deleted them",
+                    self.names.stream
+                );
+            }
             let Some(kind) = self.names.kind(&message.subject) else {
                 self.foreign(&message, sequence).await;
                 continue;

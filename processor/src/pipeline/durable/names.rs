@@ -16,6 +16,8 @@ use crate::pipeline::fold::Version;
 pub(super) struct Names {
     /// The stream that captures the events.
     pub(super) stream: String,
+    /// What their subjects begin with.
+    pub(super) prefix: String,
     /// Their three subjects.
     pub(super) subjects: Vec<(String, EventKind)>,
     pub(super) queue_group: String,
@@ -28,16 +30,22 @@ pub(super) struct Names {
 
 impl Names {
     pub(super) fn new(nats: &NatsSettings, durable: &DurableSettings) -> Self {
+        Self::of(&durable.stream, &nats.queue_group, &nats.subject_prefix)
+    }
+
+    /// Of a pipeline with this stream, this queue group and this prefix of its subjects.
+    pub(super) fn of(stream: &str, queue_group: &str, prefix: &str) -> Self {
         // Neither name has two dashes in a row, nor one at an end.
-        let bucket = format!("{}--{}", durable.stream, nats.queue_group);
+        let bucket = format!("{stream}--{queue_group}");
         Self {
-            stream: durable.stream.clone(),
-            subjects: EventKind::ALL.map(|kind| (kind.subject(&nats.subject_prefix), kind)).to_vec(),
-            queue_group: nats.queue_group.clone(),
+            stream: stream.to_owned(),
+            prefix: prefix.to_owned(),
+            subjects: EventKind::ALL.map(|kind| (kind.subject(prefix), kind)).to_vec(),
+            queue_group: queue_group.to_owned(),
             ledger_stream: format!("KV_{bucket}"),
             ledger_prefix: format!("$KV.{bucket}."),
-            dead_letter_stream: format!("{}-DEAD-LETTERS", durable.stream),
-            dead_letter_subject: dead_letters::subject(&nats.subject_prefix),
+            dead_letter_stream: format!("{stream}-DEAD-LETTERS"),
+            dead_letter_subject: dead_letters::subject(prefix),
         }
     }
 

@@ -1,25 +1,23 @@
 //! A session with the stream: which life it is in, and the durable consumer of that life. Made at every
 //! connect and reconnect, before anything is pulled.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::pull::Config as PullConfig;
-use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy, PullConsumer};
+use async_nats::jetstream::consumer::{Consumer, PullConsumer};
 use async_nats::jetstream::stream::{RawMessageErrorKind, RetentionPolicy, Stream};
 use tracing::{info, warn};
 
 use super::bucket::{Bucket, ReadError, Revision, Stored, WriteError};
+use super::gaps::Gaps;
 use super::incarnation::{Judgement, Life, Present, Source};
 use super::lanes::Write;
 use super::names::Names;
 use super::streams::{self, StreamsError};
+use super::subscription::{self, Existing};
 use crate::config::DurableSettings;
-
-/// How many events may be with replicas that they have not acknowledged. It bounds what is delivered again when
-/// all of them die.
-const MOST_UNACKNOWLEDGED: i64 = 20_000;
 
 /// The wait before the stream is looked at again where another replica has recorded what became of it.
 const AGREE_AGAIN: Duration = Duration::from_millis(20);
@@ -47,6 +45,17 @@ pub(super) struct Session {
     pub(super) source: Source,
     /// How long the stream keeps an event; nothing where it does for ever.
     pub(super) max_age: Option<Duration>,
+    /// Where the consumer lets all subjects through, so that a gap is a loss.
+    pub(super) gaps: Option<Mutex<Gaps>>,
+}
+
+impl Session {
+    /// Takes in a first delivery. Answers how many messages the stream has dropped beside it, as far as this replica
+    /// can see.
+    pub(super) fn lost_beside(&self, delivery: u64, sequence: u64) -> u64 {
+        let Some(gaps) = &self.gaps else { return 0 };
+        gaps.lock().unwrap_or_else(PoisonError::into_inner).delivered(delivery, sequence)
+    }
 }
 
 /// Begins sessions.
@@ -74,7 +83,11 @@ impl Sessions {
             }
             let age = stream.cached_info().config.max_age;
             let max_age = (!age.is_zero()).then_some(age);
-            return Ok(Session { consumer, stream, source, max_age });
+            let delivered = consumer.cached_info().delivered;
+            let is_filtered = is_filtered(&consumer);
+            let gaps = (!is_filtered)
+                .then(|| Mutex::new(Gaps::after(delivered.consumer_sequence, delivered.stream_sequence)));
+            return Ok(Session { consumer, stream, source, max_age, gaps });
         }
     }
 
@@ -92,8 +105,16 @@ impl Sessions {
         let Some(mut source) = recorded.clone() else {
             // The ledger is new. What its predecessor's consumers have acknowledged, it has never seen.
             self.forget_consumers(stream).await?;
-            return self.record(Source::first(now.created), revision).await;
+            let prefix = Some(self.names.prefix.clone());
+            return self.record(Source { prefix, ..Source::first(now.created) }, revision).await;
         };
+        source.claim(&self.names.prefix).map_err(|other| {
+            StreamsError::Unfit(format!(
+                "the queue group {} reads {other}.* of the stream {}, not {}.*, and its ledger holds those tasks: set \
+                 another QUEUE_GROUP",
+                self.names.queue_group, self.names.stream, self.names.prefix
+            ))
+        })?;
         // An empty one is about to go.
         for mark in marks.iter().filter(|mark| !mark.value.is_empty()) {
             source.raise(parse(&mark.value)?);
@@ -169,35 +190,27 @@ impl Sessions {
     async fn consumer(&self, stream: &Stream, source: &Source) -> Result<PullConsumer, SessionError> {
         let life = source.current();
         let name = self.names.consumer(life.incarnation);
-        let ack_wait = self.settings.ack_wait;
-        match stream.get_consumer::<PullConfig>(&name).await {
-            Ok(consumer) if consumer.cached_info().config.ack_wait == ack_wait => return Ok(consumer),
-            Ok(consumer) => {
-                let changed = PullConfig { ack_wait, ..consumer_config(&consumer) };
-                return stream.update_consumer(changed).await.map_err(|error| {
-                    SessionError::Nats(format!("the consumer {name} cannot be changed: {error}"))
-                });
-            }
-            // What is wrong with it will be said when it cannot be made either.
-            Err(_) => {}
+        let wanted = subscription::wanted(&self.names, life, self.filter(stream), self.settings.ack_wait);
+        // What is wrong with one that cannot be looked up is said when it cannot be made either.
+        if let Ok(consumer) = stream.get_consumer::<PullConfig>(&name).await {
+            return match subscription::judge(&consumer_config(&consumer), &wanted, &self.names) {
+                Existing::Fits => Ok(consumer),
+                Existing::Change(changed) => {
+                    let changed = stream.update_consumer(*changed).await;
+                    changed.map_err(|error| {
+                        SessionError::Nats(format!("the consumer {name} cannot be changed: {error}"))
+                    })
+                }
+                Existing::Unfit(why) => Err(StreamsError::Unfit(format!(
+                    "the consumer {name} of the stream {} is there and cannot be used: {why}. Set another QUEUE_GROUP, or, \
+                     if nobody needs it, delete it",
+                    self.names.stream
+                ))
+                .into()),
+            };
         }
-        let config = PullConfig {
-            durable_name: Some(name.clone()),
-            description: Some("The replicas of a task pipeline".to_owned()),
-            deliver_policy: match life.read_from {
-                0 | 1 => DeliverPolicy::All,
-                start_sequence => DeliverPolicy::ByStartSequence { start_sequence },
-            },
-            ack_policy: AckPolicy::Explicit,
-            ack_wait,
-            // Never given up: what cannot be decoded becomes a dead letter by our own hand.
-            max_deliver: -1,
-            max_ack_pending: MOST_UNACKNOWLEDGED,
-            filter_subjects: self.filter(stream),
-            ..PullConfig::default()
-        };
         let consumer = stream
-            .create_consumer_strict(config)
+            .create_consumer_strict(wanted)
             .await
             .map_err(|error| SessionError::Nats(format!("the consumer {name} cannot be made: {error}")))?;
         info!("made the consumer {name}");
@@ -240,6 +253,11 @@ impl Sessions {
         }
         Ok(())
     }
+}
+
+fn is_filtered(consumer: &PullConsumer) -> bool {
+    let config = &consumer.cached_info().config;
+    !config.filter_subject.is_empty() || !config.filter_subjects.is_empty()
 }
 
 fn consumer_config(consumer: &Consumer<PullConfig>) -> PullConfig {

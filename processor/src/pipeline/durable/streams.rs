@@ -1,13 +1,12 @@
 //! The three streams: the one that captures the events, the one under the ledger, and that of the dead letters.
 //! Makes what is missing, uses what fits, and refuses what does not, saying why.
 
-use std::time::Duration;
-
 use async_nats::jetstream::context::{AccountErrorKind, CreateStreamErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, Stream};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Stream};
 use async_nats::jetstream::{Context, ErrorCode};
 use tracing::{info, warn};
 
+use super::fitness::{self, Fitness};
 use super::names::Names;
 use crate::config::DurableSettings;
 
@@ -33,33 +32,28 @@ pub(super) async fn ensure(
 ) -> Result<Stream, StreamsError> {
     check_server(jetstream).await?;
     let events = ensure_one(jetstream, events(names, settings)).await?;
-    let unfit = misfits(&events.cached_info().config, names);
-    if !unfit.is_empty() {
-        return Err(StreamsError::Unfit(format!(
-            "the stream {} is there and cannot be used: {}. Change it, or name another in STREAM_NAME",
-            names.stream,
-            unfit.join("; ")
-        )));
-    }
+    use_of(&events, &fitness::of_events(&events.cached_info().config, names), "name another in STREAM_NAME")?;
     let ledger = ensure_one(jetstream, ledger(names, settings)).await?;
-    let config = &ledger.cached_info().config;
-    if !config.allow_message_ttl || !config.allow_direct || config.max_messages_per_subject != 1 {
-        return Err(StreamsError::Unfit(format!(
-            "the stream {} is there and is no ledger: it must allow direct gets and per-message TTL, and \
-             keep one message a subject",
-            names.ledger_stream
-        )));
-    }
+    let other = "set another QUEUE_GROUP, which begins with a new ledger";
+    use_of(&ledger, &fitness::of_ledger(&ledger.cached_info().config, names), other)?;
     let letters = ensure_one(jetstream, dead_letters(names, settings)).await?;
-    let subject = &names.dead_letter_subject;
-    if !letters.cached_info().config.subjects.iter().any(|filter| captures(filter, subject)) {
-        return Err(StreamsError::Unfit(format!(
-            "the stream {} is there and does not capture {subject}: add the subject to it (its letters stay), or \
-             rename it",
-            names.dead_letter_stream
-        )));
-    }
+    use_of(&letters, &fitness::of_letters(&letters.cached_info().config, names), "delete it when its letters are dealt with")?;
     Ok(events)
+}
+
+/// Refuses a stream that does not fit, and tells what may go wrong with one that does.
+fn use_of(stream: &Stream, fitness: &Fitness, or_else: &str) -> Result<(), StreamsError> {
+    let name = &stream.cached_info().config.name;
+    for warning in &fitness.warnings {
+        warn!("the stream {name}: {warning}");
+    }
+    if fitness.misfits.is_empty() {
+        return Ok(());
+    }
+    Err(StreamsError::Unfit(format!(
+        "the stream {name} is there and cannot be used: {}. Change it, or {or_else}",
+        fitness.misfits.join("; ")
+    )))
 }
 
 async fn check_server(jetstream: &Context) -> Result<(), StreamsError> {
@@ -187,64 +181,5 @@ fn dead_letters(names: &Names, settings: &DurableSettings) -> Config {
         num_replicas: settings.replicas,
         allow_direct: true,
         ..Config::default()
-    }
-}
-
-/// Why a stream that was there before us cannot be used.
-fn misfits(config: &Config, names: &Names) -> Vec<String> {
-    let mut misfits = Vec::new();
-    for (subject, _) in &names.subjects {
-        if !config.subjects.iter().any(|filter| captures(filter, subject)) {
-            misfits.push(format!("it does not capture {subject}"));
-        }
-    }
-    if config.retention != RetentionPolicy::Limits {
-        misfits.push(
-            "its retention must be by limits: others remove events that a replica still needs".to_owned(),
-        );
-    }
-    if config.max_messages_per_subject > 0 {
-        misfits.push("it keeps only the newest events of each subject (max_msgs_per_subject)".to_owned());
-    }
-    if config.sealed {
-        misfits.push("it is sealed".to_owned());
-    }
-    if config.mirror.is_some() {
-        misfits.push("it is a mirror".to_owned());
-    }
-    if config.no_ack {
-        warn!("the stream {} sends no acks: JetStream publishers will wait for them in vain", names.stream);
-    }
-    if config.max_age == Duration::ZERO {
-        warn!("the stream {} keeps events for ever: so does the ledger keep deleted tasks", names.stream);
-    }
-    misfits
-}
-
-/// Whether a subject with wildcards takes in another without.
-fn captures(filter: &str, subject: &str) -> bool {
-    let (mut filter, mut subject) = (filter.split('.'), subject.split('.'));
-    loop {
-        match (filter.next(), subject.next()) {
-            (Some(">"), Some(_)) | (None, None) => return true,
-            (Some("*"), Some(_)) => {}
-            (Some(wanted), Some(token)) if wanted == token => {}
-            _ => return false,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn subjects_with_wildcards() {
-        for filter in ["tasks.created", "tasks.*", "tasks.>", "*.created", ">"] {
-            assert!(captures(filter, "tasks.created"), "{filter}");
-        }
-        for filter in ["tasks", "tasks.created.>", "tasks.updated", "*", "other.>"] {
-            assert!(!captures(filter, "tasks.created"), "{filter}");
-        }
     }
 }

@@ -48,3 +48,25 @@ readOnlyRootFilesystem: true
 runAsNonRoot: true
 capabilities: {drop: [ALL]}
 {{- end -}}
+
+{{- /*
+One server does not become three, nor three one: a server that finds itself alone, or in a cluster, with streams of the other
+kind drops them after half a minute. So a release that would do that is refused before anything changes. Volumes outlive
+`helm uninstall` and count as well. Where Helm does not ask the cluster (`helm template`), nothing is known.
+*/ -}}
+{{- define "nats.refuseOtherCount" -}}
+{{- $name := include "nats.fullname" . -}}
+{{- $wanted := int .Values.replicas -}}
+{{- $there := 0 -}}
+{{- $servers := lookup "apps/v1" "StatefulSet" .Release.Namespace $name | default dict -}}
+{{- $volume := lookup "v1" "PersistentVolumeClaim" .Release.Namespace (printf "data-%s-0" $name) | default dict -}}
+{{- if $servers.spec -}}
+{{- $there = int $servers.spec.replicas -}}
+{{- else if $volume.spec -}}
+{{- $second := lookup "v1" "PersistentVolumeClaim" .Release.Namespace (printf "data-%s-1" $name) | default dict -}}
+{{- $there = ternary 3 1 (hasKey $second "spec") -}}
+{{- end -}}
+{{- if and $there (ne $there $wanted) -}}
+{{- fail (printf "nats.replicas is %d, and %s in namespace %s has its data on %d: events, ledger and dead letters would be deleted, for NATS drops the streams of one server in a cluster of three, and those of three on a single one. Set nats.replicas=%d. For another number of servers, install a second release and let this one drain (docs/operations.md, \"One NATS server or three\")." $wanted $name .Release.Namespace $there $there) -}}
+{{- end -}}
+{{- end -}}
