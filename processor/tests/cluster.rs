@@ -14,9 +14,7 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pu
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use taskpipeline_simulator::{Config, Latency, Simulator};
-use taskpipeline_testkit::{
-    NatsCluster, Processor, ProcessorOptions, eventually, store, stored_task,
-};
+use taskpipeline_testkit::{NatsCluster, Processor, ProcessorOptions, eventually, store, stored_task};
 
 /// An election in the cluster, and all that follows from it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -167,7 +165,8 @@ async fn replay(jetstream: &jetstream::Context) -> anyhow::Result<(u64, HashMap<
     let consumer = stream.create_consumer(config).await?;
     let (mut events, mut tasks, total) = (0, HashMap::new(), stream.cached_info().state.messages);
     while events < total {
-        let mut batch = consumer.batch().max_messages(1_000).expires(Duration::from_secs(2)).messages().await?;
+        let mut batch =
+            consumer.batch().max_messages(1_000).expires(Duration::from_secs(2)).messages().await?;
         while let Some(message) = batch.next().await {
             let message = message.map_err(|error| anyhow::anyhow!("{error}"))?;
             let event: Value = serde_json::from_slice(&message.payload)?;
@@ -183,7 +182,8 @@ async fn replay(jetstream: &jetstream::Context) -> anyhow::Result<(u64, HashMap<
 #[tokio::test(flavor = "multi_thread")]
 async fn each_of_three_servers_is_killed_in_turn_under_load_and_kv_equals_the_replay() {
     let (mut nats, kv) = (NatsCluster::start().await.unwrap(), fast_kv().await);
-    let options = options(&nats, &kv).set("ACK_WAIT", "3s").set("SETTLE_AFTER", "3s").set("REQUEST_TIMEOUT", "1s");
+    let options =
+        options(&nats, &kv).set("ACK_WAIT", "3s").set("SETTLE_AFTER", "3s").set("REQUEST_TIMEOUT", "1s");
     let replicas = start(&options, 2).await;
     nats.whole().await.unwrap();
     let stop = Arc::new(AtomicBool::new(false));
@@ -210,7 +210,10 @@ async fn each_of_three_servers_is_killed_in_turn_under_load_and_kv_equals_the_re
         let before = sum(&replicas, "taskpipeline_events_stored_total").await;
         eventually(PATIENCE, async || {
             let stored = sum(&replicas, "taskpipeline_events_stored_total").await;
-            ensure!(stored > before + 100.0, "nothing is stored while server {n} is away: {before}, {stored}");
+            ensure!(
+                stored > before + 100.0,
+                "nothing is stored while server {n} is away: {before}, {stored}"
+            );
             Ok(())
         })
         .await
@@ -251,9 +254,7 @@ async fn on_three_servers_events_of_a_stream_made_anew_win_over_those_of_the_old
     nats.whole().await.unwrap();
     let client = nats.client().await.unwrap();
     let jetstream = jetstream::new(client.clone());
-    let all = |title: &'static str| {
-        (0..TASKS).map(move |n| ("created", titled(&format!("task-{n}"), title)))
-    };
+    let all = |title: &'static str| (0..TASKS).map(move |n| ("created", titled(&format!("task-{n}"), title)));
     let all_titled = async |title: &str| {
         eventually(PATIENCE, async || {
             let other = (0..TASKS)

@@ -59,7 +59,8 @@ async fn acknowledged(jetstream: &jetstream::Context, stream: &str, consumer: &s
 async fn a_stream_that_changes_the_subjects_of_events_is_refused_at_start() {
     let (nats, kv) = (NatsServer::start().await.unwrap(), fast_kv().await);
     let jetstream = jetstream::new(nats.client().await.unwrap());
-    let transform = SubjectTransform { source: "tasks.*".to_owned(), destination: "moved.{{wildcard(1)}}".to_owned() };
+    let transform =
+        SubjectTransform { source: "tasks.*".to_owned(), destination: "moved.{{wildcard(1)}}".to_owned() };
     let config = StreamConfig { subject_transform: Some(transform), ..stream("TASKS", &["tasks.*"]) };
     jetstream.create_stream(config).await.unwrap();
     let said = refusal(&options(&nats, &kv)).await.expect("it starts");
@@ -77,8 +78,10 @@ async fn events_that_a_stream_begins_to_move_to_other_subjects_are_counted_and_t
     store(&client, [("created", created("before"))].into_iter()).await.unwrap();
     has(&kv, 1).await.unwrap();
     let mut config = jetstream.get_stream("TASKS").await.unwrap().cached_info().config.clone();
-    config.subject_transform =
-        Some(SubjectTransform { source: "tasks.*".to_owned(), destination: "moved.{{wildcard(1)}}".to_owned() });
+    config.subject_transform = Some(SubjectTransform {
+        source: "tasks.*".to_owned(),
+        destination: "moved.{{wildcard(1)}}".to_owned(),
+    });
     jetstream.update_stream(config).await.unwrap();
     store(&client, (0..EVENTS).map(|n| ("created", created(&format!("task-{n}"))))).await.unwrap();
     let floor = acknowledged(&jetstream, "TASKS", "tasks-processor-1").await.unwrap();
@@ -103,6 +106,9 @@ async fn two_prefixes_do_not_share_a_queue_group_and_with_two_of_them_each_gets_
     let client = nats.client().await.unwrap();
     let jetstream = jetstream::new(client.clone());
     jetstream.create_stream(stream("SHARED", &["one.*", "two.*"])).await.unwrap();
+    let letters =
+        StreamConfig { max_age: Duration::ZERO, ..stream("SHARED-DEAD-LETTERS", &["dead-letters.*"]) };
+    jetstream.create_stream(letters).await.unwrap();
     let with = |kv: &Simulator, prefix: &str| {
         options(&nats, kv).set("STREAM_NAME", "SHARED").set("SUBJECT_PREFIX", prefix).set("ACK_WAIT", "2s")
     };
@@ -150,7 +156,9 @@ async fn what_a_full_stream_drops_before_it_was_taken_in_is_warned_of_at_start_a
     let kept = usize::try_from(LIMIT).unwrap() + 1;
     has(&kv, kept).await.unwrap();
     let lost = replica.metric("taskpipeline_events_lost_total").await.unwrap();
-    println!("{EVENTS} events into a stream of {LIMIT}: {kept} tasks in KV, {lost} counted as lost, warned: {warned}");
+    println!(
+        "{EVENTS} events into a stream of {LIMIT}: {kept} tasks in KV, {lost} counted as lost, warned: {warned}"
+    );
     assert!(warned, "{}", replica.process().tail());
     assert_eq!(lost, f64::from(EVENTS) - 100.0);
 }
@@ -176,11 +184,20 @@ async fn a_consumer_that_would_give_events_up_is_mended_and_one_of_another_kind_
     let before = consumer.info().await.unwrap().config.max_deliver;
     let mut replica = Processor::start(&options(&nats, &kv)).await.unwrap();
     let after = consumer.info().await.unwrap().config.clone();
-    publish(&client, "updated", &serde_json::json!({"correlationId": "c", "data": {"id": "a", "title": "b"}}))
-        .await
-        .unwrap();
-    acknowledged(&jetstream, "TASKS", name).await.unwrap();
-    let received = replica.received().await.unwrap();
+    publish(
+        &client,
+        "updated",
+        &serde_json::json!({"correlationId": "c", "data": {"id": "a", "title": "b"}}),
+    )
+    .await
+    .unwrap();
+    let received = eventually(SOON, async || {
+        let received = replica.received().await?;
+        ensure!(received > 0.0, "nothing is received");
+        Ok(received)
+    })
+    .await
+    .unwrap_or_default();
     replica.terminate(SOON).await.unwrap();
     stream.delete_consumer(name).await.unwrap();
     let other = pull::Config { filter_subject: String::new(), headers_only: true, ..config };

@@ -157,7 +157,10 @@ async fn tasks_that_were_deleted_while_another_namespace_was_in_use_are_gone_whe
         Ok(())
     });
     let waited = waited.await;
-    println!("{before} tasks in the first KV, all deleted while the second was in use: {} left", one.keys().len());
+    println!(
+        "{before} tasks in the first KV, all deleted while the second was in use: {} left",
+        one.keys().len()
+    );
     assert_eq!(before, TASKS, "nothing was left to be deleted");
     waited.unwrap();
     replica.terminate(SOON).await.unwrap();

@@ -214,11 +214,55 @@ async fn what_nats_kv_del_leaves_is_no_record_and_an_unreadable_one_is_set_aside
     );
     landed.unwrap();
     assert_eq!(letters.len(), 1);
-    assert_eq!((&letters[0]["reason"], &letters[0]["taskId"]), (&json!("unreadable-in-ledger"), &json!("spoilt")));
+    assert_eq!(
+        (&letters[0]["reason"], &letters[0]["taskId"]),
+        (&json!("unreadable-in-ledger"), &json!("spoilt"))
+    );
     assert_eq!(letter_payload(&letters[0]).unwrap(), spoilt.as_bytes());
     // What it was before, KV knew.
     assert_eq!(stored_task(&scene.kv, "spoilt").unwrap()["status"], created("spoilt")["data"]["status"]);
     drop(scene.nats);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_what_is_known_of_the_stream_was_deleted_or_spoilt_new_events_still_win() {
+    let scene = Scene::start(&[("ACK_WAIT", "1s")]).await;
+    let Scene { nats, kv, client, jetstream, mut replica } = scene;
+    let options = ProcessorOptions::new(&nats, &kv).set("RUST_LOG", "warn");
+    let title = |title: &str| {
+        let titled = titled("task", title);
+        let (client, kv) = (client.clone(), &kv);
+        async move {
+            store(&client, [("created", titled.clone())].into_iter()).await.unwrap();
+            eventually(SOON, async || {
+                let task = stored_task(kv, "task");
+                ensure!(
+                    task.as_ref().is_some_and(|task| task["title"] == titled["data"]["title"]),
+                    "{task:?}"
+                );
+                Ok(())
+            })
+            .await
+            .unwrap();
+        }
+    };
+    title("first").await;
+    let source = "$KV.TASKS--tasks-processor.source";
+    let mut consumers = Vec::new();
+    for (bytes, next) in [("", "second"), ("{spoilt", "third")] {
+        replica.terminate(SOON).await.unwrap();
+        jetstream.publish(source, bytes.into()).await.unwrap().await.unwrap();
+        replica = Processor::start(&options).await.unwrap();
+        title(next).await;
+        use futures_util::TryStreamExt;
+        let stream = jetstream.get_stream("TASKS").await.unwrap();
+        consumers.push(stream.consumer_names().try_collect::<Vec<String>>().await.unwrap());
+    }
+    println!(
+        "what was known of the stream was deleted, then spoilt: consumers {consumers:?}; the newest title is in KV"
+    );
+    assert_eq!(consumers, [["tasks-processor-2"], ["tasks-processor-3"]]);
+    replica.terminate(SOON).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -228,7 +272,8 @@ async fn an_event_that_ten_processes_died_with_is_a_dead_letter_and_one_that_was
     replica.terminate(SOON).await.unwrap();
     let options = ProcessorOptions::new(&nats, &kv).set("ACK_WAIT", "1s").set("RUST_LOG", "warn");
     // Given back 20 times by somebody else, while no process dies.
-    let consumer: PullConsumer = jetstream.get_consumer_from_stream("tasks-processor-1", "TASKS").await.unwrap();
+    let consumer: PullConsumer =
+        jetstream.get_consumer_from_stream("tasks-processor-1", "TASKS").await.unwrap();
     store(&client, [("created", created("deadly"))].into_iter()).await.unwrap();
     for _ in 0..20 {
         use futures_util::StreamExt;
@@ -260,7 +305,10 @@ async fn an_event_that_ten_processes_died_with_is_a_dead_letter_and_one_that_was
     })
     .await
     .unwrap();
-    println!("given back 20 times, then in hand at {crashes} crashes: {} ({})", letter["reason"], letter["detail"]);
+    println!(
+        "given back 20 times, then in hand at {crashes} crashes: {} ({})",
+        letter["reason"], letter["detail"]
+    );
     assert_eq!(letter["reason"], "delivered-too-often");
 
     // And one that was only given back.

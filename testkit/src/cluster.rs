@@ -136,7 +136,10 @@ impl NatsCluster {
                 let url = format!("{}/jsz", node.monitor_url());
                 let info: Value = serde_json::from_str(&http().get(url).send().await?.text().await?)?;
                 let meta = &info["meta_cluster"];
-                ensure!(meta["leader"].as_str().is_some_and(|leader| !leader.is_empty()), "no leader: {meta}");
+                ensure!(
+                    meta["leader"].as_str().is_some_and(|leader| !leader.is_empty()),
+                    "no leader: {meta}"
+                );
                 ensure!(meta["cluster_size"] == NODES, "not all servers have met: {meta}");
                 // The leader alone tells of the others.
                 let peers = meta["replicas"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -105,7 +105,10 @@ async fn another_number_of_nats_servers_is_refused_on_a_live_release_before_anyt
         assert!(said.contains(part), "{part}\n{said}");
     }
     let after = namespace.api::<StatefulSet>().get("resize-nats").await.unwrap();
-    assert_eq!(after.metadata.resource_version, before.metadata.resource_version, "it was changed all the same");
+    assert_eq!(
+        after.metadata.resource_version, before.metadata.resource_version,
+        "it was changed all the same"
+    );
     // The stream goes on, and the same number of servers is no obstacle.
     let ack = producer.publish("tasks.created", create("next").into()).await.unwrap().await.unwrap();
     assert!(ack.sequence >= 2, "the stream was made anew: {ack:?}");

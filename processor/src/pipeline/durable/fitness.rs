@@ -68,9 +68,8 @@ pub(super) fn of_ledger(config: &Config, names: &Names) -> Fitness {
         misfits.push("it stores records under other subjects (subject_transform)".to_owned());
     }
     if !config.allow_message_ttl || !config.allow_direct || config.max_messages_per_subject != 1 {
-        misfits.push(
-            "it must allow direct gets and per-message TTL, and keep one message a subject".to_owned(),
-        );
+        misfits
+            .push("it must allow direct gets and per-message TTL, and keep one message a subject".to_owned());
     }
     if config.no_ack {
         misfits.push("it sends no acks, so that no write is ever confirmed".to_owned());
@@ -106,8 +105,12 @@ pub(super) fn of_letters(config: &Config, names: &Names) -> Fitness {
     }
     if let Some(limits) = limits(config) {
         fitness.warnings.push(match config.discard {
-            DiscardPolicy::Old => format!("when it is full ({limits}) it drops the oldest letters, seen or not"),
-            DiscardPolicy::New => format!("when it is full ({limits}), events that should become letters wait"),
+            DiscardPolicy::Old => {
+                format!("when it is full ({limits}) it drops the oldest letters, seen or not")
+            }
+            DiscardPolicy::New => {
+                format!("when it is full ({limits}), events that should become letters wait")
+            }
         });
     }
     fitness
@@ -117,8 +120,7 @@ pub(super) fn of_letters(config: &Config, names: &Names) -> Fitness {
 fn of_any(config: &Config) -> Fitness {
     let mut misfits = Vec::new();
     if config.retention != RetentionPolicy::Limits {
-        misfits
-            .push("its retention must be by limits: others remove what a replica still needs".to_owned());
+        misfits.push("its retention must be by limits: others remove what a replica still needs".to_owned());
     }
     if config.sealed {
         misfits.push("it is sealed".to_owned());

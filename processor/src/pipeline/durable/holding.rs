@@ -44,6 +44,8 @@ pub(super) enum Refusal {
     Ledger(#[from] LedgerError),
     #[error(transparent)]
     Letter(#[from] LetterError),
+    #[error("events were in hand longer than NATS waits for their acks; they come again")]
+    TooSlow,
 }
 
 impl Refusal {
@@ -55,7 +57,9 @@ impl Refusal {
         match self {
             Self::Mark(MarkError::Write(error)) | Self::Ledger(LedgerError::Write(error)) => refused(error),
             Self::Mark(MarkError::Read(_)) | Self::Ledger(LedgerError::Read(_)) => false,
-            Self::Ledger(LedgerError::Foreign { .. } | LedgerError::Letter(_)) | Self::Letter(_) => true,
+            Self::Ledger(LedgerError::Foreign { .. } | LedgerError::Letter(_))
+            | Self::Letter(_)
+            | Self::TooSlow => true,
         }
     }
 }
@@ -128,8 +132,15 @@ pub(super) struct Storage {
 }
 
 impl Storage {
-    /// Stores all of it that can be stored. Answers which were not, by their places, and why.
-    pub(super) async fn store(&self, high: HighWater, work: Vec<Work>) -> (HashSet<usize>, Option<Refusal>) {
+    /// Stores all of it that can be stored. Answers which were not, by their places, and why. After `fresh_until` (a
+    /// stopped process) the events may be with another replica, and what is known of their tasks may have expired
+    /// meanwhile: then the ledger gets none of it.
+    pub(super) async fn store(
+        &self,
+        high: HighWater,
+        work: Vec<Work>,
+        fresh_until: Instant,
+    ) -> (HashSet<usize>, Option<Refusal>) {
         let all = || (0..work.len()).collect();
         if let Err(error) = self.mark.raise(high).await {
             return (all(), Some(error.into()));
@@ -159,9 +170,14 @@ impl Storage {
                 }
             }
         }
-        if !records.is_empty()
-            && let Err(refused) = self.ledger.apply(records).await
-        {
+        if records.is_empty() {
+            return (left, why);
+        }
+        if Instant::now() > fresh_until {
+            left.extend(places.into_values().flatten());
+            return (left, Some(Refusal::TooSlow));
+        }
+        if let Err(refused) = self.ledger.apply(records).await {
             left.extend(refused.tasks.iter().filter_map(|id| places.get(id)).flatten());
             why = Some(refused.why.into());
         }
@@ -294,10 +310,12 @@ impl Holder {
                     let work: Vec<_> =
                         keys.iter().filter_map(|key| Some(self.held.get(key)?.0.work.clone())).collect();
                     let high = self.held.values().map(|(held, _)| held.high).reduce(HighWater::max);
-                    let Some(high) = high else { continue };
+                    let oldest = self.held.values().map(|(held, _)| held.extended).min();
+                    let (Some(high), Some(oldest)) = (high, oldest) else { continue };
+                    let fresh_until = oldest + self.ack_wait;
                     let storage = self.storage.clone();
                     trying.spawn(async move {
-                        let (left, why) = storage.store(high, work).await;
+                        let (left, why) = storage.store(high, work, fresh_until).await;
                         (keys, left, why)
                     });
                 }

@@ -81,9 +81,9 @@ pub(super) enum Judgement {
 }
 
 impl Source {
-    /// The first life of a stream.
-    pub(super) fn first(created: i64) -> Self {
-        Self { created, lives: vec![Life { incarnation: 1, from: 0, read_from: 0 }], high: None, prefix: None }
+    /// Nothing is known of what was before this life of the stream, all of which belongs to it.
+    pub(super) fn begun(created: i64, incarnation: u32) -> Self {
+        Self { created, lives: vec![Life { incarnation, from: 0, read_from: 0 }], high: None, prefix: None }
     }
 
     /// Makes it the pipeline's with these subjects; whose it is, if it is another's.
@@ -158,7 +158,7 @@ mod tests {
     const CREATED: i64 = 1_000;
 
     fn source(high: Option<(u64, i64)>) -> Source {
-        let mut source = Source::first(CREATED);
+        let mut source = Source::begun(CREATED, 1);
         if let Some((sequence, time)) = high {
             source.raise(HighWater { incarnation: 1, sequence, time });
         }

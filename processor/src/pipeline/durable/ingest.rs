@@ -199,16 +199,17 @@ impl Ingest {
     async fn store(&self, work: Vec<Held>, taken: Instant) -> Result<(), IngestError> {
         let Some(high) = work.iter().map(|held| held.high).reduce(HighWater::max) else { return Ok(()) };
         let held = by_task(work);
-        // Held too long (a stopped process), the events may be with another replica, and what is known of
-        // their tasks may have expired meanwhile.
-        if taken.elapsed() > self.ack_wait {
+        let work = held.iter().map(|held| held.work.clone()).collect();
+        let (left, why) = self.storage.store(high, work, taken + self.ack_wait).await;
+        if let Some(Refusal::TooSlow) = why {
             return Err(IngestError::TooSlow(self.ack_wait));
         }
-        let work = held.iter().map(|held| held.work.clone()).collect();
-        let (left, why) = self.storage.store(high, work).await;
         crash::point("stored");
         if let Some(why) = &why {
-            warn!("{} events have to wait: {why}", count(held.iter().enumerate().filter(|(n, _)| left.contains(n)).map(|(_, held)| held)));
+            warn!(
+                "{} events have to wait: {why}",
+                count(held.iter().enumerate().filter(|(n, _)| left.contains(n)).map(|(_, held)| held))
+            );
         }
         self.holding.note(left.len() < held.len(), !left.is_empty());
         for (place, mut held) in held.into_iter().enumerate() {
@@ -264,12 +265,16 @@ impl Ingest {
     async fn foreign(&self, message: &Message, sequence: u64) {
         let (subject, stream) = (&message.subject, &self.names.stream);
         self.metrics.events_foreign.inc();
-        warn!(
-            %subject,
-            "message {sequence} of the stream {stream} is on {subject}, which is none of this pipeline's subjects: it is \
-             acknowledged and left alone. Does the stream change subjects (subject_transform), or has it others than those \
-             of this pipeline?"
-        );
+        let count = self.metrics.events_foreign.get();
+        // There may be as many as there are events.
+        if count.is_power_of_two() {
+            warn!(
+                %subject, count,
+                "message {sequence} of the stream {stream} is on {subject}, which is none of this pipeline's subjects: it \
+                 is acknowledged and left alone, and so were {count} so far. Does the stream change subjects \
+                 (subject_transform), or has it others than those of this pipeline?"
+            );
+        }
         if let Err(error) = message.ack().await {
             debug!("an ack cannot be sent: {error}");
         }

@@ -62,7 +62,12 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    pub(super) fn new(bucket: Bucket, names: Arc<Names>, letters: DeadLetters, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(
+        bucket: Bucket,
+        names: Arc<Names>,
+        letters: DeadLetters,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self { bucket, names, letters, metrics, cache: Cache::new(), surprises: AtomicU32::new(0) }
     }
 

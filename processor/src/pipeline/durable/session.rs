@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::bucket::{Bucket, ReadError, Revision, Stored, WriteError};
 use super::gaps::Gaps;
-use super::incarnation::{Judgement, Life, Present, Source};
+use super::incarnation::{HighWater, Judgement, Life, Present, Source};
 use super::lanes::Write;
 use super::names::Names;
 use super::streams::{self, StreamsError};
@@ -98,15 +98,18 @@ impl Sessions {
         let marks = self.bucket.all(&self.names.high_waters()).await?;
         // Last of all: a stream that grows meanwhile must not look as if it ended before a mark.
         let now = present(stream).await?;
-        let (recorded, revision) = match &stored {
-            Some(stored) => (Some(parse::<Source>(&stored.value)?), stored.revision),
-            None => (None, Revision::default()),
-        };
+        let revision = stored.as_ref().map_or_else(Revision::default, |stored| stored.revision);
+        let recorded: Option<Source> = stored.as_ref().and_then(|stored| parse(&stored.value));
+        // One that cannot be read, or is empty because it is about to go, says nothing.
+        let marks_of: Vec<HighWater> = marks.iter().filter_map(|mark| parse(&mark.value)).collect();
         let Some(mut source) = recorded.clone() else {
-            // The ledger is new. What its predecessor's consumers have acknowledged, it has never seen.
-            self.forget_consumers(stream).await?;
+            // What an earlier ledger's consumers have acknowledged, a new one has never seen. And of what is known to one
+            // whose record of the stream was deleted or spoilt, it is not known in which life it was.
+            let known = self.forget_consumers(stream).await?;
+            let known = marks_of.iter().map(|mark| mark.incarnation).fold(known, u32::max);
+            let incarnation = if stored.is_some() { known.saturating_add(1) } else { 1 };
             let prefix = Some(self.names.prefix.clone());
-            return self.record(Source { prefix, ..Source::first(now.created) }, revision).await;
+            return self.record(Source { prefix, ..Source::begun(now.created, incarnation) }, revision).await;
         };
         source.claim(&self.names.prefix).map_err(|other| {
             StreamsError::Unfit(format!(
@@ -115,9 +118,8 @@ impl Sessions {
                 self.names.queue_group, self.names.stream, self.names.prefix
             ))
         })?;
-        // An empty one is about to go.
-        for mark in marks.iter().filter(|mark| !mark.value.is_empty()) {
-            source.raise(parse(&mark.value)?);
+        for mark in marks_of {
+            source.raise(mark);
         }
         let time_at_high = match source.high {
             Some(high) if (now.first..=now.last).contains(&high.sequence) => {
@@ -233,7 +235,8 @@ impl Sessions {
         if nothing_else && acks_keep { Vec::new() } else { ours }
     }
 
-    async fn forget_consumers(&self, stream: &Stream) -> Result<(), SessionError> {
+    /// Deletes the consumers of all lives of the stream. Answers the latest of these.
+    async fn forget_consumers(&self, stream: &Stream) -> Result<u32, SessionError> {
         use futures_util::TryStreamExt;
 
         let names: Vec<String> = stream
@@ -241,17 +244,20 @@ impl Sessions {
             .try_collect()
             .await
             .map_err(|error| SessionError::Nats(format!("the consumers cannot be listed: {error}")))?;
+        let mut latest = 0;
         for name in names {
             let incarnation =
                 name.strip_prefix(self.names.queue_group.as_str()).and_then(|it| it.strip_prefix('-'));
-            if incarnation.is_some_and(|it| it.parse::<u32>().is_ok()) {
+            if let Some(incarnation) = incarnation.and_then(|it| it.parse::<u32>().ok()) {
                 warn!(
-                    "the ledger is new: the consumer {name} of an earlier one is deleted, and the stream read anew"
+                    "the ledger knows nothing of the stream: the consumer {name} of an earlier ledger, or of before its \
+                     record was deleted, is deleted, and the stream read again"
                 );
+                latest = latest.max(incarnation);
                 let _ = stream.delete_consumer(&name).await;
             }
         }
-        Ok(())
+        Ok(latest)
     }
 }
 
@@ -266,10 +272,14 @@ fn consumer_config(consumer: &Consumer<PullConfig>) -> PullConfig {
     PullConfig::try_from_consumer_config(consumer.cached_info().config.clone()).unwrap_or_default()
 }
 
-fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, SessionError> {
-    serde_json::from_slice(bytes).map_err(|error| {
-        SessionError::Nats(format!("a record in the ledger's bucket cannot be read: {error}"))
-    })
+fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let parsed = serde_json::from_slice(bytes);
+    if let Err(error) = &parsed
+        && !bytes.is_empty()
+    {
+        warn!("a record of the stream in the ledger's bucket cannot be read, and is replaced: {error}");
+    }
+    parsed.ok()
 }
 
 async fn present(stream: &Stream) -> Result<Present, SessionError> {

@@ -37,7 +37,11 @@ pub(super) async fn ensure(
     let other = "set another QUEUE_GROUP, which begins with a new ledger";
     use_of(&ledger, &fitness::of_ledger(&ledger.cached_info().config, names), other)?;
     let letters = ensure_one(jetstream, dead_letters(names, settings)).await?;
-    use_of(&letters, &fitness::of_letters(&letters.cached_info().config, names), "delete it when its letters are dealt with")?;
+    use_of(
+        &letters,
+        &fitness::of_letters(&letters.cached_info().config, names),
+        "delete it when its letters are dealt with",
+    )?;
     Ok(events)
 }
 

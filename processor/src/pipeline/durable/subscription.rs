@@ -60,7 +60,10 @@ pub(super) fn judge(found: &Config, wanted: &Config, names: &Names) -> Existing 
     }
     if matches!(
         found.deliver_policy,
-        DeliverPolicy::New | DeliverPolicy::Last | DeliverPolicy::LastPerSubject | DeliverPolicy::ByStartTime { .. }
+        DeliverPolicy::New
+            | DeliverPolicy::Last
+            | DeliverPolicy::LastPerSubject
+            | DeliverPolicy::ByStartTime { .. }
     ) {
         unfit.push(format!("it passes over older events ({:?})", found.deliver_policy));
     }
@@ -149,7 +152,10 @@ mod tests {
     fn one_that_would_give_events_up_or_let_others_through_is_changed() {
         let change = |found, filter: Vec<String>| match judged(found, filter.clone()) {
             Existing::Change(changed) => {
-                assert_eq!((changed.max_deliver, changed.filter_subjects, changed.ack_wait), (-1, filter, ACK_WAIT));
+                assert_eq!(
+                    (changed.max_deliver, changed.filter_subjects, changed.ack_wait),
+                    (-1, filter, ACK_WAIT)
+                );
             }
             other => panic!("{other:?}"),
         };

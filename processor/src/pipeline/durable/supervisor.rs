@@ -18,8 +18,8 @@ use super::mark::Mark;
 use super::names::Names;
 use super::session::{Session, SessionError, Sessions};
 use super::stopped;
-use super::suspects::Suspects;
 use super::streams::StreamsError;
+use super::suspects::Suspects;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
