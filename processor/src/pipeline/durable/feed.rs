@@ -11,10 +11,11 @@ use futures_util::StreamExt;
 use taskpipeline_contract::TaskId;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use super::bucket::Revision;
 use super::cache::Known;
+use super::limits;
 use super::names::Names;
 use super::record::Record;
 
@@ -59,7 +60,7 @@ impl Feed {
         connections: watch::Receiver<u64>,
     ) -> Self {
         let (sender, changes) = mpsc::channel(FETCH);
-        let reader = Reader { jetstream, names, connections, position: revision, sender };
+        let reader = Reader { jetstream, names, connections, position: revision, most: FETCH, sender };
         Self { changes, reading: tokio::spawn(reader.run()) }
     }
 
@@ -77,6 +78,8 @@ struct Reader {
     names: Arc<Names>,
     connections: watch::Receiver<u64>,
     position: Revision,
+    /// How many changes the server lets us fetch at a time.
+    most: usize,
     sender: mpsc::Sender<Change>,
 }
 
@@ -88,6 +91,10 @@ impl Reader {
                 Ok(consumer) => self.read(&consumer).await,
                 Err(error) => error,
             };
+            if let Some(allowed) = limits::largest_pull(&broken).filter(|allowed| *allowed < self.most) {
+                info!(allowed, "NATS lets changes be fetched in smaller parts only (max_request_batch)");
+                self.most = allowed;
+            }
             debug!("the ledger's feed is made anew from {}: {broken}", self.position.0);
             tokio::time::sleep(PAUSE).await;
         }
@@ -111,7 +118,8 @@ impl Reader {
 
     /// Reads until something is wrong, and answers what.
     async fn read(&mut self, consumer: &PullConsumer) -> String {
-        let fetching = consumer.stream().max_messages_per_batch(FETCH).heartbeat(HEARTBEAT).messages().await;
+        let fetching =
+            consumer.stream().max_messages_per_batch(self.most).heartbeat(HEARTBEAT).messages().await;
         let mut fetched = match fetching {
             Ok(fetched) => fetched,
             Err(error) => return error.to_string(),

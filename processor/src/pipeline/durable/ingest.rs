@@ -16,6 +16,7 @@ use super::crash;
 use super::dead_letters::{DeadLetters, LetterError};
 use super::incarnation::HighWater;
 use super::ledger::{Ledger, LedgerError};
+use super::limits;
 use super::names::Names;
 use super::record::Record;
 use super::session::{Session, mark_high_water, nanos};
@@ -79,12 +80,13 @@ impl Ingest {
         stop: watch::Receiver<bool>,
         mut connections: watch::Receiver<u64>,
     ) -> Result<(), IngestError> {
+        let mut most = PULL;
         while !*stop.borrow() {
             let pulled = self
                 .session
                 .consumer
                 .batch()
-                .max_messages(PULL)
+                .max_messages(most)
                 .expires(PULL_EXPIRES)
                 .messages()
                 .await
@@ -105,7 +107,13 @@ impl Ingest {
                 for message in chunk {
                     match message {
                         Ok(message) => messages.push(message),
-                        Err(error) => failed = Some(IngestError::Pull(error.to_string())),
+                        Err(error) => match limits::largest_pull(&error.to_string()) {
+                            Some(allowed) if allowed < most => {
+                                info!(allowed, "NATS allows smaller pulls only (max_request_batch)");
+                                most = allowed;
+                            }
+                            _ => failed = Some(IngestError::Pull(error.to_string())),
+                        },
                     }
                 }
                 if !messages.is_empty() {

@@ -16,6 +16,7 @@ mod lag;
 mod lanes;
 mod ledger;
 pub(crate) mod letters;
+mod limits;
 mod loan;
 #[cfg(test)]
 mod model_tests;

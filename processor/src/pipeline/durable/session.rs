@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::bucket::{Bucket, ReadError, Revision, Stored, WriteError};
 use super::incarnation::{HighWater, Judgement, Life, Present, Source};
 use super::lanes::Write;
+use super::limits;
 use super::names::Names;
 use super::streams::{self, StreamsError};
 use crate::config::DurableSettings;
@@ -188,8 +189,7 @@ impl Sessions {
             filter_subjects: self.filter(stream),
             ..PullConfig::default()
         };
-        let consumer = stream
-            .create_consumer_strict(config)
+        let consumer = limits::create_consumer(stream, config)
             .await
             .map_err(|error| SessionError::Nats(format!("the consumer {name} cannot be made: {error}")))?;
         info!("made the consumer {name}");
