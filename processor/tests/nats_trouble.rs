@@ -9,7 +9,9 @@ use std::time::Duration;
 use anyhow::ensure;
 use serde_json::{Value, json};
 use taskpipeline_simulator::{Config, Fault, Rule, Scope, Simulator};
-use taskpipeline_testkit::{NatsServer, Processor, ProcessorOptions, created, eventually, publish};
+use taskpipeline_testkit::{
+    NatsServer, Processor, ProcessorOptions, created, eventually, publish, publish_creates,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -154,4 +156,47 @@ async fn events_that_come_faster_than_kv_takes_them_are_dropped_one_by_one_count
         .filter_map(|line| line.split_once("dropped ")?.1.split_once(" events")?.0.parse::<u64>().ok())
         .sum();
     assert_eq!(logged as f64, dropped, "the log tells of each of them");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_allows_few_unacknowledged_messages_and_small_pulls_is_used_within_its_limits() {
+    const EVENTS: u32 = 2_000;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("nats.conf");
+    let limits = "jetstream { limits { max_ack_pending: 500, max_request_batch: 20 } }";
+    std::fs::write(&file, limits).unwrap();
+    let nats = NatsServer::start_with(&["--config", file.to_str().unwrap()]).await.unwrap();
+    let kv = Simulator::start(Config::default()).await.unwrap();
+    let options = ProcessorOptions::new(&nats, &kv)
+        .set("RUST_LOG", "warn,taskpipeline_processor::pipeline::durable=info");
+    let replica = Processor::start(&options).await.unwrap();
+    let client = nats.client().await.unwrap();
+    publish_creates(&client, EVENTS).await.unwrap();
+    publish(&client, "created", &json!({"correlationId": "bad", "data": {}})).await.unwrap();
+    client.flush().await.unwrap();
+    eventually(SOON, async || {
+        let there = kv.keys().len();
+        ensure!(
+            there == EVENTS as usize,
+            "{there} of {EVENTS} tasks are in KV\n{}",
+            replica.process().tail()
+        );
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let output = options.command(&["dead-letters", "list", "--json"]).unwrap().output().await.unwrap();
+    let letters: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    assert_eq!(letters.len(), 1, "{output:?}");
+    let stream = async_nats::jetstream::new(client).get_stream("TASKS").await.unwrap();
+    let info = stream.consumer_info("tasks-processor-1").await.unwrap();
+    let said = |part: &str| replica.process().lines().iter().filter(|line| line.contains(part)).count();
+    println!(
+        "{EVENTS} events with max_ack_pending {}, told of pulls {} times, of acks {} times",
+        info.config.max_ack_pending,
+        said("max_request_batch"),
+        said("max_ack_pending")
+    );
+    assert!((1..=500).contains(&info.config.max_ack_pending));
+    assert!((1..=10).contains(&said("max_request_batch")), "{}", replica.process().tail());
 }

@@ -1,4 +1,4 @@
-//! The ways to NATS: websockets, TLS, client certificates, NKeys, credentials and tokens in files that are rotated, and a
+//! The ways to NATS: websockets, TLS, client certificates, an NKey, credentials and tokens in files that are rotated, and a
 //! server that takes its time. A scheme that promises encryption never falls back.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may

@@ -243,7 +243,7 @@ impl NatsFault {
 }
 
 /// The names of what befalls requests to KV, as they are counted.
-pub(crate) const KV_FAULTS: [&str; 17] = [
+pub(crate) const KV_FAULTS: [&str; 19] = [
     "kv status 500",
     "kv status 503",
     "kv throttled",
@@ -260,6 +260,8 @@ pub(crate) const KV_FAULTS: [&str; 17] = [
     "kv html",
     "kv garbage",
     "kv truncated",
+    "kv nulls",
+    "kv refuses all",
     "kv poison",
 ];
 
@@ -302,6 +304,9 @@ pub(crate) fn kv_rule(name: &str, dice: &mut Dice) -> Rule {
         "kv html" => Rule::new(Fault::Html).on(scope).times(times),
         "kv garbage" => Rule::new(Fault::Garbage).on(scope).times(times),
         "kv truncated" => Rule::new(Fault::Truncated).on(scope).times(times),
+        "kv nulls" => Rule::new(Fault::Nulls).times(times * 2),
+        // Of which nobody is at fault.
+        "kv refuses all" => Rule::new(Fault::status(400)).on(scope).lasting(lasting),
         _ => Rule::poison(POISON, 400),
     };
     rule.named(name)
@@ -318,7 +323,7 @@ mod tests {
             let rule = kv_rule(name, &mut dice);
             assert_eq!(rule.name(), name);
             let poison = matches!(rule.fault(), Fault::Status { status: 400, .. });
-            assert_eq!(poison, name == "kv poison", "{name}");
+            assert_eq!(poison, ["kv poison", "kv refuses all"].contains(&name), "{name}");
         }
     }
 

@@ -12,10 +12,11 @@ use taskpipeline_contract::TaskId;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use super::bucket::Revision;
 use super::cache::Known;
+use super::limits;
 use super::names::Names;
 use super::record::Record;
 
@@ -70,8 +71,15 @@ impl Feed {
     ) -> Self {
         let (sender, changes) = mpsc::channel(FETCH);
         let broken = Arc::default();
-        let reader =
-            Reader { jetstream, names, connections, position: revision, sender, broken: Arc::clone(&broken) };
+        let reader = Reader {
+            jetstream,
+            names,
+            connections,
+            position: revision,
+            most: FETCH,
+            sender,
+            broken: Arc::clone(&broken),
+        };
         Self { changes, broken, reading: tokio::spawn(reader.run()) }
     }
 
@@ -94,6 +102,8 @@ struct Reader {
     names: Arc<Names>,
     connections: watch::Receiver<u64>,
     position: Revision,
+    /// How many changes the server lets us fetch at a time.
+    most: usize,
     sender: mpsc::Sender<Change>,
     broken: Arc<Mutex<Option<Broken>>>,
 }
@@ -115,6 +125,10 @@ impl Reader {
                     why
                 }
             };
+            if let Some(allowed) = limits::largest_pull(&why).filter(|allowed| *allowed < self.most) {
+                info!(allowed, "NATS lets changes be fetched in smaller parts only (max_request_batch)");
+                self.most = allowed;
+            }
             debug!(from = self.position.0, why, "the ledger's feed is made again");
             tokio::time::sleep(pause).await;
         }
@@ -152,7 +166,8 @@ impl Reader {
 
     /// Reads until something is wrong, and answers what.
     async fn read(&mut self, consumer: &PullConsumer) -> String {
-        let fetching = consumer.stream().max_messages_per_batch(FETCH).heartbeat(HEARTBEAT).messages().await;
+        let fetching =
+            consumer.stream().max_messages_per_batch(self.most).heartbeat(HEARTBEAT).messages().await;
         let mut fetched = match fetching {
             Ok(fetched) => fetched,
             Err(error) => return error.to_string(),

@@ -178,7 +178,7 @@ impl Holder {
             Ok(revision) => {
                 crash::point("recorded");
                 let mut shared = held.shared;
-                if control.beat % LOOK_FOR_OTHERS == 0 {
+                if control.beat.is_multiple_of(LOOK_FOR_OTHERS) {
                     // Not known, it stays what it was.
                     shared = self.is_shared().await.unwrap_or(shared);
                 }

@@ -16,6 +16,7 @@ use tracing::{debug, error, info, warn};
 use super::crash;
 use super::holding::{Held, Holding, Refusal, Storage, Work};
 use super::incarnation::HighWater;
+use super::limits;
 use super::names::Names;
 use super::record::Record;
 use super::session::{Session, nanos};
@@ -77,6 +78,7 @@ impl Ingest {
         mut stop: watch::Receiver<bool>,
         mut connections: watch::Receiver<u64>,
     ) -> Result<(), IngestError> {
+        let mut most = PULL;
         while !*stop.borrow() {
             tokio::select! {
                 () = self.holding.may_fetch() => {}
@@ -87,7 +89,7 @@ impl Ingest {
                 .session
                 .consumer
                 .batch()
-                .max_messages(PULL)
+                .max_messages(most)
                 .expires(PULL_EXPIRES)
                 .messages()
                 .await
@@ -108,7 +110,13 @@ impl Ingest {
                 for message in chunk {
                     match message {
                         Ok(message) => messages.push(message),
-                        Err(error) => failed = Some(IngestError::Pull(error.to_string())),
+                        Err(error) => match limits::largest_pull(&error.to_string()) {
+                            Some(allowed) if allowed < most => {
+                                info!(allowed, "NATS allows smaller pulls only (max_request_batch)");
+                                most = allowed;
+                            }
+                            _ => failed = Some(IngestError::Pull(error.to_string())),
+                        },
                     }
                 }
                 if !messages.is_empty() {

@@ -20,6 +20,7 @@ mod lag;
 mod lanes;
 mod ledger;
 pub(crate) mod letters;
+mod limits;
 mod loan;
 mod mark;
 #[cfg(test)]

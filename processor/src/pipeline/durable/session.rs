@@ -14,6 +14,7 @@ use super::bucket::{Bucket, ReadError, Revision, Stored, WriteError};
 use super::gaps::Gaps;
 use super::incarnation::{HighWater, Judgement, Life, Present, Source};
 use super::lanes::Write;
+use super::limits;
 use super::names::Names;
 use super::streams::{self, StreamsError};
 use super::subscription::{self, Existing};
@@ -211,8 +212,7 @@ impl Sessions {
                 .into()),
             };
         }
-        let consumer = stream
-            .create_consumer_strict(wanted)
+        let consumer = limits::create_consumer(stream, wanted)
             .await
             .map_err(|error| SessionError::Nats(format!("the consumer {name} cannot be made: {error}")))?;
         info!("made the consumer {name}");

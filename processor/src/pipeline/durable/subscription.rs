@@ -131,8 +131,8 @@ mod tests {
         names().subjects.into_iter().map(|(subject, _)| subject).collect()
     }
 
-    fn judged(found: Config, filter: Vec<String>) -> Existing {
-        judge(&found, &wanted(&names(), life(), filter, ACK_WAIT), &names())
+    fn judged(found: &Config, filter: Vec<String>) -> Existing {
+        judge(found, &wanted(&names(), life(), filter, ACK_WAIT), &names())
     }
 
     fn made(filter: Vec<String>) -> Config {
@@ -141,16 +141,16 @@ mod tests {
 
     #[test]
     fn the_one_that_was_made_fits_and_what_somebody_has_limited_is_left() {
-        assert_eq!(judged(made(Vec::new()), Vec::new()), Existing::Fits);
-        assert_eq!(judged(made(ours()), ours()), Existing::Fits);
-        assert_eq!(judged(made(ours()), Vec::new()), Existing::Fits);
+        assert_eq!(judged(&made(Vec::new()), Vec::new()), Existing::Fits);
+        assert_eq!(judged(&made(ours()), ours()), Existing::Fits);
+        assert_eq!(judged(&made(ours()), Vec::new()), Existing::Fits);
         let limited = Config { max_ack_pending: 100, max_batch: 50, ..made(Vec::new()) };
-        assert_eq!(judged(limited, Vec::new()), Existing::Fits);
+        assert_eq!(judged(&limited, Vec::new()), Existing::Fits);
     }
 
     #[test]
     fn one_that_would_give_events_up_or_let_others_through_is_changed() {
-        let change = |found, filter: Vec<String>| match judged(found, filter.clone()) {
+        let change = |found: Config, filter: Vec<String>| match judged(&found, filter.clone()) {
             Existing::Change(changed) => {
                 assert_eq!(
                     (changed.max_deliver, changed.filter_subjects, changed.ack_wait),
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn one_of_another_pipeline_or_that_passes_over_events_is_refused() {
-        let refused = |found| match judged(found, Vec::new()) {
+        let refused = |found: Config| match judged(&found, Vec::new()) {
             Existing::Unfit(why) => why,
             other => panic!("{other:?}"),
         };

@@ -12,8 +12,9 @@ mod pace;
 mod queue;
 mod request;
 mod size;
+mod suspects;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,14 +34,12 @@ use self::pace::{Situation, Worth, patience, spacing};
 use self::queue::KeyQueue;
 use self::request::{Answer, KeyOutcome};
 use self::size::BatchSize;
+use self::suspects::Suspects;
 
 pub(super) use self::request::Request;
 
 /// The wait where the policy names none.
 const SHORTEST: Duration = Duration::from_secs(1);
-
-/// How many keys may be remembered as refused before those are forgotten that nobody waits for any more.
-const MOST_SUSPECTS: usize = 1_000;
 
 /// Keys to be asked of KV now. They are in flight as far as their queue knows.
 pub(super) enum Batch {
@@ -73,15 +72,6 @@ pub(super) enum Verdict {
     Unexplained(String),
 }
 
-/// A key that was refused alone.
-#[derive(Clone, Copy, Debug)]
-struct Suspect {
-    /// How often.
-    times: usize,
-    /// It rests until then; nothing while it is not at rest.
-    until: Option<Instant>,
-}
-
 /// What became of one request.
 pub(super) struct Answered {
     pub(super) operation: Operation,
@@ -103,7 +93,7 @@ pub(super) struct Dispatch<K> {
     blame: Blame,
     /// What the batch that was handed out last belongs to, if it follows from another.
     attempt: Option<AttemptId>,
-    suspects: HashMap<TaskId, Suspect>,
+    suspects: Suspects,
     /// Keys that were handed out to be written and are to be deleted: they wait for others, to fill a request.
     deletes: Vec<TaskId>,
     /// Since when the first of them waits.
@@ -150,7 +140,7 @@ impl<K: BulkApi> Dispatch<K> {
             set_aside: VecDeque::new(),
             blame: Blame::default(),
             attempt: None,
-            suspects: HashMap::new(),
+            suspects: Suspects::default(),
             deletes: Vec::new(),
             deletes_since: now,
             gate: Gate::default(),
@@ -404,7 +394,7 @@ impl<K: BulkApi> Dispatch<K> {
         self.blame.clear();
         self.attempt = None;
         self.suspects.clear();
-        self.report_suspects();
+        self.health.set_refused(None);
         self.deletes.clear();
         (self.writes_in_flight, self.reads_in_flight, self.wake_at) = (0, 0, None);
     }
@@ -613,57 +603,30 @@ impl<K: BulkApi> Dispatch<K> {
         tuning: &Tuning,
         dice: f64,
     ) -> Duration {
-        if self.suspects.len() >= MOST_SUSPECTS {
-            let (writes, reads) = (&self.writes, &self.reads);
-            self.suspects.retain(|id, _| writes.contains(id) || reads.contains(id));
-        }
-        let times = self.suspects.get(id).map_or(0, |suspect| suspect.times);
+        let (writes, reads) = (&self.writes, &self.reads);
+        let times = self.suspects.times(id, |id| writes.contains(id) || reads.contains(id));
         let delay = tuning.retry.delays.get(times).map(|delay| delay.mul_f64(1.0 + dice / 10.0));
         let delay = delay.unwrap_or_else(|| longest_delay(tuning, dice));
         let until = Instant::now() + delay;
         self.queue(operation).retry(id, until);
-        let until = Some(until).filter(|_| operation != Operation::Get);
-        self.suspects.insert(id.clone(), Suspect { times: times.saturating_add(1), until });
-        self.report_suspects();
+        self.suspects.refused(id, Some(until).filter(|_| operation != Operation::Get));
+        self.health.set_refused(self.suspects.describe());
         delay
     }
 
     /// What was refused without a witness goes with the next write of others, which shows whose fault it was.
     fn rouse_suspects(&mut self) {
-        if self.suspects.is_empty() || self.gate.is_probing() {
-            return;
-        }
-        for (id, suspect) in &mut self.suspects {
-            if let Some(until) = suspect.until.take() {
-                self.writes.rouse(id, until);
-            }
+        if !self.gate.is_probing() {
+            let writes = &mut self.writes;
+            self.suspects.rouse(|id, until| writes.rouse(id, until));
         }
     }
 
     /// Nothing is open about these keys any more.
     fn acquit(&mut self, ids: &[TaskId]) {
-        if self.suspects.is_empty() {
-            return;
+        if self.suspects.acquit(ids) {
+            self.health.set_refused(self.suspects.describe());
         }
-        let before = self.suspects.len();
-        for id in ids {
-            self.suspects.remove(id);
-        }
-        if self.suspects.len() < before {
-            self.report_suspects();
-        }
-    }
-
-    fn report_suspects(&self) {
-        let why = self.suspects.keys().next().map(|id| {
-            let others = self.suspects.len() - 1;
-            let more = if others == 0 { String::new() } else { format!(" and {others} more") };
-            format!(
-                "KV refuses tasks:{id}{more}, and nothing that was sent with it was accepted: it waits, and is tried \
-                 again together with others"
-            )
-        });
-        self.health.set_refused(why);
     }
 }
 

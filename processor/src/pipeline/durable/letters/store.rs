@@ -12,6 +12,7 @@ use taskpipeline_contract::Timestamp;
 use super::entry::{Entry, Index, decoded, parse};
 use crate::pipeline::dead_letters::Envelope;
 use crate::pipeline::durable::ingest::timestamp;
+use crate::pipeline::durable::limits;
 use crate::pipeline::durable::names::Names;
 use crate::pipeline::durable::session::nanos;
 
@@ -99,19 +100,29 @@ impl Store {
         let mut left = consumer.cached_info().num_pending;
         let mut taken = 0;
         let most_bytes = BATCH_BYTES.max(2 * self.jetstream.client().server_info().max_payload);
+        let mut most = BATCH;
         while left > 0 {
             let mut batch = consumer
                 .batch()
-                .max_messages(BATCH)
+                .max_messages(most)
                 .max_bytes(most_bytes)
                 .expires(BATCH_TIME)
                 .messages()
                 .await
                 .map_err(|error| failed(error.to_string()))?;
-            let before = taken;
+            let (before, asked) = (taken, most);
             while left > 0 {
                 let Some(message) = batch.next().await else { break };
-                let message = message.map_err(|error| failed(error.to_string()))?;
+                let message = match message {
+                    Ok(message) => message,
+                    Err(error) => match limits::largest_pull(&error.to_string()) {
+                        Some(allowed) if allowed < most => {
+                            most = allowed;
+                            break;
+                        }
+                        _ => return Err(failed(error.to_string())),
+                    },
+                };
                 let info = message.info().map_err(|error| failed(error.to_string()))?;
                 taken += 1;
                 // Without acks, what was on its way when a connection broke does not come again.
@@ -121,7 +132,7 @@ impl Store {
                 index.add(info.stream_sequence, timestamp(nanos(info.published)), &message.payload);
                 left = info.pending;
             }
-            if taken == before {
+            if taken == before && most == asked {
                 // They may have been deleted by someone else meanwhile.
                 let info = consumer.get_info().await.map_err(|error| failed(error.to_string()))?;
                 if info.num_pending > 0 {
