@@ -176,7 +176,7 @@ mod tests {
     fn every_variant_still_applies() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let patches = patches(root).unwrap();
-        assert_eq!(patches.len(), 6, "{patches:?}");
+        assert_eq!(patches.len(), 7, "{patches:?}");
         for patch in patches {
             let checked =
                 Command::new("git").arg("apply").arg("--check").arg(&patch).current_dir(root).output();
