@@ -912,8 +912,10 @@ impl World {
                 projector.unsettled.forgive(id);
                 projector.beside.push_back(Beside::Join(id.clone(), value));
             } else {
-                projector.unsettled.failed(id, false, now);
-                projector.dispatch.reads.retry(id, now + RETRY_AFTER);
+                match projector.unsettled.look_up_failed(id) {
+                    Some(_) => projector.dispatch.reads.retry(id, now + RETRY_AFTER),
+                    None => projector.dispatch.reads.settle(id, now),
+                }
             }
         }
     }

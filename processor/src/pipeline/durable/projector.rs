@@ -594,8 +594,18 @@ impl<K: BulkApi> Projector<K> {
             match verdict {
                 Verdict::Landed => self.landed(operation, &id, sent, rested, now),
                 Verdict::Read(value) => self.learned(&id, value.as_deref()),
+                Verdict::TryAgain { failure, .. } if operation == Operation::Get => {
+                    let Some(attempt) = self.unsettled.look_up_failed(&id) else {
+                        // It is written meanwhile.
+                        self.dispatch.reads.settle(&id, now);
+                        continue;
+                    };
+                    let at = self.failed(&id, &failure, attempt, dice);
+                    self.dispatch.reads.retry(&id, at);
+                }
                 Verdict::TryAgain { failure, in_doubt, named } => {
-                    let at = self.failed(&id, &failure, in_doubt, dice);
+                    let attempt = self.unsettled.failed(&id, in_doubt, now);
+                    let at = self.failed(&id, &failure, attempt, dice);
                     if named {
                         self.retry_later(&id, at);
                     } else {
@@ -720,8 +730,8 @@ impl<K: BulkApi> Projector<K> {
     fn bury(&mut self, id: &TaskId, reason: Reason, detail: &str) {
         let attempts = self.unsettled.attempts(id);
         let Some(known) = self.unsettled.known(id) else { return };
-        self.unsettled.ended(id);
         if reason == Reason::RefusedByKv {
+            self.unsettled.refused(id);
             if !self.unsettled.has_room_for(Share::Letter) {
                 let dice = rand::random();
                 let later = Instant::now() + longest_delay(&self.parts.tuning, dice);
@@ -743,9 +753,8 @@ impl<K: BulkApi> Projector<K> {
 
     /// One more failed attempt. Answers when the next one is due. When they are used up the task waits for
     /// the longest delay, and they are counted anew: nothing is given up.
-    fn failed(&mut self, id: &TaskId, failure: &Failure, in_doubt: bool, dice: f64) -> Instant {
+    fn failed(&mut self, id: &TaskId, failure: &Failure, attempt: u32, dice: f64) -> Instant {
         let tuning = &self.parts.tuning;
-        let attempt = self.unsettled.failed(id, in_doubt, Instant::now());
         let most = tuning.retry.max_attempts;
         let used_up = delay_after(tuning, attempt, failure, dice).is_none();
         let delay =
@@ -792,7 +801,7 @@ impl<K: BulkApi> Projector<K> {
                 self.expiring = false;
                 expired.iter().for_each(|(id, revision)| self.unsettled.settle(id, *revision));
             }
-            Done::Buried(id, revision) => self.unsettled.settle(&id, revision),
+            Done::Buried(id, revision) => self.unsettled.buried(&id, revision, Instant::now()),
             // The change comes by the feed, when there is room for it; what waited for it need not wait here.
             Done::Joined(id, Ok(Some(replaced))) => self.unsettled.settle(&id, replaced),
             // Another was first, and its change comes too; or the record is gone.

@@ -437,6 +437,31 @@ impl Unsettled {
         task.attempts
     }
 
+    /// A look-up failed. Answers how often in a row; nothing where the task is not to be looked up any more, and a write
+    /// of it may be under way.
+    pub(super) fn look_up_failed(&mut self, id: &TaskId) -> Option<u32> {
+        let task = self.tasks.get_mut(id).filter(|task| task.share == Share::LookUp)?;
+        task.attempts += 1;
+        Some(task.attempts)
+    }
+
+    /// KV refuses what the newest change says. What was sent before it may still take effect.
+    pub(super) fn refused(&mut self, id: &TaskId) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            (task.sent, task.attempts) = (None, 0);
+        }
+    }
+
+    /// What KV refuses is seen to, and settled; but as long as something older is in doubt, the task waits for the end of
+    /// that in NATS, and is tried once more: a change that comes meanwhile has to know of the doubt.
+    pub(super) fn buried(&mut self, id: &TaskId, up_to: Revision, now: Instant) {
+        let Some(task) = self.tasks.get(id).filter(|task| task.seen <= up_to) else { return };
+        match task.doubtful_until {
+            Some(until) if until > now => self.defer(id, until, Why::Doubt),
+            _ => self.settle(id, up_to),
+        }
+    }
+
     /// Failed attempts are counted anew.
     pub(super) fn forgive(&mut self, id: &TaskId) {
         if let Some(task) = self.tasks.get_mut(id) {
@@ -556,6 +581,54 @@ mod tests {
         assert!(unsettled.ahead.is_empty() && unsettled.ahead_in_order.is_empty());
         unsettled.changed(&id, known(60), later);
         assert!(unsettled.record(&id).is_some());
+    }
+
+    fn deleted(id: &TaskId, revision: u64) -> Known {
+        let (version, cause) = (Version::new(1, revision), CorrelationId::new("c").unwrap());
+        let record = Record::of(version, Timestamp::UNIX_EPOCH, cause, &EventData::Deleted(id.clone()));
+        Known { record: Arc::new(record), revision: Revision(revision) }
+    }
+
+    #[test]
+    fn a_refusal_does_not_end_the_doubt_about_what_was_sent_before_it() {
+        let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
+        let mut unsettled = Unsettled::new(Revision(0), None, settle_after, now);
+        let id = TaskId::new("a").unwrap();
+        unsettled.changed(&id, deleted(&id, 1), now);
+        unsettled.sent(&id);
+        unsettled.failed(&id, true, now);
+        // The next change is refused, and kept as a dead letter; the first may still take effect.
+        unsettled.changed(&id, deleted(&id, 2), now);
+        unsettled.sent(&id);
+        unsettled.refused(&id);
+        unsettled.buried(&id, Revision(2), now);
+        assert_eq!(unsettled.settled(), Revision(0));
+        // The one after it is written at once, and again after the doubt.
+        assert_eq!(unsettled.read(&id, deleted(&id, 3), None, now), Taken::In);
+        unsettled.sent(&id);
+        assert_eq!(unsettled.landed(&id, now), Landed::InDoubt);
+        unsettled.buried(&id, Revision(3), now + settle_after);
+        assert_eq!(unsettled.settled(), Revision(3));
+    }
+
+    #[test]
+    fn a_look_up_that_fails_says_nothing_of_a_write_that_is_under_way() {
+        use taskpipeline_contract::TaskPatch;
+
+        let now = Instant::now();
+        let mut unsettled = Unsettled::new(Revision(0), None, Duration::from_secs(30), now);
+        let id = TaskId::new("a").unwrap();
+        let patch = TaskPatch { id: id.clone(), title: None, description: None, status: None };
+        let (version, cause) = (Version::new(1, 1), CorrelationId::new("c").unwrap());
+        let record = Record::of(version, Timestamp::UNIX_EPOCH, cause, &EventData::Updated(patch));
+        unsettled.changed(&id, Known { record: Arc::new(record), revision: Revision(1) }, now);
+        unsettled.wait_for(&id, Share::LookUp);
+        assert_eq!(unsettled.look_up_failed(&id), Some(1));
+        // Deleted while the next look-up is out.
+        unsettled.changed(&id, deleted(&id, 2), now);
+        unsettled.sent(&id);
+        assert_eq!(unsettled.look_up_failed(&id), None);
+        assert_eq!(unsettled.landed(&id, now), Landed::Settled);
     }
 
     #[test]
