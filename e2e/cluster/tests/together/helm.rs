@@ -88,23 +88,23 @@ async fn helm_install_of_the_demo_gets_ready_and_a_producers_event_shows_on_the_
 #[tokio::test(flavor = "multi_thread")]
 async fn another_number_of_nats_servers_is_refused_on_a_live_release_before_anything_changes() {
     let namespace = Namespace::new("resize").await.unwrap();
-    let helm = Helm::new(&namespace, "resize").unwrap();
+    let helm = Helm::new(&namespace, "demo").unwrap();
     let chart = Chart::current();
     helm.install(&chart, &["demo.enabled=true"]).await.unwrap();
     eventually(SOON, async || condition(&namespace, "Ready", "True").await).await.unwrap();
     let nats = forward(&namespace, "nats-server", 4222).await.unwrap();
     let producer = jetstream::new(log_in(&namespace, &nats, "producer").await.unwrap());
     producer.publish("tasks.created", create("kept").into()).await.unwrap().await.unwrap();
-    let before = namespace.api::<StatefulSet>().get("resize-nats").await.unwrap();
+    let before = namespace.api::<StatefulSet>().get("demo-nats").await.unwrap();
 
     let three = ["demo.enabled=true", "nats.replicas=3"];
     let refused = helm.upgrade(&chart, &three).await.unwrap_err();
     let said = format!("{refused:#}");
     println!("{said}");
-    for part in ["nats.replicas is 3", "resize-nats", "on 1", "Set nats.replicas=1"] {
+    for part in ["nats.replicas is 3", "demo-nats", "on 1", "Set nats.replicas=1"] {
         assert!(said.contains(part), "{part}\n{said}");
     }
-    let after = namespace.api::<StatefulSet>().get("resize-nats").await.unwrap();
+    let after = namespace.api::<StatefulSet>().get("demo-nats").await.unwrap();
     assert_eq!(
         after.metadata.resource_version, before.metadata.resource_version,
         "it was changed all the same"
@@ -118,7 +118,7 @@ async fn another_number_of_nats_servers_is_refused_on_a_live_release_before_anyt
     helm.uninstall().await.unwrap();
     let refused = helm.install(&chart, &three).await.unwrap_err();
     assert!(format!("{refused:#}").contains("Set nats.replicas=1"), "{refused:#}");
-    assert!(namespace.api::<StatefulSet>().get_opt("resize-nats").await.unwrap().is_none());
+    assert!(namespace.api::<StatefulSet>().get_opt("demo-nats").await.unwrap().is_none());
 }
 
 async fn names<T>(namespace: &Namespace) -> anyhow::Result<Vec<String>>
