@@ -446,7 +446,12 @@ impl<K: BulkApi> Dispatch<K> {
         self.health.set_kv(KvState::Reachable);
         let witness = outcomes.iter().any(|outcome| !matches!(outcome, KeyOutcome::NotWritten));
         if witness && operation != Operation::Get {
+            let refused_all = self.gate.is_probing();
             self.gate.wrote();
+            if refused_all {
+                // KV takes tasks again, so that those it refused need not wait out their delays.
+                self.rouse_suspects();
+            }
         }
         self.acquit(&ids);
         let ruling = self.blame.accepted(attempt, witness, rand::random());
