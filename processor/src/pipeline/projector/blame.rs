@@ -3,7 +3,8 @@
 //!
 //! An *attempt* is a request and all the smaller ones that follow from its refusal. A key of it is at fault only if it is
 //! refused alone and another key of the same attempt was accepted: without such a *witness* the refusal may be about
-//! the token, the address, or anything else that has nothing to do with the key. The witness is looked for one key at
+//! the token, the address, or anything else that has nothing to do with the key. What was refused before there was a
+//! witness is sent once more: what was wrong may have been repaired between the two. The witness is looked for one key at
 //! a time, since a few single keys tell more than many halves, and the search ends after a few refusals, since each
 //! costs a request of the budget.
 
@@ -95,10 +96,12 @@ impl Blame {
         let Some(attempt) = self.answered(id) else { return ruling };
         if witness {
             attempt.witness = true;
-            ruling.blamed = std::mem::take(&mut attempt.alone);
+            // They were refused before anything was accepted: what was wrong may have been repaired between.
+            let alone: Vec<_> = std::mem::take(&mut attempt.alone).into_iter().map(|(id, _)| id).collect();
             let rest = std::mem::take(&mut attempt.rest);
-            // Where a culprit is known already, the others may be good together.
-            ruling.next = if ruling.blamed.is_empty() { halves(rest) } else { whole(rest) };
+            // Where a culprit is suspected already, the others may be good together.
+            ruling.next = if alone.is_empty() { halves(rest) } else { whole(rest) };
+            ruling.next.extend(whole(alone));
             attempt.out += ruling.next.len();
         }
         self.go_on(id, ruling, dice)
@@ -283,6 +286,21 @@ mod tests {
         let id = blame.begin(Patience::Write);
         blame.refused(id, ids(&["a", "b", "c"]), "no", false, 0);
         assert_eq!(blame.failed(id).untried.len(), 2);
+    }
+
+    #[test]
+    fn what_was_refused_before_the_cause_was_repaired_is_not_blamed_when_others_are_accepted() {
+        let ids = |names: &[&str]| names.iter().map(|name| TaskId::new(*name).unwrap()).collect::<Vec<_>>();
+        let mut blame = Blame::default();
+        let id = blame.begin(Patience::Write);
+        assert_eq!(blame.refused(id, ids(&["a", "b", "c"]), "no", false, 0).next, [ids(&["a"])]);
+        assert_eq!(blame.refused(id, ids(&["a"]), "no", false, 0).next, [ids(&["c"])]);
+        // Repaired here.
+        let ruling = blame.accepted(id, true, 0);
+        assert_eq!((ruling.next, ruling.blamed.len()), (vec![ids(&["b"]), ids(&["a"])], 0));
+        assert!(blame.accepted(id, true, 0).blamed.is_empty());
+        assert_eq!(blame.accepted(id, true, 0), Ruling::default());
+        assert!(blame.attempts.is_empty());
     }
 
     #[test]
