@@ -20,7 +20,7 @@ pub(crate) enum LoginError {
     NotSeed,
 }
 
-/// What is in a file.
+/// The content of a login file, by its kind.
 #[derive(Clone, Debug)]
 pub(crate) enum LoginFile {
     Token(PathBuf),

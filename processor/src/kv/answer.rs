@@ -217,7 +217,7 @@ fn by_code(status: u16, errors: Option<&[ApiError]>) -> Failure {
         return Failure::Transient(what);
     }
     if is_daily_quota(errors) {
-        let advice = "the plan's daily quota is used up: it starts anew at 00:00 UTC, or upgrade the plan";
+        let advice = "the plan's daily quota is used up: wait until 00:00 UTC, or upgrade the plan";
         return Failure::DailyQuota(format!("{advice} ({what})"));
     }
     if let Some(advice) = errors.iter().find_map(|error| advice(error.code)) {

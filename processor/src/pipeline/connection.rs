@@ -35,7 +35,7 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
 /// How long the server may take for a round trip.
 const ROUND_TRIP: Duration = Duration::from_secs(2);
 
-/// How to connect, whoever does: name, login, encryption, patience.
+/// The options of every connection: name, login, encryption, time-outs.
 pub(crate) fn connect_options(connection: &NatsConnection) -> ConnectOptions {
     let options = match &connection.auth {
         NatsAuth::None => ConnectOptions::new(),

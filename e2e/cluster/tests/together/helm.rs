@@ -109,9 +109,9 @@ async fn another_number_of_nats_servers_is_refused_on_a_live_release_before_anyt
         after.metadata.resource_version, before.metadata.resource_version,
         "it was changed all the same"
     );
-    // The stream goes on, and the same number of servers is no obstacle.
+    // The stream still works, and Helm accepts the same number of servers.
     let ack = producer.publish("tasks.created", create("next").into()).await.unwrap().await.unwrap();
-    assert!(ack.sequence >= 2, "the stream was made anew: {ack:?}");
+    assert!(ack.sequence >= 2, "the stream was created again: {ack:?}");
     helm.upgrade(&chart, &["demo.enabled=true"]).await.unwrap();
 
     // The volume outlives the release, and with it the reason.

@@ -88,7 +88,7 @@ impl Source {
         drops.report();
     }
 
-    /// Ends the subscription; its stream goes on until what was received is handed out.
+    /// Ends the subscription. Its stream then yields the messages that were received already.
     async fn drain(&mut self) {
         // What the server sent before it answers this is in our buffers by then: the client forgets a
         // subscription soon after it has told the server so.

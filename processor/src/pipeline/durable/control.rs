@@ -197,7 +197,7 @@ impl Control {
     }
 
     /// Whether a projector may rely on it that begins at this moment. `memory`: how long a delete is remembered after it
-    /// was settled; for ever, if nothing. Some time is added for the difference of two clocks.
+    /// was settled; indefinitely, if nothing. A tenth is added for the difference of two clocks.
     pub(super) fn may_come_back(&self, now: i64, memory: Option<Duration>) -> bool {
         let age = Duration::from_millis(u64::try_from(now.saturating_sub(self.renewed)).unwrap_or(0));
         memory.is_none_or(|memory| age <= memory + memory / 10)

@@ -39,7 +39,7 @@ pub(super) enum Why {
     Doubt,
 }
 
-/// What has to be known of a task that waits in NATS.
+/// The projector's knowledge of a task that waits in NATS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Deferral {
     /// The first change that KV may lack.
@@ -97,7 +97,8 @@ impl Deferred {
 
     /// Whether this task, or one of the same hash, waits here.
     pub(super) fn contains(&self, id: &TaskId) -> bool {
-        self.entries.contains_key(&IdHash::of(id))
+        // Most often there are none, and hashing an id twice for nothing is not free.
+        !self.entries.is_empty() && self.entries.contains_key(&IdHash::of(id))
     }
 
     /// Defers a task that is not here.
@@ -154,8 +155,8 @@ impl Deferred {
         self.remove(hash)
     }
 
-    /// There is no record at this revision any more: its task has changed, and the feed has not got to that. The task need
-    /// not wait here for it, unless it is in doubt: the change is to know of that.
+    /// There is no record at this revision any more: its task has changed, and the feed will bring the change. The task need
+    /// not wait here for it, unless it is in doubt: the change has to know of the doubt.
     pub(super) fn missed(&mut self, hash: IdHash, revision: Revision, now: Instant) {
         let Some(entry) = self.entries.get(&hash) else { return };
         match entry.deferral.doubtful_until {

@@ -11,7 +11,6 @@ use futures_util::StreamExt;
 use taskpipeline_contract::TaskId;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::bucket::Revision;
@@ -44,15 +43,8 @@ pub(super) struct Change {
 /// See the module's head. It ends when it is dropped.
 pub(super) struct Feed {
     changes: mpsc::Receiver<Change>,
-    broken: Arc<Mutex<Option<Broken>>>,
+    broken: Arc<Mutex<Option<String>>>,
     reading: JoinHandle<()>,
-}
-
-/// Why a feed cannot be read.
-#[derive(Clone, Debug)]
-pub(super) struct Broken {
-    pub(super) since: Instant,
-    pub(super) why: String,
 }
 
 impl Drop for Feed {
@@ -84,7 +76,7 @@ impl Feed {
     }
 
     /// Why it cannot be read; nothing while it can.
-    pub(super) fn broken(&self) -> Option<Broken> {
+    pub(super) fn broken(&self) -> Option<String> {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -105,7 +97,7 @@ struct Reader {
     /// How many changes the server lets us fetch at a time.
     most: usize,
     sender: mpsc::Sender<Change>,
-    broken: Arc<Mutex<Option<Broken>>>,
+    broken: Arc<Mutex<Option<String>>>,
 }
 
 impl Reader {
@@ -134,18 +126,17 @@ impl Reader {
         }
     }
 
-    fn broken(&self) -> MutexGuard<'_, Option<Broken>> {
+    fn broken(&self) -> MutexGuard<'_, Option<String>> {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same reason is logged once.
     fn note(&self, why: &str) {
         let mut broken = self.broken();
-        if broken.as_ref().is_none_or(|broken| broken.why != why) {
+        if broken.as_deref() != Some(why) {
             warn!(error = why, "cannot read the ledger's changes; retrying");
         }
-        let since = broken.as_ref().map_or_else(Instant::now, |broken| broken.since);
-        *broken = Some(Broken { since, why: why.to_owned() });
+        *broken = Some(why.to_owned());
     }
 
     async fn consumer(&self) -> Result<PullConsumer, String> {

@@ -41,7 +41,9 @@ pub(super) fn of_events(config: &Config, names: &Names) -> Fitness {
         warnings.push("it sends no acks: JetStream publishers will wait for them in vain".to_owned());
     }
     if config.max_age == Duration::ZERO {
-        warnings.push("it keeps events for ever: so does the ledger keep deleted tasks".to_owned());
+        warnings.push(
+            "it keeps events indefinitely, so that the ledger keeps deleted tasks indefinitely".to_owned(),
+        );
     }
     if let Some(limits) = limits(config) {
         warnings.push(match config.discard {

@@ -24,7 +24,7 @@ const HANDOVER_TRIES: usize = 100;
 /// With every how many renewals a holder looks whether the ledger is projected to another namespace, too.
 const LOOK_FOR_OTHERS: u64 = 30;
 
-/// How often a holder that lets go tries again while another write of the record is under way.
+/// How often a holder retries to release the record while another write of it is in progress.
 const RELEASE_TRIES: usize = 20;
 
 /// How far behind what was read a holder may read before its next renewal: what is written in half a second under

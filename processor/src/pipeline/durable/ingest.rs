@@ -14,11 +14,11 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::crash;
-use super::holding::{Held, Holding, Refusal, Storage, Work};
 use super::incarnation::HighWater;
 use super::limits;
 use super::names::Names;
 use super::record::Record;
+use super::retry_queue::{Pending, Refusal, RetryQueue, Storage, Work};
 use super::session::{Session, nanos};
 use super::suspects::{Suspects, TRUSTED_DELIVERIES, Trial};
 use crate::pipeline::dead_letters::{Letter, Origin, Reason};
@@ -61,7 +61,7 @@ struct Delivery {
 pub(super) struct Ingest {
     pub(super) session: Arc<Session>,
     pub(super) storage: Storage,
-    pub(super) holding: Holding,
+    pub(super) retry_queue: RetryQueue,
     pub(super) suspects: Arc<Suspects>,
     pub(super) names: Arc<Names>,
     pub(super) metrics: Arc<Metrics>,
@@ -81,7 +81,7 @@ impl Ingest {
         let mut most = PULL;
         while !*stop.borrow() {
             tokio::select! {
-                () = self.holding.may_fetch() => {}
+                () = self.retry_queue.may_fetch() => {}
                 _ = stop.changed() => continue,
                 _ = connections.changed() => return Err(IngestError::Reconnected),
             }
@@ -177,7 +177,7 @@ impl Ingest {
             Ok(Trial::Begun(begun)) => begun,
             Ok(Trial::Blamed(crashes)) => {
                 let detail = format!(
-                    "{crashes} replicas died with it in hand; it was delivered {} times",
+                    "{crashes} replicas crashed while they handled it; it was delivered {} times",
                     suspect.deliveries
                 );
                 let letter = Letter::new(suspect.received(), Reason::DeliveredTooOften, &detail, 0);
@@ -185,15 +185,15 @@ impl Ingest {
             }
             Err(error) => {
                 debug!("event {} has to wait: {error}", suspect.version);
-                let held = Held {
+                let pending = Pending {
                     high: suspect.high,
                     deliveries: suspect.deliveries,
                     ackers: vec![suspect.acker],
                     work: Work::Nothing,
                     extended: taken,
                 };
-                held.give_back().await;
-                self.holding.note(false, true);
+                pending.give_back().await;
+                self.retry_queue.note(false, true);
                 return Ok(());
             }
         };
@@ -204,10 +204,12 @@ impl Ingest {
     }
 
     /// Stores what the events say, and acknowledges them. What is refused has to wait.
-    async fn store(&self, work: Vec<Held>, taken: Instant) -> Result<(), IngestError> {
-        let Some(high) = work.iter().map(|held| held.high).reduce(HighWater::max) else { return Ok(()) };
-        let held = by_task(work);
-        let work = held.iter().map(|held| held.work.clone()).collect();
+    async fn store(&self, work: Vec<Pending>, taken: Instant) -> Result<(), IngestError> {
+        let Some(high) = work.iter().map(|pending| pending.high).reduce(HighWater::max) else {
+            return Ok(());
+        };
+        let pending = by_task(work);
+        let work = pending.iter().map(|pending| pending.work.clone()).collect();
         let (left, why) = self.storage.store(high, work, taken + self.ack_wait).await;
         if let Some(Refusal::TooSlow) = why {
             return Err(IngestError::TooSlow(self.ack_wait));
@@ -216,17 +218,19 @@ impl Ingest {
         if let Some(why) = &why {
             warn!(
                 "{} events have to wait: {why}",
-                count(held.iter().enumerate().filter(|(n, _)| left.contains(n)).map(|(_, held)| held))
+                count(
+                    pending.iter().enumerate().filter(|(n, _)| left.contains(n)).map(|(_, pending)| pending)
+                )
             );
         }
-        self.holding.note(left.len() < held.len(), !left.is_empty());
-        for (place, mut held) in held.into_iter().enumerate() {
+        self.retry_queue.note(left.len() < pending.len(), !left.is_empty());
+        for (place, mut pending) in pending.into_iter().enumerate() {
             if left.contains(&place) {
-                held.extended = taken;
-                self.holding.keep(held).await;
+                pending.extended = taken;
+                self.retry_queue.keep(pending).await;
             } else {
-                held.ack().await;
-                self.metrics.events_stored.inc_by(count([&held]));
+                pending.ack().await;
+                self.metrics.events_stored.inc_by(count([&pending]));
             }
         }
         crash::point("acked");
@@ -234,7 +238,7 @@ impl Ingest {
     }
 
     /// What has to be stored of an event.
-    fn work(&self, delivery: Delivery) -> Held {
+    fn work(&self, delivery: Delivery) -> Pending {
         let (subject, version) = (&delivery.message.subject, delivery.version);
         match Event::decode(delivery.kind, &delivery.message.payload) {
             Ok(event) => {
@@ -243,7 +247,7 @@ impl Ingest {
                 let id = event.data.task_id().clone();
                 let at = timestamp(delivery.high.time);
                 let record = Record::of(version, at, event.correlation_id, &event.data);
-                delivery.held(Work::Fold(id, Arc::new(record)))
+                delivery.pending(Work::Fold(id, Arc::new(record)))
             }
             Err(error) => {
                 self.metrics.events_invalid.inc();
@@ -254,7 +258,7 @@ impl Ingest {
         }
     }
 
-    fn kept(&self, delivery: Delivery, letter: Letter) -> Held {
+    fn kept(&self, delivery: Delivery, letter: Letter) -> Pending {
         let group = &self.names.queue_group;
         let letter = Letter {
             id: format!("{group}-{}", delivery.version),
@@ -266,7 +270,7 @@ impl Ingest {
             },
             ..letter
         };
-        delivery.held(Work::Keep(Arc::new(letter)))
+        delivery.pending(Work::Keep(Arc::new(letter)))
     }
 
     /// A message that is not this pipeline's: the consumer has no filter, or not this pipeline's.
@@ -301,36 +305,36 @@ impl Delivery {
         }
     }
 
-    fn held(self, work: Work) -> Held {
+    fn pending(self, work: Work) -> Pending {
         let Self { acker, high, deliveries, .. } = self;
-        Held { work, ackers: vec![acker], high, deliveries, extended: Instant::now() }
+        Pending { work, ackers: vec![acker], high, deliveries, extended: Instant::now() }
     }
 }
 
 /// Puts together what is about one task: all of it is written at a time.
-fn by_task(all: Vec<Held>) -> Vec<Held> {
+fn by_task(all: Vec<Pending>) -> Vec<Pending> {
     let mut places: HashMap<TaskId, usize> = HashMap::with_capacity(all.len());
-    let mut together: Vec<Held> = Vec::with_capacity(all.len());
-    for held in all {
-        let place = match &held.work {
+    let mut together: Vec<Pending> = Vec::with_capacity(all.len());
+    for pending in all {
+        let place = match &pending.work {
             Work::Fold(id, _) => places.get(id).copied(),
             Work::Keep(_) | Work::Nothing => None,
         };
         match place.and_then(|place| together.get_mut(place)) {
-            Some(known) => known.join(held),
+            Some(known) => known.join(pending),
             None => {
-                if let Work::Fold(id, _) = &held.work {
+                if let Work::Fold(id, _) = &pending.work {
                     places.insert(id.clone(), together.len());
                 }
-                together.push(held);
+                together.push(pending);
             }
         }
     }
     together
 }
 
-fn count<'a>(held: impl IntoIterator<Item = &'a Held>) -> u64 {
-    let events: usize = held.into_iter().map(|held| held.ackers.len()).sum();
+fn count<'a>(pending: impl IntoIterator<Item = &'a Pending>) -> u64 {
+    let events: usize = pending.into_iter().map(|pending| pending.ackers.len()).sum();
     u64::try_from(events).unwrap_or(u64::MAX)
 }
 

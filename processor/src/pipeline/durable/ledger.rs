@@ -212,7 +212,7 @@ impl Ledger {
         while let Some(answer) = answers.next().await {
             let Some(stored) = answer? else { continue };
             let Some(id) = self.names.task_of(&stored.subject) else { continue };
-            // What is no record is seen to where the feed gets to it.
+            // The feed handles a message that is not a record.
             if let Ok(Found::Record(known)) = decode(&stored) {
                 found.insert(stored.revision, (id, known));
             }

@@ -1,7 +1,7 @@
 //! Whether the projector moves forward. Pure: what is seen in, a verdict out.
 //!
 //! A projector that stands still though work waits, and nothing excuses it, is a defect or has lost something that it needs.
-//! It says so, and then gives up the control record: another replica, or the same one anew, begins from the watermark.
+//! It says so, and then gives up the control record: another replica, or the same one again, begins from the watermark.
 
 use std::time::Duration;
 
@@ -21,12 +21,13 @@ pub(super) struct Signs {
     /// How far the feed has read, up to where all is settled, and how many writes and look-ups were answered. Any of them
     /// changes when the projector moves.
     pub(super) position: (Revision, Revision, u64),
-    /// Since when the ledger's changes cannot be read.
-    pub(super) unread_since: Option<Instant>,
-    /// Whether tasks could be sent, or changes wait for room in memory.
+    /// Whether NATS can be reached, and the control record is held beyond doubt. Otherwise there is nothing to judge.
+    pub(super) may_work: bool,
+    /// Whether the ledger's changes cannot be read.
+    pub(super) unread: bool,
+    /// Whether tasks could be sent, or changes wait until others are written.
     pub(super) waits: bool,
-    /// Whether something else has to happen first: an answer of KV, the budget, the end of a `Retry-After`, KV to be
-    /// available again.
+    /// Whether something else has to happen first: an answer of KV, or a moment, such as that of the next attempt.
     pub(super) excused: bool,
 }
 
@@ -54,23 +55,33 @@ pub(super) enum Course {
 pub(super) struct Progress {
     position: (Revision, Revision, u64),
     /// Since when it has not moved without an excuse.
-    since: Instant,
+    unwritten_since: Instant,
+    /// Since when changes cannot be read though NATS is there.
+    unread_since: Instant,
 }
 
 impl Progress {
     pub(super) fn new(now: Instant) -> Self {
-        Self { position: (Revision::default(), Revision::default(), 0), since: now }
+        let position = (Revision::default(), Revision::default(), 0);
+        Self { position, unwritten_since: now, unread_since: now }
     }
 
     pub(super) fn see(&mut self, signs: &Signs, now: Instant) -> Course {
-        if signs.position != self.position || !signs.waits || signs.excused {
-            (self.position, self.since) = (signs.position, now);
+        if signs.position != self.position || !signs.waits || signs.excused || !signs.may_work {
+            (self.position, self.unwritten_since) = (signs.position, now);
         }
-        let unread = signs.unread_since.map(|since| (Stall::Unread, now.saturating_duration_since(since)));
-        let unwritten = (Stall::Unwritten, now.saturating_duration_since(self.since));
-        match unread.into_iter().chain([unwritten]).max_by_key(|(_, time)| *time) {
-            Some((stall, time)) if time >= GIVES_UP_AFTER => Course::GivesUp(stall),
-            Some((stall, time)) if time >= STALLED_AFTER => Course::Stalled(stall),
+        if !signs.unread || !signs.may_work {
+            self.unread_since = now;
+        }
+        // Where nothing can be read, that is why nothing is written.
+        let (since, stall) = if self.unread_since <= self.unwritten_since {
+            (self.unread_since, Stall::Unread)
+        } else {
+            (self.unwritten_since, Stall::Unwritten)
+        };
+        match now.saturating_duration_since(since) {
+            time if time >= GIVES_UP_AFTER => Course::GivesUp(stall),
+            time if time >= STALLED_AFTER => Course::Stalled(stall),
             _ => Course::Well,
         }
     }
@@ -82,7 +93,7 @@ mod tests {
 
     fn signs(position: u64) -> Signs {
         let position = (Revision(position), Revision(position), position);
-        Signs { position, unread_since: None, waits: true, excused: false }
+        Signs { position, may_work: true, unread: false, waits: true, excused: false }
     }
 
     #[test]
@@ -103,8 +114,24 @@ mod tests {
     fn changes_that_cannot_be_read_are_no_less_a_stall_though_nothing_is_known_to_wait() {
         let start = Instant::now();
         let mut progress = Progress::new(start);
-        let unread = Signs { waits: false, unread_since: Some(start), ..signs(1) };
-        assert_eq!(progress.see(&unread, start + Duration::from_secs(29)), Course::Well);
-        assert_eq!(progress.see(&unread, start + Duration::from_secs(31)), Course::Stalled(Stall::Unread));
+        let at = |second| start + Duration::from_secs(second);
+        let unread = Signs { waits: false, unread: true, ..signs(1) };
+        assert_eq!(progress.see(&unread, at(29)), Course::Well);
+        assert_eq!(progress.see(&unread, at(31)), Course::Stalled(Stall::Unread));
+        assert_eq!(progress.see(&Signs { waits: false, ..signs(1) }, at(32)), Course::Well);
+        assert_eq!(progress.see(&unread, at(61)), Course::Well, "counted from when they could be read last");
+    }
+
+    #[test]
+    fn the_time_without_nats_does_not_count_when_it_is_back() {
+        let start = Instant::now();
+        let mut progress = Progress::new(start);
+        let at = |second| start + Duration::from_secs(second);
+        let away = Signs { may_work: false, unread: true, ..signs(1) };
+        assert_eq!(progress.see(&away, at(100)), Course::Well);
+        // The feed has not noticed yet.
+        let back = Signs { may_work: true, ..away };
+        assert_eq!(progress.see(&back, at(102)), Course::Well);
+        assert_eq!(progress.see(&back, at(136)), Course::GivesUp(Stall::Unread));
     }
 }

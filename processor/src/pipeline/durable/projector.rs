@@ -10,6 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::connection::State as NatsState;
 use async_nats::jetstream::Context;
 use taskpipeline_contract::{Task, TaskId, TaskKey};
 use tokio::sync::watch;
@@ -39,7 +40,7 @@ use crate::config::Tuning;
 use crate::kv::{Budget, BulkApi, Failure, Puts, RequestBudget};
 use crate::pipeline::dead_letters::{Letter, Reason};
 use crate::pipeline::projector::{Answered, Batch, Dispatch, Request, Verdict, delay_after, longest_delay};
-use crate::telemetry::health::{Health, NatsState};
+use crate::telemetry::health::Health;
 use crate::telemetry::metrics::{Metrics, Operation};
 
 use self::waiting::{FoundAt, next_left};
@@ -325,12 +326,13 @@ impl<K: BulkApi> Projector<K> {
         }
         self.look_at = now + LOOK;
         let broken = self.feed.broken().or_else(|| self.second.as_ref().and_then(Feed::broken));
-        let connected = self.parts.health.nats() == NatsState::Connected;
+        let connection = self.parts.jetstream.client().connection_state();
         let signs = Signs {
             position: (self.read, self.unsettled.settled(), self.answered),
-            unread_since: broken.as_ref().filter(|_| connected).map(|broken| broken.since),
-            waits: self.dispatch.has_ready() || !self.unsettled.has_room(),
-            excused: !connected || !self.may_send() || self.dispatch.is_excused(now),
+            may_work: connection == NatsState::Connected && self.may_send(),
+            unread: broken.is_some(),
+            waits: self.dispatch.has_ready() || !self.unsettled.has_room_for(Share::Write),
+            excused: self.dispatch.is_excused(now),
         };
         let (stall, gives_up) = match self.progress.see(&signs, now) {
             Course::Well => {
@@ -342,8 +344,7 @@ impl<K: BulkApi> Projector<K> {
         };
         let why = match (stall, broken) {
             (Stall::Unread, Some(broken)) => format!(
-                "the ledger's changes cannot be read: {}. Check the limits and permissions of the NATS account",
-                broken.why
+                "the ledger's changes cannot be read: {broken}. Check the limits and permissions of the NATS account"
             ),
             _ => "changes wait and none is written, for no known reason. Please report this as a bug"
                 .to_owned(),

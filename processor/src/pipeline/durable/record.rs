@@ -98,6 +98,11 @@ impl Record {
         self.task.text_bytes() + self.last.value.correlation_id.as_str().len()
     }
 
+    /// Whether [`Self::due`] says [`Due::LookUp`]; cheaper.
+    pub(super) fn is_to_be_looked_up(&self) -> bool {
+        self.task.needs_base()
+    }
+
     /// What KV should hold of it.
     pub(super) fn due(&self, id: &TaskId) -> Due {
         match self.task.visible(id) {
@@ -177,6 +182,7 @@ mod tests {
     }
 
     fn agree(record: &Record, asked: &Asked, events: &[Happened]) {
+        assert_eq!(record.is_to_be_looked_up(), record.due(&id()) == Due::LookUp);
         let due = match record.due(&id()) {
             Due::Put(task) => Duty::Put(task),
             Due::Delete => Duty::Delete,

@@ -44,6 +44,9 @@ impl Rests {
 
     /// Until when a task rests; nothing where it does not.
     pub(super) fn until(&self, id: &TaskId, interval: Duration, now: Instant) -> Option<Instant> {
+        if self.written.is_empty() {
+            return None;
+        }
         let at = self.written.get(&IdHash::of(id))?;
         let until = self.began + Duration::from_millis((*at).into()) + interval;
         (until > now).then_some(until)
@@ -71,7 +74,7 @@ impl Rests {
         counts
     }
 
-    /// 49 days fit, and a replica that runs longer begins anew with what it keeps.
+    /// 49 days fit, and a replica that runs longer starts again with nothing.
     fn millis(&mut self, now: Instant) -> u32 {
         let since = now.saturating_duration_since(self.began).as_millis();
         u32::try_from(since).unwrap_or_else(|_| {

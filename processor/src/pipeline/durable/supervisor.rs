@@ -11,11 +11,11 @@ use tracing::{debug, info, warn};
 
 use super::age;
 use super::dead_letters::DeadLetters;
-use super::holding::{Holding, Storage};
 use super::ingest::{Ingest, IngestError};
 use super::ledger::Ledger;
 use super::mark::Mark;
 use super::names::Names;
+use super::retry_queue::{RetryQueue, Storage};
 use super::session::{Session, SessionError, Sessions};
 use super::stopped;
 use super::streams::StreamsError;
@@ -140,12 +140,13 @@ impl Supervisor {
             letters: self.letters.clone(),
             mark: Arc::clone(&self.mark),
         };
-        let (holding, holder) = Holding::new(storage.clone(), self.ack_wait, Arc::clone(&self.metrics));
+        let (retry_queue, retry_loop) =
+            RetryQueue::new(storage.clone(), self.ack_wait, Arc::clone(&self.metrics));
         for _ in 0..WORKERS {
             let worker = Ingest {
                 session: Arc::clone(session),
                 storage: storage.clone(),
-                holding: holding.clone(),
+                retry_queue: retry_queue.clone(),
                 suspects: Arc::clone(&self.suspects),
                 names: Arc::clone(&self.names),
                 metrics: Arc::clone(&self.metrics),
@@ -153,16 +154,16 @@ impl Supervisor {
             };
             workers.spawn(worker.run(finishing.clone(), self.connections.clone()));
         }
-        drop(holding);
+        drop(retry_queue);
         // It ends when the workers have, so that what they leave is given back.
-        let mut holder = tokio::spawn(holder.run());
+        let mut retrying = tokio::spawn(retry_loop.run());
         let ended = tokio::select! {
             ended = workers.join_next() => Some(match ended {
                 Some(Ok(Err(error))) => error,
                 Some(Err(error)) => IngestError::Pull(error.to_string()),
                 Some(Ok(Ok(()))) | None => IngestError::Pull("a worker has ended".to_owned()),
             }),
-            held = &mut holder => Some(match held {
+            ended = &mut retrying => Some(match ended {
                 Ok(Err(refusal)) => refusal.into(),
                 Err(error) => IngestError::Pull(error.to_string()),
                 Ok(Ok(())) => IngestError::Pull("what has to wait is not kept any more".to_owned()),
@@ -176,8 +177,8 @@ impl Supervisor {
                     debug!("{error}");
                 }
             }
-            if !holder.is_finished() {
-                let _ = (&mut holder).await;
+            if !retrying.is_finished() {
+                let _ = (&mut retrying).await;
             }
         });
         if finished.await.is_err() {

@@ -1,7 +1,7 @@
-//! Events that were delivered again and again. Only one that was in hand whenever a process died is to blame: how often
-//! NATS delivered it does not tell that, for a process that is stopped, cut off, or waits for the ledger has it
-//! delivered again as well. So before such an event is looked at, alone, that is recorded in the ledger's bucket; and
-//! when it was dealt with in whatever way, the record goes. What is left was left by a crash.
+//! Finds events that make processes crash, among those that NATS delivers again and again. The delivery count does not
+//! prove a crash: NATS also delivers again what a stopped process, or one that waits for the ledger, has not acknowledged.
+//! So a replica records in the ledger's bucket that it begins with such an event, handles the event alone, and deletes
+//! the record afterwards, however that ended. A record that stays was left by a crash.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::pipeline::fold::Version;
 /// few, as suspects are slow.
 pub(super) const TRUSTED_DELIVERIES: i64 = 3;
 
-/// The event is to blame that so many processes have died with, the trusted deliveries among them.
+/// An event is blamed after so many crashes; the trusted deliveries count as crashes.
 const MOST_CRASHES: u32 = 10;
 
 /// How many of them are recorded.

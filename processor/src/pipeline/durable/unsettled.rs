@@ -199,32 +199,24 @@ impl Unsettled {
             self.come_back(id, &deferral, known);
             return Taken::In;
         }
-        match known.record.due(id) {
-            Due::LookUp if self.left_look_ups.is_some() || !self.has_room_for(Share::LookUp) => {
-                self.move_to(revision);
-                let left = LeftLookUps { from: revision, last: revision };
-                self.left_look_ups.get_or_insert(left).last = revision;
-                Taken::Left
-            }
-            Due::Put(_) | Due::Delete => match rests_until {
-                Some(at) if !self.has_room_for(Share::Rest) => {
-                    self.move_to(revision);
-                    let doubtful_until = self.inherited_by(revision, known.record.follows, now);
-                    let (low, seen) = (revision, revision);
-                    let why = Why::Rest;
-                    self.deferred.add(id, Deferral { low, seen, at, why, doubtful_until, attempts: 0 });
-                    Taken::Left
-                }
-                _ => {
-                    self.changed(id, known, now);
-                    Taken::In
-                }
-            },
-            _ => {
-                self.changed(id, known, now);
-                Taken::In
-            }
+        let looked_up = known.record.is_to_be_looked_up();
+        if looked_up && (self.left_look_ups.is_some() || !self.has_room_for(Share::LookUp)) {
+            self.move_to(revision);
+            let left = LeftLookUps { from: revision, last: revision };
+            self.left_look_ups.get_or_insert(left).last = revision;
+            return Taken::Left;
         }
+        let rests_until = rests_until.filter(|_| !looked_up && !self.has_room_for(Share::Rest));
+        // A task that never was is not to be written, and waits for nothing.
+        let Some(at) = rests_until.filter(|_| known.record.due(id) != Due::Nothing) else {
+            self.changed(id, known, now);
+            return Taken::In;
+        };
+        self.move_to(revision);
+        let doubtful_until = self.inherited_by(revision, known.record.follows, now);
+        let (low, seen, why) = (revision, revision, Why::Rest);
+        self.deferred.add(id, Deferral { low, seen, at, why, doubtful_until, attempts: 0 });
+        Taken::Left
     }
 
     /// The same change as [`Self::read`] has left, or one after it, was read again. Answers whether its task is to be looked
@@ -233,7 +225,7 @@ impl Unsettled {
         let Some(left) = self.left_look_ups else { return Some(false) };
         let revision = known.revision;
         let is_ours = revision <= self.position
-            && known.record.due(id) == Due::LookUp
+            && known.record.is_to_be_looked_up()
             && !self.tasks.contains_key(id)
             && !self.ahead.contains_key(id)
             && !self.deferred.contains(id);
@@ -265,7 +257,7 @@ impl Unsettled {
         true
     }
 
-    /// There is no record at this revision any more.
+    /// The record of this revision was replaced.
     pub(super) fn missed_deferred(&mut self, hash: IdHash, revision: Revision, now: Instant) {
         self.deferred.missed(hash, revision, now);
     }
@@ -581,6 +573,23 @@ mod tests {
         assert!(unsettled.ahead.is_empty() && unsettled.ahead_in_order.is_empty());
         unsettled.changed(&id, known(60), later);
         assert!(unsettled.record(&id).is_some());
+    }
+
+    #[test]
+    fn as_many_deferred_tasks_as_there_may_be_are_not_taken_for_writes_that_wait() {
+        let now = Instant::now();
+        let nothing =
+            Limits { write: 1_000_000, others: Limits::default().others.map(|(share, _)| (share, 0)) };
+        let mut unsettled = Unsettled::within(&nothing, Revision(0), None, Duration::from_secs(30), now);
+        let hour = Some(now + Duration::from_secs(3_600));
+        let mut revision = 0;
+        while unsettled.has_room() {
+            revision += 1;
+            let id = TaskId::new(format!("task-{revision}")).unwrap();
+            assert_eq!(unsettled.read(&id, deleted(&id, revision), hour, now), Taken::Left);
+        }
+        assert_eq!(unsettled.deferred(), 229_000);
+        assert!(unsettled.has_room_for(Share::Write), "nothing waits for KV, and the writer has not stalled");
     }
 
     fn deleted(id: &TaskId, revision: u64) -> Known {

@@ -196,12 +196,10 @@ impl<K: BulkApi> Dispatch<K> {
             || !self.deletes.is_empty()
     }
 
-    /// Whether there is a reason for which nothing is sent, or nothing lands: a request that is out, the budget, KV's own
-    /// word, or that it does not answer as it should.
+    /// Whether there is a reason for which nothing is sent, or nothing lands: a request that is out, or a moment that has
+    /// to come first (of the budget, of `Retry-After`, of the next attempt).
     pub(super) fn is_excused(&self, now: Instant) -> bool {
-        !self.requests.is_empty()
-            || self.wake_at.is_some_and(|at| at > now)
-            || matches!(self.health.kv(), KvState::Failing(_) | KvState::Misconfigured(_))
+        !self.requests.is_empty() || self.next_wake().is_some_and(|at| at > now)
     }
 
     /// How many requests are out.

@@ -1,6 +1,6 @@
-//! Events that the ledger, or the stream of the dead letters, does not take at the moment, while it takes others. They
-//! stay with this replica: NATS is told that they are being worked on, so that they are not delivered again, and they
-//! are tried again after a delay that grows. At most so many; what is beyond them goes back to NATS for a while.
+//! Retries events that the ledger, or the stream of the dead letters, refuses while it takes others. The events stay with
+//! this replica, up to a limit: the replica tells NATS that it works on them, so that NATS does not deliver them again, and
+//! retries with a growing delay. Beyond the limit it returns events to NATS for a while.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -44,7 +44,7 @@ pub(super) enum Refusal {
     Ledger(#[from] LedgerError),
     #[error(transparent)]
     Letter(#[from] LetterError),
-    #[error("events were in hand longer than NATS waits for their acks; they come again")]
+    #[error("events were held longer than NATS waits for their acks; NATS delivers them again")]
     TooSlow,
 }
 
@@ -76,7 +76,7 @@ pub(super) enum Work {
 }
 
 /// Events, and what has to be stored of them.
-pub(super) struct Held {
+pub(super) struct Pending {
     pub(super) work: Work,
     pub(super) ackers: Vec<Acker>,
     /// The newest of them.
@@ -87,7 +87,7 @@ pub(super) struct Held {
     pub(super) extended: Instant,
 }
 
-impl Held {
+impl Pending {
     /// Adds other events of the same task.
     pub(super) fn join(&mut self, other: Self) {
         if let (Work::Fold(_, record), Work::Fold(_, more)) = (&mut self.work, &other.work) {
@@ -187,24 +187,24 @@ impl Storage {
 
 /// The workers' side: where they leave what was refused.
 #[derive(Clone)]
-pub(super) struct Holding {
-    sender: mpsc::UnboundedSender<(Held, OwnedSemaphorePermit)>,
+pub(super) struct RetryQueue {
+    sender: mpsc::UnboundedSender<(Pending, OwnedSemaphorePermit)>,
     room: Arc<Semaphore>,
-    /// Nothing was taken the last time: it is no use to fetch more.
+    /// Nothing was taken the last time, so that fetching more does not help.
     stuck: Arc<AtomicBool>,
 }
 
-impl Holding {
+impl RetryQueue {
     /// Both sides of it.
-    pub(super) fn new(storage: Storage, ack_wait: Duration, metrics: Arc<Metrics>) -> (Self, Holder) {
+    pub(super) fn new(storage: Storage, ack_wait: Duration, metrics: Arc<Metrics>) -> (Self, RetryLoop) {
         let (sender, receiver) = mpsc::unbounded_channel();
         let (room, stuck) = (Arc::new(Semaphore::new(MOST_HELD)), Arc::new(AtomicBool::new(false)));
-        let holding = Self { sender, room, stuck: Arc::clone(&stuck) };
-        (holding, Holder { storage, ack_wait, metrics, stuck, receiver, held: BTreeMap::new(), next: 0 })
+        let queue = Self { sender, room, stuck: Arc::clone(&stuck) };
+        (queue, RetryLoop { storage, ack_wait, metrics, stuck, receiver, held: BTreeMap::new(), next: 0 })
     }
 
     /// Keeps events for another try, or gives them back where there is no room.
-    pub(super) async fn keep(&self, held: Held) {
+    pub(super) async fn keep(&self, held: Pending) {
         let count = u32::try_from(held.ackers.len()).unwrap_or(u32::MAX);
         match Arc::clone(&self.room).try_acquire_many_owned(count) {
             Ok(permit) => {
@@ -235,18 +235,18 @@ impl Holding {
 }
 
 /// The side that tries again. See the module's head.
-pub(super) struct Holder {
+pub(super) struct RetryLoop {
     storage: Storage,
     ack_wait: Duration,
     metrics: Arc<Metrics>,
     stuck: Arc<AtomicBool>,
-    receiver: mpsc::UnboundedReceiver<(Held, OwnedSemaphorePermit)>,
+    receiver: mpsc::UnboundedReceiver<(Pending, OwnedSemaphorePermit)>,
     /// By the order in which they are tried.
-    held: BTreeMap<u64, (Held, OwnedSemaphorePermit)>,
+    held: BTreeMap<u64, (Pending, OwnedSemaphorePermit)>,
     next: u64,
 }
 
-impl Holder {
+impl RetryLoop {
     /// Tries again until the workers have ended, and gives back what is left then.
     ///
     /// # Errors
