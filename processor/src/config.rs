@@ -13,7 +13,7 @@ use std::time::Duration;
 use reqwest::Url;
 use secrecy::SecretString;
 
-use crate::api::TaskPipelineSpec;
+use crate::api::{Size, TaskPipelineSpec};
 use crate::kv::{MAX_KEYS_PER_WRITE, RequestBudget};
 use crate::retry::RetryPolicy;
 
@@ -107,11 +107,24 @@ pub struct DurableSettings {
     pub replicas: usize,
     /// `STREAM_MAX_AGE`, for a stream that is created: how long an event may wait to be taken in.
     pub max_age: Duration,
+    /// `STREAM_MAX_BYTES`, `LEDGER_MAX_BYTES` and `DEAD_LETTERS_MAX_BYTES`.
+    pub room: Room,
     /// `ACK_WAIT`: after how long another replica gets an event that one has taken and not acknowledged.
     pub ack_wait: Duration,
     /// `SETTLE_AFTER`: how long after it was sent a request may still take effect at Cloudflare's. What was
     /// in doubt is written again then.
     pub settle_after: Duration,
+}
+
+/// How much room each stream may take up, where it is said. See [`crate::api::Room`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Of events.
+    pub events: Option<Size>,
+    /// Of the ledger.
+    pub ledger: Option<Size>,
+    /// Of dead letters.
+    pub dead_letters: Option<Size>,
 }
 
 /// The connection to NATS and the subjects.
@@ -261,7 +274,13 @@ impl Pipeline {
 /// What a resource says, as the variables that say the same.
 fn said(spec: &TaskPipelineSpec) -> HashMap<&'static str, String> {
     let stream = spec.delivery.stream.clone().unwrap_or_default();
+    let room = spec.delivery.room.clone().unwrap_or_default();
+    // An empty one counts as not set.
+    let size = |size: Option<Size>| size.map(|size| size.to_string()).unwrap_or_default();
     HashMap::from([
+        ("STREAM_MAX_BYTES", size(room.events)),
+        ("LEDGER_MAX_BYTES", size(room.ledger)),
+        ("DEAD_LETTERS_MAX_BYTES", size(room.dead_letters)),
         ("NATS_URL", spec.nats.url.clone()),
         ("SUBJECT_PREFIX", spec.nats.subject_prefix.clone()),
         ("QUEUE_GROUP", spec.nats.queue_group.clone()),
@@ -331,6 +350,11 @@ impl<'a> Environment<'a> {
         })
     }
 
+    fn size(&mut self, name: &str) -> Option<Size> {
+        let text = self.text(name)?;
+        text.parse().map_err(|error| self.problem(name, error)).ok()
+    }
+
     fn nats(&mut self, default: Option<&str>) -> NatsSettings {
         NatsSettings {
             connection: self.connection(default),
@@ -344,6 +368,11 @@ impl<'a> Environment<'a> {
             stream: self.text("STREAM_NAME").unwrap_or_else(|| "TASKS".to_owned()),
             replicas: usize::from(self.parsed("STREAM_REPLICAS", "1, 3 or 5", NonZeroU8::MIN).get()),
             max_age: self.duration("STREAM_MAX_AGE", Duration::from_hours(72)),
+            room: Room {
+                events: self.size("STREAM_MAX_BYTES"),
+                ledger: self.size("LEDGER_MAX_BYTES"),
+                dead_letters: self.size("DEAD_LETTERS_MAX_BYTES"),
+            },
             ack_wait: self.duration("ACK_WAIT", Duration::from_secs(30)),
             settle_after: self.duration("SETTLE_AFTER", Duration::from_secs(30)),
         }
@@ -572,6 +601,7 @@ mod tests {
         let error = read(&[
             ("DELIVERY_MODE", "Maybe"),
             ("STREAM_MAX_AGE", "long"),
+            ("LEDGER_MAX_BYTES", "2GB"),
             ("REQUEST_BUDGET", "1100"),
             ("RETRY_DELAYS", "1s,soon"),
             ("NATS_URL", "http://x y"),
@@ -592,6 +622,7 @@ mod tests {
                 "NATS_USER",
                 "SUBJECT_PREFIX",
                 "STREAM_MAX_AGE",
+                "LEDGER_MAX_BYTES",
                 "DELIVERY_MODE",
                 "CF_API_BASE_URL",
                 "CF_NAMESPACE_ID",

@@ -28,13 +28,20 @@ impl NatsCluster {
     /// # Errors
     /// Where a server does not start, or they do not find each other.
     pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts the three with further arguments, the same for each.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with(extra: &[&str]) -> anyhow::Result<Self> {
         let ports = free_ports::<NODES>()?;
         let all: Vec<_> = ports.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
         let mut nodes = Vec::with_capacity(NODES);
         for (n, port) in ports.into_iter().enumerate() {
-            nodes.push(
-                NatsServer::start_in(Routes { name: format!("n{n}"), port, all: all.join(",") }).await?,
-            );
+            let routes = Routes { name: format!("n{n}"), port, all: all.join(",") };
+            nodes.push(NatsServer::start_in(routes, extra).await?);
         }
         let cluster = Self { nodes };
         cluster.meta_leader().await?;

@@ -47,13 +47,12 @@ impl NatsServer {
     /// # Errors
     /// As [`Self::start`].
     pub async fn start_with(extra: &[&str]) -> anyhow::Result<Self> {
-        let extra: Vec<String> = extra.iter().map(|&argument| argument.to_owned()).collect();
-        Self::launch(extra, None).await
+        Self::launch(owned(extra), None).await
     }
 
     /// Starts one that belongs to a cluster.
-    pub(crate) async fn start_in(routes: Routes) -> anyhow::Result<Self> {
-        Self::launch(Vec::new(), Some(routes)).await
+    pub(crate) async fn start_in(routes: Routes, extra: &[&str]) -> anyhow::Result<Self> {
+        Self::launch(owned(extra), Some(routes)).await
     }
 
     async fn launch(extra: Vec<String>, routes: Option<Routes>) -> anyhow::Result<Self> {
@@ -85,7 +84,7 @@ impl NatsServer {
 
     /// Changes the further arguments for the next [`Self::restart`].
     pub fn set_arguments(&mut self, extra: &[&str]) {
-        self.extra = extra.iter().map(|&argument| argument.to_owned()).collect();
+        self.extra = owned(extra);
     }
 
     /// Where it is.
@@ -172,6 +171,10 @@ impl NatsServer {
         })
         .await
     }
+}
+
+fn owned(arguments: &[&str]) -> Vec<String> {
+    arguments.iter().map(|&argument| argument.to_owned()).collect()
 }
 
 fn spawn(

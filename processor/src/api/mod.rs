@@ -7,6 +7,7 @@
 #![allow(clippy::duplicated_attributes, clippy::doc_markdown)]
 
 mod duration;
+mod size;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 pub use duration::Span;
+pub use size::Size;
 pub(crate) use status::Said;
 pub use status::{ConditionType, PROCESSOR_MANAGER, TaskPipelineStatus};
 pub use tuning::TuningError;
@@ -81,6 +83,9 @@ pub use tuning::TuningError;
     validation = Rule::new(
         "self.delivery.mode == 'Durable' || !has(self.delivery.stream)"
     ).message("delivery.stream has no meaning in mode Core, which has no stream: remove it, or use mode Durable"),
+    validation = Rule::new(
+        "self.delivery.mode == 'Durable' || !has(self.delivery.room)"
+    ).message("delivery.room has no meaning in mode Core, which has no streams: remove it, or use mode Durable"),
     validation = Rule::new(
         "self.delivery.mode == oldSelf.delivery.mode"
     ).message("delivery.mode cannot be changed while the pipeline lives: events would be lost or written twice; delete it and create another"),
@@ -185,6 +190,10 @@ pub struct Delivery {
     /// The stream of mode Durable; made if it is missing. It cannot be changed later.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stream: Option<Stream>,
+    /// How much room each stream of mode Durable may take up on each server that keeps it; none takes another's. It is
+    /// changed in streams that the pipeline has made; a change rolls the pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub room: Option<Room>,
 }
 
 /// What is promised about events.
@@ -215,6 +224,23 @@ pub struct Stream {
     #[serde(default = "defaults::max_age")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('87600h')").message("stream.maxAge must be 1m to 87600h: deletes are remembered for about as long, and have to outlive the requests that could undo them"))]
     pub max_age: Span,
+}
+
+/// How much room the streams may take up.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Room {
+    /// Of events. Those that are in the ledger are dropped, the oldest first, when they take up half of it; the rest is for
+    /// events that wait, about 3,000 a MiB. Default: 4Gi when the stream is made, or less where NATS has less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events: Option<Size>,
+    /// Of the ledger, which has a record of about 0.6 KiB, and its description, for each task. Default: 2Gi when it is made,
+    /// or less where NATS has less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<Size>,
+    /// Of dead letters. Default: 256Mi when their stream is made, or less where NATS has less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letters: Option<Size>,
 }
 
 /// Where tasks go.

@@ -24,7 +24,7 @@ pub struct TaskPipelineStatus {
     /// The labels of the pods, for autoscalers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
-    /// Ready, Progressing and Degraded by the operator; NatsConnected, KvReachable, CaughtUp and DeadLettersEmpty by the
+    /// Ready, Progressing and Degraded by the operator; NatsConnected, KvReachable, CaughtUp, RoomLeft and DeadLettersEmpty by the
     /// replica that writes to KV.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -50,6 +50,8 @@ pub enum ConditionType {
     KvReachable,
     /// What has been published is in KV, but for what came a moment ago.
     CaughtUp,
+    /// None of the streams is nearly full.
+    RoomLeft,
     /// No event and no task has been set aside.
     DeadLettersEmpty,
     /// The settings of the newest spec are in effect in the replica that writes to KV.
@@ -58,10 +60,11 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// Those that a replica writes, and not the operator.
-    pub const OF_THE_PROCESSOR: [Self; 5] = [
+    pub const OF_THE_PROCESSOR: [Self; 6] = [
         Self::NatsConnected,
         Self::KvReachable,
         Self::CaughtUp,
+        Self::RoomLeft,
         Self::DeadLettersEmpty,
         Self::SettingsAccepted,
     ];
@@ -76,6 +79,7 @@ impl ConditionType {
             Self::NatsConnected => "NatsConnected",
             Self::KvReachable => "KvReachable",
             Self::CaughtUp => "CaughtUp",
+            Self::RoomLeft => "RoomLeft",
             Self::DeadLettersEmpty => "DeadLettersEmpty",
             Self::SettingsAccepted => "SettingsAccepted",
         }

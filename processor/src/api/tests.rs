@@ -79,6 +79,7 @@ fn what_cannot_work_is_refused_with_the_reason() {
         ("delivery.stream", json!({"replicas": 2}), "1, 3 or 5"),
         ("delivery.stream", json!({"maxAge": "10s"}), "1m to 87600h"),
         ("delivery", json!({"mode": "Core", "stream": {"name": "TASKS"}}), "no meaning in mode Core"),
+        ("delivery", json!({"mode": "Core", "room": {"events": "1Gi"}}), "delivery.room has no meaning"),
         ("processor.env", json!({"LD_PRELOAD": "x"}), "env may set"),
         ("processor.priorityClassName", json!("High"), "priorityClassName must be"),
         ("processor.priorityClassName", json!("high-"), "priorityClassName must be"),

@@ -1,4 +1,4 @@
-//! What the replica that writes to KV says of its pipeline: four conditions, and whether its settings were accepted. Pure;
+//! What the replica that writes to KV says of its pipeline: five conditions, and whether its settings were accepted. Pure;
 //! [`super::report`] looks and writes. No message has a number that moves, so that a steady state writes nothing.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -17,6 +17,8 @@ pub(super) struct Seen {
     pub(super) kv: KvState,
     /// Why events may be lost to their age soon.
     pub(super) late: Option<String>,
+    /// Which streams are nearly full.
+    pub(super) filling: Option<String>,
     /// Why the projector does not move though work waits.
     pub(super) stalled: Option<String>,
     /// How long the oldest event waits to be taken in, or the oldest change to be written.
@@ -43,7 +45,7 @@ pub(super) fn conditions(
     generation: Option<i64>,
     now: &Time,
 ) -> Vec<Condition> {
-    [nats(seen), kv(seen), caught_up(seen), dead_letters(seen), settings(seen)]
+    [nats(seen), kv(seen), caught_up(seen), room(seen), dead_letters(seen), settings(seen)]
         .into_iter()
         .map(|verdict| {
             let status = match verdict.is {
@@ -111,6 +113,21 @@ fn caught_up(seen: &Seen) -> Verdict {
     verdict(kind, Some(true), "CaughtUp", "nothing waits for long")
 }
 
+fn room(seen: &Seen) -> Verdict {
+    let kind = ConditionType::RoomLeft;
+    match &seen.filling {
+        None => verdict(kind, Some(true), "Enough", "there is room in NATS"),
+        Some(what) => verdict(
+            kind,
+            Some(false),
+            "Filling",
+            format!(
+                "{what}; what does not fit is refused, and plain publishers are not told: give it more room"
+            ),
+        ),
+    }
+}
+
 fn dead_letters(seen: &Seen) -> Verdict {
     let kind = ConditionType::DeadLettersEmpty;
     match seen.dead_letters {
@@ -148,6 +165,7 @@ mod tests {
             nats: NatsState::Connected,
             kv: KvState::Reachable,
             late: None,
+            filling: None,
             stalled: None,
             oldest: Duration::ZERO,
             dead_letters: Some(0),

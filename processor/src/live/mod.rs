@@ -113,7 +113,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::DurableSettings;
+    use crate::config::{DurableSettings, Room};
 
     #[test]
     fn what_differs_is_said_with_the_old_and_the_new_value() {
@@ -136,6 +136,7 @@ mod tests {
             stream: "TASKS".to_owned(),
             replicas: 1,
             max_age: Duration::from_hours(72),
+            room: Room::default(),
             ack_wait: Duration::from_secs(30),
             settle_after: Duration::from_secs(30),
         })

@@ -73,6 +73,7 @@ impl Report {
             nats: health.nats(),
             kv: health.kv(),
             late: health.late(),
+            filling: health.filling(),
             stalled: health.stalled(),
             oldest: Duration::try_from_secs_f64(oldest).unwrap_or_default(),
             dead_letters: health.dead_letters(),

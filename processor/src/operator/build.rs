@@ -17,7 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{Resource, ResourceExt};
 
-use crate::api::{Mode, Stream, TaskPipeline};
+use crate::api::{Mode, Room, Stream, TaskPipeline};
 
 use super::dereference::SecretFacts;
 use super::names::{self, labels, selector};
@@ -338,6 +338,13 @@ fn env(pipeline: &TaskPipeline, validated: &Validated) -> Vec<EnvVar> {
         env.push(value("STREAM_NAME", name));
         env.push(value("STREAM_REPLICAS", replicas.to_string()));
         env.push(value("STREAM_MAX_AGE", max_age.to_string()));
+        let Room { events, ledger, dead_letters } = spec.delivery.room.clone().unwrap_or_default();
+        let rooms = [
+            ("STREAM_MAX_BYTES", events),
+            ("LEDGER_MAX_BYTES", ledger),
+            ("DEAD_LETTERS_MAX_BYTES", dead_letters),
+        ];
+        env.extend(rooms.into_iter().filter_map(|(name, size)| Some(value(name, size?.to_string()))));
         env.push(value("SETTLE_AFTER", spec.kv.settle_after.to_string()));
     }
     for key in ["CF_ACCOUNT_ID", "CF_NAMESPACE_ID", "CF_API_TOKEN", "CF_API_BASE_URL"] {

@@ -323,3 +323,22 @@ fn every_example_can_be_run_once_its_placeholders_are_replaced() {
     run.sort();
     assert_eq!(run, ["core.yaml", "durable-three-nodes.yaml", "external-nats-tls.yaml", "minimal.yaml"]);
 }
+
+#[test]
+fn room_that_is_said_is_in_the_environment_and_no_other() {
+    let set = |room: Value| {
+        let mut pipeline = minimal();
+        pipeline.spec.delivery.room = Some(serde_json::from_value(room).unwrap());
+        let env = env(&pod(&objects(&pipeline).deployment).containers[0]);
+        let is_room = |it: &&Value| it["name"].as_str().unwrap().ends_with("_MAX_BYTES");
+        let rooms = env.as_array().unwrap().iter().filter(is_room);
+        rooms
+            .map(|it| format!("{}={}", it["name"].as_str().unwrap(), it["value"].as_str().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(set(json!({})), Vec::<String>::new());
+    assert_eq!(
+        set(json!({"events": "8Gi", "deadLetters": "1024Mi"})),
+        ["STREAM_MAX_BYTES=8Gi", "DEAD_LETTERS_MAX_BYTES=1Gi"]
+    );
+}

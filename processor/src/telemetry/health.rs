@@ -57,6 +57,8 @@ pub struct Health {
     refused: Mutex<Option<String>>,
     /// Why events may be lost to their age soon.
     late: Mutex<Option<String>>,
+    /// What is nearly full.
+    filling: Mutex<Option<String>>,
     /// Why the projector does not move though work waits, and when that was seen last.
     stalled: Mutex<Option<(String, Instant)>>,
     /// How many dead letters there are, where somebody has counted.
@@ -73,6 +75,7 @@ impl Default for Health {
             kv: Mutex::new(KvState::Unknown),
             refused: Mutex::new(None),
             late: Mutex::new(None),
+            filling: Mutex::new(None),
             stalled: Mutex::new(None),
             dead_letters: Mutex::new(None),
             draining: AtomicBool::new(false),
@@ -110,6 +113,16 @@ impl Health {
     /// Events wait for so long that some may age out of the stream; or no more.
     pub fn set_late(&self, why: Option<String>) {
         *self.late.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// Streams are nearly full; or no more.
+    pub fn set_filling(&self, what: Option<String>) {
+        *self.filling.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    /// Which streams are nearly full.
+    pub fn filling(&self) -> Option<String> {
+        self.filling.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The projector does not move though work waits; or it does.
@@ -162,12 +175,13 @@ impl Health {
 
     fn report(&self) -> (StatusCode, Value) {
         let (nats, kv, late, stalled) = (self.nats(), self.kv(), self.late(), self.stalled());
+        let filling = self.filling();
         let draining = self.draining.load(Ordering::Relaxed);
         let nats_up = nats == NatsState::Connected;
         let kv_up = matches!(kv, KvState::Unknown | KvState::Reachable);
         let status = match () {
             () if draining => "draining",
-            () if nats_up && kv_up && late.is_none() && stalled.is_none() => "ok",
+            () if nats_up && kv_up && late.is_none() && filling.is_none() && stalled.is_none() => "ok",
             () => "degraded",
         };
         let nats = match nats {
@@ -188,13 +202,17 @@ impl Health {
             None => service("ok", None),
             Some(why) => service("late", Some(why)),
         };
+        let room = match filling {
+            None => service("ok", None),
+            Some(what) => service("filling", Some(what)),
+        };
         let projector = match stalled {
             None => service("ok", None),
             Some(why) => service("stalled", Some(why)),
         };
         let report = json!({
             "status": status,
-            "services": {"nats": nats, "kv": kv, "stream": stream, "projector": projector},
+            "services": {"nats": nats, "kv": kv, "stream": stream, "room": room, "projector": projector},
             "version": env!("CARGO_PKG_VERSION"),
             "uptime": self.started.elapsed().as_secs(),
         });

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prometheus::{
     Counter, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, Opts, Registry, TextEncoder,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use taskpipeline_contract::EventKind;
 
@@ -90,6 +90,16 @@ pub struct Metrics {
     pub oldest_event_age: Gauge,
     /// How long the stream keeps an event; 0: for ever.
     pub stream_max_age: Gauge,
+    /// How many bytes each stream holds.
+    pub stream_bytes: IntGaugeVec,
+    /// How many bytes each stream may hold; 0: no limit.
+    pub stream_max_bytes: IntGaugeVec,
+    /// How many bytes all streams of the NATS account hold.
+    pub account_bytes: IntGauge,
+    /// How many they may hold; 0: no limit.
+    pub account_max_bytes: IntGauge,
+    /// Events in the ledger that were dropped from the stream, to keep room in it.
+    pub events_trimmed: IntCounter,
     /// The age of the oldest change that KV may lack, to some seconds.
     pub oldest_change_age: Gauge,
     /// The settings in effect.
@@ -137,6 +147,8 @@ impl Metrics {
         };
         let counter = |name: &str, help: &str| registered(r, IntCounter::new(name, help)?);
         let gauge = |name: &str, help: &str| registered(r, IntGauge::new(name, help)?);
+        let sizes =
+            |name: &str, help: &str| registered(r, IntGaugeVec::new(Opts::new(name, help), &["stream"])?);
         // From 1 ms to 2 minutes: an idle pipeline lands an event in one request, a throttled one waits.
         let buckets = || prometheus::exponential_buckets(0.001, 2.0, 18);
         let metrics = Self {
@@ -236,6 +248,23 @@ impl Metrics {
                     "stream_max_age_seconds",
                     "How long the stream keeps an event that is not taken in; 0: for ever, or there is no stream.",
                 )?,
+            )?,
+            stream_bytes: sizes(
+                "stream_bytes",
+                "Bytes that a stream holds: events, ledger or dead_letters.",
+            )?,
+            stream_max_bytes: sizes(
+                "stream_max_bytes",
+                "Bytes that a stream may hold: events, ledger or dead_letters; 0: it has no limit.",
+            )?,
+            account_bytes: gauge("nats_account_bytes", "Bytes that all streams of the NATS account hold.")?,
+            account_max_bytes: gauge(
+                "nats_account_max_bytes",
+                "Bytes that all streams of the NATS account may hold; 0: it has no limit.",
+            )?,
+            events_trimmed: counter(
+                "events_trimmed_total",
+                "Events that are in the ledger, and were dropped from the stream to keep room in it.",
             )?,
             oldest_change_age: registered(
                 r,

@@ -136,7 +136,9 @@ async fn a_pipeline_and_its_secret_get_ready_within_30_s_and_an_event_lands_in_k
     let landing = bench.landed("first", SOON).await;
     println!("Ready {took:?} after it was applied; an event landed after {landing:?}");
     assert!(took <= Duration::from_secs(30), "{took:?}");
-    for kind in ["NatsConnected", "KvReachable", "CaughtUp", "DeadLettersEmpty", "SettingsAccepted"] {
+    for kind in
+        ["NatsConnected", "KvReachable", "CaughtUp", "RoomLeft", "DeadLettersEmpty", "SettingsAccepted"]
+    {
         eventually(SOON, async || condition(&bench.namespace, kind, "True").await).await.unwrap();
     }
     assert_eq!(bench.replicas().await.unwrap(), 2, "what is not said is 2 at first");

@@ -75,9 +75,9 @@ async fn nobody_reads_or_writes_in_nats_what_is_not_his() {
         producers += 1;
     }
     for subject in [
-        "$JS.API.STREAM.PURGE.TASKS",
         "$JS.API.STREAM.DELETE.TASKS",
-        "$JS.API.STREAM.UPDATE.TASKS",
+        "$JS.API.STREAM.UPDATE.OTHER",
+        "$JS.API.STREAM.PURGE.TASKS-DEAD-LETTERS",
         "$JS.API.STREAM.PURGE.KV_TASKS--tasks-processor",
         "$JS.API.STREAM.DELETE.KV_TASKS--tasks-processor",
         "$JS.API.STREAM.MSG.DELETE.TASKS",

@@ -66,7 +66,8 @@ async fn oldest(session: &Session) -> Result<Duration, ()> {
     if info.num_pending == 0 && info.num_ack_pending == 0 {
         return Ok(Duration::ZERO);
     }
-    let next = next_from(&session.stream, info.ack_floor.stream_sequence + 1).await.map_err(|_| ())?;
+    let next =
+        next_from(&session.streams.events, info.ack_floor.stream_sequence + 1).await.map_err(|_| ())?;
     let Some((_, time)) = next else { return Ok(Duration::ZERO) };
     Ok(Duration::from_millis(u64::try_from(now().saturating_sub(time / 1_000_000)).unwrap_or(0)))
 }

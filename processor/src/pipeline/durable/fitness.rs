@@ -45,16 +45,25 @@ pub(super) fn of_events(config: &Config, names: &Names) -> Fitness {
             "it keeps events indefinitely, so that the ledger keeps deleted tasks indefinitely".to_owned(),
         );
     }
-    if let Some(limits) = limits(config) {
-        warnings.push(match config.discard {
-            DiscardPolicy::Old => format!(
-                "when it is full ({limits}, discard old) it drops the oldest events, taken in or not: set discard new, \
-                 or no such limit"
-            ),
-            DiscardPolicy::New => format!(
-                "when it is full ({limits}, discard new) it refuses events, and plain publishers are not told so"
-            ),
-        });
+    if let Some(limits) = limits(config)
+        && config.discard == DiscardPolicy::Old
+    {
+        warnings.push(format!(
+            "when it is full ({limits}, discard old) it drops the oldest events, taken in or not: set discard new, or no such \
+             limit"
+        ));
+    } else if config.max_messages > 0 {
+        // Of max_bytes it is told when it is nearly reached.
+        warnings.push(format!(
+            "when it is full (max_msgs {}, discard new) it refuses events, and plain publishers are not told so",
+            config.max_messages
+        ));
+    }
+    if config.deny_purge {
+        warnings.push(
+            "events that are in the ledger cannot be dropped from it before their max_age (deny_purge), and may fill it"
+                .to_owned(),
+        );
     }
     fitness
 }
@@ -79,12 +88,13 @@ pub(super) fn of_ledger(config: &Config, names: &Names) -> Fitness {
     if config.max_age > Duration::ZERO {
         misfits.push("it drops records that are older than max_age, whether or not KV has them".to_owned());
     }
-    if let Some(limits) = limits(config) {
-        if config.discard == DiscardPolicy::Old {
-            misfits.push(format!("when it is full ({limits}) it drops the oldest records: set discard new"));
-        } else {
-            fitness.warnings.push(format!("when it is full ({limits}), events of new tasks wait"));
-        }
+    if let Some(limits) = limits(config)
+        && config.discard == DiscardPolicy::Old
+    {
+        misfits.push(format!("when it is full ({limits}) it drops the oldest records: set discard new"));
+    } else if config.max_messages > 0 {
+        let most = config.max_messages;
+        fitness.warnings.push(format!("when it is full (max_msgs {most}), events of new tasks wait"));
     }
     fitness
 }
@@ -105,15 +115,15 @@ pub(super) fn of_letters(config: &Config, names: &Names) -> Fitness {
     if config.max_age > Duration::ZERO {
         fitness.warnings.push("it drops letters that are older than max_age, seen or not".to_owned());
     }
-    if let Some(limits) = limits(config) {
-        fitness.warnings.push(match config.discard {
-            DiscardPolicy::Old => {
-                format!("when it is full ({limits}) it drops the oldest letters, seen or not")
-            }
-            DiscardPolicy::New => {
-                format!("when it is full ({limits}), events that should become letters wait")
-            }
-        });
+    if let Some(limits) = limits(config)
+        && config.discard == DiscardPolicy::Old
+    {
+        fitness.warnings.push(format!("when it is full ({limits}) it drops the oldest letters, seen or not"));
+    } else if config.max_messages > 0 {
+        let most = config.max_messages;
+        fitness
+            .warnings
+            .push(format!("when it is full (max_msgs {most}), events that should become letters wait"));
     }
     fitness
 }

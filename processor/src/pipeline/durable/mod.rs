@@ -31,6 +31,7 @@ mod record;
 mod rests;
 pub(crate) mod resync;
 mod retry_queue;
+mod room;
 mod session;
 mod shares;
 mod streams;
@@ -41,7 +42,7 @@ mod unsettled;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::Client;
@@ -65,6 +66,7 @@ use self::ledger::Ledger;
 use self::mark::Mark;
 use self::names::{Names, Target};
 use self::projector::Parts;
+use self::room::Rooms;
 use self::session::Sessions;
 use self::supervisor::Supervisor;
 use self::suspects::Suspects;
@@ -95,11 +97,19 @@ pub(super) async fn run(
         () = &mut shutdown => return Ok(()),
     };
     let mut member = Member::new(&client, &settings.nats, &durable, connections, metrics, health);
+    let rooms = Arc::new(Rooms {
+        jetstream: member.jetstream.clone(),
+        room: durable.room,
+        health: Arc::clone(&member.health),
+        metrics: Arc::clone(&member.metrics),
+        said: Mutex::default(),
+    });
     let sessions = Sessions {
         jetstream: member.jetstream.clone(),
         bucket: member.bucket.clone(),
         names: Arc::clone(&member.names),
         settings: durable.clone(),
+        rooms: Arc::clone(&rooms),
     };
     let session = tokio::select! {
         session = supervisor::first(&sessions, &mut member.connections) => session.map_err(|reason| RunError::Nats {
@@ -116,6 +126,7 @@ pub(super) async fn run(
     let health = Arc::clone(&member.health);
     let supervisor = Supervisor {
         sessions,
+        rooms,
         ledger: member.ledger,
         letters: member.letters,
         mark: Mark::new(member.bucket.clone(), &member.names, &member.replica),

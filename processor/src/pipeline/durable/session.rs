@@ -16,7 +16,8 @@ use super::incarnation::{HighWater, Judgement, Life, Present, Source};
 use super::lanes::Write;
 use super::limits;
 use super::names::Names;
-use super::streams::{self, StreamsError};
+use super::room::Rooms;
+use super::streams::{self, Streams, StreamsError};
 use super::subscription::{self, Existing};
 use crate::config::DurableSettings;
 
@@ -42,7 +43,7 @@ pub(super) enum SessionError {
 /// See the module's head.
 pub(super) struct Session {
     pub(super) consumer: PullConsumer,
-    pub(super) stream: Stream,
+    pub(super) streams: Streams,
     pub(super) source: Source,
     /// How long the stream keeps an event; nothing where it does for ever.
     pub(super) max_age: Option<Duration>,
@@ -65,21 +66,24 @@ pub(super) struct Sessions {
     pub(super) bucket: Bucket,
     pub(super) names: Arc<Names>,
     pub(super) settings: DurableSettings,
+    pub(super) rooms: Arc<Rooms>,
 }
 
 impl Sessions {
     /// Looks what has become of the stream, and joins the consumer of its present life.
     pub(super) async fn begin(&self) -> Result<Session, SessionError> {
         loop {
-            let stream = streams::ensure(&self.jetstream, &self.names, &self.settings).await?;
-            let Some(source) = self.agree(&stream).await? else {
+            let streams = streams::ensure(&self.jetstream, &self.names, &self.settings).await?;
+            self.rooms.set_limits(&streams).await;
+            let stream = &streams.events;
+            let Some(source) = self.agree(stream).await? else {
                 // Another replica writes it at this moment.
                 tokio::time::sleep(AGREE_AGAIN).await;
                 continue;
             };
-            let consumer = self.consumer(&stream, &source).await?;
+            let consumer = self.consumer(stream, &source).await?;
             // Was the stream made anew meanwhile, the consumer is a stranger's.
-            if present(&stream).await?.created != source.created {
+            if present(stream).await?.created != source.created {
                 continue;
             }
             let age = stream.cached_info().config.max_age;
@@ -88,7 +92,7 @@ impl Sessions {
             let is_filtered = is_filtered(&consumer);
             let gaps = (!is_filtered)
                 .then(|| Mutex::new(Gaps::after(delivered.consumer_sequence, delivered.stream_sequence)));
-            return Ok(Session { consumer, stream, source, max_age, gaps });
+            return Ok(Session { consumer, streams, source, max_age, gaps });
         }
     }
 

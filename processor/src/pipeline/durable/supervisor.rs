@@ -16,6 +16,7 @@ use super::ledger::Ledger;
 use super::mark::Mark;
 use super::names::Names;
 use super::retry_queue::{RetryQueue, Storage};
+use super::room::Rooms;
 use super::session::{Session, SessionError, Sessions};
 use super::stopped;
 use super::streams::StreamsError;
@@ -59,6 +60,7 @@ pub(super) async fn first(
 /// See the module's head.
 pub(super) struct Supervisor {
     pub(super) sessions: Sessions,
+    pub(super) rooms: Arc<Rooms>,
     pub(super) ledger: Arc<Ledger>,
     pub(super) letters: DeadLetters,
     pub(super) names: Arc<Names>,
@@ -86,9 +88,14 @@ impl Supervisor {
             self.mark.begin(session.source.current().incarnation).await;
             let (letters, health, metrics) =
                 (self.letters.clone(), Arc::clone(&self.health), Arc::clone(&self.metrics));
-            let watching = age::watch(Arc::clone(&session), letters, health, metrics);
+            let watching = [
+                age::watch(Arc::clone(&session), letters, health, metrics),
+                Arc::clone(&self.rooms).watch(Arc::clone(&session)),
+            ];
             let ended = self.work(&session, &mut stop).await;
-            watching.abort();
+            for watch in watching {
+                watch.abort();
+            }
             match ended {
                 None => return,
                 Some(IngestError::Reconnected) => debug!("the session begins anew after a reconnect"),

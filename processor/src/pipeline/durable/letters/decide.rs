@@ -182,7 +182,7 @@ mod tests {
 
     use super::super::entry::tests::message;
     use super::*;
-    use crate::config::{DurableSettings, NatsAuth, NatsConnection, NatsSettings, NatsTls};
+    use crate::config::{DurableSettings, NatsAuth, NatsConnection, NatsSettings, NatsTls, Room};
 
     const EVENT: &[u8] = br#"{"correlationId":"c","data":{"id":"a"}}"#;
 
@@ -201,6 +201,7 @@ mod tests {
             stream: "TASKS".to_owned(),
             replicas: 1,
             max_age: Duration::from_secs(1),
+            room: Room::default(),
             ack_wait: Duration::from_secs(1),
             settle_after: Duration::from_secs(1),
         };

@@ -1,0 +1,121 @@
+//! Which events may go from the stream: those that everyone has acknowledged, the oldest first, where they take up more
+//! than half of its room. As long as there is room they stay, for a ledger that has to be made anew. Pure.
+
+use async_nats::jetstream::consumer::{AckPolicy, Info};
+use async_nats::jetstream::stream::State;
+
+/// What a stream holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) first: u64,
+    pub(super) last: u64,
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+}
+
+impl Held {
+    pub(super) fn of(state: &State) -> Self {
+        let State { first_sequence: first, last_sequence: last, messages, bytes, .. } = *state;
+        Self { first, last, messages, bytes }
+    }
+
+    /// Whether something should go. Others than the writer wait longer, and act only where it does not.
+    pub(super) fn is_too_much(&self, room: u64, is_writer: bool) -> bool {
+        self.bytes > if is_writer { room / 2 } else { room / 8 * 5 }
+    }
+
+    /// What is before the answer may go: down to three eighths of the room, as far as it is `acknowledged`. The last
+    /// acknowledged event itself stays: it shows that the stream is what it was.
+    pub(super) fn may_go(&self, room: u64, acknowledged: u64) -> Option<u64> {
+        let spare = self.bytes.saturating_sub(room / 8 * 3);
+        if spare == 0 || self.bytes == 0 {
+            return None;
+        }
+        // As if all were alike. Where they are not, the next look does the rest.
+        let span = (self.last + 1).saturating_sub(self.first);
+        let share = u128::from(spare) * u128::from(span) / u128::from(self.bytes);
+        let up_to = self.first.saturating_add(u64::try_from(share).unwrap_or(u64::MAX)).min(acknowledged);
+        (up_to > self.first).then_some(up_to)
+    }
+}
+
+/// Up to which event all consumers have acknowledged; 0 where there is no consumer, since one may be about to be made.
+/// `last`: the stream's last event, as it was before the consumers were asked.
+pub(super) fn acknowledged(consumers: &[Info], last: u64) -> u64 {
+    let floor = |info: &Info| {
+        if info.num_pending == 0 && info.num_ack_pending == 0 {
+            // One that lets few subjects through acknowledges seldom.
+            return last;
+        }
+        match info.config.ack_policy {
+            AckPolicy::None => info.delivered.stream_sequence,
+            _ => info.ack_floor.stream_sequence,
+        }
+    };
+    consumers.iter().map(floor).min().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ROOM: u64 = 800;
+
+    fn held(first: u64, last: u64, bytes: u64) -> Held {
+        Held { first, last, messages: last + 1 - first, bytes }
+    }
+
+    #[test]
+    fn half_of_the_room_is_left_to_events_that_wait() {
+        assert!(!held(1, 40, 400).is_too_much(ROOM, true));
+        assert!(held(1, 41, 410).is_too_much(ROOM, true));
+        assert!(!held(1, 50, 500).is_too_much(ROOM, false), "the writer does it");
+        assert!(held(1, 51, 510).is_too_much(ROOM, false), "but it does not");
+    }
+
+    #[test]
+    fn the_oldest_go_down_to_three_eighths_and_no_event_that_is_not_acknowledged() {
+        assert_eq!(held(1, 60, 600).may_go(ROOM, 60), Some(31), "30 of 10 bytes each");
+        assert_eq!(held(1, 60, 600).may_go(ROOM, 12), Some(12), "event 12 stays");
+        assert_eq!(held(13, 60, 600).may_go(ROOM, 12), None);
+        assert_eq!(held(1, 60, 600).may_go(ROOM, 0), None);
+        assert_eq!(held(1, 30, 300).may_go(ROOM, 30), None, "it is little enough");
+        assert_eq!(Held { first: 61, last: 60, messages: 0, bytes: 0 }.may_go(ROOM, 60), None);
+    }
+
+    fn consumer(pending: u64, floor: u64, delivered: u64, policy: &str) -> Info {
+        serde_json::from_value(serde_json::json!({
+            "stream_name": "TASKS", "name": "c", "created": "2026-01-01T00:00:00Z",
+            "config": {"deliver_policy": "all", "ack_policy": policy, "replay_policy": "instant"},
+            "delivered": {"consumer_seq": delivered, "stream_seq": delivered},
+            "ack_floor": {"consumer_seq": floor, "stream_seq": floor},
+            "num_ack_pending": 0, "num_redelivered": 0, "num_waiting": 0, "num_pending": pending,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_slowest_consumer_counts_and_one_that_lets_nothing_through_does_not() {
+        let ours = consumer(5, 50, 55, "explicit");
+        assert_eq!(acknowledged(&[ours.clone(), consumer(3, 20, 30, "explicit")], 60), 20);
+        assert_eq!(acknowledged(&[ours.clone(), consumer(0, 0, 0, "explicit")], 60), 50);
+        assert_eq!(acknowledged(&[ours, consumer(9, 0, 40, "none")], 60), 40);
+        assert_eq!(acknowledged(&[consumer(0, 60, 60, "explicit")], 60), 60);
+        assert_eq!(acknowledged(&[], 60), 0, "one may be about to be made");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_waits_ever_goes_and_what_goes_is_at_the_old_end(
+            first in 1_u64..1_000, span in 0_u64..5_000, each in 1_u64..100_000,
+            acknowledged in 0_u64..8_000, room in 1_u64..1_000_000_000,
+        ) {
+            let held = held(first, first + span, (span + 1) * each);
+            if let Some(up_to) = held.may_go(room, acknowledged) {
+                prop_assert!(up_to <= acknowledged && up_to > first && up_to <= held.last + 1);
+            }
+        }
+    }
+}
