@@ -161,6 +161,11 @@ async fn events_that_another_consumer_has_not_acknowledged_stay() {
     );
     assert_eq!(seen, 1_200);
     assert!(left.messages > 300 && metric(&replica, "events_trimmed_total").await > 0.0, "{left:?}");
+    // Who comes later reads what is left, and does not take the rest for lost.
+    let others = fast_kv().await;
+    let later = Processor::start(&options(&nats, &others).set("QUEUE_GROUP", "later")).await.unwrap();
+    titled(&others, "task-19", "1199").await.unwrap();
+    assert_eq!(metric(&later, "events_lost_total").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

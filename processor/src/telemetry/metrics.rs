@@ -330,6 +330,10 @@ impl Metrics {
         for kind in EventKind::ALL {
             metrics.received.with_label_values(&[kind.as_str()]);
         }
+        for stream in ["events", "ledger", "dead_letters"] {
+            metrics.stream_bytes.with_label_values(&[stream]);
+            metrics.stream_max_bytes.with_label_values(&[stream]);
+        }
         for reason in Reason::ALL {
             metrics.dead_letters.with_label_values(&[reason.as_str()]);
         }

@@ -91,6 +91,14 @@ async fn nobody_reads_or_writes_in_nats_what_is_not_his() {
         assert!(!matches!(asked.await, Ok(Ok(_))), "the processor got an answer from {subject}");
         processors += 1;
     }
+    // What it needs to keep room: to purge the stream of the events, of nothing here, and to change the limit of each.
+    let purged = jetstream.get_stream("TASKS").await.unwrap().purge().sequence(1).await.unwrap();
+    assert_eq!(purged.purged, 0);
+    for stream in ["TASKS", "KV_TASKS--tasks-processor", "TASKS-DEAD-LETTERS"] {
+        let config = jetstream.get_stream(stream).await.unwrap().cached_info().config.clone();
+        assert!(config.max_bytes > 0, "{stream} has no limit");
+        jetstream.update_stream(config).await.unwrap();
+    }
     let mut heard = Vec::new();
     for subject in [">", "tasks.>", "$KV.>", "_INBOX_PROCESSOR.>", "dead-letters.>", "$JS.EVENT.>"] {
         heard.push((subject, producer.subscribe(subject).await.unwrap()));

@@ -75,8 +75,11 @@ pub(super) enum Judgement {
     Recreated,
     /// It was thrown back: what came after the message of this time is not what was there.
     TailLost {
-        /// In ns since 1970.
+        /// When the last message that is known to be lost had been taken in: what was taken in later is new.
         after: i64,
+        /// What has this sequence or a higher one is new in any case, whatever the servers' clocks say: a message with it
+        /// was known, and is another now.
+        new_from: u64,
     },
 }
 
@@ -125,11 +128,13 @@ impl Source {
         }
         match self.high {
             None => Judgement::Same,
-            Some(high) if high.sequence > present.last => Judgement::TailLost { after: high.time },
+            Some(high) if high.sequence > present.last => {
+                Judgement::TailLost { after: high.time, new_from: present.last + 1 }
+            }
             // It has aged out.
             Some(high) if high.sequence < present.first => Judgement::Same,
             Some(high) if time_at_high == Some(high.time) => Judgement::Same,
-            Some(high) => Judgement::TailLost { after: high.time },
+            Some(high) => Judgement::TailLost { after: high.time, new_from: high.sequence },
         }
     }
 
@@ -195,8 +200,10 @@ mod tests {
 
     #[test]
     fn a_lost_tail_is_seen_however_far_the_stream_has_grown_since() {
-        let lost = Judgement::TailLost { after: 77 };
+        let lost = Judgement::TailLost { after: 77, new_from: 4 };
         assert_eq!(source(Some((5, 77))).judge(present(1, 3), None), lost);
+        // By a clock that was put back, all of them are older than the lost one: the fifth is new all the same.
+        let lost = Judgement::TailLost { after: 77, new_from: 5 };
         assert_eq!(source(Some((5, 77))).judge(present(1, 9), Some(99)), lost);
         assert_eq!(source(Some((5, 77))).judge(present(1, 9), None), lost);
     }

@@ -1,6 +1,7 @@
 //! A session with the stream: which life it is in, and the durable consumer of that life. Made at every
 //! connect and reconnect, before anything is pulled.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -139,8 +140,8 @@ impl Sessions {
                 let incarnation = source.current().incarnation;
                 warn!("the stream {} was made anew: incarnation {incarnation}", self.names.stream);
             }
-            Judgement::TailLost { after } => {
-                let from = first_after(stream, now, after).await?;
+            Judgement::TailLost { after, new_from } => {
+                let from = first_after(stream, now.first..new_from, after).await?;
                 let read_from = self.unread_by(stream, source.current()).await?;
                 source.thrown_back(from, read_from);
                 warn!(
@@ -310,9 +311,9 @@ async fn time_at(stream: &Stream, sequence: u64) -> Result<Option<i64>, SessionE
     }
 }
 
-/// The first sequence whose message was taken in after this moment.
-async fn first_after(stream: &Stream, now: Present, after: i64) -> Result<u64, SessionError> {
-    let (mut from, mut to) = (now.first, now.last + 1);
+/// The first of these sequences whose message was taken in after this moment; their end, if none was.
+async fn first_after(stream: &Stream, among: Range<u64>, after: i64) -> Result<u64, SessionError> {
+    let (mut from, mut to) = (among.start, among.end);
     while from < to {
         let middle = from + (to - from) / 2;
         match next_from(stream, middle).await? {
