@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use anyhow::ensure;
+use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config as StreamConfig, DiscardPolicy, Info};
-use async_nats::jetstream::{self, ErrorCode};
 use serde_json::{Value, json};
 use taskpipeline_simulator::{Config, Latency, Simulator};
 use taskpipeline_testkit::{
@@ -336,7 +336,7 @@ async fn streams_of_an_earlier_version_get_limits_and_those_of_others_are_left_a
         jetstream.update_stream(StreamConfig { max_bytes: -1, discard, ..config }).await.unwrap();
     }
     let events = info(&client, "TASKS").await.config;
-    let theirs = StreamConfig { description: Some("ours".to_owned()), ..events };
+    let theirs = StreamConfig { description: Some("ours".to_owned()), max_bytes: 2 << 20, ..events };
     jetstream.update_stream(&theirs).await.unwrap();
     let replica = Processor::start(&options(&nats, &kv).set("STREAM_MAX_BYTES", "1Gi")).await.unwrap();
     eventually(SOON, async || {
@@ -351,15 +351,19 @@ async fn streams_of_an_earlier_version_get_limits_and_those_of_others_are_left_a
     })
     .await
     .unwrap();
-    let config = info(&client, "TASKS").await.config;
+    // Others may want to read what is in the ledger already.
+    let events = (0..700).map(|n| ("created", sized(&format!("task-{}", n % 20), &n.to_string(), 1_900)));
+    store(&client, events).await.unwrap();
+    titled(&kv, "task-19", "699").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let theirs = info(&client, "TASKS").await;
     println!(
-        "the ledger and the dead letters have limits; TASKS, which others describe, has {}",
-        config.max_bytes
+        "the ledger and the dead letters have limits; TASKS, which others describe, has {} bytes still, and {} of them used",
+        theirs.config.max_bytes, theirs.state.bytes
     );
-    assert_eq!((config.max_bytes, config.discard), (-1, DiscardPolicy::Old));
-    // Known by its code, should the words change.
-    let full = jetstream.publish("x.y", "".into()).await.unwrap().await;
-    assert!(full.is_err() && ErrorCode::STREAM_MAX_BYTES_REQUIRED.0 == 10_113);
+    assert_eq!((theirs.config.max_bytes, theirs.config.discard), (2 << 20, DiscardPolicy::Old));
+    assert!(theirs.state.first_sequence == 1 && theirs.state.bytes > 5 << 18, "{:?}", theirs.state);
+    assert_eq!(metric(&replica, "events_trimmed_total").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

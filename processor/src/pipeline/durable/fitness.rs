@@ -59,12 +59,6 @@ pub(super) fn of_events(config: &Config, names: &Names) -> Fitness {
             config.max_messages
         ));
     }
-    if config.deny_purge {
-        warnings.push(
-            "events that are in the ledger cannot be dropped from it before their max_age (deny_purge), and may fill it"
-                .to_owned(),
-        );
-    }
     fitness
 }
 

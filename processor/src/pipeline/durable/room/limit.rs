@@ -45,19 +45,24 @@ pub(in super::super) fn max_bytes(size: Size) -> i64 {
     i64::try_from(size.bytes()).unwrap_or(i64::MAX)
 }
 
+/// Whether a replica has made it.
+pub(super) fn is_ours(kind: Kind, config: &Config) -> bool {
+    config.description.as_deref() == Some(kind.description())
+}
+
 /// What is to be done about the limit of a stream that is there.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
     Nothing,
     To(Size),
-    /// What is asked for cannot be done, and why.
+    /// It stays as it is, which somebody should know.
     Refused(String),
 }
 
 /// `used`: how many bytes it holds.
 pub(super) fn change(kind: Kind, config: &Config, used: u64, room: &Room) -> Change {
     let (said, has) = (said(kind, room), u64::try_from(config.max_bytes).unwrap_or(0));
-    let is_ours = config.description.as_deref() == Some(kind.description());
+    let is_ours = is_ours(kind, config);
     let asked = |size: Size, why: &str| {
         Change::Refused(format!("{} asks for {size} for the stream {}: {why}", kind.setting(), config.name))
     };
@@ -147,7 +152,8 @@ mod tests {
         assert!(matches!(refused, Change::Refused(why) if why.contains("somebody else")));
         assert_eq!(change(Kind::Events, &theirs, 5, &Room::default()), Change::Nothing);
         let unlimited = Config { description: None, ..config(-1, Kind::Events) };
-        assert_eq!(change(Kind::Events, &unlimited, 5, &Room::default()), Change::Nothing);
+        let left = change(Kind::Events, &unlimited, 5, &Room::default());
+        assert!(matches!(left, Change::Refused(why) if why.contains("no max_bytes")));
     }
 
     #[test]

@@ -142,13 +142,11 @@ impl Rooms {
     /// Where the server does not do it.
     async fn drop_acknowledged(&self, stream: &Stream, is_writer: bool) -> Result<(), ()> {
         let Ok(info) = stream.get_info().await else { return Ok(()) };
+        // Nobody knows who else wants to read what is in a stream that somebody else has made.
+        let may = limit::is_ours(Kind::Events, &info.config) && !info.config.deny_purge;
         let held = Held::of(&info.state);
-        let room = match u64::try_from(info.config.max_bytes) {
-            Ok(limit) if limit > 0 => limit,
-            // Nobody has limited it; it is kept as small as one of our own.
-            _ => limit::wanted(Kind::Events, &self.room).bytes(),
-        };
-        if info.config.deny_purge || !held.is_too_much(room, is_writer) {
+        let room = u64::try_from(info.config.max_bytes).unwrap_or(0);
+        if !may || room == 0 || !held.is_too_much(room, is_writer) {
             return Ok(());
         }
         let consumers = match consumers(stream).await {
