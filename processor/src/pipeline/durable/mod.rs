@@ -103,6 +103,7 @@ pub(super) async fn run(
         health: Arc::clone(&member.health),
         metrics: Arc::clone(&member.metrics),
         said: Mutex::default(),
+        silent: Mutex::default(),
     });
     let sessions = Sessions {
         jetstream: member.jetstream.clone(),

@@ -5,12 +5,13 @@
 pub(super) mod limit;
 mod trim;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::Info as ConsumerInfo;
+use async_nats::jetstream::context::CreateStreamErrorKind;
 use async_nats::jetstream::stream::{DiscardPolicy, Info, Stream};
 use futures_util::TryStreamExt;
 use tokio::task::JoinHandle;
@@ -44,6 +45,8 @@ pub(super) struct Rooms {
     pub(super) metrics: Arc<Metrics>,
     /// What was said last of each stream, so that it is said once.
     pub(super) said: Mutex<HashMap<Kind, String>>,
+    /// The streams of which NATS does not answer whether they are changed: most likely, the login may not.
+    pub(super) silent: Mutex<HashSet<Kind>>,
 }
 
 impl Rooms {
@@ -72,8 +75,8 @@ impl Rooms {
     /// one takes no record either.
     pub(super) async fn set_limits(&self, streams: &Streams) {
         let each = streams.all().map(|(kind, stream)| async move {
-            // Where it may not, each try takes as long as an answer may take.
-            if self.said.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&kind) {
+            // Each try would take as long as an answer may take.
+            if self.silent.lock().unwrap_or_else(PoisonError::into_inner).contains(&kind) {
                 return;
             }
             let Ok(info) = stream.get_info().await else { return };
@@ -94,15 +97,18 @@ impl Rooms {
         let name = &config.name;
         match self.jetstream.update_stream(&config).await {
             Ok(_) => info!("the stream {name} may take up {size} from now on"),
-            Err(error) => self.say(
-                kind,
-                format!(
+            Err(error) => {
+                if error.kind() == CreateStreamErrorKind::TimedOut {
+                    self.silent.lock().unwrap_or_else(PoisonError::into_inner).insert(kind);
+                }
+                let what = format!(
                     "the stream {name} cannot be given a limit of {size} ({}): {error}. Without it, it takes up room that \
                      others need. Allow the processor's login to publish on $JS.API.STREAM.UPDATE.{name}, or set the limit by \
                      `nats stream edit {name} --max-bytes={size}B --discard=new`",
                     kind.setting()
-                ),
-            ),
+                );
+                self.say(kind, what);
+            }
         }
     }
 
@@ -145,8 +151,12 @@ impl Rooms {
         // Nobody knows who else wants to read what is in a stream that somebody else has made.
         let may = limit::is_ours(Kind::Events, &info.config) && !info.config.deny_purge;
         let held = Held::of(&info.state);
-        let room = u64::try_from(info.config.max_bytes).unwrap_or(0);
-        if !may || room == 0 || !held.is_too_much(room, is_writer) {
+        let room = match u64::try_from(info.config.max_bytes) {
+            Ok(limit) if limit > 0 => limit,
+            // It holds too much to be given a limit.
+            _ => limit::wanted(Kind::Events, &self.room).bytes(),
+        };
+        if !may || !held.is_too_much(room, is_writer) {
             return Ok(());
         }
         let consumers = match consumers(stream).await {
