@@ -127,10 +127,11 @@ async fn run_pipeline(run: Run) -> anyhow::Result<()> {
     let telemetry = Telemetry::new()?;
     let metrics = || Arc::clone(&telemetry.metrics);
     if let Some(file) = run.file {
+        let seen = live::file::look(&file);
         let (pipeline, tuning) = live::file::read(&file)?;
         let settings = Settings::of(&pipeline.spec, tuning.clone())?;
         let (live, changes) = Live::new(tuning, settings.delivery.clone(), metrics());
-        tokio::spawn(live::file::follow(file, live));
+        tokio::spawn(live::file::follow(file, seen, live));
         return Ok(pipeline::run(settings, changes, telemetry, shutdown).await?);
     }
     let mut settings = Settings::from_env()?;

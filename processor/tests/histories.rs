@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use taskpipeline_testkit::history::Series;
+use taskpipeline_testkit::history::{Series, Servers};
 
 /// What this run is told by its environment; something that is no number must not be taken for nothing.
 fn told(variable: &str) -> Option<u64> {
@@ -27,6 +27,11 @@ async fn faulted_histories_end_with_kv_equal_to_the_replay() {
         most: histories.unwrap_or(if minutes.is_some() { usize::MAX } else { 20 }),
         within: minutes.map_or(Duration::from_secs(180), |minutes| Duration::from_secs(60 * minutes)),
         at_a_time: told("TASKPIPELINE_AT_A_TIME").map_or(3, |count| usize::try_from(count).unwrap()),
+        servers: told("TASKPIPELINE_SERVERS").map(|count| match count {
+            1 => Servers::One,
+            3 => Servers::Three,
+            other => panic!("TASKPIPELINE_SERVERS must be 1 or 3, got {other}"),
+        }),
     };
     println!("histories from seed {}", series.first);
     let totals = series.play().await.unwrap();
@@ -36,5 +41,9 @@ async fn faulted_histories_end_with_kv_equal_to_the_replay() {
     } else if totals.histories >= 6 {
         let kinds = totals.kinds(1);
         assert!(kinds >= 20, "only {kinds} kinds of faults happened");
+        if series.servers.is_none() {
+            let (three, all) = (totals.on_three_servers, totals.histories);
+            assert!(three > 0 && three < all, "{three} of {all} histories on three nats-servers");
+        }
     }
 }

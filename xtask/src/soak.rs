@@ -31,6 +31,9 @@ pub(crate) struct Options {
     /// So many at a time; they mostly wait
     #[arg(long, value_name = "COUNT", default_value_t = 3)]
     at_a_time: u64,
+    /// On so many nats-servers, 1 or 3 [default: as each seed says]
+    #[arg(long, value_name = "COUNT", value_parser = ["1", "3"])]
+    servers: Option<String>,
 }
 
 /// Plays histories until the time is over, they are all played, or some fail.
@@ -59,6 +62,7 @@ pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
         ("TASKPIPELINE_SEED", options.seed),
         ("TASKPIPELINE_HISTORIES", options.histories),
         ("TASKPIPELINE_AT_A_TIME", Some(options.at_a_time)),
+        ("TASKPIPELINE_SERVERS", options.servers.as_ref().and_then(|count| count.parse().ok())),
     ];
     for (name, value) in told {
         // What was not asked for must not come in from outside either.

@@ -54,9 +54,18 @@ pub fn read(path: &Path) -> Result<(TaskPipeline, Tuning), FileError> {
     Ok((pipeline, tuning))
 }
 
+/// The state of a file in which [`follow`] looks for changes.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen(Option<SystemTime>);
+
+/// How the file is before it is read: what changes later is a change to [`follow`], whether or not the read saw it.
+#[must_use]
+pub fn look(path: &Path) -> Seen {
+    Seen(modified(path))
+}
+
 /// Takes over what changes in the file, for ever.
-pub async fn follow(path: PathBuf, live: Live) {
-    let mut seen = modified(&path);
+pub async fn follow(path: PathBuf, Seen(mut seen): Seen, live: Live) {
     loop {
         tokio::time::sleep(LOOK).await;
         let now = modified(&path);

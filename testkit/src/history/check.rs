@@ -70,6 +70,18 @@ pub(crate) enum Difference {
         /// Which.
         id: String,
     },
+    /// New tasks that are not in KV in time, since look-ups wait.
+    Delayed {
+        /// How many.
+        creates: usize,
+    },
+    /// Events that had to wait only because replicas wrote the same records at the same time.
+    Contended {
+        /// What a replica said of it.
+        line: String,
+    },
+    /// Something that is not as it must be in the second KV namespace.
+    InSecond(Box<Difference>),
 }
 
 impl Difference {
@@ -79,7 +91,11 @@ impl Difference {
         match self {
             Self::Missing { id, .. } | Self::Stale { id, .. } | Self::Unreported { id } => Some(id),
             Self::Extra { key, .. } => key.strip_prefix(KEY_PREFIX),
-            Self::Unlettered { .. } | Self::Unexpected { .. } => None,
+            Self::InSecond(difference) => difference.task_id(),
+            Self::Unlettered { .. }
+            | Self::Unexpected { .. }
+            | Self::Delayed { .. }
+            | Self::Contended { .. } => None,
         }
     }
 }
@@ -99,6 +115,13 @@ impl fmt::Display for Difference {
                 write!(f, "unexpected dead letter {id} of {place:?}, reason {reason:?}")
             }
             Self::Unreported { id } => write!(f, "{id:?} is refused by KV, and no dead letter says so"),
+            Self::Delayed { creates } => {
+                write!(f, "{creates} creates are not in KV in time: they wait behind the look-ups of others")
+            }
+            Self::Contended { line } => {
+                write!(f, "events wait because two replicas wrote the same record at a time\n  {line}")
+            }
+            Self::InSecond(difference) => write!(f, "in the second namespace: {difference}"),
         }
     }
 }
@@ -120,6 +143,23 @@ pub(crate) fn tasks(expected: &Expectation, found: &BTreeMap<String, Found>) -> 
     let extra = found.iter().filter(|(key, _)| !keys.contains(*key));
     differences.extend(extra.map(|(key, found)| Difference::Extra { key: key.clone(), found: shown(found) }));
     differences
+}
+
+/// What a second namespace holds, which refuses nothing, against what it must hold.
+#[must_use]
+pub(crate) fn tasks_in_second(expected: &Expectation, found: &BTreeMap<String, Found>) -> Vec<Difference> {
+    let refused = expected.iter().filter(|(_, expected)| refused(expected));
+    let of_these =
+        refused.filter_map(|(id, expected)| task(id, expected, found.get(&format!("{KEY_PREFIX}{id}"))));
+    tasks(expected, found).into_iter().chain(of_these).map(|it| Difference::InSecond(Box::new(it))).collect()
+}
+
+/// No event may have to wait because another replica wrote the record of its task at the same time: the write is
+/// decided again at once. From what the replicas have logged.
+#[must_use]
+pub(crate) fn contention<'a>(lines: impl IntoIterator<Item = &'a String>) -> Vec<Difference> {
+    let waits = |line: &&String| line.contains("have to wait") && line.contains("wrong last sequence");
+    lines.into_iter().filter(waits).map(|line| Difference::Contended { line: line.clone() }).collect()
 }
 
 /// The tasks that KV refuses.
@@ -282,6 +322,27 @@ mod tests {
         );
         let valid = [letter("1-1", "invalid", 1, good), letter("1-1", "attempts-used-up", 1, good)];
         assert_eq!(letters(&Expectation::new(), &events[..1], &valid).len(), 2);
+    }
+
+    #[test]
+    fn a_second_namespace_has_to_hold_what_the_first_one_refuses() {
+        let must = [expected("poisoned", "a POISON", true), expected("b", "B", true)].into();
+        assert_eq!(
+            names(&tasks_in_second(&must, &[found("b", "B")].into())),
+            ["in the second namespace: missing \"poisoned\""]
+        );
+        let is = [found("poisoned", "a POISON"), found("b", "old")].into();
+        assert_eq!(names(&tasks_in_second(&must, &is)), ["in the second namespace: stale \"b\""]);
+    }
+
+    #[test]
+    fn an_event_that_waits_for_no_room_is_fine_and_one_that_waits_for_a_conflict_is_not() {
+        let lines =
+            ["3 events have to wait: NATS refuses the write: maximum bytes exceeded", "wrong last sequence"];
+        let lines = lines.map(str::to_owned);
+        assert_eq!(contention(&lines), []);
+        let line = "3 events have to wait: NATS refuses the write: wrong last sequence".to_owned();
+        assert_eq!(contention([&line]).len(), 1);
     }
 
     #[test]

@@ -77,6 +77,21 @@ impl Mixture {
         self.event(EventKind::Created, id)
     }
 
+    /// An update of all fields of this id, as large as an update may be.
+    pub(crate) fn large_update(&mut self, id: &str) -> Publication {
+        self.number += 1;
+        let data =
+            json!({"id": id, "title": format!("title {}", self.number), "description": "x".repeat(2_000)});
+        let event = json!({"correlationId": format!("h{}-{}", self.seed, self.number), "data": data});
+        Publication { kind: EventKind::Updated, payload: event.to_string().into() }
+    }
+
+    /// Whatever may happen to this id.
+    pub(crate) fn event_of(&mut self, kind: EventKind, id: &str) -> Publication {
+        self.number += 1;
+        self.event(kind, id)
+    }
+
     /// An event that is too large for the envelope of one dead letter, and none at all.
     pub(crate) fn too_large(&mut self) -> Publication {
         self.number += 1;

@@ -6,7 +6,7 @@ use taskpipeline_simulator::{Fault, KeyMatch, Report, Rule, Scope};
 
 use super::check::POISON;
 use super::dice::Dice;
-use super::events::{Publication, SEEDED};
+use super::events::SEEDED;
 
 /// How long a replica may stand still before another takes its place: the processor's lease.
 pub(crate) const LEASE: Duration = Duration::from_secs(4);
@@ -76,6 +76,11 @@ pub(crate) enum ReplicaFault {
     Redelivery,
     /// One replica, then four, then two.
     Scale,
+    /// All of them are drained, others write the same ledger to another KV namespace, and then they are back.
+    Moved {
+        /// In the other namespace.
+        lasting: Duration,
+    },
     /// A replica aborts at one of [`CRASH_POINTS`].
     Crash {
         /// Where.
@@ -109,6 +114,7 @@ impl ReplicaFault {
             Self::LateWriteOutlives { .. } => "late write outlives killed projector".to_owned(),
             Self::Redelivery => "redelivery".to_owned(),
             Self::Scale => "scale 1-4-2".to_owned(),
+            Self::Moved { .. } => "to another namespace and back".to_owned(),
             Self::Crash { point, .. } => format!("crash at {point}"),
             Self::Misconfigured { fault } => format!("kv {}", fault.name()),
         }
@@ -125,6 +131,7 @@ impl ReplicaFault {
             Self::LateWriteOutlives { after, .. } => *after + Duration::from_millis(1_500),
             Self::Redelivery => Duration::from_secs(5),
             Self::Scale => Duration::from_secs(3),
+            Self::Moved { lasting } => *lasting + Duration::from_secs(2),
             Self::Crash { .. } => Duration::from_secs(5),
             Self::Misconfigured { .. } => Duration::from_secs(3),
         }
@@ -153,15 +160,16 @@ impl ReplicaFault {
                 drained: dice.chance(500),
             },
             7 => Self::Redelivery,
-            _ => Self::Scale,
+            8 => Self::Scale,
+            _ => Self::Moved { lasting: millis(dice, 1_500, 4_000) },
         }
     }
 
     /// How many misconfigurations there are.
-    pub(crate) const MISCONFIGURED: u64 = 5;
+    pub(crate) const MISCONFIGURED: u64 = 6;
 
     /// How many [`Self::draw`] chooses from.
-    pub(crate) const DRAWN: u64 = 9;
+    pub(crate) const DRAWN: u64 = 10;
 
     /// A crash at the point with this number.
     pub(crate) fn crash(dice: &mut Dice, number: u64) -> Self {
@@ -187,58 +195,10 @@ impl ReplicaFault {
             2 => Fault::MissingNamespace,
             // Its code is that of a token that is refused.
             3 => Fault::EchoAuthorization { status: 500 },
+            4 => Fault::MalformedToken,
             _ => Fault::Redirect { location: "http://127.0.0.1:9/".to_owned() },
         };
         Self::Misconfigured { fault }
-    }
-}
-
-/// What befalls nats-server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum NatsFault {
-    /// kill -9, and a start on the same files.
-    Kill {
-        /// Between the two.
-        down: Duration,
-    },
-    /// SIGSTOP and SIGCONT.
-    Stop {
-        /// Between the two.
-        lasting: Duration,
-    },
-    /// The stream is deleted and made again.
-    Recreated {
-        /// By the harness at once; otherwise the replicas must.
-        by_harness: bool,
-    },
-    /// The stream's files are replaced by an older copy.
-    TailLost {
-        /// What is published after the copy was made: the tail.
-        tail: Vec<Publication>,
-        /// Whether a replica dies while the server is away.
-        kill_replica: bool,
-    },
-}
-
-impl NatsFault {
-    /// What it is counted as.
-    #[must_use]
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Self::Kill { .. } => "kill nats-server",
-            Self::Stop { .. } => "stop nats-server",
-            Self::Recreated { .. } => "stream recreated",
-            Self::TailLost { .. } => "stream's tail lost",
-        }
-    }
-
-    pub(crate) fn draw(dice: &mut Dice, which: usize) -> Self {
-        match which {
-            0 => Self::Kill { down: Duration::from_millis(dice.between(0, 2_000)) },
-            1 => Self::Stop { lasting: Duration::from_millis(dice.between(500, 3_000)) },
-            2 => Self::Recreated { by_harness: dice.chance(500) },
-            _ => Self::TailLost { tail: Vec::new(), kill_replica: dice.chance(400) },
-        }
     }
 }
 

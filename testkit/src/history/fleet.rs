@@ -26,6 +26,7 @@ struct Replica {
 /// All replicas of a pipeline.
 #[derive(Debug)]
 pub(crate) struct Fleet {
+    name: &'static str,
     options: ProcessorOptions,
     replicas: Vec<Replica>,
     started: u32,
@@ -36,8 +37,22 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     /// None yet.
-    pub(crate) fn new(options: ProcessorOptions, timeline: Arc<Timeline>) -> Self {
-        Self { options, replicas: Vec::new(), started: 0, timeline, gone: Vec::new() }
+    pub(crate) fn new(name: &'static str, options: ProcessorOptions, timeline: Arc<Timeline>) -> Self {
+        Self { name, options, replicas: Vec::new(), started: 0, timeline, gone: Vec::new() }
+    }
+
+    /// What starts from now on is started so.
+    pub(crate) fn serve(&mut self, options: ProcessorOptions) {
+        self.options = options;
+    }
+
+    /// A metric of each replica, the sum over its labels.
+    ///
+    /// # Errors
+    /// Where one does not answer.
+    pub(crate) async fn metric(&self, name: &str) -> anyhow::Result<Vec<f64>> {
+        let all = self.replicas.iter().map(|replica| replica.processor.metric(name));
+        join_all(all).await.into_iter().collect()
     }
 
     /// How many run.
@@ -60,7 +75,7 @@ impl Fleet {
 
     fn start_with(&mut self, options: &ProcessorOptions, remark: &str) -> anyhow::Result<usize> {
         self.started += 1;
-        let name = format!("replica-{}", self.started);
+        let name = format!("{}-{}", self.name, self.started);
         let processor = Processor::spawn(options)?;
         self.timeline.note(format_args!("{name} started, pid {}{remark}", processor.process().pid()));
         self.replicas.push(Replica { name, processor });

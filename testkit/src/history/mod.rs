@@ -10,21 +10,28 @@
 
 mod capture;
 mod check;
+mod crowd;
 mod dice;
+mod edit;
+mod edit_lane;
 mod events;
 mod fault;
 mod fleet;
 mod letters;
+mod nats_fault;
+mod nats_lane;
 mod plan;
 mod publish;
+mod quiet;
 mod replay;
 mod run;
 mod series;
+mod servers;
 mod settle;
 mod stage;
 mod strike;
 mod timeline;
 
-pub use plan::Plan;
+pub use plan::{Plan, Servers};
 pub use run::{Report, run};
 pub use series::{Series, Totals};

@@ -7,15 +7,36 @@ use std::time::Duration;
 
 use taskpipeline_simulator::Rule;
 
+use super::crowd::Crowd;
 use super::dice::Dice;
+use super::edit::{self, Edit};
 use super::events::{Mixture, Publication, SEEDED};
-use super::fault::{KV_FAULTS, NatsFault, ReplicaFault, SETTLE_AFTER, kv_rule};
+use super::fault::{KV_FAULTS, ReplicaFault, SETTLE_AFTER, kv_rule};
+use super::nats_fault::{self, NatsFault};
 
 /// The least that is published.
 pub(crate) const LEAST_EVENTS: usize = 10_000;
 
 /// Every so many seeds are of [`Shape::Outage`].
 const OUTAGE_EVERY: u64 = 8;
+
+/// Every so many seeds are played on three nats-servers, unless it is said on how many.
+const THREE_EVERY: u64 = 3;
+
+/// Every so many seeds have a second KV namespace all along.
+const SECOND_EVERY: u64 = 5;
+
+/// Every so many seeds end with a crowd of unknown updates that are not answered.
+const CROWD_EVERY: u64 = 4;
+
+/// On how many nats-servers a history is played.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Servers {
+    /// One.
+    One,
+    /// Three in a cluster, each of which keeps every stream.
+    Three,
+}
 
 /// What kind of history it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +73,8 @@ pub(crate) struct Strike<F> {
 pub struct Plan {
     /// What it was made of.
     pub seed: u64,
+    /// What it is played on.
+    pub servers: Servers,
     /// What kind it is.
     pub(crate) shape: Shape,
     /// The ids of the tasks that KV holds before the start.
@@ -70,14 +93,44 @@ pub struct Plan {
     pub(crate) nats_faults: Vec<Strike<NatsFault>>,
     /// What befalls requests to KV.
     pub(crate) kv_faults: Vec<Strike<Rule>>,
+    /// How the settings are edited.
+    pub(crate) edits: Vec<Strike<Edit>>,
+    /// The ids of a burst of unknown updates.
+    pub(crate) unknown: Vec<String>,
+    /// Where a second KV namespace is written from the same ledger: what befalls requests to it.
+    pub(crate) second: Option<Vec<Strike<Rule>>>,
+    /// What happens at the end, when nothing goes wrong any more.
+    pub(crate) quiet: Quiet,
+}
+
+/// What happens when nothing goes wrong any more, and has to go smoothly therefore.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Quiet {
+    /// Events of very few tasks, so that the replicas write the same records at the same time.
+    pub(crate) contention: Vec<Publication>,
+    /// Large updates of tasks that nobody knows, while KV answers no look-up.
+    pub(crate) crowd: Vec<Publication>,
+    /// Creates of others meanwhile: their ids.
+    pub(crate) prompt: Vec<String>,
 }
 
 impl Plan {
-    /// The history of this seed.
+    /// The history of this seed, on as many nats-servers as the seed says.
     #[must_use]
     pub fn new(seed: u64) -> Self {
+        let three = seed % THREE_EVERY == THREE_EVERY - 1;
+        Self::on(if three { Servers::Three } else { Servers::One }, seed)
+    }
+
+    /// The history of this seed on so many nats-servers.
+    #[must_use]
+    pub fn on(servers: Servers, seed: u64) -> Self {
         let mut dice = Dice::new(seed);
-        if seed % OUTAGE_EVERY == OUTAGE_EVERY - 1 { outage(seed, &mut dice) } else { mixed(seed, &mut dice) }
+        if seed % OUTAGE_EVERY == OUTAGE_EVERY - 1 {
+            outage(servers, seed, &mut dice)
+        } else {
+            mixed(servers, seed, &mut dice)
+        }
     }
 
     /// How many events it publishes.
@@ -91,21 +144,24 @@ fn seeded(count: u64) -> Vec<String> {
     (0..count).map(|n| format!("{SEEDED}{n}")).collect()
 }
 
-fn mixed(seed: u64, dice: &mut Dice) -> Plan {
-    let replica_faults = replica_faults(seed, &mut dice.fork());
+fn mixed(servers: Servers, seed: u64, dice: &mut Dice) -> Plan {
+    // Counted without the outages, which have none of these: or each outage would skip the same ones.
+    let turn = seed - seed / OUTAGE_EVERY;
+    let replica_faults = replica_faults(turn, &mut dice.fork());
     let lasting = replica_faults.iter().map(|strike| strike.fault.expected()).sum::<Duration>();
     let lasting = lasting.max(Duration::from_secs(8));
     let settle_after = replica_faults.iter().map(|strike| strike.fault.settle_after()).max();
     let kv_faults = kv_faults(seed, &mut dice.fork(), lasting);
-    let mut nats_faults = nats_faults(&mut dice.fork(), lasting);
+    let mut nats_faults = nats_fault::draw(turn, servers, &mut dice.fork(), lasting);
+    let edits = edit::draw(turn, &mut dice.fork(), lasting);
+    let second = second(seed, &mut dice.fork(), lasting);
     let poison = kv_faults.iter().any(|strike| strike.fault.name() == "kv poison");
     let mut mixture = Mixture::new(seed, dice.fork(), 900, poison);
     let mut bursts = bursts(&mut mixture, dice, LEAST_EVENTS);
-    for strike in &mut nats_faults {
-        if let NatsFault::TailLost { tail, .. } = &mut strike.fault {
-            tail.extend((0..dice.between(1, 150)).map(|_| mixture.draw()));
-        }
-    }
+    nats_fault::fill(&mut nats_faults, &mut dice.fork(), &mut mixture);
+    let crowd = Crowd::draw(&mut dice.fork());
+    let quiet = quiet(seed, servers, &mut mixture);
+    crowd.put_into(&mut bursts, &mut dice.fork(), &mut mixture);
     if dice.chance(300)
         && let Some(burst) = bursts.iter_mut().find(|burst| burst.acked)
     {
@@ -114,8 +170,9 @@ fn mixed(seed: u64, dice: &mut Dice) -> Plan {
     spread(&mut bursts, lasting);
     Plan {
         seed,
+        servers,
         shape: Shape::Mixed,
-        seeded: seeded(900),
+        seeded: seeded(900).into_iter().chain(crowd.known_to_kv()).collect(),
         replicas: 2 + dice.index(2),
         bursts,
         during_outage: Vec::new(),
@@ -123,13 +180,15 @@ fn mixed(seed: u64, dice: &mut Dice) -> Plan {
         replica_faults,
         nats_faults,
         kv_faults,
+        edits,
+        unknown: crowd.ids(),
+        second,
+        quiet,
     }
 }
 
 /// Two crashes, a misconfiguration, and two of the rest, in any order.
-fn replica_faults(seed: u64, dice: &mut Dice) -> Vec<Strike<ReplicaFault>> {
-    // Counted without the outages, which have none of these: or each outage would skip the same ones.
-    let turn = seed - seed / OUTAGE_EVERY;
+fn replica_faults(turn: u64, dice: &mut Dice) -> Vec<Strike<ReplicaFault>> {
     let numbers = [turn.wrapping_mul(2), turn.wrapping_mul(2).wrapping_add(1)];
     let mut faults: Vec<_> = numbers.iter().map(|number| ReplicaFault::crash(dice, *number)).collect();
     faults.push(ReplicaFault::misconfigured(turn));
@@ -146,17 +205,37 @@ fn replica_faults(seed: u64, dice: &mut Dice) -> Vec<Strike<ReplicaFault>> {
     strikes
 }
 
-/// A kill or a stop, and now and then a stream that is not what it was.
-fn nats_faults(dice: &mut Dice, lasting: Duration) -> Vec<Strike<NatsFault>> {
-    let mut which = vec![dice.index(2)];
-    if dice.chance(400) {
-        which.push(2 + dice.index(2));
+/// What befalls requests to a second namespace, where there is one.
+fn second(seed: u64, dice: &mut Dice, lasting: Duration) -> Option<Vec<Strike<Rule>>> {
+    const FAULTS: [&str; 6] =
+        ["kv status 503", "kv answer lost", "kv late", "kv partial", "kv refuses all", "kv hang"];
+    if !seed.is_multiple_of(SECOND_EVERY) {
+        return None;
     }
-    dice.shuffle(&mut which);
-    let mut moments: Vec<_> = which.iter().map(|_| moment(dice, lasting)).collect();
-    moments.sort_unstable();
-    let draw = |(at, which)| Strike { at, fault: NatsFault::draw(dice, which) };
-    moments.into_iter().zip(which).map(draw).collect()
+    let strike = |_| {
+        let name = FAULTS[dice.index(FAULTS.len())];
+        Strike { at: moment(dice, lasting), fault: kv_rule(name, dice) }
+    };
+    let mut strikes: Vec<_> = (0..2).map(strike).collect();
+    strikes.sort_by_key(|strike| strike.at);
+    Some(strikes)
+}
+
+/// See [`Quiet`]. Only servers of a cluster tell writers that another write of the record is on its way.
+fn quiet(seed: u64, servers: Servers, mixture: &mut Mixture) -> Quiet {
+    const CONTENTION: usize = 1_500;
+    const CROWD: usize = 6_000;
+    const PROMPT: usize = 10;
+    let mut quiet = Quiet::default();
+    if servers == Servers::Three {
+        quiet.contention = (0..CONTENTION).map(|n| mixture.create(&format!("hot-{}", n % 3))).collect();
+    }
+    if seed % CROWD_EVERY == 2 {
+        let update = |n| mixture.large_update(&format!("never-in-a-crowd-{n}"));
+        quiet.crowd = (0..CROWD).map(update).collect();
+        quiet.prompt = (0..PROMPT).map(|n| format!("prompt-{n}")).collect();
+    }
+    quiet
 }
 
 fn kv_faults(seed: u64, dice: &mut Dice, lasting: Duration) -> Vec<Strike<Rule>> {
@@ -200,7 +279,7 @@ fn spread(bursts: &mut [Burst], lasting: Duration) {
     }
 }
 
-fn outage(seed: u64, dice: &mut Dice) -> Plan {
+fn outage(servers: Servers, seed: u64, dice: &mut Dice) -> Plan {
     let lasting = Duration::from_secs(5);
     let kv_faults = kv_faults(seed, &mut dice.fork(), lasting);
     let poison = kv_faults.iter().any(|strike| strike.fault.name() == "kv poison");
@@ -217,6 +296,7 @@ fn outage(seed: u64, dice: &mut Dice) -> Plan {
     spread(&mut during, Duration::from_secs(9));
     Plan {
         seed,
+        servers,
         shape: Shape::Outage,
         seeded: seeded(300),
         replicas: 3,
@@ -226,12 +306,16 @@ fn outage(seed: u64, dice: &mut Dice) -> Plan {
         replica_faults: Vec::new(),
         nats_faults: Vec::new(),
         kv_faults,
+        edits: Vec::new(),
+        unknown: Vec::new(),
+        second: None,
+        quiet: Quiet::default(),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
     use crate::history::fault::CRASH_POINTS;
@@ -256,11 +340,24 @@ mod tests {
 
     #[test]
     fn two_hundred_seeds_have_every_kind_of_fault_often() {
-        let (mut replicas, mut nats, mut kv) = (Vec::new(), Vec::new(), Vec::new());
-        let mut outages = 0;
+        let (mut replicas, mut nats, mut kv, mut edits) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut others: BTreeMap<&str, usize> = BTreeMap::new();
         for seed in 1_000..1_200 {
             let plan = Plan::new(seed);
-            outages += usize::from(plan.shape == Shape::Outage);
+            let three = plan.servers == Servers::Three;
+            for (what, is_so) in [
+                ("outage", plan.shape == Shape::Outage),
+                ("three servers", three),
+                ("outage on three servers", three && plan.shape == Shape::Outage),
+                ("second namespace", plan.second.is_some()),
+                ("second namespace on three servers", three && plan.second.is_some()),
+                ("burst of unknown updates", plan.unknown.len() >= 300),
+                ("contention", !plan.quiet.contention.is_empty()),
+                ("crowd", !plan.quiet.crowd.is_empty()),
+            ] {
+                *others.entry(what).or_default() += usize::from(is_so);
+            }
+            edits.extend(plan.edits.iter().map(|strike| strike.fault.name().to_owned()));
             replicas.extend(plan.replica_faults.iter().map(|strike| strike.fault.name()));
             nats.extend(plan.nats_faults.iter().map(|strike| strike.fault.name().to_owned()));
             kv.extend(plan.kv_faults.iter().map(|strike| strike.fault.name().to_owned()));
@@ -268,13 +365,35 @@ mod tests {
         let kinds = |all: &[String]| all.iter().cloned().collect::<BTreeSet<_>>();
         let drawn = ReplicaFault::DRAWN + CRASH_POINTS.len() as u64 + ReplicaFault::MISCONFIGURED;
         assert_eq!(kinds(&replicas).len() as u64, drawn);
-        assert_eq!((kinds(&nats).len(), kinds(&kv).len()), (4, KV_FAULTS.len()));
-        for all in [&replicas, &nats, &kv] {
+        assert_eq!((kinds(&nats).len(), kinds(&kv).len()), (nats_fault::KINDS, KV_FAULTS.len()));
+        assert_eq!(kinds(&edits).len(), edit::KINDS);
+        for all in [&replicas, &nats, &kv, &edits] {
             for kind in kinds(all) {
                 let times = all.iter().filter(|one| **one == kind).count();
                 assert!(times >= 25, "{kind}: only {times}");
             }
         }
-        assert!(outages >= 20, "{outages}");
+        println!("{others:?}");
+        for (what, times) in others {
+            let least = if what.ends_with("on three servers") { 6 } else { 20 };
+            assert!(times >= least, "{what}: only {times}");
+        }
+    }
+
+    #[test]
+    fn on_three_servers_no_fault_is_drawn_that_only_one_can_have() {
+        for seed in 0..100 {
+            let of = |servers| Plan::on(servers, seed).nats_faults;
+            let is_of_one = |strike: &Strike<NatsFault>| {
+                matches!(
+                    strike.fault,
+                    NatsFault::Kill { .. } | NatsFault::Stop { .. } | NatsFault::TailLost { .. }
+                )
+            };
+            let is_of_three = |strike: &Strike<NatsFault>| {
+                matches!(strike.fault, NatsFault::NodeKilled { .. } | NatsFault::NodeStopped { .. })
+            };
+            assert!(!of(Servers::Three).iter().any(is_of_one) && !of(Servers::One).iter().any(is_of_three));
+        }
     }
 }

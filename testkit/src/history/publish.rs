@@ -16,6 +16,9 @@ use super::events::Publication;
 /// How long one burst may take, with the server or the stream away for a while.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How many publishes wait for their acks at a time.
+const MOST_UNACKED: usize = 2_000;
+
 /// A producer.
 #[derive(Debug)]
 pub(crate) struct Producer {
@@ -24,6 +27,7 @@ pub(crate) struct Producer {
     name: String,
     number: AtomicU64,
     repeated: AtomicU64,
+    refused: AtomicU64,
     stored_up_to: AtomicU64,
 }
 
@@ -35,7 +39,7 @@ pub(crate) async fn connect(url: &str) -> anyhow::Result<(Client, jetstream::Con
     let client = async_nats::ConnectOptions::new()
         .retry_on_initial_connect()
         .reconnect_delay_callback(|_| Duration::from_millis(50))
-        .connect(url)
+        .connect(url.split(',').collect::<Vec<_>>())
         .await?;
     let jetstream = jetstream::context::ContextBuilder::new()
         .timeout(Duration::from_secs(2))
@@ -51,8 +55,8 @@ impl Producer {
     /// As [`connect`].
     pub(crate) async fn new(url: &str, name: String) -> anyhow::Result<Self> {
         let (client, jetstream) = connect(url).await?;
-        let (number, repeated, stored_up_to) = Default::default();
-        Ok(Self { client, jetstream, name, number, repeated, stored_up_to })
+        let (number, repeated, refused, stored_up_to) = Default::default();
+        Ok(Self { client, jetstream, name, number, repeated, refused, stored_up_to })
     }
 
     /// The highest sequence that the stream has promised to hold; 0 again once it is another stream.
@@ -70,11 +74,24 @@ impl Producer {
         self.repeated.load(Ordering::Relaxed)
     }
 
+    /// How many publishes the stream has refused because it was full.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
     /// Publishes them in this order, and those without an ack again until they have one.
     ///
     /// # Errors
     /// Where they still have none after a long time.
     pub(crate) async fn acked(&self, publications: &[Publication]) -> anyhow::Result<()> {
+        // The client lets only so many wait for their acks at a time.
+        for some in publications.chunks(MOST_UNACKED) {
+            self.all_acked(some).await?;
+        }
+        Ok(())
+    }
+
+    async fn all_acked(&self, publications: &[Publication]) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;
         let numbered = |publication| (self.number.fetch_add(1, Ordering::Relaxed), publication);
         let mut left: Vec<(u64, &Publication)> = publications.iter().map(numbered).collect();
@@ -110,6 +127,8 @@ impl Producer {
         let mut refused = None;
         for (publication, why) in join_all(acks).await.into_iter().flatten() {
             left.push(publication);
+            // As nats-server has it; that there is no answer says nothing of the kind.
+            self.refused.fetch_add(u64::from(why.contains("maximum bytes exceeded")), Ordering::Relaxed);
             refused = Some(why);
         }
         refused

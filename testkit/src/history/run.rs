@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use taskpipeline_contract::{EventKind, Task};
-use taskpipeline_simulator::{Fault, Rule};
+use taskpipeline_simulator::{Fault, Rule, Simulator};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::capture::Captured;
 use super::check::{self, Difference, Found};
 use super::events::{Publication, seeded_value};
 use super::letters::letters;
-use super::plan::{Burst, Plan, Shape};
+use super::plan::{Burst, Plan, Quiet, Servers, Shape};
 use super::replay::{decoded, kind_of, replay};
+use super::servers::Running;
 use super::settle::{DEAD_LETTERS, Glance, settled};
 use super::stage::Stage;
 use crate::{created, output_dir};
@@ -39,6 +40,8 @@ const OUT_AFTER_KILL: Duration = Duration::from_millis(1_500);
 pub struct Report {
     /// What it was made of.
     pub seed: u64,
+    /// Whether it was played on three nats-servers.
+    pub three_servers: bool,
     /// Events in the stream, by kind; `invalid` and `again` are kinds of their own.
     pub events: BTreeMap<&'static str, u64>,
     /// Faults that happened, by kind.
@@ -63,8 +66,9 @@ impl fmt::Display for Report {
         let fired = fired.map(|(kind, times)| format!("{kind} {times}")).collect();
         write!(
             f,
-            "history {}: {}; faults: {}; {} replicas, {} requests, {:.1} s, {:.1} s of it to come to rest",
+            "history {}{}: {}; faults: {}; {} replicas, {} requests, {:.1} s, {:.1} s of it to come to rest",
             self.seed,
+            if self.three_servers { " on three nats-servers" } else { "" },
             list(events),
             list(fired),
             self.replicas,
@@ -112,6 +116,7 @@ impl Stage {
                     self.publish(&self.plan.bursts),
                     self.replica_lane(),
                     self.nats_lane(),
+                    self.edit_lane(),
                     async {
                         self.kv_lane().await;
                         Ok(())
@@ -185,11 +190,11 @@ impl Stage {
     /// accepted does it show that a task is at fault.
     async fn come_to_rest(&self, incarnation: u32) -> anyhow::Result<()> {
         if !self.kv.faults().iter().any(|rule| rule.name() == "kv poison") {
-            return settled(&self.jetstream, incarnation, REST).await;
+            return settled(&self.jetstream, &self.controls, incarnation, REST).await;
         }
         let deadline = Instant::now() + REST;
         for n in 0_u32.. {
-            match settled(&self.jetstream, incarnation, COMPANY).await {
+            match settled(&self.jetstream, &self.controls, incarnation, COMPANY).await {
                 Err(_) if Instant::now() < deadline => {}
                 done => return done,
             }
@@ -208,18 +213,26 @@ impl Stage {
             fleet.fill_up(self.plan.replicas)?;
             fleet.all_run()?;
         }
-        capture.sweep(&self.jetstream).await?;
+        self.whole().await?;
         let mended = Instant::now();
+        if self.plan.quiet != Quiet::default() {
+            // KV may be left alone for a while after what it has answered.
+            self.come_to_rest(capture.incarnation()).await.context("before it is quiet")?;
+            self.quiet().await?;
+        }
+        capture.sweep(&self.jetstream).await?;
         self.come_to_rest(capture.incarnation()).await?;
         *self.rest.lock().await = mended.elapsed();
         self.timeline.note("at rest");
         self.fleet.lock().await.all_run()?;
+        self.beside.lock().await.all_run()?;
         capture.sweep(&self.jetstream).await?;
         capture.verify(&self.jetstream).await?;
         let last = Glance::take(&self.jetstream).await?.stream_last;
         let promised = self.producer.stored_up_to();
         ensure!(last >= promised, "nats-server acked message {promised} and holds only {last}");
         self.count_kv_faults();
+        self.count_shortages().await;
 
         let differences = self.differences(capture.events()).await?;
         if differences.is_empty() {
@@ -239,15 +252,29 @@ impl Stage {
     async fn differences(&self, events: &[Captured]) -> anyhow::Result<Vec<Difference>> {
         let before = self.plan.seeded.iter().map(|id| serde_json::from_value::<Task>(seeded_value(id)));
         let expected = replay(before.collect::<Result<Vec<_>, _>>()?, events);
-        let found = |key: String| {
-            let stored = self.kv.get(&key)?;
-            Some((key, Found { value: stored.value, metadata: stored.metadata }))
-        };
-        let found = self.kv.keys().into_iter().filter_map(found).collect();
-        let mut differences = check::tasks(&expected, &found);
+        let mut differences = check::tasks(&expected, &found(&self.kv));
+        if self.plan.second.is_some() {
+            differences.extend(check::tasks_in_second(&expected, &found(&self.second)));
+        }
+        let logs = self.logs().await;
+        differences.extend(check::contention(logs.iter().flat_map(|(_, lines)| lines)));
         let letters = letters(&self.jetstream, DEAD_LETTERS).await.context("cannot read the dead letters")?;
         differences.extend(check::letters(&expected, events, &letters));
         Ok(differences)
+    }
+
+    /// No server is away, or behind, any more.
+    async fn whole(&self) -> anyhow::Result<()> {
+        match &*self.nats.lock().await {
+            Running::One(_) => Ok(()),
+            Running::Three(cluster) => cluster.whole().await,
+        }
+    }
+
+    /// What all replicas have printed.
+    async fn logs(&self) -> Vec<(String, Vec<String>)> {
+        let (fleet, beside) = (self.fleet.lock().await, self.beside.lock().await);
+        fleet.logs().into_iter().chain(beside.logs()).collect()
     }
 
     async fn report(&self) -> Report {
@@ -268,9 +295,10 @@ impl Stage {
         fired.insert("duplicates".to_owned(), events.get("again").copied().unwrap_or_default());
         Report {
             seed: self.plan.seed,
+            three_servers: self.plan.servers == Servers::Three,
             events,
             fired,
-            replicas: self.fleet.lock().await.started(),
+            replicas: self.fleet.lock().await.started() + self.beside.lock().await.started(),
             requests: self.kv.seen().total_requests(),
             repeated: self.producer.repeated(),
             rest: *self.rest.lock().await,
@@ -285,10 +313,12 @@ impl Stage {
         let _ = std::fs::remove_dir_all(&place);
         std::fs::create_dir_all(&place)?;
         std::fs::write(place.join("timeline"), self.timeline.text())?;
-        for (name, lines) in self.fleet.lock().await.logs() {
+        for (name, lines) in self.logs().await {
             std::fs::write(place.join(format!("{name}.log")), lines.join("\n"))?;
         }
-        std::fs::write(place.join("nats-server.log"), self.nats.lock().await.tail())?;
+        for (n, tail) in self.nats.lock().await.tails().iter().enumerate() {
+            std::fs::write(place.join(format!("nats-server-{n}.log")), tail)?;
+        }
         let mut requests = String::new();
         for request in self.kv.requests() {
             writeln!(requests, "{request:?}")?;
@@ -306,6 +336,15 @@ impl Stage {
         std::fs::write(place.join("dead-letters"), told)?;
         Ok(place)
     }
+}
+
+/// What a namespace holds.
+fn found(kv: &Simulator) -> BTreeMap<String, Found> {
+    let found = |key: String| {
+        let stored = kv.get(&key)?;
+        Some((key, Found { value: stored.value, metadata: stored.metadata }))
+    };
+    kv.keys().into_iter().filter_map(found).collect()
 }
 
 /// The first differences, each with the latest events of its task.

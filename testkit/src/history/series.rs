@@ -9,7 +9,7 @@ use anyhow::{bail, ensure};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::plan::Plan;
+use super::plan::{Plan, Servers};
 use super::run::{Report, run};
 
 /// No more is begun once so many have failed: they would most likely tell the same.
@@ -28,6 +28,8 @@ pub struct Series {
     pub within: Duration,
     /// So many at a time; they mostly wait.
     pub at_a_time: usize,
+    /// All on so many nats-servers; as each seed says, if nothing.
+    pub servers: Option<Servers>,
 }
 
 /// What the histories of a series add up to.
@@ -39,6 +41,8 @@ pub struct Totals {
     pub events: BTreeMap<&'static str, u64>,
     /// For each kind of fault: how often it happened, and in how many histories.
     pub faults: BTreeMap<String, (u64, usize)>,
+    /// How many of the histories were played on three nats-servers.
+    pub on_three_servers: usize,
     /// Replicas started.
     pub replicas: u64,
     /// Requests to KV.
@@ -65,7 +69,8 @@ impl Series {
                 if enough || begun_so_far >= self.most {
                     break;
                 }
-                let plan = Plan::new(self.first.wrapping_add(begun_so_far as u64));
+                let seed = self.first.wrapping_add(begun_so_far as u64);
+                let plan = self.servers.map_or_else(|| Plan::new(seed), |servers| Plan::on(servers, seed));
                 begun_so_far += 1;
                 playing.push(run(plan));
             }
@@ -93,6 +98,7 @@ impl Series {
 impl Totals {
     fn add(&mut self, report: &Report) {
         self.histories += 1;
+        self.on_three_servers += usize::from(report.three_servers);
         self.replicas += u64::from(report.replicas);
         self.requests += report.requests;
         self.repeated += report.repeated;
@@ -138,8 +144,9 @@ impl fmt::Display for Totals {
         writeln!(f, "{all} events: {}; {} publishes repeated", events.join(", "), self.repeated)?;
         write!(
             f,
-            "{} histories without a difference; {} replicas, {} requests to KV, {:.0} s",
+            "{} histories without a difference, {} of them on three nats-servers; {} replicas, {} requests to KV, {:.0} s",
             self.histories,
+            self.on_three_servers,
             self.replicas,
             self.requests,
             self.took.as_secs_f64()

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 /// The names that follow from the defaults of stream and queue group.
 pub(crate) const STREAM: &str = "TASKS";
 const GROUP: &str = "tasks-processor";
-const LEDGER: &str = "KV_TASKS--tasks-processor";
+pub(crate) const LEDGER: &str = "KV_TASKS--tasks-processor";
 const TASK_RECORDS: &str = "$KV.TASKS--tasks-processor.task.>";
 const CONTROL_RECORDS: &str = "$KV.TASKS--tasks-processor.control.>";
 /// Where dead letters are.
@@ -88,14 +88,35 @@ struct Progress {
 }
 
 impl Progress {
-    async fn take(jetstream: &jetstream::Context) -> anyhow::Result<Self> {
+    /// Where the least far of these control records is.
+    async fn take(jetstream: &jetstream::Context, controls: &[String]) -> anyhow::Result<Self> {
         let ledger = jetstream.get_stream(LEDGER).await.context("no ledger")?;
         let last = last_of(&ledger, TASK_RECORDS).await?.map_or(0, |(sequence, _)| sequence);
-        let control = last_of(&ledger, CONTROL_RECORDS).await?.context("no control record")?;
-        let control: Value = serde_json::from_slice(&control.1).context("the control record is no JSON")?;
-        let settled = control["settled"].as_u64().with_context(|| format!("no `settled` in {control}"))?;
+        let mut settled = u64::MAX;
+        for control in controls {
+            let control = last_of(&ledger, control).await?.context("no control record")?;
+            let control: Value =
+                serde_json::from_slice(&control.1).context("the control record is no JSON")?;
+            let of_this =
+                control["settled"].as_u64().with_context(|| format!("no `settled` in {control}"))?;
+            settled = settled.min(of_this);
+        }
         Ok(Self { last, settled })
     }
+}
+
+/// The control records that there are: one for each KV namespace.
+///
+/// # Errors
+/// Where the server does not answer, or not so many are there by now.
+pub(crate) async fn controls(jetstream: &jetstream::Context, count: usize) -> anyhow::Result<Vec<String>> {
+    crate::eventually(Duration::from_secs(20), async || {
+        let ledger = jetstream.get_stream(LEDGER).await.context("no ledger")?;
+        let subjects: Vec<_> = ledger.info_with_subjects(CONTROL_RECORDS).await?.try_collect().await?;
+        ensure!(subjects.len() == count, "{} control records, not {count}", subjects.len());
+        Ok(subjects.into_iter().map(|(subject, _)| subject).collect())
+    })
+    .await
 }
 
 async fn last_of(stream: &Stream, subject: &str) -> anyhow::Result<Option<(u64, Vec<u8>)>> {
@@ -130,11 +151,12 @@ pub(crate) async fn consumed(
 /// What was still missing at the end.
 pub(crate) async fn settled(
     jetstream: &jetstream::Context,
+    controls: &[String],
     incarnation: u32,
     within: Duration,
 ) -> anyhow::Result<()> {
     rest(within, Duration::from_secs(1), async || {
-        let (glance, progress) = (Glance::take(jetstream).await?, Progress::take(jetstream).await?);
+        let (glance, progress) = (Glance::take(jetstream).await?, Progress::take(jetstream, controls).await?);
         glance.consumed(incarnation)?;
         ensure!(progress.settled >= progress.last, "not settled: {progress:?}, {glance:?}");
         Ok((glance.stream_last, glance.incarnation, progress.last))

@@ -11,20 +11,33 @@ use taskpipeline_simulator::{Config, Latency, Simulator};
 use tokio::sync::{Mutex, RwLock};
 
 use super::capture::Capture;
+use super::edit_lane::SettingsFile;
 use super::events::seeded_value;
 use super::fleet::Fleet;
 use super::plan::{Plan, Shape};
 use super::publish::{Producer, connect};
-use super::settle::STREAM;
+use super::servers::Running;
+use super::settle::{STREAM, controls};
 use super::timeline::Timeline;
-use crate::{NatsServer, ProcessorOptions};
+use crate::ProcessorOptions;
 
 /// All of it.
 #[derive(Debug)]
 pub(crate) struct Stage {
     pub(crate) plan: Plan,
-    pub(crate) nats: Mutex<NatsServer>,
+    pub(crate) nats: Mutex<Running>,
     pub(crate) kv: Simulator,
+    /// Another KV namespace, which held the same tasks before the start.
+    pub(crate) second: Simulator,
+    /// What writes to it all along, where something does.
+    pub(crate) beside: Mutex<Fleet>,
+    /// What replicas are started with that write to the one, and to the other.
+    pub(crate) to_first: ProcessorOptions,
+    pub(crate) to_second: ProcessorOptions,
+    /// The control records of the namespaces that are written all along.
+    pub(crate) controls: Vec<String>,
+    /// What the replicas follow, unless it is an outage.
+    pub(crate) settings: SettingsFile,
     /// Who holds it does something to the replicas, or needs them undisturbed.
     pub(crate) fleet: Mutex<Fleet>,
     pub(crate) capture: Mutex<Capture>,
@@ -44,23 +57,37 @@ impl Stage {
     /// # Errors
     /// Where something does not start.
     pub(crate) async fn open(plan: Plan) -> anyhow::Result<Self> {
-        let nats = NatsServer::start().await?;
-        let latency =
-            Latency { least: Duration::from_millis(5), tail: Duration::from_millis(2), ..Latency::NONE };
-        let kv = Simulator::start(Config { latency, rate_limit: None, ..Config::default() }).await?;
-        for id in &plan.seeded {
-            kv.seed(&format!("tasks:{id}"), seeded_value(id).to_string());
-        }
+        let nats = Running::start(plan.servers).await?;
+        let kv = namespace("first", &plan).await?;
+        let second = namespace("second", &plan).await?;
         let timeline = Arc::new(Timeline::new());
-        let mut fleet = Fleet::new(options(&plan, &nats, &kv), Arc::clone(&timeline));
+        let settings = SettingsFile::new(&plan, nats.url())?;
+        let (to_first, to_second) = (
+            options(&plan, &settings, nats.options(&kv)?),
+            options(&plan, &settings, nats.options(&second)?),
+        );
+        let mut fleet = Fleet::new("replica", to_first.clone(), Arc::clone(&timeline));
+        let mut beside = Fleet::new("second", to_second.clone(), Arc::clone(&timeline));
         let (_, jetstream) = connect(&nats.url()).await?;
         let producer = Producer::new(&nats.url(), format!("history-{}", plan.seed)).await?;
         fleet.fill_up(plan.replicas)?;
         fleet.ready().await.context("the first replicas do not get ready")?;
+        let mut written = controls(&jetstream, 1).await?;
+        if plan.second.is_some() {
+            beside.fill_up(1)?;
+            beside.ready().await.context("the replica of the second namespace does not get ready")?;
+            written = controls(&jetstream, 2).await?;
+        }
         Ok(Self {
             plan,
             nats: Mutex::new(nats),
             kv,
+            second,
+            beside: Mutex::new(beside),
+            to_first,
+            to_second,
+            controls: written,
+            settings,
             fleet: Mutex::new(fleet),
             capture: Mutex::new(Capture::new(STREAM)),
             gate: RwLock::new(()),
@@ -89,21 +116,36 @@ impl Stage {
     }
 }
 
-/// The processor's settings, scaled so that a history takes seconds and not minutes.
-fn options(plan: &Plan, nats: &NatsServer, kv: &Simulator) -> ProcessorOptions {
-    let age = if plan.shape == Shape::Outage { "8s" } else { "72h" };
+/// A KV namespace with what it holds before the start.
+async fn namespace(name: &str, plan: &Plan) -> anyhow::Result<Simulator> {
+    let latency =
+        Latency { least: Duration::from_millis(5), tail: Duration::from_millis(2), ..Latency::NONE };
+    let namespace = name.to_owned();
+    let kv = Simulator::start(Config { namespace, latency, rate_limit: None, ..Config::default() }).await?;
+    for id in &plan.seeded {
+        kv.seed(&format!("tasks:{id}"), seeded_value(id).to_string());
+    }
+    Ok(kv)
+}
+
+/// The processor's settings, scaled so that a history takes seconds and not minutes. What may change while it runs is in
+/// the file; but a file may not have events live for a few seconds only.
+fn options(plan: &Plan, file: &SettingsFile, options: ProcessorOptions) -> ProcessorOptions {
     let settle_after = format!("{}s", plan.settle_after.as_secs());
-    let settings = [
-        ("STREAM_MAX_AGE", age),
-        ("ACK_WAIT", "3s"),
+    let settings = [("ACK_WAIT", "3s"), ("SHUTDOWN_GRACE", "5s"), ("RUST_LOG", "warn")];
+    let of_an_outage = [
+        ("STREAM_MAX_AGE", "8s"),
         ("SETTLE_AFTER", settle_after.as_str()),
         ("REQUEST_TIMEOUT", "1s"),
         ("REQUEST_BUDGET", "200000/5m"),
         ("RETRY_DELAYS", "100ms,200ms,400ms"),
         ("MIN_WRITE_INTERVAL", "50ms"),
         ("BATCH_MAX_KEYS", "500"),
-        ("SHUTDOWN_GRACE", "5s"),
-        ("RUST_LOG", "warn"),
     ];
-    settings.iter().fold(ProcessorOptions::new(nats, kv), |options, (name, value)| options.set(name, value))
+    let set = |options: ProcessorOptions, (name, value): &(&str, &str)| options.set(name, value);
+    let options = settings.iter().fold(options, set);
+    match plan.shape {
+        Shape::Mixed => options.following(&file.path()),
+        Shape::Outage => of_an_outage.iter().fold(options, set),
+    }
 }

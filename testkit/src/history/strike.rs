@@ -1,32 +1,28 @@
 //! Carrying out the faults of a history. Each says whether it happened: one that did not is not counted.
 //!
-//! Three lanes run side by side (replicas, nats-server, KV), so that their faults meet; within a lane they
-//! come one after another.
+//! Lanes run side by side (replicas, nats-servers, KV, edits of the settings), so that their faults meet; within a lane
+//! they come one after another.
 
-use std::path::Path;
+use std::collections::HashSet;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use taskpipeline_simulator::{Fault, Rule};
+use anyhow::Context;
+use taskpipeline_simulator::{Fault, Rule, Simulator};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::dice::Dice;
-use super::events::Publication;
-use super::fault::{LEASE, NatsFault, ReplicaFault};
+use super::fault::{LEASE, ReplicaFault};
 use super::fleet::Fleet;
 use super::plan::Strike;
-use super::settle::{Glance, STREAM, consumed};
+use super::settle::Glance;
 use super::stage::Stage;
 use crate::eventually;
-
-/// How long the replicas may take to take in what is in the stream, with messages in dead hands.
-const TAKEN_IN: Duration = Duration::from_secs(40);
 
 /// How long a crash point may wait to be passed.
 const CRASH_WITHIN: Duration = Duration::from_secs(8);
 
 /// `ACK_WAIT` and some more.
-const PAST_ACK_WAIT: Duration = Duration::from_millis(4_500);
+pub(crate) const PAST_ACK_WAIT: Duration = Duration::from_millis(4_500);
 
 impl Stage {
     /// Everything that befalls the replicas.
@@ -95,6 +91,7 @@ impl Stage {
                 fleet.drain(leaving[..2].to_vec()).await?;
                 Ok(true)
             }
+            ReplicaFault::Moved { lasting } => self.moved(fleet, *lasting).await,
             ReplicaFault::Crash { point, nth, alone } => fleet.crash(point, *nth, *alone, CRASH_WITHIN).await,
             ReplicaFault::Misconfigured { fault } => self.misconfigured(fleet, fault).await,
         }
@@ -160,13 +157,25 @@ impl Stage {
         fleet.fill_up(2)?;
         let active = fleet.active().await;
         let other = (0..fleet.count()).find(|index| Some(*index) != active).unwrap_or(0);
-        let patience = Duration::from_secs(10);
+        let patience = Duration::from_secs(30);
         let before = eventually(patience, || Glance::take(&self.jetstream)).await?;
         fleet.pause(other, true)?;
         sleep(PAST_ACK_WAIT).await;
         fleet.pause(other, false)?;
         let after = eventually(patience, || Glance::take(&self.jetstream)).await?;
         Ok(before.incarnation == after.incarnation && after.repeats() > before.repeats())
+    }
+
+    /// Counted when the other namespace was written.
+    async fn moved(&self, fleet: &mut Fleet, lasting: Duration) -> anyhow::Result<bool> {
+        let before = self.second.seen().keys_put;
+        fleet.drain((0..fleet.count()).collect()).await?;
+        fleet.serve(self.to_second.clone());
+        fleet.fill_up(self.plan.replicas)?;
+        sleep(lasting).await;
+        fleet.drain((0..fleet.count()).collect()).await?;
+        fleet.serve(self.to_first.clone());
+        Ok(self.second.seen().keys_put > before)
     }
 
     /// Counted when KV has refused a request this way.
@@ -189,103 +198,17 @@ impl Stage {
         Ok(befell)
     }
 
-    /// Everything that befalls nats-server.
-    ///
-    /// # Errors
-    /// As [`Self::replica_lane`].
-    pub(crate) async fn nats_lane(&self) -> anyhow::Result<()> {
-        for Strike { at, fault } in &self.plan.nats_faults {
-            sleep_until(self.timeline.start() + *at).await;
-            self.timeline.note(format_args!("== {}", fault.name()));
-            let struck = match fault {
-                NatsFault::Kill { down } => self.kill_nats(*down).await,
-                NatsFault::Stop { lasting } => self.stop_nats(*lasting).await,
-                NatsFault::Recreated { by_harness } => self.recreate_stream(*by_harness).await,
-                NatsFault::TailLost { tail, kill_replica } => self.lose_tail(tail, *kill_replica).await,
-            };
-            struck.with_context(|| format!("while: {}", fault.name()))?;
-            self.timeline.note(format_args!("== {}: done", fault.name()));
-            self.count(fault.name(), 1);
-        }
-        Ok(())
-    }
-
-    async fn kill_nats(&self, down: Duration) -> anyhow::Result<()> {
-        let mut nats = self.nats.lock().await;
-        nats.kill().await?;
-        sleep(down).await;
-        nats.restart().await
-    }
-
-    async fn stop_nats(&self, lasting: Duration) -> anyhow::Result<()> {
-        let nats = self.nats.lock().await;
-        nats.pause(true)?;
-        sleep(lasting).await;
-        nats.pause(false)
-    }
-
-    async fn recreate_stream(&self, by_harness: bool) -> anyhow::Result<()> {
-        let fleet = self.fleet.lock().await;
-        let silence = self.gate.write().await;
-        let mut capture = self.capture.lock().await;
-        self.all_taken_in(capture.incarnation()).await?;
-        capture.sweep(&self.jetstream).await?;
-        let config = self.jetstream.get_stream(STREAM).await?.cached_info().config.clone();
-        self.jetstream.delete_stream(STREAM).await?;
-        self.timeline.note(format_args!("deleted the stream; made again by the harness: {by_harness}"));
-        capture.begin_incarnation(1);
-        self.producer.forget_promises();
-        if by_harness {
-            // A replica may have been faster.
-            self.jetstream.get_or_create_stream(config).await?;
-        }
-        drop((capture, silence, fleet));
-        Ok(())
-    }
-
-    async fn lose_tail(&self, tail: &[Publication], kill_replica: bool) -> anyhow::Result<()> {
-        let mut fleet = self.fleet.lock().await;
-        let silence = self.gate.write().await;
-        let mut capture = self.capture.lock().await;
-        self.all_taken_in(capture.incarnation()).await?;
-        let last = Glance::take(&self.jetstream).await?.stream_last;
-        let copies = tempfile::TempDir::new()?;
-        let copy = copies.path().join("copy");
-        let mut nats = self.nats.lock().await;
-        nats.stop().await?;
-        copy_dir(&nats.stream_dir(STREAM), &copy)?;
-        nats.restart().await?;
-
-        self.producer.acked(tail).await?;
-        self.all_taken_in(capture.incarnation()).await?;
-        capture.sweep(&self.jetstream).await?;
-        let lost = Glance::take(&self.jetstream).await?.stream_last - last;
-        ensure!(lost > 0, "the tail is empty");
-        nats.stop().await?;
-        std::fs::remove_dir_all(nats.stream_dir(STREAM))?;
-        copy_dir(&copy, &nats.stream_dir(STREAM))?;
-        if kill_replica {
-            fleet.kill(0).await?;
-        }
-        nats.restart().await?;
-        self.timeline.note(format_args!("the stream lost {lost} messages after {last}"));
-        capture.begin_incarnation(last + 1);
-        self.producer.forget_promises();
-        fleet.fill_up(self.plan.replicas)?;
-        drop((nats, capture, silence, fleet));
-        Ok(())
-    }
-
-    async fn all_taken_in(&self, incarnation: u32) -> anyhow::Result<()> {
-        consumed(&self.jetstream, incarnation, TAKEN_IN).await
-    }
-
     /// Everything that befalls requests to KV; counted at the end, by [`Self::count_kv_faults`].
     pub(crate) async fn kv_lane(&self) {
-        for Strike { at, fault } in &self.plan.kv_faults {
+        let second = self.plan.second.as_deref().unwrap_or_default();
+        tokio::join!(self.inject(&self.kv, &self.plan.kv_faults), self.inject(&self.second, second));
+    }
+
+    async fn inject(&self, kv: &Simulator, rules: &[Strike<Rule>]) {
+        for Strike { at, fault } in rules {
             sleep_until(self.timeline.start() + *at).await;
-            self.timeline.note(format_args!("== {fault:?}"));
-            self.kv.inject(fault.clone());
+            self.timeline.note(format_args!("== {fault:?} ({})", kv.config().namespace));
+            kv.inject(fault.clone());
         }
     }
 
@@ -294,6 +217,7 @@ impl Stage {
         for rule in self.kv.faults().iter().filter(|rule| rule.name() != "kv poison") {
             self.kv.mend(rule.name());
         }
+        self.second.set_faults([]);
         self.timeline.note("KV is mended");
     }
 
@@ -302,6 +226,26 @@ impl Stage {
         for strike in &self.plan.kv_faults {
             let name = strike.fault.name();
             self.count(name, u64::from(self.befell(name) > 0));
+        }
+        if let Some(faults) = &self.plan.second {
+            let befell = |strike: &&Strike<Rule>| self.second.seen().fault(strike.fault.name()) > 0;
+            self.count("second namespace", u64::from(self.second.seen().keys_put > 0));
+            self.count("faults of the second namespace", faults.iter().filter(befell).count() as u64);
+        }
+        if !self.plan.unknown.is_empty() {
+            let asked: HashSet<String> = self
+                .kv
+                .requests()
+                .into_iter()
+                .filter(|it| it.operation.is_read())
+                .flat_map(|it| it.keys)
+                .collect();
+            let asked = self.plan.unknown.iter().filter(|id| asked.contains(&format!("tasks:{id}"))).count();
+            self.timeline.note(format_args!(
+                "{asked} of the burst's {} tasks were looked up",
+                self.plan.unknown.len()
+            ));
+            self.count("burst of unknown updates", u64::from(asked >= 100));
         }
     }
 }
@@ -322,25 +266,11 @@ async fn two_projectors(fleet: &mut Fleet, lasting: Duration) -> anyhow::Result<
 /// Waits until a former projector knows that it is one, and has had the time to hand over what it was about to
 /// write. It may not be killed before: what it sent when it went on is nobody's then.
 async fn handed_over(fleet: &Fleet, former: usize) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     // Right after SIGCONT it has not even looked.
     sleep(Duration::from_millis(1_000)).await;
     while fleet.all_active().await.contains(&former) && Instant::now() < deadline {
         sleep(Duration::from_millis(50)).await;
     }
     sleep(Duration::from_millis(500)).await;
-}
-
-fn copy_dir(from: &Path, to: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
-        let entry = entry?;
-        let to = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_dir(&entry.path(), &to)?;
-        } else {
-            std::fs::copy(entry.path(), to)?;
-        }
-    }
-    Ok(())
 }

@@ -1,0 +1,124 @@
+//! Editing the settings of running replicas by their file, and looking whether they do as it says.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use tempfile::TempDir;
+use tokio::sync::Mutex;
+use tokio::time::sleep_until;
+
+use super::edit::{Edit, Settings, spoilt};
+use super::fleet::Fleet;
+use super::plan::{Plan, Servers, Strike};
+use super::stage::Stage;
+use crate::eventually;
+
+/// How soon every replica does as the file says: it is looked at once a second.
+const TAKEN: Duration = Duration::from_secs(10);
+
+/// The file that the replicas follow.
+#[derive(Debug)]
+pub(crate) struct SettingsFile {
+    folder: TempDir,
+    settings: Mutex<Settings>,
+    nats: String,
+    servers: Servers,
+    settle_after: Duration,
+}
+
+impl SettingsFile {
+    /// With the settings that replicas begin with.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub(crate) fn new(plan: &Plan, nats: String) -> anyhow::Result<Self> {
+        let (folder, settings) = (TempDir::new()?, Settings::default());
+        let (servers, settle_after) = (plan.servers, plan.settle_after);
+        let text = settings.file(&nats, servers, settle_after);
+        let file = Self { folder, settings: Mutex::new(settings), nats, servers, settle_after };
+        file.write(&text)?;
+        Ok(file)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub(crate) fn path(&self) -> PathBuf {
+        self.folder.path().join("pipeline.yaml")
+    }
+
+    fn text(&self, settings: &Settings) -> String {
+        settings.file(&self.nats, self.servers, self.settle_after)
+    }
+
+    /// In one go, as editors and kubelets do.
+    fn write(&self, text: &str) -> anyhow::Result<()> {
+        let (path, new) = (self.path(), self.folder.path().join("new"));
+        let write = |path: &Path| std::fs::write(path, text);
+        write(&new).and_then(|()| std::fs::rename(&new, &path)).context("cannot write the replicas' settings")
+    }
+}
+
+impl Stage {
+    /// All edits. Each has the replicas for itself: one that starts must not find a file that cannot work.
+    ///
+    /// # Errors
+    /// Where a replica does not do as the file says.
+    pub(crate) async fn edit_lane(&self) -> anyhow::Result<()> {
+        for Strike { at, fault: edit } in &self.plan.edits {
+            sleep_until(self.timeline.start() + *at).await;
+            let fleet = self.fleet.lock().await;
+            let mut settings = self.settings.settings.lock().await;
+            self.timeline.note(format_args!("== {edit:?}"));
+            let edited = settings.clone().with(edit);
+            let text = self.settings.text(&edited);
+            if let Edit::Refused(number) = edit {
+                self.refused(&fleet, &text, *number).await?;
+            } else {
+                self.settings.write(&text)?;
+                let shown = shown(&fleet, edit).await;
+                shown.with_context(|| format!("the replicas do not take over: {edit:?}"))?;
+                *settings = edited;
+            }
+            self.timeline.note(format_args!("== {}: done", edit.name()));
+            self.count(edit.name(), 1);
+        }
+        Ok(())
+    }
+
+    /// A file that cannot work: every replica refuses it and stays with what it had.
+    async fn refused(&self, fleet: &Fleet, good: &str, number: usize) -> anyhow::Result<()> {
+        const REFUSALS: &str = "taskpipeline_settings_refused_total";
+        let settings = async || -> anyhow::Result<Vec<f64>> { fleet.metric("taskpipeline_setting").await };
+        // One that was started just now does not answer yet.
+        let known = eventually(TAKEN, async || Ok((fleet.metric(REFUSALS).await?, settings().await?)));
+        let (refusals, before) = known.await?;
+        self.settings.write(&spoilt(good, number))?;
+        let refused = eventually(TAKEN, async || {
+            let now = fleet.metric(REFUSALS).await?;
+            let each = now.iter().zip(&refusals).all(|(now, before)| now > before);
+            ensure!(each, "not each replica has refused it: {refusals:?}, then {now:?}");
+            Ok(())
+        });
+        let refused = refused.await.with_context(|| format!("settings that cannot work, number {number}"));
+        let after = settings().await;
+        self.settings.write(good)?;
+        refused?;
+        let after = after?;
+        ensure!(after == before, "refused settings are in effect: {before:?}, then {after:?}");
+        Ok(())
+    }
+}
+
+/// Waits until each replica shows what an edit sets.
+async fn shown(fleet: &Fleet, edit: &Edit) -> anyhow::Result<()> {
+    eventually(TAKEN, async || {
+        for (name, value) in edit.shows() {
+            let all = fleet.metric(&format!("taskpipeline_setting{{name=\"{name}\"}}")).await?;
+            let is = |found: &f64| (found - value).abs() < 1e-6;
+            ensure!(all.iter().all(is), "{name} should be {value} and is {all:?}");
+        }
+        Ok(())
+    })
+    .await
+}
