@@ -49,13 +49,15 @@ pub(crate) struct Capture {
     incarnation: u32,
     next: u64,
     events: Vec<Captured>,
+    /// How often the replicas were told what was read.
+    told: u64,
 }
 
 impl Capture {
     /// Nothing yet of this stream.
     #[must_use]
     pub(crate) fn new(stream: &str) -> Self {
-        Self { stream: stream.to_owned(), incarnation: 1, next: 1, events: Vec::new() }
+        Self { stream: stream.to_owned(), incarnation: 1, next: 1, events: Vec::new(), told: 0 }
     }
 
     /// Everything read so far, in order.
@@ -88,6 +90,30 @@ impl Capture {
             self.events.push(event);
         }
         Ok(())
+    }
+
+    /// Tells the replicas, which drop what every consumer has acknowledged, up to where the stream was read: by a consumer
+    /// that begins there.
+    ///
+    /// # Errors
+    /// Where the server does not make it for long.
+    pub(crate) async fn tell(&mut self, jetstream: &jetstream::Context) -> anyhow::Result<()> {
+        self.told += 1;
+        let name = |number: u64| format!("harness-{}", number % 2);
+        let told = eventually(PATIENCE, async || {
+            let stream = jetstream.get_stream(&self.stream).await?;
+            // It may have come back with an older copy of the stream.
+            let _ = stream.delete_consumer(&name(self.told)).await;
+            let from = consumer::pull::Config {
+                durable_name: Some(name(self.told)),
+                deliver_policy: consumer::DeliverPolicy::ByStartSequence { start_sequence: self.next },
+                ..Default::default()
+            };
+            stream.create_consumer(from).await?;
+            let _ = stream.delete_consumer(&name(self.told - 1)).await;
+            Ok(())
+        });
+        told.await.context("the replicas cannot be told what was read")
     }
 
     /// Holds what was read against what the stream holds now: the server must not have lost or changed any

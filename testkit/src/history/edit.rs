@@ -120,9 +120,17 @@ impl Settings {
 
     /// The file with these settings.
     #[must_use]
-    pub(crate) fn file(&self, nats: &str, servers: Servers, settle_after: Duration) -> String {
+    pub(crate) fn file(
+        &self,
+        nats: &str,
+        servers: Servers,
+        little_room: bool,
+        settle_after: Duration,
+    ) -> String {
         let span = |duration: &Duration| format!("{}ms", duration.as_millis());
         let replicas = if servers == Servers::Three { 3 } else { 1 };
+        // About as much as a history publishes; half of it is kept free.
+        let room = if little_room { ", room: {events: 4Mi}" } else { "" };
         let delays: Vec<_> = self.delays.iter().map(span).collect();
         let (requests, period) = self.budget;
         let lines = [
@@ -131,7 +139,7 @@ impl Settings {
             "metadata: {name: tasks}".to_owned(),
             "spec:".to_owned(),
             format!("  nats: {{url: \"{nats}\"}}"),
-            format!("  delivery: {{stream: {{replicas: {replicas}}}}}"),
+            format!("  delivery: {{stream: {{replicas: {replicas}}}{room}}}"),
             "  kv:".to_owned(),
             "    secretRef: {name: unused}".to_owned(),
             format!("    settleAfter: {}", span(&settle_after)),
@@ -196,7 +204,7 @@ mod tests {
 
     #[test]
     fn what_is_spoilt_differs_in_one_line_or_is_no_file_at_all() {
-        let file = Settings::default().file("nats://n:4222", Servers::Three, SETTLE_AFTER);
+        let file = Settings::default().file("nats://n:4222", Servers::Three, true, SETTLE_AFTER);
         for (number, (setting, _)) in REFUSED.iter().enumerate() {
             let spoilt = spoilt(&file, number);
             let differ = file.lines().zip(spoilt.lines()).filter(|(good, bad)| good != bad).count();
@@ -210,7 +218,7 @@ mod tests {
         let mut dice = Dice::new(1);
         for number in 0..6 {
             let edit = good(number, &mut dice);
-            let file = |settings: Settings| settings.file("nats://n:4222", Servers::One, SETTLE_AFTER);
+            let file = |settings: Settings| settings.file("nats://n:4222", Servers::One, false, SETTLE_AFTER);
             let edited = Settings::default().with(&edit);
             assert_ne!(file(edited.clone()), file(Settings::default()), "{edit:?}");
             assert!(!edit.shows().is_empty() && edited.clone().with(&Edit::Refused(0)) == edited);

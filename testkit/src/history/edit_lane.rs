@@ -24,6 +24,7 @@ pub(crate) struct SettingsFile {
     settings: Mutex<Settings>,
     nats: String,
     servers: Servers,
+    little_room: bool,
     settle_after: Duration,
 }
 
@@ -34,9 +35,9 @@ impl SettingsFile {
     /// Where it cannot be written.
     pub(crate) fn new(plan: &Plan, nats: String) -> anyhow::Result<Self> {
         let (folder, settings) = (TempDir::new()?, Settings::default());
-        let (servers, settle_after) = (plan.servers, plan.settle_after);
-        let text = settings.file(&nats, servers, settle_after);
-        let file = Self { folder, settings: Mutex::new(settings), nats, servers, settle_after };
+        let (servers, little_room, settle_after) = (plan.servers, plan.little_room, plan.settle_after);
+        let text = settings.file(&nats, servers, little_room, settle_after);
+        let file = Self { folder, settings: Mutex::new(settings), nats, servers, little_room, settle_after };
         file.write(&text)?;
         Ok(file)
     }
@@ -48,7 +49,7 @@ impl SettingsFile {
     }
 
     fn text(&self, settings: &Settings) -> String {
-        settings.file(&self.nats, self.servers, self.settle_after)
+        settings.file(&self.nats, self.servers, self.little_room, self.settle_after)
     }
 
     /// In one go, as editors and kubelets do.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use async_nats::jetstream::consumer;
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use tokio::time::{sleep, sleep_until};
 
@@ -18,6 +19,9 @@ use crate::eventually;
 
 /// How long the replicas may take to take in what is in the stream, with messages in dead hands.
 const TAKEN_IN: Duration = Duration::from_secs(60);
+
+/// A consumer that reads nothing.
+const IDLE: &str = "idle";
 
 /// How long a change of a stream may take, with its leader being elected.
 const CHANGED: Duration = Duration::from_secs(30);
@@ -51,7 +55,14 @@ impl Stage {
     }
 
     /// Counts the shortages that a write of the ledger, or a publish, has met.
-    pub(crate) async fn count_shortages(&self) {
+    ///
+    /// # Errors
+    /// Where the server does not answer.
+    pub(crate) async fn count_shortages(&self) -> anyhow::Result<()> {
+        if self.plan.little_room {
+            let first = self.jetstream.get_stream(STREAM).await?.cached_info().state.first_sequence;
+            self.count("events make room", u64::from(first > 1));
+        }
         let logs = self.fleet.lock().await.logs();
         let refused = |why: &str| {
             let waits = |line: &String| line.contains("have to wait") && line.contains(why);
@@ -65,6 +76,7 @@ impl Stage {
             };
             self.count(fault.name(), u64::from(met));
         }
+        Ok(())
     }
 
     async fn kill_nats(&self, down: Duration) -> anyhow::Result<()> {
@@ -202,13 +214,21 @@ impl Stage {
 
     async fn fill_store(&self, room: u64, lasting: Duration) -> anyhow::Result<()> {
         let room = i64::try_from(room).unwrap_or(i64::MAX);
+        // Somebody else who has read nothing: or the replicas would make room.
+        let stream = self.jetstream.get_stream(STREAM).await?;
+        let idle = consumer::pull::Config {
+            durable_name: Some(IDLE.to_owned()),
+            ..consumer::pull::Config::default()
+        };
+        stream.create_consumer(idle).await?;
         let enlarged = self.change(STREAM, |config, _, bytes| {
             config.max_bytes = bytes.saturating_add(room).max(1);
             config.discard = DiscardPolicy::New;
         });
         let enlarged = enlarged.await?;
         sleep(lasting).await;
-        self.set(enlarged).await
+        self.set(enlarged).await?;
+        eventually(CHANGED, async || Ok(stream.delete_consumer(IDLE).await.map(drop)?)).await
     }
 
     /// Changes a stream, knowing how many messages and bytes it holds. Answers its configuration as it was before.

@@ -99,6 +99,8 @@ pub struct Plan {
     pub(crate) unknown: Vec<String>,
     /// Where a second KV namespace is written from the same ledger: what befalls requests to it.
     pub(crate) second: Option<Vec<Strike<Rule>>>,
+    /// Whether the stream has so little room that events which are in the ledger have to go.
+    pub(crate) little_room: bool,
     /// What happens at the end, when nothing goes wrong any more.
     pub(crate) quiet: Quiet,
 }
@@ -183,6 +185,8 @@ fn mixed(servers: Servers, seed: u64, dice: &mut Dice) -> Plan {
         edits,
         unknown: crowd.ids(),
         second,
+        // A crowd would not fit.
+        little_room: turn.is_multiple_of(2) && quiet.crowd.is_empty(),
         quiet,
     }
 }
@@ -309,6 +313,7 @@ fn outage(servers: Servers, seed: u64, dice: &mut Dice) -> Plan {
         edits: Vec::new(),
         unknown: Vec::new(),
         second: None,
+        little_room: false,
         quiet: Quiet::default(),
     }
 }

@@ -111,21 +111,20 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
 impl Stage {
     async fn play(&self) -> anyhow::Result<()> {
         match self.plan.shape {
-            Shape::Mixed => {
-                tokio::try_join!(
-                    self.publish(&self.plan.bursts),
-                    self.replica_lane(),
-                    self.nats_lane(),
-                    self.edit_lane(),
-                    async {
-                        self.kv_lane().await;
-                        Ok(())
-                    }
-                )?;
-            }
+            Shape::Mixed if self.plan.little_room => self.with_sweeps(self.mixed()).await?,
+            Shape::Mixed => self.mixed().await?,
             Shape::Outage => self.with_sweeps(self.outage()).await?,
         }
         self.finish().await
+    }
+
+    async fn mixed(&self) -> anyhow::Result<()> {
+        let kv_lane = async {
+            self.kv_lane().await;
+            Ok(())
+        };
+        let (publish, replicas) = (self.publish(&self.plan.bursts), self.replica_lane());
+        tokio::try_join!(publish, replicas, self.nats_lane(), self.edit_lane(), kv_lane).map(drop)
     }
 
     async fn publish(&self, bursts: &[Burst]) -> anyhow::Result<()> {
@@ -168,12 +167,18 @@ impl Stage {
         Ok(())
     }
 
-    /// Reads the stream all along: events go when they are old.
+    /// Reads the stream all along: events go when they are old, or make room for others.
     async fn with_sweeps(&self, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
         let over = AtomicBool::new(false);
         let sweeps = async {
             while !over.load(Ordering::Relaxed) {
-                self.capture.lock().await.sweep(&self.jetstream).await?;
+                {
+                    let mut capture = self.capture.lock().await;
+                    capture.sweep(&self.jetstream).await?;
+                    if self.plan.little_room {
+                        capture.tell(&self.jetstream).await?;
+                    }
+                }
                 sleep(Duration::from_millis(500)).await;
             }
             Ok(())
@@ -232,7 +237,7 @@ impl Stage {
         let promised = self.producer.stored_up_to();
         ensure!(last >= promised, "nats-server acked message {promised} and holds only {last}");
         self.count_kv_faults();
-        self.count_shortages().await;
+        self.count_shortages().await?;
 
         let differences = self.differences(capture.events()).await?;
         if differences.is_empty() {
