@@ -154,6 +154,32 @@ mod tests {
         assert!(settings.has_changed().unwrap() && refused.borrow().is_none());
     }
 
+    #[tokio::test]
+    async fn an_edit_between_the_first_read_of_a_file_and_its_watch_takes_effect() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipeline.yaml");
+        let write = |attempts: u32| {
+            let spec = "nats: {url: \"nats://n:4222\"}, kv: {secretRef: {name: kv}}";
+            let text = format!(
+                "apiVersion: taskpipeline.dev/v1alpha1\nkind: TaskPipeline\nmetadata: {{name: tasks}}\n\
+                 spec: {{{spec}, retry: {{maxAttempts: {attempts}}}}}\n"
+            );
+            std::fs::write(&path, text).unwrap();
+        };
+        write(3);
+        let seen = file::look(&path);
+        let (_, tuning) = file::read(&path).unwrap();
+        let (live, mut settings) = Live::new(tuning, durable(), Arc::new(Metrics::new().unwrap()));
+        // A clock of the file system may tick every few milliseconds only.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        write(7);
+        let following = tokio::spawn(file::follow(path.clone(), seen, live));
+        let changed = tokio::time::timeout(Duration::from_secs(10), settings.changed()).await;
+        following.abort();
+        changed.unwrap().unwrap();
+        assert_eq!(settings.borrow().retry.max_attempts.get(), 7);
+    }
+
     #[test]
     fn what_is_refused_leaves_the_last_good_settings_in_effect_and_is_said_until_others_are_accepted() {
         let metrics = Arc::new(Metrics::new().unwrap());

@@ -2,6 +2,7 @@
 //! came twice. Reading them is its own; what they should be is `check`'s.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::Context;
 use async_nats::jetstream;
@@ -10,6 +11,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use super::capture::read;
+use crate::eventually;
+
+/// How long a read may take in all.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +46,8 @@ pub(crate) async fn letters(jetstream: &jetstream::Context, stream: &str) -> any
     {
         return Ok(Vec::new());
     }
-    let held = read(jetstream, stream, 1).await?;
+    // A reader that was created a moment ago may have no leader yet.
+    let held = eventually(PATIENCE, || read(jetstream, stream, 1)).await?;
     assemble(held.iter().map(|message| message.payload.as_ref()))
 }
 
