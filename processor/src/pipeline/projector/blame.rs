@@ -2,11 +2,14 @@
 //! out.
 //!
 //! An *attempt* is a request and all the smaller ones that follow from its refusal. A key of it is at fault only if it is
-//! refused alone and another key of the same attempt was accepted: without such a *witness* the refusal may be about
-//! the token, the address, or anything else that has nothing to do with the key. What was refused before there was a
-//! witness is sent once more: what was wrong may have been repaired between the two. The witness is looked for one key at
-//! a time, since a few single keys tell more than many halves, and the search ends after a few refusals, since each
-//! costs a request of the budget.
+//! refused alone, and others are accepted before and after that: without such *witnesses* the refusal may be about the
+//! token, the address, or anything else that has nothing to do with the key.
+//!
+//! The first witness is a key of the attempt. It is looked for one key at a time, since a few single keys tell more than
+//! many halves, and the search ends after a few refusals, since each costs a request of the budget. What was wrong may
+//! begin after it, and end as well. So when all else is sent, a *control* follows, a request that KV has no reason to refuse;
+//! after it all that was refused alone is sent once more, and after that another control. Who is refused between the two is
+//! at fault.
 
 use std::collections::HashMap;
 
@@ -51,23 +54,43 @@ impl Patience {
 pub(crate) struct Ruling {
     /// The requests to send next, within the same attempt.
     pub(crate) next: Vec<Vec<TaskId>>,
+    /// The next request is a control.
+    pub(crate) control: bool,
     /// Refused alone, while others were accepted: their own fault.
     pub(crate) blamed: Vec<(TaskId, String)>,
-    /// Refused alone, while nothing was accepted: the attempt is over, and proves nothing about them.
+    /// Refused alone, while nothing else was accepted: the attempt is over, and proves nothing about them.
     pub(crate) unexplained: Vec<(TaskId, String)>,
     /// Never sent alone: the attempt is over, as nothing of it was accepted.
     pub(crate) untried: Vec<TaskId>,
+    /// The attempt is over, and something of it was accepted, and no control refused.
+    pub(crate) others_accepted: bool,
+}
+
+/// How far an attempt is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing was accepted.
+    Search,
+    /// Something was.
+    Witness,
+    /// The first control is out.
+    Control,
+    /// It was accepted, and all that was refused alone is sent once more.
+    Again,
+    /// The second control is out.
+    LastControl,
 }
 
 #[derive(Debug)]
 struct Attempt {
     patience: Patience,
-    /// Whether anything was accepted.
-    witness: bool,
+    stage: Stage,
+    /// Whether anything of it was ever accepted.
+    witnessed: bool,
     refusals: u32,
     /// How many of its requests have no answer yet.
     out: usize,
-    /// Refused alone, before there was a witness.
+    /// Refused alone.
     alone: Vec<(TaskId, String)>,
     /// Waits until there is a witness.
     rest: Vec<TaskId>,
@@ -84,8 +107,15 @@ impl Blame {
     /// A request is sent that follows from no other.
     pub(crate) fn begin(&mut self, patience: Patience) -> AttemptId {
         self.begun += 1;
-        let attempt =
-            Attempt { patience, witness: false, refusals: 0, out: 1, alone: Vec::new(), rest: Vec::new() };
+        let attempt = Attempt {
+            patience,
+            stage: Stage::Search,
+            witnessed: false,
+            refusals: 0,
+            out: 1,
+            alone: Vec::new(),
+            rest: Vec::new(),
+        };
         self.attempts.insert(self.begun, attempt);
         self.begun
     }
@@ -94,16 +124,22 @@ impl Blame {
     pub(crate) fn accepted(&mut self, id: AttemptId, witness: bool, dice: u64) -> Ruling {
         let mut ruling = Ruling::default();
         let Some(attempt) = self.answered(id) else { return ruling };
-        if witness {
-            attempt.witness = true;
-            // They were refused before anything was accepted: what was wrong may have been repaired between.
-            let alone: Vec<_> = std::mem::take(&mut attempt.alone).into_iter().map(|(id, _)| id).collect();
-            let rest = std::mem::take(&mut attempt.rest);
-            // Where a culprit is suspected already, the others may be good together.
-            ruling.next = if alone.is_empty() { halves(rest) } else { whole(rest) };
-            ruling.next.extend(whole(alone));
-            attempt.out += ruling.next.len();
+        match attempt.stage {
+            Stage::Search if witness => {
+                (attempt.stage, attempt.witnessed) = (Stage::Witness, true);
+                let rest = std::mem::take(&mut attempt.rest);
+                // Where a culprit is suspected already, the others may be good together.
+                ruling.next = if attempt.alone.is_empty() { halves(rest) } else { whole(rest) };
+            }
+            Stage::Control if witness => {
+                attempt.stage = Stage::Again;
+                ruling.next =
+                    std::mem::take(&mut attempt.alone).into_iter().map(|(id, _)| vec![id]).collect();
+            }
+            Stage::LastControl if witness => ruling.blamed = std::mem::take(&mut attempt.alone),
+            _ => {}
         }
+        attempt.out += ruling.next.len();
         self.go_on(id, ruling, dice)
     }
 
@@ -119,10 +155,10 @@ impl Blame {
         let mut ruling = Ruling::default();
         let Some(attempt) = self.answered(id) else { return ruling };
         attempt.refusals += 1;
-        match (ids.len(), attempt.witness) {
+        match (ids.len(), attempt.stage != Stage::Search) {
+            // A control.
             (0, _) => {}
-            (1, true) => ruling.blamed = ids.into_iter().map(|id| (id, what.to_owned())).collect(),
-            (1, false) => attempt.alone.extend(ids.into_iter().map(|id| (id, what.to_owned()))),
+            (1, _) => attempt.alone.extend(ids.into_iter().map(|id| (id, what.to_owned()))),
             (_, true) => ruling.next = halves(ids),
             (keys, false) if too_large && attempt.patience != Patience::Probe => {
                 attempt.rest.append(&mut ids.split_off(keys / 2));
@@ -137,8 +173,9 @@ impl Blame {
     /// A request came to nothing for a reason that says nothing about its keys.
     pub(crate) fn failed(&mut self, id: AttemptId) -> Ruling {
         if let Some(attempt) = self.answered(id) {
-            // Whatever was wrong would be wrong with the next one too.
+            // Whatever was wrong would be wrong with the next one too, and a control would prove nothing.
             attempt.refusals = attempt.patience.most_refusals();
+            attempt.stage = Stage::Search;
         }
         self.go_on(id, Ruling::default(), 0)
     }
@@ -165,13 +202,28 @@ impl Blame {
         let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.out == 0) else {
             return ruling;
         };
-        if !attempt.rest.is_empty() && attempt.refusals < attempt.patience.most_refusals() {
+        let may_go_on = attempt.refusals < attempt.patience.most_refusals();
+        let control = match attempt.stage {
+            Stage::Witness => Some(Stage::Control),
+            Stage::Again => Some(Stage::LastControl),
+            Stage::Search | Stage::Control | Stage::LastControl => None,
+        };
+        if !attempt.rest.is_empty() && may_go_on {
             let count = u64::try_from(attempt.rest.len()).unwrap_or(1);
             let place = usize::try_from(dice % count).unwrap_or_default();
             let one = attempt.rest.swap_remove(place);
             attempt.out = 1;
             ruling.next = vec![vec![one]];
+        } else if let Some(stage) = control
+            && !attempt.alone.is_empty()
+            // Of a read nothing is concluded anyway.
+            && attempt.patience != Patience::Read
+        {
+            (attempt.stage, attempt.out) = (stage, 1);
+            ruling.control = true;
         } else if let Some(attempt) = self.attempts.remove(&id) {
+            let refused_control = matches!(attempt.stage, Stage::Control | Stage::LastControl);
+            ruling.others_accepted = attempt.witnessed && !refused_control;
             (ruling.unexplained, ruling.untried) = (attempt.alone, attempt.rest);
         }
         ruling
@@ -212,15 +264,17 @@ mod tests {
         let (mut requests, mut outcome, mut dice) = (VecDeque::from([ids]), Outcome::default(), 7_u64);
         while let Some(ids) = requests.pop_front() {
             outcome.requests += 1;
+            let is_control = ids.is_empty();
             dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let bad = ids.iter().any(|id| poison(id.as_str().parse().unwrap()));
-            let ruling = if bad || ids.len() > most {
+            let ruling = if bad || (ids.len() > most || most == 0 && is_control) {
                 blame.refused(id, ids, "no", !bad, dice >> 33)
             } else {
                 outcome.landed += ids.len();
                 blame.accepted(id, true, dice >> 33)
             };
             requests.extend(ruling.next);
+            requests.extend(ruling.control.then(Vec::new));
             outcome.blamed.extend(ruling.blamed.into_iter().map(|(id, _)| id.as_str().to_owned()));
             outcome.unexplained += ruling.unexplained.len();
             outcome.untried += ruling.untried.len();
@@ -274,7 +328,6 @@ mod tests {
 
     #[test]
     fn an_attempt_that_fails_otherwise_or_vanishes_gives_its_keys_back() {
-        let ids = |names: &[&str]| names.iter().map(|name| TaskId::new(*name).unwrap()).collect::<Vec<_>>();
         let mut blame = Blame::default();
         let id = blame.begin(Patience::Write);
         assert_eq!(blame.refused(id, ids(&["a", "b", "c"]), "no", false, 0).next, [ids(&["a"])]);
@@ -288,18 +341,76 @@ mod tests {
         assert_eq!(blame.failed(id).untried.len(), 2);
     }
 
+    fn ids(names: &[&str]) -> Vec<TaskId> {
+        names.iter().map(|name| TaskId::new(*name).unwrap()).collect()
+    }
+
+    /// An attempt of a, b and c that was refused, and of which c was accepted alone: b and a are sent.
+    fn witnessed() -> (Blame, AttemptId) {
+        let mut blame = Blame::default();
+        let id = blame.begin(Patience::Write);
+        assert_eq!(blame.refused(id, ids(&["a", "b", "c"]), "no", false, 2).next, [ids(&["c"])]);
+        assert_eq!(blame.accepted(id, true, 0).next, [ids(&["a"]), ids(&["b"])]);
+        (blame, id)
+    }
+
+    #[test]
+    fn a_key_is_at_fault_that_is_refused_between_two_controls_that_are_accepted() {
+        let (mut blame, id) = witnessed();
+        assert_eq!(blame.accepted(id, true, 0), Ruling::default());
+        let ruling = blame.refused(id, ids(&["b"]), "no", false, 0);
+        assert!(ruling.control && ruling.blamed.is_empty(), "{ruling:?}");
+        assert_eq!(blame.accepted(id, true, 0).next, [ids(&["b"])]);
+        assert!(blame.refused(id, ids(&["b"]), "no", false, 0).control);
+        assert_eq!(blame.accepted(id, true, 0).blamed.len(), 1);
+        assert!(blame.attempts.is_empty());
+    }
+
+    #[test]
+    fn nobody_is_blamed_for_a_cause_that_begins_after_the_witness_whether_or_not_it_ends() {
+        for ends in [false, true] {
+            let (mut blame, id) = witnessed();
+            // It begins here.
+            assert!(blame.refused(id, ids(&["a"]), "no", false, 0).blamed.is_empty());
+            assert!(blame.refused(id, ids(&["b"]), "no", false, 0).control);
+            if ends {
+                assert_eq!(blame.accepted(id, true, 0).next, [ids(&["a"]), ids(&["b"])]);
+                assert!(blame.accepted(id, true, 0).blamed.is_empty());
+                assert_eq!(
+                    blame.accepted(id, true, 0),
+                    Ruling { others_accepted: true, ..Ruling::default() }
+                );
+            } else {
+                let ruling = blame.refused(id, Vec::new(), "no", false, 0);
+                assert_eq!((ruling.unexplained.len(), ruling.others_accepted), (2, false));
+            }
+            assert!(blame.attempts.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_control_that_comes_to_nothing_or_writes_nothing_convicts_nobody() {
+        for fails in [false, true] {
+            let (mut blame, id) = witnessed();
+            blame.accepted(id, true, 0);
+            assert!(blame.refused(id, ids(&["b"]), "no", false, 0).control);
+            let ruling = if fails { blame.failed(id) } else { blame.accepted(id, false, 0) };
+            assert_eq!((ruling.unexplained.len(), ruling.blamed.len()), (1, 0), "{ruling:?}");
+            assert!(blame.attempts.is_empty());
+        }
+    }
+
     #[test]
     fn what_was_refused_before_the_cause_was_repaired_is_not_blamed_when_others_are_accepted() {
-        let ids = |names: &[&str]| names.iter().map(|name| TaskId::new(*name).unwrap()).collect::<Vec<_>>();
         let mut blame = Blame::default();
         let id = blame.begin(Patience::Write);
         assert_eq!(blame.refused(id, ids(&["a", "b", "c"]), "no", false, 0).next, [ids(&["a"])]);
         assert_eq!(blame.refused(id, ids(&["a"]), "no", false, 0).next, [ids(&["c"])]);
         // Repaired here.
-        let ruling = blame.accepted(id, true, 0);
-        assert_eq!((ruling.next, ruling.blamed.len()), (vec![ids(&["b"]), ids(&["a"])], 0));
-        assert!(blame.accepted(id, true, 0).blamed.is_empty());
-        assert_eq!(blame.accepted(id, true, 0), Ruling::default());
+        assert_eq!(blame.accepted(id, true, 0).next, [ids(&["b"])]);
+        assert!(blame.accepted(id, true, 0).control);
+        assert_eq!(blame.accepted(id, true, 0).next, [ids(&["a"])]);
+        assert_eq!(blame.accepted(id, true, 0), Ruling { others_accepted: true, ..Ruling::default() });
         assert!(blame.attempts.is_empty());
     }
 

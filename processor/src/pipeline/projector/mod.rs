@@ -49,6 +49,14 @@ pub(super) enum Batch {
     Read(Vec<TaskId>),
 }
 
+/// A request that follows from another that was refused.
+enum Aside {
+    /// Some of its keys.
+    Batch(Batch),
+    /// What KV has no reason to refuse.
+    Control,
+}
+
 /// What became of a key's request. Keys that KV only has to be asked again for another's fault, or a
 /// configuration's, do not show: they are queued again.
 #[derive(Debug)]
@@ -89,7 +97,9 @@ pub(super) struct Dispatch<K> {
     pub(super) writes: KeyQueue,
     pub(super) reads: KeyQueue,
     /// The requests that follow from others that were refused.
-    set_aside: VecDeque<(AttemptId, Batch)>,
+    set_aside: VecDeque<(AttemptId, Aside)>,
+    /// Ids that no task has, one: KV has no reason to refuse that it is deleted.
+    control: Vec<TaskId>,
     blame: Blame,
     /// What the batch that was handed out last belongs to, if it follows from another.
     attempt: Option<AttemptId>,
@@ -138,6 +148,7 @@ impl<K: BulkApi> Dispatch<K> {
             writes: KeyQueue::default(),
             reads: KeyQueue::default(),
             set_aside: VecDeque::new(),
+            control: control(rand::random()),
             blame: Blame::default(),
             attempt: None,
             suspects: Suspects::default(),
@@ -246,9 +257,15 @@ impl<K: BulkApi> Dispatch<K> {
             let rest = self.deletes.split_off(self.deletes.len().min(self.size.keys()));
             return Some(Batch::Write(std::mem::replace(&mut self.deletes, rest)));
         }
-        if aside && let Some((attempt, batch)) = self.take_aside() {
+        if aside && let Some((attempt, aside)) = self.take_aside() {
             self.attempt = Some(attempt);
-            return Some(batch);
+            match aside {
+                Aside::Batch(batch) => return Some(batch),
+                Aside::Control => {
+                    self.send(Request::Delete(self.control.clone()));
+                    return self.next_batch(more_may_come);
+                }
+            }
         }
         if reads_turn {
             // Just seen to be there.
@@ -261,7 +278,7 @@ impl<K: BulkApi> Dispatch<K> {
 
     /// The next part of a request that was refused: most often of the newest one, so that what came last does not wait
     /// for a thousand parts of what came before, and now and then of the oldest.
-    fn take_aside(&mut self) -> Option<(AttemptId, Batch)> {
+    fn take_aside(&mut self) -> Option<(AttemptId, Aside)> {
         if self.turn.is_multiple_of(8) {
             return self.set_aside.pop_front();
         }
@@ -413,7 +430,7 @@ impl<K: BulkApi> Dispatch<K> {
     }
 
     fn judge(&mut self, answer: Answer, sent: Instant, attempt: AttemptId) -> Answered {
-        let Answer { operation, ids, result } = answer;
+        let Answer { operation, mut ids, result } = answer;
         let now = Instant::now();
         match operation {
             Operation::Get => self.reads_in_flight -= 1,
@@ -423,7 +440,11 @@ impl<K: BulkApi> Dispatch<K> {
         self.metrics.request(operation, ids.len(), result.as_ref().err(), took);
         self.gate.learn(result.as_ref().err(), now);
         self.heed(now);
-        if operation != Operation::Get {
+        // Of the control there is nothing to tell.
+        if ids == self.control {
+            ids.clear();
+        }
+        if operation != Operation::Get && !ids.is_empty() {
             self.resize(ids.len(), result.as_ref().err(), now);
         }
         let verdicts = match result {
@@ -539,11 +560,14 @@ impl<K: BulkApi> Dispatch<K> {
                 Operation::Get => Batch::Read(ids),
                 Operation::Put | Operation::Delete => Batch::Write(ids),
             };
-            self.set_aside.push_back((attempt, batch));
+            self.set_aside.push_back((attempt, Aside::Batch(batch)));
+        }
+        if ruling.control {
+            self.set_aside.push_back((attempt, Aside::Control));
         }
         let tried = ruling.unexplained.len() + ruling.untried.len();
         if let Some((id, what)) = ruling.unexplained.first() {
-            if tried > 1 && operation != Operation::Get {
+            if tried > 1 && operation != Operation::Get && !ruling.others_accepted {
                 self.gate.refused_all(now);
                 self.report_misconfigured(
                     format!(
@@ -553,7 +577,10 @@ impl<K: BulkApi> Dispatch<K> {
                     now,
                 );
             } else {
-                warn!(task_id = id.as_str(), "KV refuses a task, and no other was accepted with it: {what}");
+                warn!(
+                    task_id = id.as_str(),
+                    "KV refuses a task, and accepted no other before and after it: {what}"
+                );
             }
         }
         let mut verdicts = Vec::new();
@@ -631,6 +658,11 @@ impl<K: BulkApi> Dispatch<K> {
             self.health.set_refused(self.suspects.describe());
         }
     }
+}
+
+/// An id by chance, which no task has.
+fn control(dice: u128) -> Vec<TaskId> {
+    TaskId::new(format!("taskpipeline-control-{dice:032x}")).into_iter().collect()
 }
 
 /// How long a failed attempt waits at the most, however often it has failed: the longest of the delays.
