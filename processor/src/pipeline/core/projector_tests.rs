@@ -268,7 +268,9 @@ async fn of_10000_values_one_is_refused_and_9999_land() {
         if refuses(call) {
             return Err(Failure::Refused("KV answered 400".to_owned()));
         }
-        seen.lock().unwrap().extend(call.keys.iter().cloned());
+        // Not the controls that show whose fault it is.
+        let of_tasks = call.keys.iter().filter(|key| key.starts_with("tasks:task-"));
+        seen.lock().unwrap().extend(of_tasks.cloned());
         Ok(none())
     };
     let mut bench = Bench::start(Scripted::new(script));

@@ -77,6 +77,11 @@ pub(super) fn change(kind: Kind, config: &Config, used: u64, room: &Room) -> Cha
         None if has == 0 && is_ours => {
             Change::To(wanted(kind, room).max(Size::within(used.saturating_mul(2))))
         }
+        None if has == 0 && kind == Kind::Events => Change::Refused(format!(
+            "the stream {} was made by somebody else, and is left as it is: it has no max_bytes, and events that are in the \
+             ledger stay in it for its max_age, so that it may fill the store",
+            config.name
+        )),
         None => Change::Nothing,
     }
 }
