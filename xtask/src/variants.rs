@@ -154,8 +154,8 @@ fn build(copy: &Path, target: &Path) -> Result<PathBuf> {
     Ok(target.join("release/taskpipeline"))
 }
 
-/// The first line in which the checker tells of differences, if it does. Anything else that goes wrong is no
-/// catch.
+/// The first line in which the checker tells of differences, or that what is left does not come to rest, if it does.
+/// Anything else that goes wrong is no catch.
 fn first_differences(command: &mut Command) -> Result<Option<String>> {
     let shown = run::describe(command);
     let mut child = command
@@ -167,7 +167,7 @@ fn first_differences(command: &mut Command) -> Result<Option<String>> {
     let out = child.stdout.take().context("the histories have no output")?;
     let (mut found, mut last) = (None, String::new());
     for line in BufReader::new(out).lines().map_while(Result::ok) {
-        if found.is_none() && line.contains(" differences, ") && !line.contains(" 0 differences") {
+        if found.is_none() && is_catch(&line) {
             found = Some(line.trim().to_owned());
         }
         last = line;
@@ -179,9 +179,25 @@ fn first_differences(command: &mut Command) -> Result<Option<String>> {
     Ok(found)
 }
 
+fn is_catch(line: &str) -> bool {
+    let differs = line.contains(" differences, ") && !line.contains(" 0 differences");
+    // As that of a stream that lost its tail unnoticed.
+    differs
+        || line.starts_with("the pipeline does not come to rest")
+        || line.contains("no consumer of incarnation ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_difference_or_work_that_never_ends_is_a_catch_and_a_harness_that_fails_is_none() {
+        let differs = "3 differences, 3 of them still there 6 s later:";
+        let ends_never = "the pipeline does not come to rest: not within 90s: not settled: ...";
+        assert!(is_catch(&format!(" {differs}")) && is_catch(ends_never));
+        assert!(!is_catch("while: edit of retry.delays: no answer from /metrics"));
+    }
 
     #[test]
     fn every_variant_still_applies() {

@@ -48,6 +48,8 @@ pub(crate) enum NatsFault {
         before: Vec<Publication>,
         /// Published after the copy was made: the tail.
         tail: Vec<Publication>,
+        /// Published first of all after the loss: other events of the tail's tasks.
+        after: Vec<Publication>,
         /// Whether a replica dies while the server is away.
         kill_replica: bool,
     },
@@ -172,6 +174,7 @@ pub(crate) fn draw(
             redelivery: n == 1,
             before: Vec::new(),
             tail: Vec::new(),
+            after: Vec::new(),
             kill_replica: n != 1 && dice.chance(400),
         }),
     }
@@ -184,6 +187,9 @@ pub(crate) fn draw(
 
 /// How many events are published before a tail that is lost, so that a replica that stands still has some.
 const BEFORE: usize = 120;
+
+/// How many events such a tail has.
+const LOST: usize = 100;
 
 /// Room that is missing for a while; which, goes round with the turn.
 fn shortage(turn: u64, dice: &mut Dice) -> NatsFault {
@@ -200,8 +206,15 @@ fn shortage(turn: u64, dice: &mut Dice) -> NatsFault {
 /// Draws the events that belong to faults.
 pub(crate) fn fill(faults: &mut [Strike<NatsFault>], dice: &mut Dice, mixture: &mut Mixture) {
     for strike in faults {
-        if let NatsFault::TailLost { redelivery, before, tail, .. } = &mut strike.fault {
-            before.extend((0..if *redelivery { BEFORE } else { 0 }).map(|_| mixture.draw()));
+        let NatsFault::TailLost { redelivery, before, tail, after, .. } = &mut strike.fault else { continue };
+        if *redelivery {
+            before.extend((0..BEFORE).map(|_| mixture.draw()));
+            // No other event concerns these tasks. In the opposite order, so that half of the new events have lower
+            // sequences than the lost ones of the same tasks.
+            let ids: Vec<_> = (0..LOST).map(|n| format!("lost-{n}")).collect();
+            tail.extend(ids.iter().map(|id| mixture.create(id)));
+            after.extend(ids.iter().rev().map(|id| mixture.create(id)));
+        } else {
             let most = if dice.chance(500) { 3 } else { 150 };
             tail.extend((0..dice.between(1, most)).map(|_| mixture.draw()));
         }

@@ -41,8 +41,8 @@ impl Stage {
                 NatsFault::NodeKilled { node, down } => self.kill_node(*node, *down).await,
                 NatsFault::NodeStopped { node, lasting } => self.stop_node(*node, *lasting).await,
                 NatsFault::Recreated { by_harness } => self.recreate_stream(*by_harness).await,
-                NatsFault::TailLost { before, tail, kill_replica, .. } => {
-                    self.lose_tail(before, tail, *kill_replica).await
+                NatsFault::TailLost { before, tail, after, kill_replica, .. } => {
+                    self.lose_tail([before, tail, after], *kill_replica).await
                 }
                 NatsFault::LedgerRefuses { limit, lasting } => self.limit_ledger(*limit, *lasting).await,
                 NatsFault::StoreFull { room, lasting } => self.fill_store(*room, *lasting).await,
@@ -143,14 +143,16 @@ impl Stage {
 
     async fn lose_tail(
         &self,
-        before: &[Publication],
-        tail: &[Publication],
+        [before, tail, after]: [&[Publication]; 3],
         kill_replica: bool,
     ) -> anyhow::Result<()> {
         let mut fleet = self.fleet.lock().await;
         let silence = self.gate.write().await;
         let mut capture = self.capture.lock().await;
         if !before.is_empty() {
+            // What one holds comes to the other: no third has a mark of its own.
+            let others = (2..fleet.count()).collect();
+            fleet.drain(others).await?;
             fleet.fill_up(2)?;
         }
         self.all_taken_in(capture.incarnation()).await?;
@@ -196,6 +198,7 @@ impl Stage {
         capture.begin_incarnation(last + 1);
         self.producer.forget_promises();
         fleet.fill_up(self.plan.replicas)?;
+        self.producer.acked(after).await?;
         drop((capture, silence, fleet));
         Ok(())
     }
