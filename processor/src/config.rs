@@ -13,7 +13,7 @@ use std::time::Duration;
 use reqwest::Url;
 use secrecy::SecretString;
 
-use crate::api::{Size, TaskPipelineSpec};
+use crate::api::{Room, Size, TaskPipelineSpec};
 use crate::kv::{MAX_KEYS_PER_WRITE, RequestBudget};
 use crate::retry::RetryPolicy;
 
@@ -107,24 +107,13 @@ pub struct DurableSettings {
     pub replicas: usize,
     /// `STREAM_MAX_AGE`, for a stream that is created: how long an event may wait to be taken in.
     pub max_age: Duration,
-    /// `STREAM_MAX_BYTES`, `LEDGER_MAX_BYTES` and `DEAD_LETTERS_MAX_BYTES`.
+    /// `STREAM_MAX_BYTES`, `LEDGER_MAX_BYTES` and `DEAD_LETTERS_MAX_BYTES`, as far as they are set.
     pub room: Room,
     /// `ACK_WAIT`: after how long another replica gets an event that one has taken and not acknowledged.
     pub ack_wait: Duration,
     /// `SETTLE_AFTER`: how long after it was sent a request may still take effect at Cloudflare's. What was
     /// in doubt is written again then.
     pub settle_after: Duration,
-}
-
-/// How much room each stream may take up, where it is said. See [`crate::api::Room`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Room {
-    /// Of events.
-    pub events: Option<Size>,
-    /// Of the ledger.
-    pub ledger: Option<Size>,
-    /// Of dead letters.
-    pub dead_letters: Option<Size>,
 }
 
 /// The connection to NATS and the subjects.
@@ -274,7 +263,7 @@ impl Pipeline {
 /// What a resource says, as the variables that say the same.
 fn said(spec: &TaskPipelineSpec) -> HashMap<&'static str, String> {
     let stream = spec.delivery.stream.clone().unwrap_or_default();
-    let room = spec.delivery.room.clone().unwrap_or_default();
+    let room = spec.delivery.room.unwrap_or_default();
     // An empty one counts as not set.
     let size = |size: Option<Size>| size.map(|size| size.to_string()).unwrap_or_default();
     HashMap::from([

@@ -227,7 +227,7 @@ pub struct Stream {
 }
 
 /// How much room the streams may take up.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Room {
     /// Of events. Those that are in the ledger are dropped, the oldest first, when they take up half of it; the rest is for

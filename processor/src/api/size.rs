@@ -38,7 +38,7 @@ impl Size {
     }
 }
 
-/// Why a text is no size.
+/// The text is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be a size such as 64Mi, 8Gi or 2Ti, of at most six digits")]
 pub struct SizeError;

@@ -113,7 +113,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::{DurableSettings, Room};
+    use crate::api::Room;
+    use crate::config::DurableSettings;
 
     #[test]
     fn what_differs_is_said_with_the_old_and_the_new_value() {

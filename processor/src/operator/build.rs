@@ -338,7 +338,7 @@ fn env(pipeline: &TaskPipeline, validated: &Validated) -> Vec<EnvVar> {
         env.push(value("STREAM_NAME", name));
         env.push(value("STREAM_REPLICAS", replicas.to_string()));
         env.push(value("STREAM_MAX_AGE", max_age.to_string()));
-        let Room { events, ledger, dead_letters } = spec.delivery.room.clone().unwrap_or_default();
+        let Room { events, ledger, dead_letters } = spec.delivery.room.unwrap_or_default();
         let rooms = [
             ("STREAM_MAX_BYTES", events),
             ("LEDGER_MAX_BYTES", ledger),

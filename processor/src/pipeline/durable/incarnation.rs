@@ -77,8 +77,8 @@ pub(super) enum Judgement {
     TailLost {
         /// When the last message that is known to be lost had been taken in: what was taken in later is new.
         after: i64,
-        /// What has this sequence or a higher one is new in any case, whatever the servers' clocks say: a message with it
-        /// was known, and is another now.
+        /// A message with this sequence or a higher one is new, whatever the servers' clocks say: the message that had this
+        /// sequence before was another one.
         new_from: u64,
     },
 }

@@ -182,7 +182,8 @@ mod tests {
 
     use super::super::entry::tests::message;
     use super::*;
-    use crate::config::{DurableSettings, NatsAuth, NatsConnection, NatsSettings, NatsTls, Room};
+    use crate::api::Room;
+    use crate::config::{DurableSettings, NatsAuth, NatsConnection, NatsSettings, NatsTls};
 
     const EVENT: &[u8] = br#"{"correlationId":"c","data":{"id":"a"}}"#;
 

@@ -161,8 +161,8 @@ impl<K: BulkApi> Projector<K> {
         });
     }
 
-    /// One more failed attempt. Answers when the next one is due. When they are used up the task waits for
-    /// the longest delay, and they are counted anew: nothing is given up.
+    /// One more failed attempt. Answers when the next one is due. When all attempts are used up, the
+    /// task waits for the longest delay and the count starts again: the projector never drops a task.
     pub(super) fn failed(&mut self, id: &TaskId, failure: &Failure, attempt: u32, dice: f64) -> Instant {
         let tuning = &self.parts.tuning;
         let most = tuning.retry.max_attempts;

@@ -1,5 +1,5 @@
 //! The part of the projector that holds the control record: renews it, lends of the budget, gives it up where nothing moves,
-//! and lets it go.
+//! and releases it.
 
 use std::time::Duration;
 

@@ -7,22 +7,21 @@ use async_nats::jetstream::account::Account;
 use async_nats::jetstream::stream::{Config, Info};
 
 use super::super::streams::Kind;
-use crate::api::Size;
-use crate::config::Room;
+use crate::api::{Room, Size};
 
-/// What is said where the account as a whole is nearly full.
+/// The name of the NATS account in messages.
 pub(super) const ACCOUNT: &str = "the NATS account";
 
-/// Together 6.25 GiB: what a volume of 10 GiB has room for, of which NATS by itself uses three quarters.
+/// Together 6.25 GiB. By default NATS uses three quarters of a disk, which is 7.5 GiB of a volume of 10 GiB.
 const EVENTS: Size = Size::mebibytes(4_096);
 const LEDGER: Size = Size::mebibytes(2_048);
 const DEAD_LETTERS: Size = Size::mebibytes(256);
 
-/// A stream that is fuller than this is told of, until it is emptier than [`ENOUGH`]. In percent.
+/// A fuller stream is reported, until its use falls to [`ENOUGH`]. In percent.
 const NEARLY_FULL: u64 = 80;
 const ENOUGH: u64 = 75;
 
-/// What a stream of this kind should be limited to, as far as it is said.
+/// The configured limit of this kind of stream.
 pub(in super::super) fn said(kind: Kind, room: &Room) -> Option<Size> {
     match kind {
         Kind::Events => room.events,
@@ -31,7 +30,7 @@ pub(in super::super) fn said(kind: Kind, room: &Room) -> Option<Size> {
     }
 }
 
-/// What a stream of this kind should be limited to.
+/// The configured limit of this kind of stream, or the default.
 pub(in super::super) fn wanted(kind: Kind, room: &Room) -> Size {
     said(kind, room).unwrap_or(match kind {
         Kind::Events => EVENTS,
@@ -50,12 +49,12 @@ pub(super) fn is_ours(kind: Kind, config: &Config) -> bool {
     config.description.as_deref() == Some(kind.description())
 }
 
-/// What is to be done about the limit of a stream that is there.
+/// The action for the limit of an existing stream.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
     Nothing,
     To(Size),
-    /// It stays as it is, which somebody should know.
+    /// The stream keeps its limit; the reason, for the log.
     Refused(String),
 }
 
@@ -96,7 +95,7 @@ pub(super) fn of_account(account: &Account, events: &Info) -> (u64, u64) {
     (used, limit.and_then(|limit| u64::try_from(limit).ok()).unwrap_or(0))
 }
 
-/// What is nearly full. Its words have no number that moves, so that they can stand in a status.
+/// The streams that are nearly full. The text has no number that changes, because it becomes a condition's message.
 #[derive(Debug, Default)]
 pub(super) struct Filling(BTreeSet<String>);
 

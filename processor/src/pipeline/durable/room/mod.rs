@@ -1,6 +1,6 @@
-//! Keeps room in the store: gives each stream a limit of its own, drops events that the ledger has before they fill
-//! theirs, and tells of a stream that is nearly full before anything is refused. Looks and acts; what to do is decided by
-//! [`limit`] and [`trim`].
+//! Keeps room in the store. Each stream gets a limit, acknowledged events are purged before they fill their stream, and a
+//! stream that is nearly full is reported before NATS refuses a message. This module reads and writes NATS; [`limit`] and
+//! [`trim`] decide.
 
 pub(super) mod limit;
 mod trim;
@@ -22,20 +22,19 @@ use self::limit::{Change, Filling};
 use self::trim::Held;
 use super::session::Session;
 use super::streams::{Kind, Streams};
-use crate::api::Size;
-use crate::config::Room;
+use crate::api::{Room, Size};
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
-/// How often is looked, and how often by the replica that writes to KV, whose word counts.
+/// The interval between two reports, and the interval on the writer, which reports to the resource.
 const LOOK: Duration = Duration::from_secs(10);
 const LOOK_OF_WRITER: Duration = Duration::from_secs(1);
 
-/// How often the writer looks whether events are to be dropped: a burst that it has not seen yet has half of the room.
+/// The writer's interval between two checks for events to purge: a burst between two checks has half of the room.
 const DROP: Duration = Duration::from_millis(250);
 
-/// How long nothing is dropped after the server has refused to.
-const REFUSED: Duration = Duration::from_secs(300);
+/// The pause after a purge that failed. A cluster without a leader also fails to purge, for seconds.
+const REFUSED: Duration = Duration::from_secs(60);
 
 /// See the module's head. One for all sessions of a replica.
 pub(super) struct Rooms {
@@ -43,14 +42,14 @@ pub(super) struct Rooms {
     pub(super) room: Room,
     pub(super) health: Arc<Health>,
     pub(super) metrics: Arc<Metrics>,
-    /// What was said last of each stream, so that it is said once.
+    /// The last warning about each stream, so that it is logged once.
     pub(super) said: Mutex<HashMap<Kind, String>>,
-    /// The streams of which NATS does not answer whether they are changed: most likely, the login may not.
+    /// The streams whose change NATS did not answer: most likely, the login lacks the permission.
     pub(super) silent: Mutex<HashSet<Kind>>,
 }
 
 impl Rooms {
-    /// Looks as long as the session lasts.
+    /// Reports and purges as long as the session lasts.
     pub(super) fn watch(self: Arc<Self>, session: Arc<Session>) -> JoinHandle<()> {
         tokio::spawn(async move {
             let mut filling = Filling::default();
@@ -79,11 +78,12 @@ impl Rooms {
             if self.silent.lock().unwrap_or_else(PoisonError::into_inner).contains(&kind) {
                 return;
             }
-            let Ok(info) = stream.get_info().await else { return };
+            // The session has just looked the stream up.
+            let info = stream.cached_info();
             match limit::change(kind, &info.config, info.state.bytes, &self.room) {
                 Change::Nothing => {}
                 Change::Refused(why) => self.say(kind, why),
-                Change::To(size) => self.set_limit(kind, &info, size).await,
+                Change::To(size) => self.set_limit(kind, info, size).await,
             }
         });
         futures_util::future::join_all(each).await;
@@ -148,7 +148,7 @@ impl Rooms {
     /// Where the server does not do it.
     async fn drop_acknowledged(&self, stream: &Stream, is_writer: bool) -> Result<(), ()> {
         let Ok(info) = stream.get_info().await else { return Ok(()) };
-        // Nobody knows who else wants to read what is in a stream that somebody else has made.
+        // Other readers may need the events in a stream that somebody else created.
         let may = limit::is_ours(Kind::Events, &info.config) && !info.config.deny_purge;
         let held = Held::of(&info.state);
         let room = match u64::try_from(info.config.max_bytes) {

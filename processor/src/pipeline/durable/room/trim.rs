@@ -1,5 +1,5 @@
 //! Which events may go from the stream: those that everyone has acknowledged, the oldest first, where they take up more
-//! than half of its room. As long as there is room they stay, for a ledger that has to be made anew. Pure.
+//! than half of its room. As long as there is room they stay, for a ledger that has to be built again. Pure.
 
 use async_nats::jetstream::consumer::{AckPolicy, Info};
 use async_nats::jetstream::stream::State;
