@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use async_nats::Client;
 use serde_json::{Value, json};
-use taskpipeline_simulator::{Config, Fault, KeyMatch, Latency, Rule, Scope, Simulator};
+use taskpipeline_simulator::{Config, Fault, KeyMatch, Latency, Operation, Rule, Scope, Simulator};
 use taskpipeline_testkit::{
     NatsServer, Processor, ProcessorOptions, created, eventually, publish, publish_creates, stored_task,
 };
@@ -259,6 +259,65 @@ async fn a_lone_task_that_is_refused_waits_for_company_which_shows_whose_fault_i
     scene.wait_kv_health("reachable", "").await;
     let (_, message) = scene.kv_health().await.unwrap();
     assert_eq!(message, "", "nothing is open any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_was_repaired_before_its_old_value_is_found_at_fault_is_written_and_no_dead_letter() {
+    let scene = Scene::start().await;
+    scene.kv.inject(Rule::poison("POISON", 400));
+    let first = KeyMatch::Is("tasks:first".to_owned());
+    scene.kv.inject(Rule::new(Fault::Slow { extra: Duration::from_secs(1) }).keys(first).named("gathers"));
+    // Controls are deletes: the last of them is out for long enough.
+    let control = Rule::new(Fault::Slow { extra: Duration::from_secs(2) }).on(Operation::BulkDelete);
+    scene.kv.inject(control.named("slow control"));
+    scene.publish("created", &created("first")).await;
+    eventually(SOON, async || {
+        ensure!(!scene.kv.requests().is_empty(), "no request yet");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let mut event = created("bad");
+    event["data"]["title"] = json!("POISON");
+    scene.publish("created", &event).await;
+    publish_creates(&scene.client, 3).await.unwrap();
+    let alone = || {
+        let requests = scene.kv.requests();
+        requests.iter().filter(|it| it.keys == ["tasks:bad"] && it.answered == Some(400)).count()
+    };
+    eventually(SOON, async || {
+        ensure!(alone() == 2, "refused alone {} times", alone());
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let controls = scene.befell("slow control");
+    let repair = json!({"correlationId": "repair", "data": {"id": "bad", "title": "Repaired"}});
+    scene.publish("updated", &repair).await;
+    eventually(SOON, async || {
+        let task = stored_task(&scene.kv, "bad");
+        ensure!(task.as_ref().is_some_and(|task| task["title"] == "Repaired"), "{task:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let letters = scene.replica.metric("taskpipeline_dead_letters_total").await.unwrap();
+    println!(
+        "refused alone {} times, repaired after {controls} slow control and during the next; {} in all; {letters} dead letters",
+        alone(),
+        scene.befell("slow control")
+    );
+    assert_eq!((alone(), scene.befell("slow control")), (2, 2));
+    assert_eq!(letters, 0.0);
+    scene.wait_keys(5).await;
+    // What is settled is said to be.
+    eventually(SOON, async || {
+        let unsettled = scene.replica.metric("taskpipeline_projector_unsettled_tasks").await?;
+        ensure!(unsettled == 0.0, "{unsettled} tasks are not settled");
+        Ok(())
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

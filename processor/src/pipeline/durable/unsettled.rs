@@ -437,11 +437,10 @@ impl Unsettled {
         Some(task.attempts)
     }
 
-    /// KV refuses what the newest change says. What was sent before it may still take effect.
-    pub(super) fn refused(&mut self, id: &TaskId) {
-        if let Some(task) = self.tasks.get_mut(id) {
-            (task.sent, task.attempts) = (None, 0);
-        }
+    /// KV refuses what was sent last. What was sent before it may still take effect. Answers whether that is what the newest
+    /// change says.
+    pub(super) fn refused(&mut self, id: &TaskId) -> bool {
+        self.tasks.get_mut(id).is_some_and(|task| task.sent.take() == Some(task.seen))
     }
 
     /// What KV refuses is seen to, and settled; but as long as something older is in doubt, the task waits for the end of
@@ -609,7 +608,7 @@ mod tests {
         // The next change is refused, and kept as a dead letter; the first may still take effect.
         unsettled.changed(&id, deleted(&id, 2), now);
         unsettled.sent(&id);
-        unsettled.refused(&id);
+        assert!(unsettled.refused(&id));
         unsettled.buried(&id, Revision(2), now);
         assert_eq!(unsettled.settled(), Revision(0));
         // The one after it is written at once, and again after the doubt.
@@ -618,6 +617,21 @@ mod tests {
         assert_eq!(unsettled.landed(&id, now), Landed::InDoubt);
         unsettled.buried(&id, Revision(3), now + settle_after);
         assert_eq!(unsettled.settled(), Revision(3));
+    }
+
+    #[test]
+    fn a_refusal_of_an_older_value_says_nothing_of_what_the_task_is_now() {
+        let now = Instant::now();
+        let mut unsettled = Unsettled::new(Revision(0), None, Duration::from_secs(30), now);
+        let id = TaskId::new("a").unwrap();
+        assert!(!unsettled.refused(&id), "nothing is known of it");
+        unsettled.changed(&id, deleted(&id, 1), now);
+        unsettled.sent(&id);
+        unsettled.changed(&id, deleted(&id, 2), now);
+        assert!(!unsettled.refused(&id));
+        unsettled.sent(&id);
+        assert!(unsettled.refused(&id));
+        assert!(!unsettled.refused(&id), "it is sent no more");
     }
 
     #[test]

@@ -60,7 +60,13 @@ impl<K: BulkApi> Projector<K> {
                 Verdict::Refused(what) => {
                     // Nothing of it was written.
                     self.dispatch.writes.settle(&id, now);
-                    self.bury(&id, Reason::RefusedByKv, &what);
+                    if self.unsettled.refused(&id) {
+                        self.bury(&id, Reason::RefusedByKv, &what);
+                    } else {
+                        // The task has changed since, and KV may take what it is now.
+                        self.unsettled.forgive(&id);
+                        self.route(&id);
+                    }
                 }
                 Verdict::Unexplained(what) => {
                     let delay = self.dispatch.wait_refused(operation, &id, &self.parts.tuning, dice);
@@ -141,7 +147,7 @@ impl<K: BulkApi> Projector<K> {
         let attempts = self.unsettled.attempts(id);
         let Some(known) = self.unsettled.known(id) else { return };
         if reason == Reason::RefusedByKv {
-            self.unsettled.refused(id);
+            self.unsettled.forgive(id);
             if !self.unsettled.has_room_for(Share::Letter) {
                 let dice = rand::random();
                 let later = Instant::now() + longest_delay(&self.parts.tuning, dice);
