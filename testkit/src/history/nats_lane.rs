@@ -237,16 +237,23 @@ impl Stage {
 
     /// Changes a stream, knowing how many messages and bytes it holds. Answers its configuration as it was before.
     async fn change(&self, stream: &str, change: impl Fn(&mut Config, i64, i64)) -> anyhow::Result<Config> {
+        let before = eventually(CHANGED, async || {
+            let stream = self.jetstream.get_stream(stream).await?;
+            Ok(stream.cached_info().config.clone())
+        });
+        let before = before.await?;
+        // A cluster may do what it does not answer: the next try finds it changed.
         eventually(CHANGED, async || {
             let stream = self.jetstream.get_stream(stream).await?;
-            let info = stream.cached_info();
+            let state = &stream.cached_info().state;
             let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-            let mut config = info.config.clone();
-            change(&mut config, count(info.state.messages), count(info.state.bytes));
+            let mut config = before.clone();
+            change(&mut config, count(state.messages), count(state.bytes));
             self.jetstream.update_stream(config).await?;
-            Ok(info.config.clone())
+            Ok(())
         })
-        .await
+        .await?;
+        Ok(before)
     }
 
     async fn set(&self, config: Config) -> anyhow::Result<()> {
