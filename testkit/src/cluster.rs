@@ -44,7 +44,7 @@ impl NatsCluster {
             nodes.push(NatsServer::start_in(routes, extra).await?);
         }
         let cluster = Self { nodes };
-        cluster.meta_leader().await?;
+        meta_leader(&cluster.nodes).await?;
         Ok(cluster)
     }
 
@@ -104,7 +104,7 @@ impl NatsCluster {
     /// # Errors
     /// What is missing at last.
     pub async fn whole(&self) -> anyhow::Result<()> {
-        self.meta_leader().await?;
+        meta_leader(&self.nodes).await?;
         let client = self.client().await?;
         eventually(ELECTION, async || {
             let jetstream = jetstream::new(client.clone());
@@ -135,26 +135,23 @@ impl NatsCluster {
         })
         .await
     }
+}
 
-    /// Waits until all servers agree on a leader of the meta group, and it sees all of them.
-    async fn meta_leader(&self) -> anyhow::Result<()> {
-        eventually(ELECTION, async || {
-            for node in &self.nodes {
-                let url = format!("{}/jsz", node.monitor_url());
-                let info: Value = serde_json::from_str(&http().get(url).send().await?.text().await?)?;
-                let meta = &info["meta_cluster"];
-                ensure!(
-                    meta["leader"].as_str().is_some_and(|leader| !leader.is_empty()),
-                    "no leader: {meta}"
-                );
-                ensure!(meta["cluster_size"] == NODES, "not all servers have met: {meta}");
-                // The leader alone tells of the others.
-                let peers = meta["replicas"].as_array().map(Vec::as_slice).unwrap_or_default();
-                let away = peers.iter().find(|peer| peer["offline"] == true);
-                ensure!(away.is_none(), "a server is away: {away:?}");
-            }
-            Ok(())
-        })
-        .await
-    }
+/// Waits until all servers agree on a leader of the meta group, and it sees all of them.
+pub(crate) async fn meta_leader(nodes: &[NatsServer]) -> anyhow::Result<()> {
+    eventually(ELECTION, async || {
+        for node in nodes {
+            let url = format!("{}/jsz", node.monitor_url());
+            let info: Value = serde_json::from_str(&http().get(url).send().await?.text().await?)?;
+            let meta = &info["meta_cluster"];
+            ensure!(meta["leader"].as_str().is_some_and(|leader| !leader.is_empty()), "no leader: {meta}");
+            ensure!(meta["cluster_size"] == NODES, "not all servers have met: {meta}");
+            // The leader alone tells of the others.
+            let peers = meta["replicas"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let away = peers.iter().find(|peer| peer["offline"] == true);
+            ensure!(away.is_none(), "a server is away: {away:?}");
+        }
+        Ok(())
+    })
+    .await
 }

@@ -4,6 +4,7 @@
 //! Where the programs are is told by `cargo xtask test` through the environment. What is missing is an
 //! error that says so: no test is skipped for want of a tool.
 
+mod bundled;
 mod certificates;
 mod chromium;
 mod cluster;
@@ -14,10 +15,12 @@ mod load;
 mod nats;
 mod process;
 mod processor;
+mod raw_client;
 mod slow_link;
 mod up;
 mod wait;
 
+pub use bundled::BundledNats;
 pub use certificates::Certificates;
 pub use chromium::{Chromium, Tab, View};
 pub use cluster::NatsCluster;
@@ -27,6 +30,7 @@ pub use load::store;
 pub use nats::NatsServer;
 pub use process::Process;
 pub use processor::{Processor, ProcessorOptions};
+pub use raw_client::RawClient;
 pub use slow_link::SlowLink;
 pub use up::Up;
 pub use wait::{eventually, within};

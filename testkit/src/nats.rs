@@ -19,8 +19,25 @@ pub struct NatsServer {
     monitor: u16,
     extra: Vec<String>,
     routes: Option<Routes>,
+    /// In place of arguments.
+    configuration: Option<Configuration>,
     data: TempDir,
 }
+
+/// What a server reads from a file, with the environment that the file refers to.
+#[derive(Debug)]
+pub(crate) struct Configuration {
+    pub(crate) environment: Vec<(String, String)>,
+    /// The file, with [`PORT`], [`MONITOR`] and [`DATA`] in place of what each server has of its own.
+    pub(crate) text: String,
+}
+
+/// Stands for the port for clients.
+pub(crate) const PORT: &str = "@PORT@";
+/// Stands for the port for monitoring.
+pub(crate) const MONITOR: &str = "@MONITOR@";
+/// Stands for the server's folder.
+pub(crate) const DATA: &str = "@DATA@";
 
 /// How a server finds the others of its cluster.
 #[derive(Debug)]
@@ -47,19 +64,31 @@ impl NatsServer {
     /// # Errors
     /// As [`Self::start`].
     pub async fn start_with(extra: &[&str]) -> anyhow::Result<Self> {
-        Self::launch(owned(extra), None).await
+        Self::launch(owned(extra), None, None).await
     }
 
     /// Starts one that belongs to a cluster.
     pub(crate) async fn start_in(routes: Routes, extra: &[&str]) -> anyhow::Result<Self> {
-        Self::launch(owned(extra), Some(routes)).await
+        Self::launch(owned(extra), Some(routes), None).await
     }
 
-    async fn launch(extra: Vec<String>, routes: Option<Routes>) -> anyhow::Result<Self> {
+    /// Starts one with a configuration file.
+    pub(crate) async fn start_configured(configuration: Configuration) -> anyhow::Result<Self> {
+        Self::launch(Vec::new(), None, Some(configuration)).await
+    }
+
+    async fn launch(
+        extra: Vec<String>,
+        routes: Option<Routes>,
+        configuration: Option<Configuration>,
+    ) -> anyhow::Result<Self> {
         let data = TempDir::new()?;
         let [port, monitor] = free_ports()?;
-        let process = spawn(port, monitor, &data, &extra, routes.as_ref())?;
-        let server = Self { process, port, monitor, extra, routes, data };
+        let process = match &configuration {
+            Some(configuration) => configured(port, monitor, &data, configuration)?,
+            None => spawn(port, monitor, &data, &extra, routes.as_ref())?,
+        };
+        let server = Self { process, port, monitor, extra, routes, configuration, data };
         server.answers().await?;
         Ok(server)
     }
@@ -158,7 +187,10 @@ impl NatsServer {
     /// # Errors
     /// As [`Self::start`].
     pub async fn restart(&mut self) -> anyhow::Result<()> {
-        self.process = spawn(self.port, self.monitor, &self.data, &self.extra, self.routes.as_ref())?;
+        self.process = match &self.configuration {
+            Some(configuration) => configured(self.port, self.monitor, &self.data, configuration)?,
+            None => spawn(self.port, self.monitor, &self.data, &self.extra, self.routes.as_ref())?,
+        };
         self.answers().await
     }
 
@@ -175,6 +207,20 @@ impl NatsServer {
 
 fn owned(arguments: &[&str]) -> Vec<String> {
     arguments.iter().map(|&argument| argument.to_owned()).collect()
+}
+
+fn configured(
+    port: u16,
+    monitor: u16,
+    data: &TempDir,
+    configuration: &Configuration,
+) -> anyhow::Result<Process> {
+    let file = data.path().join("nats.conf");
+    let text = configuration.text.replace(PORT, &port.to_string()).replace(MONITOR, &monitor.to_string());
+    std::fs::write(&file, text.replace(DATA, &data.path().to_string_lossy()))?;
+    let mut command = Command::new(program("TASKPIPELINE_NATS_SERVER", &["nats-server"])?);
+    command.arg("--config").arg(file).envs(configuration.environment.iter().cloned());
+    Process::spawn("nats-server", &mut command)
 }
 
 fn spawn(

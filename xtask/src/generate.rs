@@ -45,8 +45,8 @@ struct Manifest {
 }
 
 /// Secrets of one's own in place of generated ones.
-const LOGINS: &str = "auth.processorSecret=tasks-nats-processor,auth.producerSecret=tasks-nats-producer,\
-                      auth.routesSecret=tasks-nats-routes";
+const LOGINS: &str = "auth.processorSecret=tasks-nats-processor,auth.producers[0].name=producer,\
+                      auth.producers[0].secretName=tasks-nats-producer,auth.routesSecret=tasks-nats-routes";
 
 const MANIFESTS: [Manifest; 3] = [
     Manifest {

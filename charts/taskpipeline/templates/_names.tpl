@@ -64,8 +64,14 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
+{{- /* The login that `helm test` publishes by: the first. */ -}}
+{{- define "taskpipeline.natsProducer" -}}
+{{- (first .Values.nats.auth.producers).name -}}
+{{- end -}}
+
 {{- define "taskpipeline.natsProducerSecret" -}}
-{{- .Values.nats.auth.producerSecret | default (printf "%s-producer" (include "taskpipeline.natsName" .)) -}}
+{{- $producer := first .Values.nats.auth.producers -}}
+{{- $producer.secretName | default (printf "%s-%s" (include "taskpipeline.natsName" .) $producer.name) -}}
 {{- end -}}
 
 {{- define "taskpipeline.podSecurity" -}}

@@ -5,14 +5,15 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use k8s_openapi::api::core::v1::Pod;
+use async_nats::jetstream;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams, LogParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use taskpipeline_e2e_cluster::{
     Chart, Helm, Image, Namespace, OperatorPods, PROCESSORS, Release, condition, crd_is_removed, eventually,
-    present,
+    forward, log_in, present, ready,
 };
 use taskpipeline_processor::api::TaskPipeline;
 use tokio::sync::Mutex;
@@ -97,6 +98,8 @@ async fn helm_upgrade_from_an_earlier_chart_crd_and_image_under_load_loses_nothi
     );
     assert!(stored_meanwhile > 0 && rolled > upgraded / 2, "nothing was stored while it was upgraded");
 
+    producers_get_accounts_of_their_own(&release, &values).await;
+
     // As if a newer release had been here.
     let newer = json!({"metadata": {"annotations": {VERSION: "99.0.0"}}});
     let crds: Api<CustomResourceDefinition> = Api::all(namespace.client.clone());
@@ -107,6 +110,53 @@ async fn helm_upgrade_from_an_earlier_chart_crd_and_image_under_load_loses_nothi
     println!("a downgrade is refused after {:.1?}: {log}", began.elapsed());
     assert!(log.contains("is of version 99.0.0") && log.contains("not taken back"), "{log} {refused}");
     assert_eq!(crd(namespace).await.0, "99.0.0");
+}
+
+/// NATS stores streams by account: the upgrade keeps the single account, and moves to several when it is told to.
+async fn producers_get_accounts_of_their_own(release: &Release, values: &[&str]) {
+    let namespace = &release.namespace;
+    let accounts = async || {
+        let config = namespace.api::<ConfigMap>().get("demo-nats").await?.data.unwrap_or_default();
+        anyhow::Ok(config["nats.conf"].matches("jetstream: enabled").count())
+    };
+    assert_eq!(
+        accounts().await.unwrap(),
+        0,
+        "the streams are in the account that is there without any other"
+    );
+    let before = nats(namespace).await;
+    let isolated: Vec<_> = values.iter().copied().chain(["nats.auth.isolateProducers=true"]).collect();
+    release.helm.upgrade(&Chart::current(), &isolated).await.unwrap();
+    assert_eq!(accounts().await.unwrap(), 1);
+    eventually(SOON, async || {
+        ensure!(nats(namespace).await != before, "nats-server still has the old configuration");
+        ready(namespace, "app.kubernetes.io/component=nats-server", 1).await?;
+        condition(namespace, "NatsConnected", "True").await
+    })
+    .await
+    .unwrap();
+    // The next upgrade does not have to be told.
+    release.helm.upgrade(&Chart::current(), values).await.unwrap();
+    assert_eq!(accounts().await.unwrap(), 1);
+    let server = forward(namespace, "nats-server", 4222).await.unwrap();
+    let producer = jetstream::new(log_in(namespace, &server, "producer").await.unwrap());
+    let update =
+        json!({"correlationId": "isolated", "data": {"id": "load-0", "title": "Isolated"}}).to_string();
+    eventually(SOON, async || {
+        // Until the first replica has made the stream again, there is nobody to acknowledge it.
+        let sent = producer.publish("tasks.updated", update.clone().into()).await?;
+        sent.await.map(drop).map_err(Into::into)
+    })
+    .await
+    .unwrap();
+    eventually(SOON, async || {
+        let task = release.kv.task("load-0").await?;
+        ensure!(task["title"] == "Isolated", "{task}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    println!("the producer has an account of its own, and its update of a task of the time before is in KV");
 }
 
 /// What the hook that brings the CRD up to date has said; one that failed stays.

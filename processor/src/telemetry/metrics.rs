@@ -132,6 +132,8 @@ pub struct Metrics {
     pub nats_connected: IntGauge,
     /// How often the client reported that it dropped events.
     pub slow_consumers: IntCounter,
+    /// Messages on subjects where only answers belong that answer nothing.
+    pub forged_answers: IntCounter,
 }
 
 impl Metrics {
@@ -323,6 +325,10 @@ impl Metrics {
             slow_consumers: counter(
                 "nats_slow_consumer_total",
                 "How often the NATS client reported that it dropped events.",
+            )?,
+            forged_answers: counter(
+                "nats_forged_answers_total",
+                "Messages on this replica's answer subjects that answer nothing it asked; they are ignored.",
             )?,
             registry,
         };

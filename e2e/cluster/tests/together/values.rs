@@ -51,7 +51,7 @@ const FACTORS: &[(&str, &[&str])] = &[
             "",
             "nats.replicas=3;nats.jetstream.storageClassName=fast;nats.jetstream.maxFileStore=5GB",
             "nats.enabled=false;nats.url=tls://nats.example:4222;nats.authSecretName=mine",
-            "nats.networkPolicy.enabled=false;nats.auth.processorSecret=mine;nats.auth.producerSecret=his",
+            "nats.networkPolicy.enabled=false;nats.auth.processorSecret=mine;nats.auth.producers[0].name=producer;nats.auth.producers[0].secretName=his",
         ],
     ),
     (

@@ -7,6 +7,7 @@ use async_nats::jetstream::Context;
 use async_nats::{Message, StatusCode};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use prometheus::IntCounter;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -82,8 +83,9 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    pub(super) fn new(jetstream: Context, stream: &str) -> Self {
-        let lanes = Lanes::new(jetstream.client());
+    /// `forged` counts what came in place of an answer.
+    pub(super) fn new(jetstream: Context, stream: &str, forged: IntCounter) -> Self {
+        let lanes = Lanes::new(jetstream.client(), stream, forged);
         Self { jetstream, stream: stream.to_owned(), lanes }
     }
 

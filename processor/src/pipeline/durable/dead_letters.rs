@@ -13,6 +13,7 @@ use super::cache::Known;
 use super::crash;
 use super::holder::now;
 use super::ingest::timestamp;
+use super::lanes::note_forged;
 use super::names::Names;
 use crate::pipeline::dead_letters::{Letter, Origin, Reason, encode};
 use crate::telemetry::metrics::Metrics;
@@ -114,9 +115,13 @@ impl DeadLetters {
                 .expected_stream(&self.names.dead_letter_stream);
             let subject = self.names.dead_letter_subject.clone();
             let sent = self.jetstream.send_publish(subject, message).await;
-            sent.map_err(|error| failed(error.to_string()))?
-                .await
-                .map_err(|error| failed(error.to_string()))?;
+            let ack = sent.map_err(|error| failed(error.to_string()))?.await;
+            let ack = ack.map_err(|error| failed(error.to_string()))?;
+            // Of what is published elsewhere, an ack may be forged.
+            if ack.stream != self.names.dead_letter_stream {
+                note_forged(&self.metrics.forged_answers);
+                return Err(failed(format!("an ack of the stream {:?}", ack.stream)));
+            }
         }
         crash::point("dead-lettered");
         self.metrics.dead_letters.with_label_values(&[letter.reason.as_str()]).inc();

@@ -8,6 +8,7 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::pull::Config as PullConfig;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, ReplayPolicy};
 use futures_util::StreamExt;
+use prometheus::IntCounter;
 use taskpipeline_contract::TaskId;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -15,6 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use super::bucket::Revision;
 use super::cache::Known;
+use super::lanes::note_forged;
 use super::limits;
 use super::names::Names;
 use super::record::Record;
@@ -54,12 +56,13 @@ impl Drop for Feed {
 }
 
 impl Feed {
-    /// Reads what was written after this revision.
+    /// Reads what was written after this revision. `forged` counts what does not come from the ledger.
     pub(super) fn after(
         revision: Revision,
         jetstream: Context,
         names: Arc<Names>,
         connections: watch::Receiver<u64>,
+        forged: IntCounter,
     ) -> Self {
         let (sender, changes) = mpsc::channel(FETCH);
         let broken = Arc::default();
@@ -71,6 +74,7 @@ impl Feed {
             most: FETCH,
             sender,
             broken: Arc::clone(&broken),
+            forged,
         };
         Self { changes, broken, reading: tokio::spawn(reader.run()) }
     }
@@ -98,6 +102,7 @@ struct Reader {
     most: usize,
     sender: mpsc::Sender<Change>,
     broken: Arc<Mutex<Option<String>>>,
+    forged: IntCounter,
 }
 
 impl Reader {
@@ -175,9 +180,10 @@ impl Reader {
                 Some(Err(error)) => return error.to_string(),
                 None => return "the server has ended it".to_owned(),
             };
-            let info = match message.info() {
-                Ok(info) => info,
-                Err(error) => return error.to_string(),
+            // What does not come from the consumer has no subject for its ack.
+            let Ok(info) = message.info() else {
+                note_forged(&self.forged);
+                continue;
             };
             // Without acks, nothing else tells that a message got lost.
             if info.consumer_sequence != expected {

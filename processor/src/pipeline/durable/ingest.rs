@@ -15,6 +15,7 @@ use tracing::{debug, error, info, warn};
 
 use super::crash;
 use super::incarnation::HighWater;
+use super::lanes::note_forged;
 use super::limits;
 use super::names::Names;
 use super::record::Record;
@@ -134,7 +135,11 @@ impl Ingest {
         crash::point("pulled");
         let (mut trusted, mut suspects) = (Vec::with_capacity(messages.len()), Vec::new());
         for message in messages {
-            let info = message.info().map_err(|error| IngestError::Pull(error.to_string()))?;
+            // What does not come from the consumer has no subject for its ack.
+            let Ok(info) = message.info() else {
+                note_forged(&self.metrics.forged_answers);
+                continue;
+            };
             let (sequence, time, deliveries) = (info.stream_sequence, nanos(info.published), info.delivered);
             let lost = match deliveries {
                 1 => self.session.lost_beside(info.consumer_sequence, sequence),

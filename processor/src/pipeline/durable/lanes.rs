@@ -1,7 +1,12 @@
-//! Writes to the bucket of which none waits for another: all are sent, and their answers are taken as they come, by
-//! one subscription for all of them, which is used again; for questions with many answers too. Knows nothing of what is
-//! written, and tries nothing again.
+//! Writes to the bucket that do not wait for each other: all are sent, and their answers are taken as they come, by one
+//! subscription, which is used again. Also questions with many answers. Knows nothing of what is written, and retries nothing.
+//!
+//! Whoever may publish an event can have JetStream send its ack to any subject of the account, since NATS does not check reply
+//! subjects. So each answer comes to a subject with a random token, and the answer to a write must name the ledger's stream.
 
+use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +14,9 @@ use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
 use async_nats::jetstream::{self, ErrorCode};
 use async_nats::{Client, HeaderMap, HeaderValue, Message, StatusCode, SubscribeError, Subscriber};
 use futures_util::StreamExt;
+use prometheus::IntCounter;
 use serde::Deserialize;
+use tracing::warn;
 
 use super::ANSWER;
 use super::bucket::{ReadError, Revision, WriteError};
@@ -21,12 +28,40 @@ const MOST_IDLE: usize = 64;
 #[derive(Clone)]
 pub(super) struct Lanes {
     client: Client,
+    /// The stream that answers writes.
+    stream: Arc<str>,
     idle: Arc<Mutex<Vec<Lane>>>,
+    /// Messages that are not the answer to anything.
+    forged: IntCounter,
+}
+
+/// What only the receiver of a question knows of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Token(u64);
+
+impl Token {
+    fn new() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for Token {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
 }
 
 /// A subscription for answers.
 struct Lane {
-    /// Answers come to this subject with the write's number behind it.
+    /// Answers come to this subject, followed by the number of the write and its token.
     inbox: String,
     answers: Subscriber,
     /// The number of the next write; no number is used twice.
@@ -34,21 +69,21 @@ struct Lane {
 }
 
 impl Lanes {
-    pub(super) fn new(client: Client) -> Self {
-        Self { client, idle: Arc::default() }
+    pub(super) fn new(client: Client, stream: &str, forged: IntCounter) -> Self {
+        Self { client, stream: stream.into(), idle: Arc::default(), forged }
     }
 
     /// Begins writes that do not wait for each other.
     pub(super) async fn begin(&self) -> Result<Writes, WriteError> {
         let lane = self.lane().await.map_err(|error| unknown(&error))?;
-        Ok(Writes { lanes: self.clone(), first: lane.next, lane: Some(lane), answered: 0 })
+        Ok(Writes { lanes: self.clone(), lane: Some(lane), tokens: Vec::new(), answered: 0 })
     }
 
     /// Asks what is answered by many messages.
     pub(super) async fn ask(&self, subject: String, request: Vec<u8>) -> Result<Answers, ReadError> {
         let failed = |error: &dyn std::error::Error| ReadError(error.to_string());
         let mut lane = self.lane().await.map_err(|error| failed(&error))?;
-        let answer_to = format!("{}.{}", lane.inbox, lane.next);
+        let answer_to = format!("{}.{}.{}", lane.inbox, lane.next, Token::new());
         lane.next += 1;
         let sent = self.client.publish_with_reply(subject, answer_to.clone(), request.into()).await;
         sent.map_err(|error| failed(&error))?;
@@ -61,7 +96,7 @@ impl Lanes {
             return Ok(lane);
         }
         let inbox = self.client.new_inbox();
-        let answers = self.client.subscribe(format!("{inbox}.*")).await?;
+        let answers = self.client.subscribe(format!("{inbox}.*.*")).await?;
         Ok(Lane { inbox, answers, next: 0 })
     }
 
@@ -96,6 +131,7 @@ impl Answers {
             if *message.subject == *self.answer_to {
                 return Ok(message);
             }
+            note_forged(&self.lanes.forged);
         }
     }
 
@@ -120,14 +156,14 @@ pub(super) struct Writes {
     lanes: Lanes,
     /// There until it is dropped.
     lane: Option<Lane>,
-    /// The number of the first write.
-    first: u64,
-    answered: u64,
+    /// The token of each write, in their order; nothing where it was answered.
+    tokens: Vec<Option<Token>>,
+    answered: usize,
 }
 
 impl Drop for Writes {
     fn drop(&mut self) {
-        if let Some(lane) = self.lane.take_if(|lane| lane.next - self.first == self.answered) {
+        if let Some(lane) = self.lane.take_if(|_| self.tokens.len() == self.answered) {
             self.lanes.give_back(lane);
         }
     }
@@ -146,7 +182,8 @@ impl Writes {
         if let Some(time_to_live) = time_to_live {
             headers.insert(NATS_MESSAGE_TTL, HeaderValue::from(time_to_live.as_secs()));
         }
-        let answer_to = format!("{}.{}", lane.inbox, lane.next);
+        let token = Token::new();
+        let answer_to = format!("{}.{}.{token}", lane.inbox, lane.next);
         let sent = if headers.is_empty() {
             client.publish_with_reply(subject, answer_to, value.into()).await
         } else {
@@ -154,6 +191,7 @@ impl Writes {
         };
         sent.map_err(|error| unknown(&error))?;
         lane.next += 1;
+        self.tokens.push(Some(token));
         Ok(())
     }
 
@@ -161,14 +199,16 @@ impl Writes {
     /// and what became of the rest is unknown.
     pub(super) async fn answer(&mut self) -> Option<(usize, Result<Revision, WriteError>)> {
         let lane = self.lane.as_mut()?;
-        while self.answered < lane.next - self.first {
+        // Numbers go on from one use of a lane to the next.
+        let first = lane.next - u64::try_from(self.tokens.len()).ok()?;
+        while self.answered < self.tokens.len() {
             let message = tokio::time::timeout(ANSWER, lane.answers.next()).await.ok()??;
-            let number = message.subject.as_str().rsplit('.').next().and_then(|number| number.parse().ok());
-            let Some(number) = number.and_then(|number: u64| number.checked_sub(self.first)) else {
+            let Some(number) = number_of(&message.subject, first, &mut self.tokens) else {
+                note_forged(&self.lanes.forged);
                 continue;
             };
             self.answered += 1;
-            return Some((usize::try_from(number).ok()?, read(&message)));
+            return Some((number, read(&message, &self.lanes.stream)));
         }
         None
     }
@@ -204,6 +244,30 @@ impl Writes {
     }
 }
 
+/// Counts a message that is not the answer to anything, and warns now and then.
+pub(super) fn note_forged(forged: &IntCounter) {
+    forged.inc();
+    let count = forged.get();
+    // There may be as many as there are events.
+    if count.is_power_of_two() {
+        warn!(
+            count,
+            "ignored a message that came as an answer and answers nothing: somebody who may publish in this NATS account forges \
+             reply subjects. Give producers an account of their own (docs/security.md)"
+        );
+    }
+}
+
+/// Which of the writes from `first` on an answer belongs to, by the last two tokens of its subject; each is answered once.
+fn number_of(subject: &str, first: u64, tokens: &mut [Option<Token>]) -> Option<usize> {
+    let mut parts = subject.rsplit('.');
+    let token: Token = parts.next()?.parse().ok()?;
+    let number: u64 = parts.next()?.parse().ok()?;
+    let number = usize::try_from(number.checked_sub(first)?).ok()?;
+    tokens.get_mut(number)?.take_if(|known| *known == token)?;
+    Some(number)
+}
+
 /// What is to be said of a write that was not answered.
 fn unanswered() -> WriteError {
     WriteError::Unknown(format!("no answer within {} s", ANSWER.as_secs()))
@@ -213,9 +277,11 @@ fn unknown(error: &dyn std::error::Error) -> WriteError {
     WriteError::Unknown(error.to_string())
 }
 
-fn read(message: &Message) -> Result<Revision, WriteError> {
+fn read(message: &Message, stream: &str) -> Result<Revision, WriteError> {
     #[derive(Deserialize)]
     struct Answer {
+        #[serde(default)]
+        stream: String,
         #[serde(default)]
         seq: u64,
         error: Option<jetstream::Error>,
@@ -227,6 +293,9 @@ fn read(message: &Message) -> Result<Revision, WriteError> {
         .map_err(|error| WriteError::Unknown(format!("an answer that cannot be read: {error}")))?;
     match answer {
         Answer { error: Some(error), .. } => Err(refusal(&error)),
+        Answer { stream: other, .. } if other != stream => {
+            Err(WriteError::Unknown(format!("an answer of the stream {other:?}")))
+        }
         Answer { seq: 0, .. } => Err(WriteError::Unknown("an answer without a sequence".to_owned())),
         Answer { seq, .. } => Ok(Revision(seq)),
     }
@@ -247,6 +316,29 @@ fn refusal(error: &jetstream::Error) -> WriteError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_is_taken_once_and_by_its_token_alone() {
+        let (one, other) = (Token(0x1f), Token::new());
+        assert_eq!(one.to_string(), "000000000000001f");
+        let mut tokens = [Some(one), Some(other)];
+        let mut of = |subject: &str| number_of(subject, 7, &mut tokens);
+        for forged in [
+            "_INBOX.a.7.0000000000000020".to_owned(),
+            format!("_INBOX.a.8.{one}"),
+            format!("_INBOX.a.6.{one}"),
+            format!("_INBOX.a.9.{one}"),
+            format!("_INBOX.a.{}.{one}", u64::MAX),
+            format!("{one}"),
+            "_INBOX.a.7.".to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(of(&forged), None, "{forged}");
+        }
+        assert_eq!(of(&format!("_INBOX.a.8.{other}")), Some(1));
+        assert_eq!(of(&format!("_INBOX.a.7.{one}")), Some(0));
+        assert_eq!(of(&format!("_INBOX.a.7.{one}")), None, "a second answer");
+    }
 
     #[test]
     fn a_cluster_refuses_a_compare_and_set_in_three_ways_and_none_of_them_is_taken_for_a_failure() {

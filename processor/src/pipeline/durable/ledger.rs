@@ -311,9 +311,13 @@ impl Ledger {
         loop {
             let stored = self.bucket.get(&self.names.task(id)).await?;
             let expected = stored.as_ref().map_or_else(Revision::default, |stored| stored.revision);
-            let known = match stored.as_ref().map(decode).transpose()? {
-                Some(Found::Record(known)) => Some(known),
-                Some(Found::Empty) | None => None,
+            let known = match stored.as_ref().map(|stored| (stored, decode(stored))) {
+                Some((_, Ok(Found::Record(known)))) => Some(known),
+                Some((_, Ok(Found::Empty))) | None => None,
+                Some((stored, Err(error))) => {
+                    self.set_aside(id, stored, &error).await?;
+                    None
+                }
             };
             let Some(mut record) = becomes(known.as_ref().map(|known| &*known.record)) else {
                 return Ok(None);

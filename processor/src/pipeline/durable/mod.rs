@@ -194,7 +194,7 @@ impl Member {
     ) -> Self {
         let jetstream = context(client);
         let names = Arc::new(Names::new(nats, durable));
-        let bucket = Bucket::new(jetstream.clone(), &names.ledger_stream);
+        let bucket = Bucket::new(jetstream.clone(), &names.ledger_stream, metrics.forged_answers.clone());
         let letters = DeadLetters::new(jetstream.clone(), Arc::clone(&names), Arc::clone(&metrics));
         let ledger = Ledger::new(bucket.clone(), Arc::clone(&names), letters.clone(), Arc::clone(&metrics));
         Self {

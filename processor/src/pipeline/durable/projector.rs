@@ -448,7 +448,13 @@ impl<K: BulkApi> Projector<K> {
 }
 
 fn feed<K>(parts: &Parts<K>, after: Revision) -> Feed {
-    Feed::after(after, parts.jetstream.clone(), Arc::clone(&parts.names), parts.connections.clone())
+    Feed::after(
+        after,
+        parts.jetstream.clone(),
+        Arc::clone(&parts.names),
+        parts.connections.clone(),
+        parts.metrics.forged_answers.clone(),
+    )
 }
 
 /// What the ledger holds for these tasks. That one has no record is believed only of the stream's leader:

@@ -165,10 +165,28 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
+    /// One of ours that was made by an earlier version is closed to purges, like a new one. Without the right to change it, it
+    /// stays as it is.
+    async fn closed(&self, kind: Kind, wanted: &Config, stream: Stream) -> Stream {
+        let mut config = stream.cached_info().config.clone();
+        if !limit::is_ours(kind, &config) || !wanted.deny_purge || config.deny_purge {
+            return stream;
+        }
+        close(&mut config);
+        let changed = match self.jetstream.update_stream(&config).await {
+            Ok(_) => self.jetstream.get_stream(&config.name).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        changed.unwrap_or_else(|error| {
+            warn!(stream = config.name, error, "cannot deny purges of a stream that is never to be purged");
+            stream
+        })
+    }
+
     async fn ensure(&mut self, kind: Kind, mut config: Config) -> Result<Stream, StreamsError> {
         let name = config.name.clone();
         match self.jetstream.get_stream(&name).await {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => return Ok(self.closed(kind, &config, stream).await),
             Err(error) => match error.kind() {
                 GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                 }
@@ -219,6 +237,13 @@ impl Maker<'_> {
             size = less(size);
         }
     }
+}
+
+/// Denies a purge to everybody where the product never purges. The stream of an earlier version allows one.
+fn close(config: &mut Config) {
+    config.deny_purge = true;
+    // NATS allows a rollup, which is a purge, only together with purges.
+    config.allow_rollup = false;
 }
 
 fn less(size: Size) -> Size {
@@ -298,8 +323,8 @@ fn ledger(names: &Names, settings: &DurableSettings) -> Config {
         max_messages_per_subject: 1,
         num_replicas: settings.replicas,
         allow_direct: true,
-        allow_rollup: true,
         deny_delete: true,
+        deny_purge: true,
         // Without `subject_delete_marker_ttl`, which would put empty markers where a record expires.
         allow_message_ttl: true,
         ..Config::default()
@@ -312,6 +337,7 @@ fn dead_letters(names: &Names, settings: &DurableSettings) -> Config {
         subjects: vec![names.dead_letter_subject.clone()],
         num_replicas: settings.replicas,
         allow_direct: true,
+        deny_purge: true,
         ..Config::default()
     }
 }

@@ -22,10 +22,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- index $root.Values.auth (printf "%sSecret" $login) | default (printf "%s-%s" (include "nats.fullname" $root) $login) -}}
 {{- end -}}
 
-{{- /* The password of a login: what was made at the first installation stays. Arguments: the root, which login. */ -}}
+{{- /* The Secret of a producer. Arguments: the root, the producer. */ -}}
+{{- define "nats.producerSecret" -}}
+{{- $root := index . 0 -}}
+{{- $producer := index . 1 -}}
+{{- $producer.secretName | default (printf "%s-%s" (include "nats.fullname" $root) $producer.name) -}}
+{{- end -}}
+
+{{- /* The password in a Secret: what was made at the first installation stays. Arguments: the root, the Secret's name. */ -}}
 {{- define "nats.password" -}}
 {{- $root := index . 0 -}}
-{{- $known := lookup "v1" "Secret" $root.Release.Namespace (include "nats.secret" .) | default dict -}}
+{{- $known := lookup "v1" "Secret" $root.Release.Namespace (index . 1) | default dict -}}
 {{- with dig "data" "password" "" $known -}}
 {{- b64dec . -}}
 {{- else -}}

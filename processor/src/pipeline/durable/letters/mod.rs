@@ -125,8 +125,8 @@ impl Desk {
         let store = Store::open(jetstream.clone(), &names)
             .await
             .map_err(|reason| LettersError::Store { url: url.clone(), reason })?;
-        let bucket = Bucket::new(jetstream.clone(), &names.ledger_stream);
         let metrics = Arc::new(Metrics::new()?);
+        let bucket = Bucket::new(jetstream.clone(), &names.ledger_stream, metrics.forged_answers.clone());
         let letters = DeadLetters::new(jetstream.clone(), Arc::clone(&names), Arc::clone(&metrics));
         let ledger = Ledger::new(bucket, Arc::clone(&names), letters, metrics);
         Ok(Self { url, jetstream, names, store, ledger })

@@ -96,6 +96,7 @@ impl Scan<'_> {
             member.jetstream.clone(),
             std::sync::Arc::clone(&member.names),
             member.connections.clone(),
+            member.metrics.forged_answers.clone(),
         );
         self.course.progress.begin("reading the ledger", None);
         let (mut position, mut read) = (Revision::default(), 0_u64);

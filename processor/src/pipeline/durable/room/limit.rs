@@ -45,7 +45,7 @@ pub(in super::super) fn max_bytes(size: Size) -> i64 {
 }
 
 /// Whether a replica has made it.
-pub(super) fn is_ours(kind: Kind, config: &Config) -> bool {
+pub(in super::super) fn is_ours(kind: Kind, config: &Config) -> bool {
     config.description.as_deref() == Some(kind.description())
 }
 

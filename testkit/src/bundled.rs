@@ -1,0 +1,152 @@
+//! nats-servers with the chart's own configuration, as `manifests/` has it, and with its logins.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use async_nats::ConnectOptions;
+
+use crate::cluster::meta_leader;
+use crate::nats::{Configuration, DATA, MONITOR, PORT};
+use crate::{NatsServer, ProcessorOptions, RawClient, free_ports};
+
+/// With all that has a meaning in the server's configuration, but for the one character that the values exclude.
+const PASSWORD: &str = r#"0 "\$PATH#{x}[y];(//)="#;
+
+/// Where the processor's login gets answers.
+const INBOX: &str = "_INBOX_PROCESSOR";
+
+/// One or three servers that are configured as the chart does it.
+#[derive(Debug)]
+pub struct BundledNats {
+    nodes: Vec<NatsServer>,
+}
+
+impl BundledNats {
+    /// Starts one server.
+    ///
+    /// # Errors
+    /// Where the manifest has no configuration, or the server does not come up with it.
+    pub async fn start() -> anyhow::Result<Self> {
+        let text = configuration(&manifests().join("nats/nats.yaml"))?;
+        let configuration = Configuration { environment: environment("bundled", &[]), text: here(&text)? };
+        Ok(Self { nodes: vec![NatsServer::start_configured(configuration).await?] })
+    }
+
+    /// Starts three servers that form a cluster.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_three() -> anyhow::Result<Self> {
+        let text = here(&configuration(&manifests().join("nats-three/nats.yaml"))?)?;
+        let ports = free_ports::<3>()?;
+        let mut nodes = Vec::new();
+        for (n, port) in ports.iter().enumerate() {
+            let own = format!("127.0.0.1:{port}");
+            ensure!(text.contains("0.0.0.0:6222"), "no address for the other servers in the configuration");
+            let text = text.replace("0.0.0.0:6222", &own);
+            let environment = environment(&format!("bundled-{n}"), &ports);
+            nodes.push(NatsServer::start_configured(Configuration { environment, text }).await?);
+        }
+        meta_leader(&nodes).await?;
+        Ok(Self { nodes })
+    }
+
+    /// Starts one server with this configuration in place of the chart's, without addresses and folder, which are added.
+    ///
+    /// # Errors
+    /// Where it does not come up.
+    pub async fn start_as(configuration: &str) -> anyhow::Result<Self> {
+        let own = format!(
+            "listen: 127.0.0.1:{PORT}\nhttp: 127.0.0.1:{MONITOR}\njetstream {{ store_dir: \"{DATA}\" }}"
+        );
+        let text = format!("{own}\n{configuration}");
+        let configuration = Configuration { environment: environment("external", &[]), text };
+        Ok(Self { nodes: vec![NatsServer::start_configured(configuration).await?] })
+    }
+
+    /// The servers.
+    #[must_use]
+    pub fn nodes(&self) -> &[NatsServer] {
+        &self.nodes
+    }
+
+    /// One of them.
+    pub fn node_mut(&mut self, n: usize) -> Option<&mut NatsServer> {
+        self.nodes.get_mut(n)
+    }
+
+    /// Points a replica at them, with the processor's login.
+    #[must_use]
+    pub fn serves(&self, options: ProcessorOptions) -> ProcessorOptions {
+        let urls: Vec<_> = self.nodes.iter().map(NatsServer::url).collect();
+        options
+            .set("NATS_URL", &urls.join(","))
+            .set("NATS_USER", "processor")
+            .set("NATS_PASSWORD", PASSWORD)
+            .set("NATS_INBOX_PREFIX", INBOX)
+            .set("STREAM_REPLICAS", &self.nodes.len().to_string())
+    }
+
+    /// A client with one of the logins.
+    ///
+    /// # Errors
+    /// Where no server lets it in.
+    pub async fn client(&self, user: &str) -> anyhow::Result<async_nats::Client> {
+        let servers: Vec<_> = self.nodes.iter().map(NatsServer::url).collect();
+        let options = ConnectOptions::with_user_and_password(user.to_owned(), PASSWORD.to_owned());
+        let options = if user == "processor" { options.custom_inbox_prefix(INBOX) } else { options };
+        options.connect(servers).await.with_context(|| format!("{user} cannot connect"))
+    }
+
+    /// A connection with one of the logins, on which anything may be sent.
+    ///
+    /// # Errors
+    /// Where the first server does not let it in.
+    pub async fn raw(&self, user: &str) -> anyhow::Result<RawClient> {
+        let port = self.nodes.first().context("no server")?.port();
+        RawClient::connect(port, Some((user, PASSWORD))).await
+    }
+}
+
+fn manifests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests")
+}
+
+/// The file in the manifest's `ConfigMap`.
+fn configuration(manifest: &Path) -> anyhow::Result<String> {
+    let text =
+        std::fs::read_to_string(manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
+    let (_, after) = text.split_once("  nats.conf: |\n").context("no nats.conf in the manifest")?;
+    let lines: Vec<_> =
+        after.lines().take_while(|line| line.is_empty() || line.starts_with("    ")).collect();
+    ensure!(lines.len() > 10, "the nats.conf in the manifest is nearly empty");
+    Ok(lines.join("\n"))
+}
+
+/// The same on this machine: other addresses and folders, and nothing else.
+fn here(text: &str) -> anyhow::Result<String> {
+    let mut text = text.to_owned();
+    for (there, here) in [
+        ("0.0.0.0:4222", format!("127.0.0.1:{PORT}")),
+        ("0.0.0.0:8222", format!("127.0.0.1:{MONITOR}")),
+        ("/run/nats/nats.pid", format!("{DATA}/nats.pid")),
+        ("\"/data\"", format!("\"{DATA}\"")),
+    ] {
+        ensure!(text.contains(there), "no {there} in the configuration");
+        text = text.replace(there, &here);
+    }
+    Ok(text)
+}
+
+/// What the chart's pods have.
+fn environment(name: &str, routes: &[u16]) -> Vec<(String, String)> {
+    let mut environment = vec![("POD_NAME".to_owned(), name.to_owned())];
+    for login in ["PROCESSOR", "PRODUCER"] {
+        environment.push((format!("{login}_PASSWORD"), format!("'{PASSWORD}'")));
+    }
+    environment.push(("ROUTES_PASSWORD".to_owned(), "'routes'".to_owned()));
+    for (n, port) in routes.iter().enumerate() {
+        environment.push((format!("ROUTE_{n}"), format!("\"nats://routes:routes@127.0.0.1:{port}\"")));
+    }
+    environment
+}
