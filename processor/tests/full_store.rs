@@ -78,6 +78,13 @@ async fn acknowledged_events_do_not_fill_the_store() {
         .set("DEAD_LETTERS_MAX_BYTES", "8Mi");
     let replica = Processor::start(&options).await.unwrap();
     let client = nats.client().await.unwrap();
+    // Until then the replica leaves it to the writer to make room.
+    eventually(SOON, async || {
+        ensure!(metric(&replica, "projector_active").await == 1.0, "it does not write yet");
+        Ok(())
+    })
+    .await
+    .unwrap();
     let (mut stored, mut bytes, mut fullest) = (0, 0, 0);
     // In bursts of 4 MB, as fast as they are taken in.
     for first in (0..EVENTS).step_by(2_000) {
@@ -87,7 +94,10 @@ async fn acknowledged_events_do_not_fill_the_store() {
         bytes += events.iter().map(|(_, event)| event.to_string().len()).sum::<usize>();
         match store(&client, events.into_iter()).await {
             Ok(count) => stored += count,
-            Err(error) => panic!("after {stored} events of {bytes} bytes in all: {error:#}"),
+            Err(error) => panic!(
+                "after {stored} events of {bytes} bytes in all: {error:#}\n{}",
+                replica.process().tail()
+            ),
         }
         fullest = fullest.max(info(&client, "TASKS").await.state.bytes);
         eventually(SOON, async || {

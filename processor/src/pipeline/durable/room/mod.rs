@@ -53,7 +53,7 @@ impl Rooms {
     pub(super) fn watch(self: Arc<Self>, session: Arc<Session>) -> JoinHandle<()> {
         tokio::spawn(async move {
             let mut filling = Filling::default();
-            let (mut looked, mut may_drop) = (None::<Instant>, Instant::now());
+            let (mut looked, mut checked, mut may_drop) = (None::<Instant>, None::<Instant>, Instant::now());
             loop {
                 let is_writer = self.metrics.projector_active.get() == 1;
                 let every = if is_writer { LOOK_OF_WRITER } else { LOOK };
@@ -61,11 +61,15 @@ impl Rooms {
                     looked = Some(Instant::now());
                     self.look(&session.streams, &mut filling).await;
                 }
-                if Instant::now() >= may_drop {
+                let every = if is_writer { DROP } else { LOOK_OF_WRITER };
+                let is_due = checked.is_none_or(|checked| checked.elapsed() >= every);
+                if is_due && Instant::now() >= may_drop {
+                    checked = Some(Instant::now());
                     let dropped = self.drop_acknowledged(&session.streams.events, is_writer).await;
-                    may_drop = Instant::now() + if dropped.is_err() { REFUSED } else { DROP };
+                    may_drop = Instant::now() + if dropped.is_err() { REFUSED } else { Duration::ZERO };
                 }
-                tokio::time::sleep(if is_writer { DROP } else { LOOK_OF_WRITER }).await;
+                // A replica that becomes the writer checks at once, not after its last interval.
+                tokio::time::sleep(DROP).await;
             }
         })
     }
