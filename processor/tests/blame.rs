@@ -310,7 +310,7 @@ async fn a_task_that_was_repaired_before_its_old_value_is_found_at_fault_is_writ
     assert_eq!((alone(), scene.befell("slow control")), (2, 2));
     assert_eq!(letters, 0.0);
     scene.wait_keys(5).await;
-    // What is settled is said to be.
+    // The writer reports every task as settled.
     eventually(SOON, async || {
         let unsettled = scene.replica.metric("taskpipeline_projector_unsettled_tasks").await?;
         ensure!(unsettled == 0.0, "{unsettled} tasks are not settled");

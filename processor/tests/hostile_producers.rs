@@ -453,7 +453,7 @@ async fn the_ledger_and_the_dead_letters_deny_purges_and_those_of_an_earlier_ver
     for stream in [LEDGER, LETTERS] {
         assert_eq!(denied(stream).await, (true, false, true), "{stream}");
     }
-    // As 0.2 made them. NATS takes back no denial, so they are made again.
+    // As an earlier version created them. NATS does not take back a denial, so they are created again.
     replica.kill().await.unwrap();
     for stream in [LEDGER, LETTERS] {
         let mut config = jetstream.get_stream(stream).await.unwrap().cached_info().config.clone();

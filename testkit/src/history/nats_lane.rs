@@ -218,7 +218,7 @@ impl Stage {
     async fn fill_store(&self, room: u64, lasting: Duration) -> anyhow::Result<()> {
         let room = i64::try_from(room).unwrap_or(i64::MAX);
         // Somebody else who has read nothing: or the replicas would make room.
-        // A stream that was deleted is made anew by the next session.
+        // The next session creates a deleted stream again.
         let stream = eventually(CHANGED, async || Ok(self.jetstream.get_stream(STREAM).await?)).await?;
         let idle = consumer::pull::Config {
             durable_name: Some(IDLE.to_owned()),
