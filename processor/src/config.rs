@@ -145,6 +145,21 @@ pub struct KvSettings {
     pub token: SecretString,
 }
 
+impl KvSettings {
+    /// Why the token is not safe on its way; nothing where it is encrypted or stays on this machine.
+    #[must_use]
+    pub fn unencrypted(&self) -> Option<String> {
+        let host = self.namespace_url.host_str()?;
+        let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        let is_loopback = address.map_or(host == "localhost", |address| address.is_loopback());
+        (self.namespace_url.scheme() == "http" && !is_loopback).then(|| {
+            format!(
+                "CF_API_BASE_URL is http:// and {host} is not this machine: the token is sent unencrypted"
+            )
+        })
+    }
+}
+
 /// What may change while the pipeline runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tuning {
@@ -477,6 +492,12 @@ impl<'a> Environment<'a> {
             .as_ref()
             .and_then(Url::host_str)
             .is_some_and(|host| host == "cloudflare.com" || host.ends_with(".cloudflare.com"));
+        if is_cloudflare && base.as_ref().is_some_and(|url| url.scheme() == "http") {
+            self.problem(
+                "CF_API_BASE_URL",
+                "must begin with https://: over http:// the token would be sent unencrypted",
+            );
+        }
         let account = self.text("CF_ACCOUNT_ID");
         if is_cloudflare && account.is_none() {
             self.required("CF_ACCOUNT_ID", "your Cloudflare account's id");
@@ -557,6 +578,22 @@ mod tests {
         let settings = read(&[("CF_API_BASE_URL", base), ("CF_ACCOUNT_ID", "")]).unwrap();
         assert_eq!(settings.kv.namespace_url.as_str(), format!("{base}storage/kv/namespaces/ns"));
         assert!(read(&[("CF_ACCOUNT_ID", "")]).is_err(), "Cloudflare's needs one");
+    }
+
+    #[test]
+    fn the_token_is_never_sent_to_cloudflare_unencrypted_and_elsewhere_only_with_a_warning() {
+        let error = read(&[("CF_API_BASE_URL", "http://api.cloudflare.com/client/v4")]).unwrap_err();
+        assert!(
+            error.0.iter().any(|line| line.contains("https://") && line.contains("unencrypted")),
+            "{error:?}"
+        );
+        let warned = |base: &str| read(&[("CF_API_BASE_URL", base)]).unwrap().kv.unencrypted().is_some();
+        assert!(
+            warned("http://kv.example/v4") && warned("http://10.0.0.1") && warned("http://[2001:db8::1]:80")
+        );
+        for base in ["http://127.0.0.1:8787", "http://localhost", "http://[::1]:1", "https://kv.example"] {
+            assert!(!warned(base), "{base}");
+        }
     }
 
     #[test]

@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::ensure;
@@ -18,8 +18,9 @@ use taskpipeline_testkit::{
     Certificates, NatsServer, Processor, ProcessorOptions, created, eventually, free_port,
 };
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -320,4 +321,90 @@ async fn a_server_that_speaks_only_after_ten_seconds_is_waited_for() {
         Processor::spawn(&options.clone().set("NATS_URL", &format!("nats://127.0.0.1:{port}"))).unwrap();
     replica.wait_ready(Duration::from_secs(30)).await.unwrap();
     lands(&options, &kv, "slow", &replica).await;
+}
+
+/// Stands between a replica and its server, and names another server in the first line, which comes before TLS and a login.
+struct Between {
+    port: u16,
+    running: JoinHandle<()>,
+}
+
+impl Between {
+    async fn start(port: u16, server: u16, named: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let running = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((mut client, _)) = listener.accept().await {
+                connections.spawn(async move {
+                    let mut server = BufReader::new(TcpStream::connect(("127.0.0.1", server)).await?);
+                    let mut line = String::new();
+                    server.read_line(&mut line).await?;
+                    let info = line.strip_prefix("INFO ").unwrap_or_default();
+                    let mut info: Value = serde_json::from_str(info)?;
+                    info["connect_urls"] = json!([format!("127.0.0.1:{named}")]);
+                    client.write_all(format!("INFO {info}\r\n").as_bytes()).await?;
+                    tokio::io::copy_bidirectional(&mut client, &mut server).await
+                });
+            }
+        });
+        Self { port, running }
+    }
+
+    /// Ends all connections, and takes no more.
+    async fn cut(self) -> u16 {
+        self.running.abort();
+        let _ = self.running.await;
+        self.port
+    }
+}
+
+/// A host that nobody has configured: answers like a server, and keeps what it is sent.
+async fn stranger() -> (u16, Arc<Mutex<Vec<u8>>>) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let (port, heard) = (listener.local_addr().unwrap().port(), Arc::<Mutex<Vec<u8>>>::default());
+    let keep = Arc::clone(&heard);
+    tokio::spawn(async move {
+        let info = json!({"server_id": "x", "version": "2.11.0", "proto": 1, "max_payload": 1_048_576, "headers": true});
+        while let Ok((mut client, _)) = listener.accept().await {
+            client.write_all(format!("INFO {info}\r\n").as_bytes()).await.unwrap();
+            let mut bytes = [0; 4096];
+            while let Ok(read @ 1..) = client.read(&mut bytes).await {
+                keep.lock().unwrap().extend_from_slice(&bytes[..read]);
+            }
+        }
+    });
+    (port, heard)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_login_does_not_go_to_a_server_that_another_one_names() {
+    let dir = TempDir::new().unwrap();
+    let nats = server(dir.path(), "authorization { user: processor, password: hidden }").await;
+    let kv = simulator().await;
+    let (named, heard) = stranger().await;
+    let between = Between::start(0, nats.port(), named).await;
+    let options = ProcessorOptions::new(&nats, &kv)
+        .set("NATS_URL", &format!("nats://127.0.0.1:{}", between.port))
+        .set("NATS_USER", "processor")
+        .set("NATS_PASSWORD", "hidden");
+    let replica = works(&options, &kv, "before").await;
+    let port = between.cut().await;
+    let connected = async || replica.metric("taskpipeline_nats_connected").await.unwrap();
+    eventually(SOON, async || {
+        ensure!(connected().await == 0.0, "still connected");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    // Longer than the longest wait between two attempts.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let heard = String::from_utf8_lossy(&heard.lock().unwrap()).into_owned();
+    println!(
+        "cut from its server, the replica sent {} bytes to the host that was named: {heard:?}",
+        heard.len()
+    );
+    assert!(heard.is_empty(), "{heard}");
+    let _between = Between::start(port, nats.port(), named).await;
+    lands(&options, &kv, "after", &replica).await;
 }

@@ -117,6 +117,8 @@ fn start(
             .env("CF_ACCOUNT_ID", "")
             .env("CF_NAMESPACE_ID", namespace)
             .env("CF_API_TOKEN", "local")
+            // As everything here: nobody else on the network is to reach it.
+            .env("HOST", "127.0.0.1")
             .env("PORT", port.to_string())
             .env("LOG_FORMAT", "text")
             // Shorter than what we give it before we end it.

@@ -62,10 +62,9 @@ pub(crate) fn connect_options(connection: &NatsConnection) -> ConnectOptions {
     if connection.tls.first {
         options = options.tls_first();
     }
-    if connection.is_websocket() {
-        // Servers tell of one another without a scheme, which the client takes for plain TCP.
-        options = options.ignore_discovered_servers();
-    }
+    // The first line of a server, before TLS, names others. Whoever can write into it would have the login sent to a host that
+    // nobody has configured. Servers also name one another without a scheme, which the client takes for plain TCP.
+    options = options.ignore_discovered_servers();
     match &connection.inbox_prefix {
         Some(prefix) => options.custom_inbox_prefix(prefix),
         None => options,

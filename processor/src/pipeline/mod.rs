@@ -15,7 +15,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::{Delivery, Settings, Tuning};
 use crate::kv::{ClientError, Namespace};
@@ -71,6 +71,10 @@ pub async fn run(
     let address = health::serve(settings.http, Arc::clone(&health), Arc::clone(&metrics)).await?;
     let namespace = Namespace::new(&settings.kv, settings.tuning.request_timeout)?;
     info!("taskpipeline {} serves health and metrics on http://{address}", env!("CARGO_PKG_VERSION"));
+
+    if let Some(why) = settings.kv.unencrypted() {
+        warn!("{why}");
+    }
 
     tokio::pin!(shutdown);
     match settings.delivery.clone() {

@@ -17,8 +17,11 @@ use uuid::Uuid;
 use super::fold::Version;
 use super::message::Received;
 
-/// Room left in a message for everything of the envelope but payload and headers.
-const ENVELOPE_ROOM: usize = 16 * 1024;
+/// Room left in a message for its own headers, which count against the server's limit: the message id and the stream's name.
+const HEADER_ROOM: usize = 1024;
+
+/// The least payload of a part, in bytes.
+const LEAST_CHUNK: usize = 256;
 
 /// The subject of the dead letters of the events under this prefix.
 pub(crate) fn subject(prefix: &str) -> String {
@@ -170,28 +173,50 @@ pub(crate) struct Envelope {
     pub(crate) subject: String,
     pub(crate) received_at: Timestamp,
     pub(crate) headers: BTreeMap<String, Vec<String>>,
+    /// Headers too large for `headers`: so many bytes at the beginning of the payload, all parts together, are their JSON.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) header_bytes: usize,
     #[serde(flatten)]
     pub(crate) origin: Origin,
     /// In base64.
     pub(crate) payload: String,
 }
 
-/// The letter as one or more messages of at most `most` bytes.
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+impl Envelope {
+    /// Takes headers that begin the whole letter's payload out of it; `false` where they cannot be read.
+    pub(crate) fn take_headers(&mut self, payload: &mut Vec<u8>) -> bool {
+        let bytes = std::mem::take(&mut self.header_bytes);
+        if bytes == 0 {
+            return true;
+        }
+        let headers = payload.get(..bytes).and_then(|headers| serde_json::from_slice(headers).ok());
+        let Some(headers) = headers else { return false };
+        self.headers = headers;
+        payload.drain(..bytes);
+        true
+    }
+}
+
+/// The letter as one or more messages of at most `most` bytes, their headers included.
 pub(super) fn encode(letter: &Letter, most: usize) -> Result<Vec<Vec<u8>>, serde_json::Error> {
-    let headers = letter.headers.as_ref().map(header_map).unwrap_or_default();
-    let header_bytes: usize = headers
-        .iter()
-        .flat_map(|(name, values)| values.iter().map(|value| name.len() + value.len() + 8))
-        .sum();
-    // Base64 makes four bytes of three.
-    let chunk = (most.saturating_sub(ENVELOPE_ROOM + header_bytes) / 4 * 3).max(1_024);
-    let parts = letter.payload.len().div_ceil(chunk).max(1);
-    let envelope = |part: usize| {
-        let from = part * chunk;
-        let slice = &letter.payload[from..letter.payload.len().min(from + chunk)];
+    let most = most.saturating_sub(HEADER_ROOM);
+    let mut headers = letter.headers.as_ref().map(header_map).unwrap_or_default();
+    let (mut payload, mut header_bytes) = (letter.payload.clone(), 0);
+    // In JSON a header may take six times its bytes, and more than a message holds.
+    let json = serde_json::to_vec(&headers)?;
+    if json.len() > most / 2 {
+        header_bytes = json.len();
+        payload = [json, payload.to_vec()].concat().into();
+        headers.clear();
+    }
+    let envelope = |part: usize, parts: usize, slice: &[u8]| {
         serde_json::to_vec(&Envelope {
             id: letter.id.clone(),
-            part: part + 1,
+            part,
             parts,
             reason: letter.reason,
             detail: letter.detail.clone(),
@@ -199,12 +224,23 @@ pub(super) fn encode(letter: &Letter, most: usize) -> Result<Vec<Vec<u8>>, serde
             attempts: letter.attempts,
             subject: letter.subject.clone(),
             received_at: letter.received_at,
-            headers: if part == 0 { headers.clone() } else { BTreeMap::new() },
+            headers: if part == 1 { headers.clone() } else { BTreeMap::new() },
+            header_bytes,
             origin: letter.origin.clone(),
             payload: BASE64.encode(slice),
         })
     };
-    (0..parts).map(envelope).collect()
+    // All that is beside the payload, with numbers as long as they can be.
+    let beside = envelope(1, usize::MAX, &[])?.len() + usize::MAX.to_string().len();
+    // Base64 makes four bytes of three.
+    let chunk = (most.saturating_sub(beside) / 4 * 3).max(LEAST_CHUNK);
+    let parts = payload.len().div_ceil(chunk).max(1);
+    (0..parts)
+        .map(|part| {
+            let from = part * chunk;
+            envelope(part + 1, parts, &payload[from..payload.len().min(from + chunk)])
+        })
+        .collect()
 }
 
 fn header_map(headers: &HeaderMap) -> BTreeMap<String, Vec<String>> {
@@ -216,6 +252,7 @@ fn header_map(headers: &HeaderMap) -> BTreeMap<String, Vec<String>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::Value;
     use taskpipeline_contract::EventKind;
 
@@ -246,6 +283,55 @@ mod tests {
         assert_eq!(envelope["reason"], "invalid");
         assert_eq!(envelope["headers"]["X-Many"], serde_json::json!(["a", "b"]));
         assert_eq!(BASE64.decode(envelope["payload"].as_str().unwrap()).unwrap(), bytes);
+    }
+
+    /// What the parts say together: headers and payload.
+    fn joined(messages: &[Vec<u8>]) -> (BTreeMap<String, Vec<String>>, Vec<u8>) {
+        let mut parts = messages.iter().map(|message| serde_json::from_slice::<Envelope>(message).unwrap());
+        let mut first = parts.next().unwrap();
+        let mut payload = BASE64.decode(&first.payload).unwrap();
+        for part in parts {
+            assert!(part.headers.is_empty());
+            payload.extend(BASE64.decode(&part.payload).unwrap());
+        }
+        assert!(first.take_headers(&mut payload));
+        (first.headers, payload)
+    }
+
+    #[test]
+    fn headers_of_quotes_and_a_large_payload_fit_the_servers_limit() {
+        let most = 1 << 20;
+        let mut letter = letter(vec![b'x'; 800 * 1024]);
+        let quotes = "\"".repeat(60 * 1024);
+        letter.headers.as_mut().unwrap().insert("X-Quotes", quotes.as_str());
+        let messages = encode(&letter, most).unwrap();
+        assert!(messages.iter().all(|message| message.len() + HEADER_ROOM <= most));
+        let (headers, payload) = joined(&messages);
+        assert_eq!((headers["X-Quotes"].as_slice(), payload.len()), ([quotes].as_slice(), 800 * 1024));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn any_letter_fits_the_servers_limit_and_comes_back_whole(
+            headers in proptest::collection::vec(("[A-Za-z-]{1,40}", "[ -~\u{0}-\u{1f}\u{7f}é🦀]{0,6000}"), 0..6),
+            payload in proptest::collection::vec(any::<u8>(), 0..40_000),
+            most in 8_192_usize..70_000,
+        ) {
+            let mut letter = letter(payload.clone());
+            let mut map = HeaderMap::new();
+            for (name, value) in &headers {
+                // What the client does not accept cannot have come.
+                if let Ok(value) = value.parse::<async_nats::HeaderValue>() {
+                    map.append(name.as_str(), value);
+                }
+            }
+            let expected = header_map(&map);
+            letter.headers = Some(map);
+            let messages = encode(&letter, most).unwrap();
+            prop_assert!(messages.iter().all(|message| message.len() + HEADER_ROOM <= most));
+            prop_assert_eq!(joined(&messages), (expected, payload));
+        }
     }
 
     #[test]

@@ -81,7 +81,9 @@ impl Index {
         }
         let task = match &head.origin.task_id {
             Some(id) => Some(id.as_str().to_owned()),
-            None if head.parts == 1 => decoded(&head).as_deref().and_then(task_in),
+            None if head.parts == 1 => {
+                decoded(&head).as_deref().and_then(|payload| task_in(payload.get(head.header_bytes..)?))
+            }
             None => None,
         };
         let parts = BTreeMap::from([(head.part, vec![sequence])]);

@@ -167,6 +167,10 @@ impl Store {
             // The first part has the headers.
             opened.envelope.get_or_insert(envelope);
         }
+        // Headers that did not fit are in the payload; of a letter with missing parts they cannot be told from it.
+        if let Some(envelope) = &mut opened.envelope {
+            envelope.take_headers(&mut opened.payload);
+        }
         Ok(opened)
     }
 
