@@ -3,17 +3,24 @@
 //!
 //! It may not know about HTTP, and it never reads values one by one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use futures_util::future::try_join_all;
 use taskpipeline_contract::{KEY_PREFIX, Status, Task, TaskId, TaskKey, TaskMetadata};
 
+use crate::cursor::Cursor;
 use crate::query::ListQuery;
 use crate::reader::{ListedKey, MAX_BULK_KEYS, MAX_LIST_KEYS, ReadError, TaskReader};
 
-/// The most list calls one answer may cost. A filter that few tasks pass then gives a short page with a
-/// cursor, instead of a request that walks the whole namespace.
-const MAX_LIST_CALLS: usize = 20;
+/// The most list calls one answer may cost; a free account has 1,000 a day. A filter that few tasks pass then gives a
+/// short page with a cursor, instead of a request that walks the whole namespace.
+const MAX_LIST_CALLS: usize = 5;
+
+/// The fewest keys a list call asks for: a call costs the same however many it gives.
+const MIN_LIST_KEYS: usize = 100;
+
+/// The fewest values that are read together where a list call does not say enough.
+const MIN_READ: usize = 10;
 
 /// What the list page shows of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +34,7 @@ pub(crate) struct Summary {
 pub(crate) struct Page<T> {
     pub(crate) tasks: Vec<T>,
     /// Where the next page begins. It may be there although this page is short.
-    pub(crate) cursor: Option<String>,
+    pub(crate) cursor: Option<Cursor>,
     /// The keys that hold something other than a task.
     pub(crate) skipped: Vec<String>,
 }
@@ -69,23 +76,40 @@ impl Listed for Task {
 
 /// One page of tasks.
 ///
-/// Each list call asks for no more keys than still fit, so that the cursor of the last one is exactly
-/// where the next page begins. A key that passes the filter takes its place even when it cannot be shown.
+/// A key that passes the filter takes its place even when it cannot be shown.
 pub(crate) async fn page<T: Listed>(
     reader: &impl TaskReader,
     query: &ListQuery,
 ) -> Result<Page<T>, ReadError> {
-    let mut page = Page { tasks: Vec::new(), cursor: query.cursor.clone(), skipped: Vec::new() };
+    let mut page = Page { tasks: Vec::new(), cursor: None, skipped: Vec::new() };
     let mut room = query.limit;
+    let mut from = query.cursor.clone().unwrap_or_default();
     for _ in 0..MAX_LIST_CALLS {
-        let listed = reader.list(KEY_PREFIX, room.min(MAX_LIST_KEYS), page.cursor.as_deref()).await?;
-        page.cursor = listed.cursor;
-        let taken = show(reader, listed.keys, query.status, &mut page).await?;
-        room = room.saturating_sub(taken);
-        if room == 0 || page.cursor.is_none() {
+        let most = room.clamp(MIN_LIST_KEYS, MAX_LIST_KEYS);
+        let listed = reader.list(KEY_PREFIX, most, from.page.as_deref()).await?;
+        let keys = listed.keys.into_iter().filter(|key| !from.is_past(&key.name));
+        let mut waiting: VecDeque<_> = keys.filter_map(|key| candidate(key, query.status)).collect();
+        while room > 0 && !waiting.is_empty() {
+            let some = waiting.drain(..waiting.len().min(room.max(MIN_READ))).collect();
+            let shown = show(reader, some, query.status, room, &mut page).await?;
+            room -= shown.taken;
+            from.after = Some(shown.last);
+            if shown.is_cut {
+                page.cursor = Some(from);
+                return Ok(page);
+            }
+        }
+        if !waiting.is_empty() {
+            page.cursor = Some(from);
+            return Ok(page);
+        }
+        let Some(next) = listed.cursor else { return Ok(page) };
+        from = Cursor { page: Some(next), after: None };
+        if room == 0 {
             break;
         }
     }
+    page.cursor = Some(from);
     Ok(page)
 }
 
@@ -98,32 +122,52 @@ pub(crate) async fn task(reader: &impl TaskReader, id: &TaskId) -> Result<Stored
     })
 }
 
+/// What became of some candidates.
+struct Shown {
+    /// How many places they took.
+    taken: usize,
+    /// The key of the last one that there was room for.
+    last: String,
+    /// Whether there was no room for others.
+    is_cut: bool,
+}
+
 /// A listed key on its way to the page.
-enum Candidate<T> {
+struct Candidate<T> {
+    key: String,
+    kind: Kind<T>,
+}
+
+/// What is to be done with it.
+enum Kind<T> {
     /// The metadata was enough.
     Shown(T),
     /// The value must be read.
-    Wanted { key: String, id: TaskId },
+    Wanted(TaskId),
     /// Not a task's key.
-    Foreign { key: String },
+    Foreign,
 }
 
-/// Adds what these keys hold to the page; answers how many places they take.
+/// Adds what these keys hold to the page, as long as there is room.
 async fn show<T: Listed>(
     reader: &impl TaskReader,
-    keys: Vec<ListedKey>,
+    candidates: Vec<Candidate<T>>,
     status: Option<Status>,
+    room: usize,
     page: &mut Page<T>,
-) -> Result<usize, ReadError> {
-    let candidates: Vec<Candidate<T>> = keys.into_iter().filter_map(|key| candidate(key, status)).collect();
+) -> Result<Shown, ReadError> {
     let mut values = values(reader, &candidates).await?;
-
-    let mut taken = 0;
-    for candidate in candidates {
-        match candidate {
-            Candidate::Shown(task) => page.tasks.push(task),
-            Candidate::Foreign { key } => page.skipped.push(key),
-            Candidate::Wanted { key, id } => match values.remove(&key).map(|text| read_task(&text, &id)) {
+    let mut shown = Shown { taken: 0, last: String::new(), is_cut: false };
+    for Candidate { key, kind } in candidates {
+        if shown.taken == room {
+            shown.is_cut = true;
+            break;
+        }
+        shown.last.clone_from(&key);
+        match kind {
+            Kind::Shown(task) => page.tasks.push(task),
+            Kind::Foreign => page.skipped.push(key),
+            Kind::Wanted(id) => match values.remove(&key).map(|text| read_task(&text, &id)) {
                 // Deleted since it was listed.
                 None => {}
                 Some(None) => page.skipped.push(key),
@@ -132,23 +176,24 @@ async fn show<T: Listed>(
                 Some(Some(task)) => page.tasks.push(T::from_task(task)),
             },
         }
-        taken += 1;
+        shown.taken += 1;
     }
-    Ok(taken)
+    Ok(shown)
 }
 
 /// Nothing when the metadata says that the filter does not let it pass.
-fn candidate<T: Listed>(key: ListedKey, status: Option<Status>) -> Option<Candidate<T>> {
-    let Some(id) = TaskKey::parse(&key.name).map(TaskKey::into_id) else {
-        return Some(Candidate::Foreign { key: key.name });
+fn candidate<T: Listed>(listed: ListedKey, status: Option<Status>) -> Option<Candidate<T>> {
+    let ListedKey { name: key, metadata } = listed;
+    let Some(id) = TaskKey::parse(&key).map(TaskKey::into_id) else {
+        return Some(Candidate { key, kind: Kind::Foreign });
     };
-    let metadata: Option<TaskMetadata> = key.metadata.and_then(|text| serde_json::from_str(&text).ok());
+    let metadata: Option<TaskMetadata> = metadata.and_then(|text| serde_json::from_str(&text).ok());
     let shown = match &metadata {
         Some(metadata) if !passes(metadata.status, status) => return None,
         Some(metadata) => T::from_metadata(&id, metadata),
         None => None,
     };
-    Some(shown.map_or(Candidate::Wanted { key: key.name, id }, Candidate::Shown))
+    Some(Candidate { key, kind: shown.map_or(Kind::Wanted(id), Kind::Shown) })
 }
 
 fn passes(status: Status, filter: Option<Status>) -> bool {
@@ -161,10 +206,8 @@ async fn values<T: Listed>(
 ) -> Result<HashMap<String, String>, ReadError> {
     let wanted: Vec<String> = candidates
         .iter()
-        .filter_map(|candidate| match candidate {
-            Candidate::Wanted { key, .. } => Some(key.clone()),
-            _ => None,
-        })
+        .filter(|candidate| matches!(candidate.kind, Kind::Wanted(_)))
+        .map(|candidate| candidate.key.clone())
         .collect();
     let reads = wanted.chunks(MAX_BULK_KEYS).map(|keys| reader.get_bulk(keys));
     Ok(try_join_all(reads).await?.into_iter().flatten().collect())

@@ -5,6 +5,7 @@
 
 mod catalog;
 mod correlation;
+mod cursor;
 mod errors;
 mod headers;
 mod links;

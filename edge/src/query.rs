@@ -8,19 +8,17 @@ use std::borrow::Cow;
 
 use taskpipeline_contract::Status;
 
+use crate::cursor::Cursor;
 use crate::errors::Fault;
 use crate::links;
 use crate::reader::MAX_LIST_KEYS;
-
-/// The longest cursor that is passed on to KV.
-const MAX_CURSOR: usize = 2048;
 
 /// A list to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ListQuery {
     pub(crate) status: Option<Status>,
     pub(crate) limit: usize,
-    pub(crate) cursor: Option<String>,
+    pub(crate) cursor: Option<Cursor>,
     /// The limit when none is said; links leave it out then.
     default_limit: usize,
 }
@@ -44,7 +42,7 @@ impl ListQuery {
     }
 
     /// The same list from this cursor on.
-    pub(crate) fn at_cursor(&self, cursor: String) -> Self {
+    pub(crate) fn at_cursor(&self, cursor: Cursor) -> Self {
         Self { cursor: Some(cursor), ..self.clone() }
     }
 
@@ -54,7 +52,7 @@ impl ListQuery {
         let parameters = [
             ("status", self.status.map(|status| Cow::Borrowed(status.as_str()))),
             ("limit", limit.map(Cow::Owned)),
-            ("cursor", self.cursor.as_deref().map(Cow::Borrowed)),
+            ("cursor", self.cursor.as_ref().map(|cursor| Cow::Owned(cursor.to_string()))),
         ];
         let said: Vec<String> = parameters
             .into_iter()
@@ -99,9 +97,8 @@ fn limit(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| format!("must be a whole number from 1 to {MAX_LIST_KEYS}"))
 }
 
-fn cursor(text: &str) -> Result<String, String> {
-    let known_shape = text.len() <= MAX_CURSOR && text.bytes().all(|byte| byte.is_ascii_graphic());
-    known_shape.then(|| text.to_owned()).ok_or_else(|| UNKNOWN_CURSOR.to_owned())
+fn cursor(text: &str) -> Result<Cursor, String> {
+    Cursor::parse(text).ok_or_else(|| UNKNOWN_CURSOR.to_owned())
 }
 
 /// What is wrong with a cursor that no list gave.

@@ -107,6 +107,8 @@ pub struct DurableSettings {
     pub replicas: usize,
     /// `STREAM_MAX_AGE`, for a stream that is created: how long an event may wait to be taken in.
     pub max_age: Duration,
+    /// `STREAM_MAX_EVENT_BYTES`, for a stream that is created: the largest event, with its headers.
+    pub max_event_bytes: i32,
     /// `STREAM_MAX_BYTES`, `LEDGER_MAX_BYTES` and `DEAD_LETTERS_MAX_BYTES`, as far as they are set.
     pub room: Room,
     /// `ACK_WAIT`: after how long another replica gets an event that one has taken and not acknowledged.
@@ -292,6 +294,7 @@ fn said(spec: &TaskPipelineSpec) -> HashMap<&'static str, String> {
         ("STREAM_NAME", stream.name),
         ("STREAM_REPLICAS", stream.replicas.to_string()),
         ("STREAM_MAX_AGE", stream.max_age.to_string()),
+        ("STREAM_MAX_EVENT_BYTES", stream.max_event_bytes.to_string()),
         ("SETTLE_AFTER", spec.kv.settle_after.to_string()),
         ("REQUEST_TIMEOUT", spec.kv.request_timeout.to_string()),
     ])
@@ -372,6 +375,7 @@ impl<'a> Environment<'a> {
             stream: self.text("STREAM_NAME").unwrap_or_else(|| "TASKS".to_owned()),
             replicas: usize::from(self.parsed("STREAM_REPLICAS", "1, 3 or 5", NonZeroU8::MIN).get()),
             max_age: self.duration("STREAM_MAX_AGE", Duration::from_hours(72)),
+            max_event_bytes: self.max_event_bytes(),
             room: Room {
                 events: self.size("STREAM_MAX_BYTES"),
                 ledger: self.size("LEDGER_MAX_BYTES"),
@@ -380,6 +384,16 @@ impl<'a> Environment<'a> {
             ack_wait: self.duration("ACK_WAIT", Duration::from_secs(30)),
             settle_after: self.duration("SETTLE_AFTER", Duration::from_secs(30)),
         }
+    }
+
+    fn max_event_bytes(&mut self) -> i32 {
+        const RULE: &str = "a whole number of bytes, 1024 to 67108864";
+        let default = crate::api::Stream::default().max_event_bytes;
+        let bytes = self.parsed("STREAM_MAX_EVENT_BYTES", RULE, default);
+        if !(1_024..=64 << 20).contains(&bytes) {
+            self.problem("STREAM_MAX_EVENT_BYTES", format!("must be {RULE}"));
+        }
+        bytes
     }
 
     fn check_names(&mut self, stream: &str, queue_group: &str) {
@@ -627,6 +641,7 @@ mod tests {
         let error = read(&[
             ("DELIVERY_MODE", "Maybe"),
             ("STREAM_MAX_AGE", "long"),
+            ("STREAM_MAX_EVENT_BYTES", "1000"),
             ("LEDGER_MAX_BYTES", "2GB"),
             ("REQUEST_BUDGET", "1100"),
             ("RETRY_DELAYS", "1s,soon"),
@@ -648,6 +663,7 @@ mod tests {
                 "NATS_USER",
                 "SUBJECT_PREFIX",
                 "STREAM_MAX_AGE",
+                "STREAM_MAX_EVENT_BYTES",
                 "LEDGER_MAX_BYTES",
                 "DELIVERY_MODE",
                 "CF_API_BASE_URL",

@@ -18,6 +18,11 @@ use taskpipeline_testkit::{
 
 const SOON: Duration = Duration::from_secs(20);
 
+/// The stream takes events as large as NATS does.
+fn large(options: ProcessorOptions) -> ProcessorOptions {
+    options.set("STREAM_MAX_EVENT_BYTES", "1048576")
+}
+
 /// A pipeline and whoever looks after it.
 struct Scene {
     nats: NatsServer,
@@ -30,7 +35,7 @@ impl Scene {
     async fn start() -> Self {
         let nats = NatsServer::start().await.unwrap();
         let kv = Simulator::start(Config { latency: Latency::NONE, ..Config::default() }).await.unwrap();
-        let replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
+        let replica = Processor::start(&large(ProcessorOptions::new(&nats, &kv))).await.unwrap();
         let client = nats.client().await.unwrap();
         Self { nats, kv, replica, client }
     }
@@ -40,7 +45,8 @@ impl Scene {
     }
 
     async fn start_replica(&mut self) {
-        self.replica = Processor::start(&ProcessorOptions::new(&self.nats, &self.kv)).await.unwrap();
+        let options = large(ProcessorOptions::new(&self.nats, &self.kv));
+        self.replica = Processor::start(&options).await.unwrap();
     }
 
     /// The command with nothing but `NATS_URL` in its environment.

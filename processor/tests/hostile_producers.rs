@@ -44,7 +44,9 @@ async fn inboxes(server: &NatsServer) -> Vec<String> {
     let text = http().get(url).send().await.unwrap().text().await.unwrap();
     let connections: Value = serde_json::from_str(&text).unwrap();
     let connections = connections["connections"].as_array().unwrap().clone();
-    let subscriptions = connections.iter().filter(|it| it["name"] == "taskpipeline");
+    let subscriptions = connections
+        .iter()
+        .filter(|it| it["name"].as_str().is_some_and(|name| name.starts_with("taskpipeline")));
     let subscriptions = subscriptions.filter_map(|it| it["subscriptions_list"].as_array());
     subscriptions.flatten().filter_map(Value::as_str).map(str::to_owned).collect()
 }

@@ -308,3 +308,35 @@ async fn events_that_near_max_age_are_reported_while_none_has_expired() {
     .await
     .unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_above_64_kib_is_refused_and_its_jetstream_publisher_hears_of_it() {
+    let (nats, kv) = (NatsServer::start().await.unwrap(), fast_kv().await);
+    let replica = Processor::start(&options(&nats, &kv)).await.unwrap();
+    let client = nats.client().await.unwrap();
+    let producer = jetstream::new(client.clone());
+    let sized = |id: &str, size: usize| {
+        let mut event = created(id);
+        let missing = size - event.to_string().len() - ",\"more\":\"\"".len();
+        event["more"] = json!("x".repeat(missing));
+        assert_eq!(event.to_string().len(), size);
+        event.to_string()
+    };
+    let publish = async |event: String| producer.publish("tasks.created", event.into()).await.unwrap().await;
+    publish(sized("fits", 65_536)).await.unwrap();
+    let refused = publish(sized("large", 65_537)).await.unwrap_err().to_string();
+    // A plain publisher hears nothing, and nothing of it is stored.
+    client.publish("tasks.created", sized("plain", 900_000).into()).await.unwrap();
+    publish(created("after").to_string()).await.unwrap();
+    eventually(Duration::from_secs(30), async || {
+        let keys = kv.keys();
+        ensure!(keys == ["tasks:after", "tasks:fits"], "{keys:?}\n{}", replica.process().tail());
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let stored = producer.get_stream("TASKS").await.unwrap().cached_info().state.messages;
+    println!("65,536 bytes are stored, 65,537 are refused: {refused}; {stored} messages in the stream");
+    assert!(refused.contains("exceeds maximum"), "{refused}");
+    assert_eq!(stored, 2);
+}

@@ -28,6 +28,7 @@ pub(super) async fn list<R: TaskReader>(
 ) -> Result<Response, EdgeError> {
     let query = super::list_query(&uri, DEFAULT_LIMIT)?;
     let Page { tasks, cursor, skipped } = catalog::page(reader.as_ref(), &query).await?;
+    let cursor = cursor.map(|cursor| cursor.to_string());
     super::json(&TaskList { tasks, cursor, skipped })
 }
 

@@ -224,6 +224,11 @@ pub struct Stream {
     #[serde(default = "defaults::max_age")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('87600h')").message("stream.maxAge must be 1m to 87600h: deletes are remembered for about as long, and have to outlive the requests that could undo them"))]
     pub max_age: Span,
+    /// The largest event in bytes, with its headers, if the stream is made. A larger one is refused: a JetStream publisher gets
+    /// an error, a plain publisher hears nothing. Default: 65536.
+    #[serde(default = "defaults::max_event_bytes")]
+    #[x_kube(validation = Rule::new("self >= 1024 && self <= 67108864").message("stream.maxEventBytes must be 1024 to 67108864 (64 MiB, the most that NATS allows)"))]
+    pub max_event_bytes: i32,
 }
 
 /// How much room the streams may take up.
@@ -354,7 +359,12 @@ pub struct Processor {
 
 impl Default for Stream {
     fn default() -> Self {
-        Self { name: defaults::stream(), replicas: defaults::one(), max_age: defaults::max_age() }
+        Self {
+            name: defaults::stream(),
+            replicas: defaults::one(),
+            max_age: defaults::max_age(),
+            max_event_bytes: defaults::max_event_bytes(),
+        }
     }
 }
 
@@ -398,6 +408,11 @@ mod defaults {
 
     pub(super) fn max_age() -> Span {
         Span::hours(72)
+    }
+
+    /// Far above any title and description that people write; few enough that a burst of them fits into memory.
+    pub(super) fn max_event_bytes() -> i32 {
+        65_536
     }
 
     pub(super) fn requests() -> i32 {

@@ -78,6 +78,7 @@ fn what_cannot_work_is_refused_with_the_reason() {
         ("delivery.stream", json!({"name": "A B"}), "stream.name must be"),
         ("delivery.stream", json!({"replicas": 2}), "1, 3 or 5"),
         ("delivery.stream", json!({"maxAge": "10s"}), "1m to 87600h"),
+        ("delivery.stream", json!({"maxEventBytes": 1000}), "1024 to 67108864"),
         ("delivery", json!({"mode": "Core", "stream": {"name": "TASKS"}}), "no meaning in mode Core"),
         ("delivery", json!({"mode": "Core", "room": {"events": "1Gi"}}), "delivery.room has no meaning"),
         ("processor.env", json!({"LD_PRELOAD": "x"}), "env may set"),

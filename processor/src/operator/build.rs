@@ -334,10 +334,12 @@ fn env(pipeline: &TaskPipeline, validated: &Validated) -> Vec<EnvVar> {
         value("DELIVERY_MODE", format!("{:?}", spec.delivery.mode)),
     ];
     if spec.delivery.mode == Mode::Durable {
-        let Stream { name, replicas, max_age } = spec.delivery.stream.clone().unwrap_or_default();
+        let Stream { name, replicas, max_age, max_event_bytes } =
+            spec.delivery.stream.clone().unwrap_or_default();
         env.push(value("STREAM_NAME", name));
         env.push(value("STREAM_REPLICAS", replicas.to_string()));
         env.push(value("STREAM_MAX_AGE", max_age.to_string()));
+        env.push(value("STREAM_MAX_EVENT_BYTES", max_event_bytes.to_string()));
         let Room { events, ledger, dead_letters } = spec.delivery.room.unwrap_or_default();
         let rooms = [
             ("STREAM_MAX_BYTES", events),

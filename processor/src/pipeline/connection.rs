@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use secrecy::ExposeSecret;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::RunError;
 use crate::config::login::LoginFile;
@@ -91,21 +91,42 @@ pub(super) async fn connect(
     metrics: Arc<Metrics>,
     connections: watch::Sender<u64>,
 ) -> Result<Client, RunError> {
-    let url = settings.connection.to_string();
-    let failed = |reason: String| RunError::Nats { url: url.clone(), reason };
+    let (url, complaints) = (settings.connection.to_string(), Complaints::default());
     info!("connecting to NATS at {url}");
-    let (shown, complaints) = (url.clone(), Complaints::default());
-    let options = connect_options(&settings.connection)
-        .retry_on_initial_connect()
-        .max_reconnects(None)
-        .event_callback(move |event| {
-            if matches!(event, NatsEvent::Connected) {
-                connections.send_modify(|count| *count += 1);
-            }
-            note(&event, &shown, &complaints, &health, &metrics);
-            std::future::ready(())
-        });
-    options.connect(settings.connection.servers.as_slice()).await.map_err(|error| failed(error.to_string()))
+    open(settings, connect_options(&settings.connection), connections, move |event| {
+        note(event, &url, &complaints, &health, &metrics);
+    })
+    .await
+}
+
+/// Connects once more, for nothing but pulls: a message that the client cannot read cuts this connection alone.
+pub(super) async fn connect_for_pulls(
+    settings: &NatsSettings,
+    health: Arc<Health>,
+    connections: watch::Sender<u64>,
+) -> Result<Client, RunError> {
+    let (url, complaints) = (settings.connection.to_string(), Complaints::default());
+    let options = connect_options(&settings.connection).name("taskpipeline pulls");
+    open(settings, options, connections, move |event| note_pulls(event, &url, &complaints, &health)).await
+}
+
+async fn open(
+    settings: &NatsSettings,
+    options: ConnectOptions,
+    connections: watch::Sender<u64>,
+    told: impl Fn(&NatsEvent) + Send + Sync + 'static,
+) -> Result<Client, RunError> {
+    let options = options.retry_on_initial_connect().max_reconnects(None).event_callback(move |event| {
+        if matches!(event, NatsEvent::Connected) {
+            connections.send_modify(|count| *count += 1);
+        }
+        told(&event);
+        std::future::ready(())
+    });
+    options
+        .connect(settings.connection.servers.as_slice())
+        .await
+        .map_err(|error| RunError::Nats { url: settings.connection.to_string(), reason: error.to_string() })
 }
 
 /// Proves that the server has processed all this client sent before: it handles a connection's commands in
@@ -173,6 +194,29 @@ fn note(event: &NatsEvent, url: &str, complaints: &Complaints, health: &Health, 
         }
         NatsEvent::LameDuckMode => info!("the NATS server is about to stop; moving to another"),
         NatsEvent::Draining | NatsEvent::Closed => {}
+    }
+}
+
+/// What the other connection has not told.
+fn note_pulls(event: &NatsEvent, url: &str, complaints: &Complaints, health: &Health) {
+    match event {
+        NatsEvent::Connected => health.set_pulls(None),
+        NatsEvent::Disconnected => {
+            debug!("lost the connection for pulls to NATS at {url}; reconnecting");
+            health.set_pulls(Some("reconnecting"));
+        }
+        NatsEvent::ServerError(error) => warn!("NATS at {url} reports, on the connection for pulls: {error}"),
+        NatsEvent::ClientError(error) => {
+            let error = error.to_string();
+            health.set_pulls(Some(&error));
+            if health.nats() == NatsState::Connected && complaints.is_news(&error, Instant::now()) {
+                warn!(
+                    "no second connection to NATS at {url}, by which events are pulled ({error}). It is tried again all \
+                     the time; are the connections of the account or the login limited?"
+                );
+            }
+        }
+        NatsEvent::SlowConsumer(_) | NatsEvent::LameDuckMode | NatsEvent::Draining | NatsEvent::Closed => {}
     }
 }
 

@@ -8,6 +8,7 @@ mod durable;
 mod fold;
 #[cfg(test)]
 mod fold_reference;
+mod header_block;
 mod message;
 mod projector;
 

@@ -20,6 +20,12 @@ use super::listen;
 use super::metrics::Metrics;
 use crate::pipeline::{RunError, round_trip};
 
+/// How long it is told that messages were set aside as unreadable.
+const UNREADABLE_REMEMBERED: Duration = Duration::from_secs(60);
+
+/// How long the connection for pulls may be away before it is told: messages that no client can read cut it.
+const PULLS_AWAY: Duration = Duration::from_secs(5);
+
 /// How long a replica that stalled says so: until it has had the time to stall once more.
 const STALL_REMEMBERED: Duration = Duration::from_secs(60);
 
@@ -61,6 +67,10 @@ pub struct Health {
     filling: Mutex<Option<String>>,
     /// Why the projector does not move though work waits, and when that was seen last.
     stalled: Mutex<Option<(String, Instant)>>,
+    /// The last message that no client can read, and when it was set aside.
+    unreadable: Mutex<Option<(String, Instant)>>,
+    /// Since when there is no connection for pulls, and why.
+    pulls_away: Mutex<Option<(Instant, String)>>,
     /// How many dead letters there are, where somebody has counted.
     dead_letters: Mutex<Option<u64>>,
     draining: AtomicBool,
@@ -77,6 +87,8 @@ impl Default for Health {
             late: Mutex::new(None),
             filling: Mutex::new(None),
             stalled: Mutex::new(None),
+            unreadable: Mutex::new(None),
+            pulls_away: Mutex::new(None),
             dead_letters: Mutex::new(None),
             draining: AtomicBool::new(false),
             client: OnceLock::new(),
@@ -138,6 +150,34 @@ impl Health {
         stalled.as_ref().filter(|(_, seen)| seen.elapsed() < STALL_REMEMBERED).map(|(why, _)| why.clone())
     }
 
+    /// A message that no client can read was set aside.
+    pub fn set_unreadable(&self, what: &str) {
+        let seen = Some((what.to_owned(), Instant::now()));
+        *self.unreadable.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+    }
+
+    /// What was set aside last, for a minute.
+    fn unreadable(&self) -> Option<String> {
+        let unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+        unreadable
+            .as_ref()
+            .filter(|(_, seen)| seen.elapsed() < UNREADABLE_REMEMBERED)
+            .map(|(what, _)| what.clone())
+    }
+
+    /// The connection by which events are pulled is there; or it is not, and why.
+    pub fn set_pulls(&self, away: Option<&str>) {
+        let mut pulls = self.pulls_away.lock().unwrap_or_else(PoisonError::into_inner);
+        *pulls =
+            away.map(|why| (pulls.as_ref().map_or_else(Instant::now, |(since, _)| *since), why.to_owned()));
+    }
+
+    /// Why no events can be pulled, if that is so for a while.
+    fn pulls_away(&self) -> Option<String> {
+        let pulls = self.pulls_away.lock().unwrap_or_else(PoisonError::into_inner);
+        pulls.as_ref().filter(|(since, _)| since.elapsed() >= PULLS_AWAY).map(|(_, why)| why.clone())
+    }
+
     /// So many dead letters were there when they were counted last.
     pub fn set_dead_letters(&self, count: u64) {
         *self.dead_letters.lock().unwrap_or_else(PoisonError::into_inner) = Some(count);
@@ -177,7 +217,8 @@ impl Health {
         let (nats, kv, late, stalled) = (self.nats(), self.kv(), self.late(), self.stalled());
         let filling = self.filling();
         let draining = self.draining.load(Ordering::Relaxed);
-        let nats_up = nats == NatsState::Connected;
+        let pulls_away = self.pulls_away();
+        let nats_up = nats == NatsState::Connected && pulls_away.is_none();
         let kv_up = matches!(kv, KvState::Unknown | KvState::Reachable);
         let status = match () {
             () if draining => "draining",
@@ -186,7 +227,10 @@ impl Health {
         };
         let nats = match nats {
             NatsState::Connecting(why) => service("connecting", why),
-            NatsState::Connected => service("connected", None),
+            NatsState::Connected => match pulls_away {
+                None => service("connected", None),
+                Some(why) => service("no connection for pulls", Some(why)),
+            },
             NatsState::Disconnected(why) => service("disconnected", Some(why)),
         };
         let kv = match kv {
@@ -202,6 +246,11 @@ impl Health {
             None => service("ok", None),
             Some(why) => service("late", Some(why)),
         };
+        // Not degraded: what they send wrong does not keep anything else from landing.
+        let producers = match self.unreadable() {
+            None => service("ok", None),
+            Some(what) => service("unreadable headers", Some(what)),
+        };
         let room = match filling {
             None => service("ok", None),
             Some(what) => service("filling", Some(what)),
@@ -212,7 +261,9 @@ impl Health {
         };
         let report = json!({
             "status": status,
-            "services": {"nats": nats, "kv": kv, "stream": stream, "room": room, "projector": projector},
+            "services": {
+                "nats": nats, "kv": kv, "producers": producers, "stream": stream, "room": room, "projector": projector
+            },
             "version": env!("CARGO_PKG_VERSION"),
             "uptime": self.started.elapsed().as_secs(),
         });

@@ -134,6 +134,8 @@ pub struct Metrics {
     pub slow_consumers: IntCounter,
     /// Messages on subjects where only answers belong that answer nothing.
     pub forged_answers: IntCounter,
+    /// Messages whose headers no client can read, set aside.
+    pub events_unreadable: IntCounter,
 }
 
 impl Metrics {
@@ -329,6 +331,10 @@ impl Metrics {
             forged_answers: counter(
                 "nats_forged_answers_total",
                 "Messages on this replica's answer subjects that answer nothing it asked; they are ignored.",
+            )?,
+            events_unreadable: counter(
+                "events_unreadable_total",
+                "Messages whose headers no NATS client can read; they are dead letters.",
             )?,
             registry,
         };

@@ -41,13 +41,15 @@ impl Running {
     /// # Errors
     /// Where the cluster has no server.
     pub(crate) fn options(&self, kv: &Simulator) -> anyhow::Result<ProcessorOptions> {
-        Ok(match self {
+        let options = match self {
             Self::One(server) => ProcessorOptions::new(server, kv),
             Self::Three(cluster) => {
                 let first = cluster.node(0).context("a cluster without servers")?;
                 cluster.serves(ProcessorOptions::new(first, kv))
             }
-        })
+        };
+        // Some events are too large for the envelope of one dead letter.
+        Ok(options.set("STREAM_MAX_EVENT_BYTES", "1048576"))
     }
 
     /// The only server.

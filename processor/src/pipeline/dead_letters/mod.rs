@@ -34,6 +34,8 @@ pub(crate) fn subject(prefix: &str) -> String {
 pub(crate) enum Reason {
     /// The message is no event.
     Invalid,
+    /// Its headers are such that no client can read the message.
+    UnreadableHeaders,
     /// It was delivered again and again, and no replica lived to say what it is.
     DeliveredTooOften,
     /// KV did not take it in as many attempts as the policy allows.
@@ -49,8 +51,9 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Invalid,
+        Self::UnreadableHeaders,
         Self::DeliveredTooOften,
         Self::AttemptsUsedUp,
         Self::RefusedByKv,
@@ -63,6 +66,7 @@ impl Reason {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Invalid => "invalid",
+            Self::UnreadableHeaders => "unreadable-headers",
             Self::DeliveredTooOften => "delivered-too-often",
             Self::AttemptsUsedUp => "attempts-used-up",
             Self::RefusedByKv => "refused-by-kv",
@@ -93,6 +97,8 @@ pub(crate) struct Letter {
     pub(super) subject: String,
     pub(super) received_at: Timestamp,
     pub(super) headers: Option<HeaderMap>,
+    /// Headers that no client can read, as they were stored.
+    pub(super) header_block: Option<Bytes>,
     pub(super) payload: Bytes,
     pub(super) origin: Origin,
 }
@@ -133,6 +139,7 @@ impl Letter {
             subject: received.subject.to_string(),
             received_at: received.at,
             headers: received.headers.map(|headers| *headers),
+            header_block: None,
             payload: received.payload,
             origin: Origin::default(),
         }
@@ -172,14 +179,25 @@ pub(crate) struct Envelope {
     pub(crate) attempts: u32,
     pub(crate) subject: String,
     pub(crate) received_at: Timestamp,
-    pub(crate) headers: BTreeMap<String, Vec<String>>,
-    /// Headers too large for `headers`: so many bytes at the beginning of the payload, all parts together, are their JSON.
+    #[serde(flatten)]
+    pub(crate) heads: Heads,
+    /// Headers too large for the envelope: so many bytes at the beginning of the payload, all parts together, are their JSON.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) header_bytes: usize,
     #[serde(flatten)]
     pub(crate) origin: Origin,
     /// In base64.
     pub(crate) payload: String,
+}
+
+/// The headers that a message came with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Heads {
+    pub(crate) headers: BTreeMap<String, Vec<String>>,
+    /// Where no client can read them: as they were stored, in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) header_block: Option<String>,
 }
 
 fn is_zero(number: &usize) -> bool {
@@ -193,9 +211,9 @@ impl Envelope {
         if bytes == 0 {
             return true;
         }
-        let headers = payload.get(..bytes).and_then(|headers| serde_json::from_slice(headers).ok());
-        let Some(headers) = headers else { return false };
-        self.headers = headers;
+        let heads = payload.get(..bytes).and_then(|heads| serde_json::from_slice(heads).ok());
+        let Some(heads) = heads else { return false };
+        self.heads = heads;
         payload.drain(..bytes);
         true
     }
@@ -204,14 +222,17 @@ impl Envelope {
 /// The letter as one or more messages of at most `most` bytes, their headers included.
 pub(super) fn encode(letter: &Letter, most: usize) -> Result<Vec<Vec<u8>>, serde_json::Error> {
     let most = most.saturating_sub(HEADER_ROOM);
-    let mut headers = letter.headers.as_ref().map(header_map).unwrap_or_default();
+    let mut heads = Heads {
+        headers: letter.headers.as_ref().map(header_map).unwrap_or_default(),
+        header_block: letter.header_block.as_ref().map(|block| BASE64.encode(block)),
+    };
     let (mut payload, mut header_bytes) = (letter.payload.clone(), 0);
     // In JSON a header may take six times its bytes, and more than a message holds.
-    let json = serde_json::to_vec(&headers)?;
+    let json = serde_json::to_vec(&heads)?;
     if json.len() > most / 2 {
         header_bytes = json.len();
         payload = [json, payload.to_vec()].concat().into();
-        headers.clear();
+        heads = Heads::default();
     }
     let envelope = |part: usize, parts: usize, slice: &[u8]| {
         serde_json::to_vec(&Envelope {
@@ -224,7 +245,7 @@ pub(super) fn encode(letter: &Letter, most: usize) -> Result<Vec<Vec<u8>>, serde
             attempts: letter.attempts,
             subject: letter.subject.clone(),
             received_at: letter.received_at,
-            headers: if part == 1 { headers.clone() } else { BTreeMap::new() },
+            heads: if part == 1 { heads.clone() } else { Heads::default() },
             header_bytes,
             origin: letter.origin.clone(),
             payload: BASE64.encode(slice),
@@ -291,11 +312,11 @@ mod tests {
         let mut first = parts.next().unwrap();
         let mut payload = BASE64.decode(&first.payload).unwrap();
         for part in parts {
-            assert!(part.headers.is_empty());
+            assert_eq!(part.heads, Heads::default());
             payload.extend(BASE64.decode(&part.payload).unwrap());
         }
         assert!(first.take_headers(&mut payload));
-        (first.headers, payload)
+        (first.heads.headers, payload)
     }
 
     #[test]

@@ -47,6 +47,7 @@ impl Letter {
             subject: names.task(id),
             received_at: known.record.last.value.at,
             headers: None,
+            header_block: None,
             payload: Bytes::new(),
             origin: Origin {
                 version: Some(known.record.last.version),
@@ -73,6 +74,7 @@ impl Letter {
             subject: stored.subject.clone(),
             received_at: timestamp(now().saturating_mul(1_000_000)),
             headers: None,
+            header_block: None,
             payload: stored.value.clone(),
             origin: Origin {
                 queue_group: Some(group.clone()),

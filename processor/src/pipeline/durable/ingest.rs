@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::HeaderMap;
+use async_nats::connection::State;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::message::Acker;
 use futures_util::StreamExt;
@@ -18,12 +20,14 @@ use super::incarnation::HighWater;
 use super::lanes::note_forged;
 use super::limits;
 use super::names::Names;
+use super::raw::Raw;
 use super::record::Record;
 use super::retry_queue::{Pending, Refusal, RetryQueue, Storage, Work};
 use super::session::{Session, nanos};
 use super::suspects::{Suspects, TRUSTED_DELIVERIES, Trial};
 use crate::pipeline::dead_letters::{Letter, Origin, Reason};
 use crate::pipeline::fold::Version;
+use crate::pipeline::header_block::HeaderFault;
 use crate::pipeline::message::Received;
 use crate::telemetry::metrics::Metrics;
 
@@ -33,6 +37,9 @@ const PULL: usize = 256;
 
 /// How long a pull waits for events. As long may a drain wait for what the server has handed out.
 const PULL_EXPIRES: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether the connection to the ledger is there again.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Why a pull came to an end; what it had in hand is delivered again.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +64,14 @@ struct Delivery {
     deliveries: i64,
 }
 
+/// A message that was handed out, read in another way than by the pull.
+pub(super) struct HandedOut {
+    pub(super) raw: Raw,
+    /// Its headers; why the client cannot read them.
+    pub(super) headers: Result<Option<HeaderMap>, HeaderFault>,
+    pub(super) acker: Acker,
+}
+
 /// One of the workers of a replica. They share all they have.
 #[derive(Clone)]
 pub(super) struct Ingest {
@@ -78,17 +93,19 @@ impl Ingest {
         self,
         mut stop: watch::Receiver<bool>,
         mut connections: watch::Receiver<u64>,
+        mut pull_connections: watch::Receiver<u64>,
     ) -> Result<(), IngestError> {
         let mut most = PULL;
         while !*stop.borrow() {
             tokio::select! {
-                () = self.retry_queue.may_fetch() => {}
+                () = self.may_pull() => {}
                 _ = stop.changed() => continue,
                 _ = connections.changed() => return Err(IngestError::Reconnected),
             }
+            pull_connections.mark_unchanged();
             let pulled = self
                 .session
-                .consumer
+                .pulls
                 .batch()
                 .max_messages(most)
                 .expires(PULL_EXPIRES)
@@ -103,6 +120,7 @@ impl Ingest {
                     chunk = chunks.next() => chunk,
                     // What came over the old connection has been taken; no more comes of this pull.
                     _ = connections.changed() => return Err(IngestError::Reconnected),
+                    _ = pull_connections.changed() => break,
                 };
                 let Some(chunk) = chunk else { break };
                 let taken = Instant::now();
@@ -131,6 +149,15 @@ impl Ingest {
         Ok(())
     }
 
+    /// Returns when what is pulled can be stored: the connection for pulls may be there before the other one is.
+    async fn may_pull(&self) {
+        self.retry_queue.may_fetch().await;
+        let ledger = self.session.jetstream.client();
+        while ledger.connection_state() != State::Connected {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     async fn take_in(&self, messages: Vec<Message>, taken: Instant) -> Result<(), IngestError> {
         crash::point("pulled");
         let (mut trusted, mut suspects) = (Vec::with_capacity(messages.len()), Vec::new());
@@ -154,7 +181,8 @@ impl Ingest {
                 );
             }
             let Some(kind) = self.names.kind(&message.subject) else {
-                self.foreign(&message, sequence).await;
+                let (message, acker) = message.split();
+                self.foreign(&message.subject, sequence, &acker).await;
                 continue;
             };
             let version = self.session.source.version(sequence);
@@ -174,6 +202,51 @@ impl Ingest {
             self.examine(suspect, taken).await?;
         }
         Ok(())
+    }
+
+    /// Takes in messages that were handed out and have come, if at all, to somebody who may not have been able to read them.
+    /// Those that are no events of this pipeline are left to the pulls, if these can read them.
+    pub(super) async fn take_in_handed_out(&self, messages: Vec<HandedOut>) -> Result<(), IngestError> {
+        let mut work = Vec::with_capacity(messages.len());
+        for HandedOut { raw, headers, acker } in messages {
+            let Some(kind) = self.names.kind(&raw.subject) else {
+                if headers.is_err() {
+                    self.foreign(&raw.subject, raw.sequence, &acker).await;
+                }
+                continue;
+            };
+            let incarnation = self.session.source.current().incarnation;
+            let message = async_nats::Message {
+                subject: raw.subject.into(),
+                reply: None,
+                length: raw.payload.len(),
+                payload: raw.payload,
+                headers: None,
+                status: None,
+                description: None,
+            };
+            let mut delivery = Delivery {
+                message,
+                acker,
+                kind,
+                version: self.session.source.version(raw.sequence),
+                high: HighWater { incarnation, sequence: raw.sequence, time: raw.time },
+                deliveries: 1,
+            };
+            match headers {
+                Ok(headers) => {
+                    delivery.message.headers = headers;
+                    work.push(self.work(delivery));
+                }
+                Err(why) => {
+                    self.metrics.events_unreadable.inc();
+                    let received = delivery.received();
+                    let letter = Letter::new(received, Reason::UnreadableHeaders, &why.to_string(), 0);
+                    work.push(self.kept(delivery, Letter { header_block: raw.block, ..letter }));
+                }
+            }
+        }
+        self.store(work, Instant::now()).await
     }
 
     /// Looks at an event by which processes may have died, alone.
@@ -279,20 +352,21 @@ impl Ingest {
     }
 
     /// A message that is not this pipeline's: the consumer has no filter, or not this pipeline's.
-    async fn foreign(&self, message: &Message, sequence: u64) {
-        let (subject, stream) = (&message.subject, &self.names.stream);
+    async fn foreign(&self, subject: &str, sequence: u64, acker: &Acker) {
+        let stream = &self.names.stream;
         self.metrics.events_foreign.inc();
         let count = self.metrics.events_foreign.get();
         // There may be as many as there are events.
         if count.is_power_of_two() {
             warn!(
-                %subject, count,
+                subject,
+                count,
                 "message {sequence} of the stream {stream} is on {subject}, which is none of this pipeline's subjects: it \
                  is acknowledged and left alone, and so were {count} so far. Does the stream change subjects \
                  (subject_transform), or has it others than those of this pipeline?"
             );
         }
-        if let Err(error) = message.ack().await {
+        if let Err(error) = acker.ack().await {
             debug!("an ack cannot be sent: {error}");
         }
     }

@@ -27,14 +27,17 @@ mod model_tests;
 mod names;
 mod progress;
 mod projector;
+mod raw;
 mod record;
 mod rests;
 pub(crate) mod resync;
 mod retry_queue;
 mod room;
+mod salvage;
 mod session;
 mod shares;
 mod streams;
+mod stuck;
 mod subscription;
 mod supervisor;
 mod suspects;
@@ -53,7 +56,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::RunError;
-use super::connection::connect;
+use super::connection::{connect, connect_for_pulls};
 use crate::config::{DurableSettings, NatsSettings, Settings, Tuning};
 use crate::kv::Namespace;
 use crate::telemetry::health::Health;
@@ -96,6 +99,8 @@ pub(super) async fn run(
         client = connecting => client?,
         () = &mut shutdown => return Ok(()),
     };
+    let (pulls_connected, pull_connections) = watch::channel(0);
+    let pulls = connect_for_pulls(&settings.nats, Arc::clone(&health), pulls_connected).await?;
     let mut member = Member::new(&client, &settings.nats, &durable, connections, metrics, health);
     let rooms = Arc::new(Rooms {
         jetstream: member.jetstream.clone(),
@@ -107,6 +112,7 @@ pub(super) async fn run(
     });
     let sessions = Sessions {
         jetstream: member.jetstream.clone(),
+        pulls: context(&pulls),
         bucket: member.bucket.clone(),
         names: Arc::clone(&member.names),
         settings: durable.clone(),
@@ -134,6 +140,8 @@ pub(super) async fn run(
         suspects: Suspects::new(member.bucket, Arc::clone(&member.names)),
         names: member.names,
         connections: member.connections,
+        pulls: pulls.clone(),
+        pull_connections,
         metrics: member.metrics,
         health: member.health,
         ack_wait: durable.ack_wait,
@@ -157,6 +165,7 @@ pub(super) async fn run(
         let _ = projecting.await;
         let _ = ingesting.await;
         // The last acks; what does not get through is delivered again.
+        let _ = pulls.flush().await;
         let _ = client.flush().await;
     })
     .await;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::AckKind;
 use async_nats::jetstream::message::Acker;
+use futures_util::{StreamExt, stream};
 use taskpipeline_contract::TaskId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -25,6 +26,9 @@ use crate::telemetry::metrics::Metrics;
 
 /// How many events of a replica may wait here.
 const MOST_HELD: usize = 2_000;
+
+/// How many dead letters are stored at a time.
+const MOST_LETTERS: usize = 64;
 
 /// How many are tried again at a time.
 const ROUND: usize = 256;
@@ -148,15 +152,11 @@ impl Storage {
         let (mut left, mut why): (HashSet<usize>, Option<Refusal>) = (HashSet::new(), None);
         let mut records: HashMap<TaskId, Arc<Record>> = HashMap::with_capacity(work.len());
         let mut places: HashMap<TaskId, Vec<usize>> = HashMap::with_capacity(work.len());
+        let mut letters = Vec::new();
         for (place, work) in work.into_iter().enumerate() {
             match work {
                 Work::Nothing => {}
-                Work::Keep(letter) => {
-                    if let Err(error) = self.letters.store(&letter).await {
-                        left.insert(place);
-                        why = Some(error.into());
-                    }
-                }
+                Work::Keep(letter) => letters.push((place, letter)),
                 Work::Fold(id, record) => {
                     places.entry(id.clone()).or_default().push(place);
                     match records.get_mut(&id) {
@@ -168,6 +168,16 @@ impl Storage {
                         }
                     }
                 }
+            }
+        }
+        // Many may come at once, and none waits for another.
+        let mut storing = stream::iter(letters)
+            .map(|(place, letter)| async move { (place, self.letters.store(&letter).await) })
+            .buffer_unordered(MOST_LETTERS);
+        while let Some((place, stored)) = storing.next().await {
+            if let Err(error) = stored {
+                left.insert(place);
+                why = Some(error.into());
             }
         }
         if records.is_empty() {

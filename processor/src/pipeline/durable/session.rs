@@ -43,7 +43,10 @@ pub(super) enum SessionError {
 
 /// See the module's head.
 pub(super) struct Session {
+    pub(super) jetstream: Context,
     pub(super) consumer: PullConsumer,
+    /// The same, by a connection of its own: what the client cannot read cuts that one.
+    pub(super) pulls: PullConsumer,
     pub(super) streams: Streams,
     pub(super) source: Source,
     /// How long the stream keeps an event; nothing where it does for ever.
@@ -64,6 +67,8 @@ impl Session {
 /// Begins sessions.
 pub(super) struct Sessions {
     pub(super) jetstream: Context,
+    /// By the connection by which events are pulled.
+    pub(super) pulls: Context,
     pub(super) bucket: Bucket,
     pub(super) names: Arc<Names>,
     pub(super) settings: DurableSettings,
@@ -93,7 +98,10 @@ impl Sessions {
             let is_filtered = is_filtered(&consumer);
             let gaps = (!is_filtered)
                 .then(|| Mutex::new(Gaps::after(delivered.consumer_sequence, delivered.stream_sequence)));
-            return Ok(Session { consumer, streams, source, max_age, gaps });
+            let info = consumer.cached_info().clone();
+            let pulls = Consumer::new(consumer_config(&consumer), info, self.pulls.clone());
+            let jetstream = self.jetstream.clone();
+            return Ok(Session { jetstream, consumer, pulls, streams, source, max_age, gaps });
         }
     }
 

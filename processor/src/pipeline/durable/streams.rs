@@ -310,6 +310,7 @@ fn events(names: &Names, settings: &DurableSettings) -> Config {
         name: names.stream.clone(),
         subjects: names.subjects.iter().map(|(subject, _)| subject.clone()).collect(),
         max_age: settings.max_age,
+        max_message_size: settings.max_event_bytes,
         num_replicas: settings.replicas,
         allow_direct: true,
         ..Config::default()

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::Client;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -17,6 +18,7 @@ use super::mark::Mark;
 use super::names::Names;
 use super::retry_queue::{RetryQueue, Storage};
 use super::room::Rooms;
+use super::salvage::Salvage;
 use super::session::{Session, SessionError, Sessions};
 use super::stopped;
 use super::streams::StreamsError;
@@ -67,6 +69,9 @@ pub(super) struct Supervisor {
     pub(super) mark: Arc<Mark>,
     pub(super) suspects: Arc<Suspects>,
     pub(super) connections: watch::Receiver<u64>,
+    /// The connection by which events are pulled, and how often it came to be.
+    pub(super) pulls: Client,
+    pub(super) pull_connections: watch::Receiver<u64>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
     pub(super) ack_wait: Duration,
@@ -76,6 +81,7 @@ impl Supervisor {
     /// Runs until `stop` says so and the workers have finished.
     pub(super) async fn run(mut self, first: Session, mut stop: watch::Receiver<Option<Instant>>) {
         let mut next = Some(first);
+        let mut pull_failed = false;
         loop {
             let session = match next.take() {
                 Some(session) => session,
@@ -92,7 +98,8 @@ impl Supervisor {
                 age::watch(Arc::clone(&session), letters, health, metrics),
                 Arc::clone(&self.rooms).watch(Arc::clone(&session)),
             ];
-            let ended = self.work(&session, &mut stop).await;
+            let ended = self.work(&session, &mut stop, pull_failed).await;
+            pull_failed = matches!(ended, Some(IngestError::Pull(_)));
             for watch in watching {
                 watch.abort();
             }
@@ -139,6 +146,7 @@ impl Supervisor {
         &self,
         session: &Arc<Session>,
         stop: &mut watch::Receiver<Option<Instant>>,
+        pull_failed: bool,
     ) -> Option<IngestError> {
         let (finish, finishing) = watch::channel(false);
         let mut workers = JoinSet::new();
@@ -149,19 +157,25 @@ impl Supervisor {
         };
         let (retry_queue, retry_loop) =
             RetryQueue::new(storage.clone(), self.ack_wait, Arc::clone(&self.metrics));
+        let worker = Ingest {
+            session: Arc::clone(session),
+            storage,
+            retry_queue,
+            suspects: Arc::clone(&self.suspects),
+            names: Arc::clone(&self.names),
+            metrics: Arc::clone(&self.metrics),
+            ack_wait: self.ack_wait,
+        };
         for _ in 0..WORKERS {
-            let worker = Ingest {
-                session: Arc::clone(session),
-                storage: storage.clone(),
-                retry_queue: retry_queue.clone(),
-                suspects: Arc::clone(&self.suspects),
-                names: Arc::clone(&self.names),
-                metrics: Arc::clone(&self.metrics),
-                ack_wait: self.ack_wait,
-            };
-            workers.spawn(worker.run(finishing.clone(), self.connections.clone()));
+            let (connections, pull_connections) = (self.connections.clone(), self.pull_connections.clone());
+            workers.spawn(worker.clone().run(finishing.clone(), connections, pull_connections));
         }
-        drop(retry_queue);
+        let salvage =
+            Salvage::new(worker, Arc::clone(&self.health), self.pulls.clone(), self.pull_connections.clone());
+        workers.spawn(async move {
+            salvage.run(finishing, pull_failed).await;
+            Ok(())
+        });
         // It ends when the workers have, so that what they leave is given back.
         let mut retrying = tokio::spawn(retry_loop.run());
         let ended = tokio::select! {

@@ -202,6 +202,7 @@ mod tests {
             stream: "TASKS".to_owned(),
             replicas: 1,
             max_age: Duration::from_secs(1),
+            max_event_bytes: 65_536,
             room: Room::default(),
             ack_wait: Duration::from_secs(1),
             settle_after: Duration::from_secs(1),

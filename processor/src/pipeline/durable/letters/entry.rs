@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::Value;
 use taskpipeline_contract::Timestamp;
 
-use crate::pipeline::dead_letters::Envelope;
+use crate::pipeline::dead_letters::{Envelope, Heads};
 
 /// More parts than any letter has: a number beyond it is no number of parts.
 const MOST_PARTS: usize = 100_000;
@@ -88,7 +88,7 @@ impl Index {
         };
         let parts = BTreeMap::from([(head.part, vec![sequence])]);
         head.payload = String::new();
-        head.headers.clear();
+        head.heads = Heads::default();
         head.faults = Vec::new();
         head.origin.task = None;
         head.origin.sources = Vec::new();

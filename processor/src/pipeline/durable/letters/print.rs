@@ -2,6 +2,9 @@
 
 use std::fmt::Write;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
 use super::store::Opened;
 use super::text::{block, line, payload};
 use crate::pipeline::dead_letters::Envelope;
@@ -70,11 +73,19 @@ fn fields(shown: &mut String, envelope: &Envelope, missing: &[usize]) {
         .map(|fault| block(&line(&format!("{}: {}", fault.field, fault.problem)), INDENT))
         .collect();
     section(shown, "faults", &faults);
-    let headers =
-        envelope.headers.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
+    let headers = envelope
+        .heads
+        .headers
+        .iter()
+        .flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
     let headers: String =
         headers.map(|(name, value)| block(&line(&format!("{name}: {value}")), INDENT)).collect();
     section(shown, "headers", &headers);
+    if let Some(stored) = &envelope.heads.header_block {
+        let bytes = BASE64.decode(stored).unwrap_or_else(|_| stored.clone().into_bytes());
+        let (kind, shown_bytes) = payload(&bytes, INDENT);
+        section(shown, &format!("headers as they were stored ({} bytes, {kind})", bytes.len()), &shown_bytes);
+    }
     let sources: String = origin.sources.iter().map(|version| block(&version.to_string(), INDENT)).collect();
     section(shown, "sources (the events it is made of)", &sources);
 }
