@@ -89,6 +89,8 @@ impl OperatorPods {
             // Tests beside this one use it.
             "crds.upgrade=false",
             "operator.logFormat=text",
+            "operator.allow.metadata[0]=*",
+            "operator.allow.priorityClasses[0]=*",
             "operator.extraEnv[0].name=RUST_LOG",
             r"operator.extraEnv[0].value=info\,kube_lease_manager=warn",
             &replicas_wanted,

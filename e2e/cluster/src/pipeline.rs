@@ -43,6 +43,7 @@ pub async fn kv_secret(namespace: &Namespace, simulator: &str, token: &str) -> a
         "CF_NAMESPACE_ID": "namespace",
         "CF_API_TOKEN": token,
         "CF_API_BASE_URL": SimulatorPod::base_url(simulator),
+        "pipelines": "*",
     });
     namespace.apply(json!({"metadata": {"name": "kv"}, "stringData": data})).await
 }

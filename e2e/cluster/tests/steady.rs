@@ -96,7 +96,7 @@ async fn two_hundred_suspended_pipelines_are_reconciled_and_a_steady_state_makes
     );
     let (nats, _kv, operator) = (nats.unwrap(), kv.unwrap(), operator.unwrap());
     kv_secret(&namespace, "kv", "token-1").await.unwrap();
-    let login = json!({"creds": "none", "ca.crt": "none", "hosts": "nats"});
+    let login = json!({"creds": "none", "ca.crt": "none", "hosts": "nats", "pipelines": "*"});
     namespace.apply::<Secret>(json!({"metadata": {"name": "login"}, "stringData": login})).await.unwrap();
     let pod = &operator.names()[0];
     let metric = async |name: &str| OperatorPods::metric(&namespace, pod, name).await.unwrap();

@@ -150,8 +150,8 @@ pub struct Nats {
     /// The Secret to log in to NATS by: `user` and `password`, or `token`, or `creds` (the text of a .creds file), or `nkey`
     /// (the seed of an NKey); `ca.crt` for a server certificate of your own, `tls.crt` and `tls.key` where servers ask for a
     /// certificate, `tlsFirst` (true) where they begin with TLS (handshake_first), and `inboxPrefix` where its user may get
-    /// answers only there. It must say in `hosts` (separated by commas) to which of the hosts in
-    /// `url` it may be sent.
+    /// answers only there. It must say in `hosts` (separated by commas) to which of the hosts in `url` it may be sent: `host`, or
+    /// with a scheme and a port `tls://host:4222`. Its key `pipelines` says which pipelines may use it; without, the first may.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth_secret_ref: Option<SecretRef>,
     /// Events come on `{subjectPrefix}.created`, `.updated` and `.deleted`. Default: tasks.
@@ -254,6 +254,7 @@ pub struct Room {
 pub struct Kv {
     /// The Secret with `CF_ACCOUNT_ID`, `CF_NAMESPACE_ID` and `CF_API_TOKEN`, whose token needs the permission Workers KV
     /// Storage: Edit. `CF_API_BASE_URL`, for another address than Cloudflare's, may stand only there.
+    /// Its key `pipelines` says which pipelines may use it, separated by commas, or `*`; without, the first may.
     pub secret_ref: SecretRef,
     /// How many requests the whole pipeline may make, however many replicas it has.
     #[serde(default)]
@@ -330,24 +331,29 @@ pub struct Processor {
     pub resources: Option<ResourceRequirements>,
     /// The labels of the nodes it may run on.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
     pub node_selector: BTreeMap<String, String>,
     /// The taints it tolerates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub tolerations: Vec<Toleration>,
     /// Where it would rather run. Default: spread over nodes and zones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
-    /// The PriorityClass of its pods, by its name: who goes first where nodes are full. Default: the cluster's default one.
+    /// The PriorityClass of its pods, by its name: who goes first where nodes are full. The operator must allow it. Default: the
+    /// cluster's default one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?([.][a-z0-9]([a-z0-9-]*[a-z0-9])?)*$')")
         .message("priorityClassName must be a PriorityClass's name: lower case letters, digits, - and ."))]
     #[schemars(length(min = 1, max = 253))]
     pub priority_class_name: Option<String>,
-    /// More labels of its pods; none of ours can be replaced.
+    /// More labels of its pods, as far as the operator allows them; none of ours can be replaced.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
     pub labels: BTreeMap<String, String>,
-    /// More annotations of its pods; none of ours can be replaced.
+    /// More annotations of its pods, as far as the operator allows them; none of ours can be replaced.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
     pub annotations: BTreeMap<String, String>,
     /// More environment variables, by their values alone: RUST_LOG, LOG_FORMAT, SHUTDOWN_GRACE, ACK_WAIT.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

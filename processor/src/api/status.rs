@@ -86,6 +86,19 @@ impl ConditionType {
     }
 }
 
+/// The longest message of a condition, in bytes. The API server takes 32 KiB, every pipeline's in each list and watch.
+const MOST_MESSAGE: usize = 1024;
+
+/// Not longer than [`MOST_MESSAGE`].
+fn cut(mut message: String) -> String {
+    const MORE: &str = "…";
+    if message.len() > MOST_MESSAGE {
+        message.truncate(message.floor_char_boundary(MOST_MESSAGE - MORE.len()));
+        message.push_str(MORE);
+    }
+    message
+}
+
 /// What is said of a condition, whoever says it.
 pub(crate) struct Said {
     pub(crate) kind: ConditionType,
@@ -105,9 +118,21 @@ impl Said {
             type_: self.kind.as_str().to_owned(),
             status: self.status.to_owned(),
             reason: self.reason.to_owned(),
-            message: self.message,
+            message: cut(self.message),
             observed_generation: generation,
             last_transition_time: since.map_or(now, |before| &before.last_transition_time).clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_message_is_cut_between_characters() {
+        assert_eq!(cut("short".to_owned()), "short");
+        let long = cut("ü".repeat(1_000));
+        assert!(long.len() <= MOST_MESSAGE && long.ends_with('…') && long.starts_with('ü'), "{}", long.len());
     }
 }

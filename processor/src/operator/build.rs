@@ -310,8 +310,12 @@ fn container(pipeline: &TaskPipeline, validated: &Validated, image: &Image) -> C
 /// What a replica has to know before it can ask for anything, and what cannot change while it runs.
 fn env(pipeline: &TaskPipeline, validated: &Validated) -> Vec<EnvVar> {
     let spec = &pipeline.spec;
-    let value =
-        |name: &str, value: String| EnvVar { name: name.to_owned(), value: Some(value), ..EnvVar::default() };
+    // The kubelet would put other variables, the token among them, in place of `$(NAME)`.
+    let value = |name: &str, value: String| EnvVar {
+        name: name.to_owned(),
+        value: Some(value.replace('$', "$$")),
+        ..EnvVar::default()
+    };
     let own = |name: &str, path: &str| EnvVar {
         name: name.to_owned(),
         value_from: Some(EnvVarSource {

@@ -2,6 +2,7 @@
 //! sent: its values never get into memory that lives longer than the reading.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::Api;
@@ -19,6 +20,10 @@ pub(crate) struct SecretFacts {
     pub(crate) keys: BTreeSet<String>,
     /// To which hosts it may be sent: its key `hosts`, which is no secret.
     pub(crate) hosts: Vec<String>,
+    /// Which pipelines may use it: its key `pipelines`; nothing, where it has none.
+    pub(crate) pipelines: Option<Vec<String>>,
+    /// The oldest other pipeline that refers to it and is older than this one.
+    pub(crate) claimed_by: Option<String>,
 }
 
 /// A Secret that was looked for.
@@ -44,26 +49,46 @@ pub(crate) struct DereferenceError {
     source: kube::Error,
 }
 
-/// Reads what the pipeline refers to.
+/// Reads what the pipeline refers to. `all`: the pipelines there are.
 ///
 /// # Errors
 /// Where the API server does not say.
 pub(crate) async fn dereference(
     client: &Client,
     pipeline: &TaskPipeline,
+    all: &[Arc<TaskPipeline>],
 ) -> Result<References, DereferenceError> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), &pipeline.namespace().unwrap_or_default());
-    let kv = find(&secrets, &pipeline.spec.kv.secret_ref.name).await?;
+    let find = async |name: &str| find(&secrets, name, claimed_by(name, pipeline, all)).await;
+    let kv = find(&pipeline.spec.kv.secret_ref.name).await?;
     let nats_auth = match &pipeline.spec.nats.auth_secret_ref {
-        Some(reference) => Some(find(&secrets, &reference.name).await?),
+        Some(reference) => Some(find(&reference.name).await?),
         None => None,
     };
     Ok(References { kv, nats_auth })
 }
 
-async fn find(secrets: &Api<Secret>, name: &str) -> Result<Found, DereferenceError> {
+/// The oldest of the other pipelines of its namespace that refers to this Secret, where it is older than this one.
+fn claimed_by(secret: &str, pipeline: &TaskPipeline, all: &[Arc<TaskPipeline>]) -> Option<String> {
+    let age = |pipeline: &TaskPipeline| (pipeline.creation_timestamp(), pipeline.uid());
+    let refers = |other: &TaskPipeline| {
+        let auth = other.spec.nats.auth_secret_ref.as_ref();
+        other.spec.kv.secret_ref.name == secret || auth.is_some_and(|auth| auth.name == secret)
+    };
+    let others = all.iter().filter(|other| {
+        other.namespace() == pipeline.namespace() && other.uid() != pipeline.uid() && refers(other)
+    });
+    let oldest = others.min_by_key(|other| age(other))?;
+    (age(oldest) < age(pipeline)).then(|| oldest.name_any())
+}
+
+async fn find(
+    secrets: &Api<Secret>,
+    name: &str,
+    claimed_by: Option<String>,
+) -> Result<Found, DereferenceError> {
     match secrets.get_opt(name).await {
-        Ok(Some(secret)) => Ok(Found::There(facts(&secret))),
+        Ok(Some(secret)) => Ok(Found::There(SecretFacts { claimed_by, ..facts(&secret) })),
         Ok(None) => Ok(Found::Missing(name.to_owned())),
         Err(source) => Err(DereferenceError { name: name.to_owned(), source }),
     }
@@ -72,17 +97,56 @@ async fn find(secrets: &Api<Secret>, name: &str) -> Result<Found, DereferenceErr
 fn facts(secret: &Secret) -> SecretFacts {
     let data = secret.data.iter().flatten();
     let is_blank = |value: &[u8]| value.iter().all(u8::is_ascii_whitespace);
-    let hosts = secret.data.as_ref().and_then(|data| data.get("hosts"));
-    let hosts = hosts.map(|hosts| String::from_utf8_lossy(&hosts.0).into_owned()).unwrap_or_default();
+    let listed = |key: &str| {
+        let text = String::from_utf8_lossy(&secret.data.as_ref()?.get(key)?.0).into_owned();
+        let entries = text.split([',', ' ', '\n']).map(|entry| entry.trim().to_ascii_lowercase());
+        Some(entries.filter(|entry| !entry.is_empty()).collect())
+    };
     SecretFacts {
         name: secret.name_any(),
         uid: secret.uid().unwrap_or_default(),
         resource_version: secret.resource_version().unwrap_or_default(),
         keys: data.filter(|(_, value)| !is_blank(&value.0)).map(|(key, _)| key.clone()).collect(),
-        hosts: hosts
-            .split([',', ' ', '\n'])
-            .map(|host| host.trim().to_ascii_lowercase())
-            .filter(|host| !host.is_empty())
-            .collect(),
+        hosts: listed("hosts").unwrap_or_default(),
+        pipelines: listed("pipelines"),
+        claimed_by: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pipeline(name: &str, created: &str, kv: &str, auth: Option<&str>) -> Arc<TaskPipeline> {
+        let auth = auth.map(|name| json!({"name": name}));
+        let mut nats = json!({"url": "nats://n"});
+        if let Some(auth) = auth {
+            nats["authSecretRef"] = auth;
+        }
+        let metadata = json!({"name": name, "namespace": "shop", "uid": name, "creationTimestamp": created});
+        let spec = json!({"nats": nats, "kv": {"secretRef": {"name": kv}}});
+        let whole = json!({"apiVersion": "taskpipeline.dev/v1alpha1", "kind": "TaskPipeline",
+            "metadata": metadata, "spec": spec});
+        Arc::new(serde_json::from_value(whole).unwrap())
+    }
+
+    #[test]
+    fn a_secret_belongs_to_the_oldest_pipeline_that_refers_to_it() {
+        let old = pipeline("old", "2026-01-01T00:00:00Z", "kv", Some("auth"));
+        let new = pipeline("new", "2026-02-01T00:00:00Z", "own", Some("auth"));
+        let newest = pipeline("newest", "2026-03-01T00:00:00Z", "auth", None);
+        let all = [Arc::clone(&newest), Arc::clone(&new), Arc::clone(&old)];
+        let claimed = |secret: &str, by: &TaskPipeline| claimed_by(secret, by, &all);
+        assert_eq!(claimed("auth", &old), None);
+        assert_eq!(claimed("auth", &new).as_deref(), Some("old"));
+        assert_eq!(claimed("auth", &newest).as_deref(), Some("old"), "under another name, too");
+        assert_eq!(claimed("own", &new), None);
+        let elsewhere = TaskPipeline {
+            metadata: kube::api::ObjectMeta { namespace: Some("other".to_owned()), ..new.metadata.clone() },
+            ..(*new).clone()
+        };
+        assert_eq!(claimed("auth", &elsewhere), None);
     }
 }

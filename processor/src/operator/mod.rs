@@ -10,6 +10,7 @@ mod leadership;
 mod lease_owner;
 mod metrics;
 mod names;
+mod policy;
 mod reconcile;
 #[cfg(test)]
 mod reconcile_tests;
@@ -43,6 +44,7 @@ use self::build::Image;
 use self::leadership::Candidate;
 use self::metrics::OperatorMetrics;
 use self::names::FIELD_MANAGER;
+use self::policy::Policy;
 use self::reconcile::{Context, after_failure, reconcile};
 use self::server::State;
 
@@ -82,6 +84,8 @@ pub struct Operator {
     /// The Secrets to pull it with
     #[arg(long, env = "PROCESSOR_IMAGE_PULL_SECRETS", value_delimiter = ',')]
     image_pull_secrets: Vec<String>,
+    #[command(flatten)]
+    policy: Policy,
     /// The address of /livez, /readyz and /metrics; every one of this machine if it is not given
     #[arg(long, env = "HOST")]
     host: Option<IpAddr>,
@@ -158,6 +162,7 @@ impl Operator {
         }
         let reporter =
             Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(self.identity.clone()) };
+        let controller = Controller::new(self.api::<TaskPipeline>(&client), watcher::Config::default());
         let context = Arc::new(Context {
             client: client.clone(),
             image: Image {
@@ -165,12 +170,14 @@ impl Operator {
                 pull_policy: self.image_pull_policy.clone(),
                 pull_secrets: self.image_pull_secrets.clone(),
             },
+            policy: self.policy.clone(),
+            pipelines: controller.store(),
             recorder: Recorder::new(client.clone(), reporter),
             metrics,
             failures: Default::default(),
         });
         tokio::select! {
-            () = self.control(client, context, shutdown) => Ok(()),
+            () = self.control(controller, client, context, shutdown) => Ok(()),
             () = leadership.lost() => Err(OperatorError::Lost),
         }
     }
@@ -209,14 +216,14 @@ impl Operator {
 
     async fn control(
         &self,
+        controller: Controller<TaskPipeline>,
         client: Client,
         context: Arc<Context>,
         shutdown: impl Future<Output = ()> + Send + Sync + 'static,
     ) {
         let ours =
             || watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={FIELD_MANAGER}"));
-        let all = watcher::Config::default();
-        Controller::new(self.api::<TaskPipeline>(&client), all)
+        controller
             .with_config(Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE))
             .owns(self.api::<Deployment>(&client), ours())
             .owns(self.api::<ServiceAccount>(&client), ours())

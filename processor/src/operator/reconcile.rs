@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::reflector::Store;
 use kube::{Client, Resource, ResourceExt};
 use serde_json::json;
 use tokio::time::Instant;
@@ -20,6 +21,7 @@ use super::build::{Image, Objects, build};
 use super::dereference::{DereferenceError, dereference};
 use super::metrics::OperatorMetrics;
 use super::names::{FIELD_MANAGER, owned};
+use super::policy::Policy;
 use super::replicas;
 use super::status::{self, Outcome, is_said, status};
 use super::validate::{Invalid, validate};
@@ -54,6 +56,9 @@ pub(crate) enum ReconcileError {
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) image: Image,
+    pub(crate) policy: Policy,
+    /// The pipelines that are watched.
+    pub(crate) pipelines: Store<TaskPipeline>,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: OperatorMetrics,
     /// How often each pipeline has failed in a row.
@@ -161,8 +166,10 @@ async fn apply_all(
     context: &Context,
 ) -> Result<Result<Deployment, Invalid>, ReconcileError> {
     let client = &context.client;
-    let found = dereference(client, pipeline).await?;
-    let validated = match validate(pipeline, &found) {
+    // Whose a Secret is depends on the others that refer to it. Where nothing is watched, there are none.
+    let _ = context.pipelines.wait_until_ready().await;
+    let found = dereference(client, pipeline, &context.pipelines.state()).await?;
+    let validated = match validate(pipeline, &found, &context.policy) {
         Ok(validated) => validated,
         Err(invalid) => return Ok(Err(invalid)),
     };

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::build::Image;
 use super::metrics::OperatorMetrics;
 use super::names::REPLICAS_MANAGER;
+use super::policy::Policy;
 use super::reconcile::{Context, after_failure, back_off, reconcile};
 use crate::api::TaskPipeline;
 
@@ -151,6 +152,8 @@ impl Bench {
                     pull_policy: None,
                     pull_secrets: Vec::new(),
                 },
+                policy: Policy::open(),
+                pipelines: kube::runtime::reflector::store().0,
                 recorder: Recorder::new(client, Reporter { controller: "test".to_owned(), instance: None }),
                 metrics: OperatorMetrics::new().unwrap(),
                 failures: Mutex::default(),

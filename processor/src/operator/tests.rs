@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::build::{Image, Objects, build};
 use super::covers::difference;
 use super::dereference::{Found, References, SecretFacts};
+use super::policy::Policy;
 use super::status::{OperatorStatus, Outcome, is_said, status, unknown};
 use super::validate::{Invalid, Validated, validate};
 use crate::api::{TaskPipeline, TaskPipelineStatus};
@@ -31,6 +32,8 @@ fn secret(name: &str, version: &str, keys: &[&str], hosts: &[&str]) -> Found {
         resource_version: version.to_owned(),
         keys: keys.iter().map(|key| (*key).to_owned()).collect(),
         hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+        pipelines: None,
+        claimed_by: None,
     })
 }
 
@@ -47,7 +50,7 @@ fn validated(pipeline: &TaskPipeline) -> Validated {
     if pipeline.spec.nats.auth_secret_ref.is_none() {
         found.nats_auth = None;
     }
-    validate(pipeline, &found).unwrap()
+    validate(pipeline, &found, &Policy::open()).unwrap()
 }
 
 fn image() -> Image {
@@ -117,6 +120,15 @@ fn what_is_said_of_pods_is_in_them_and_replaces_nothing_of_ours() {
 }
 
 #[test]
+fn the_kubelet_expands_nothing_of_what_a_pipeline_says() {
+    let mut pipeline = minimal();
+    pipeline.spec.processor.env.insert("RUST_LOG".to_owned(), "$(CF_API_TOKEN) $$(X) $".to_owned());
+    let env = env(&pod(&objects(&pipeline).deployment).containers[0]);
+    let variable = env.as_array().unwrap().iter().find(|it| it["name"] == "RUST_LOG").unwrap();
+    assert_eq!(variable["value"], "$$(CF_API_TOKEN) $$$$(X) $$", "two of them make one");
+}
+
+#[test]
 fn a_role_is_for_the_pipelines_own_resource_and_nothing_else() {
     let rules = json!(objects(&minimal()).role.rules);
     for rule in rules.as_array().unwrap() {
@@ -130,7 +142,7 @@ fn a_changed_secret_rolls_the_pods_and_a_live_setting_does_not() {
     let template = |pipeline: &TaskPipeline, version: &str| {
         let mut found = references(version);
         found.nats_auth = None;
-        let validated = validate(pipeline, &found).unwrap();
+        let validated = validate(pipeline, &found, &Policy::open()).unwrap();
         build(pipeline, &validated, &image()).deployment.spec.unwrap().template
     };
     let before = template(&minimal(), "1");
@@ -316,7 +328,7 @@ fn every_example_can_be_run_once_its_placeholders_are_replaced() {
             let auth = spec["nats"]["authSecretRef"]["name"].as_str().unwrap();
             let kv = example_secret(&manifests, spec["kv"]["secretRef"]["name"].as_str().unwrap());
             let found = References { kv, nats_auth: Some(example_secret(&manifests, auth)) };
-            validate(&pipeline, &found).unwrap();
+            validate(&pipeline, &found, &Policy::open()).unwrap();
             run.push(name.clone());
         }
     }

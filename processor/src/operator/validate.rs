@@ -1,10 +1,13 @@
 //! Whether a pipeline can be run as it stands, with what it refers to. Pure: the answer is what to build, or what has to be
 //! mended, in words for whoever has to mend it.
 
+use kube::ResourceExt;
+
 use crate::api::{Mode, TaskPipeline};
 use crate::config::{Tuning, scheme_fault};
 
 use super::dereference::{Found, References, SecretFacts};
+use super::policy::Policy;
 
 /// A pipeline that can be run.
 #[derive(Clone, Debug)]
@@ -52,14 +55,20 @@ fn invalid(reason: &'static str, message: impl Into<String>) -> Invalid {
 ///
 /// # Errors
 /// The first thing that has to be mended.
-pub(crate) fn validate(pipeline: &TaskPipeline, found: &References) -> Result<Validated, Invalid> {
+pub(crate) fn validate(
+    pipeline: &TaskPipeline,
+    found: &References,
+    policy: &Policy,
+) -> Result<Validated, Invalid> {
     let spec = &pipeline.spec;
     Tuning::try_from(spec).map_err(|error| invalid("InvalidSpec", error.to_string()))?;
+    policy.allows(pipeline).map_err(|forbidden| invalid(forbidden.reason, forbidden.message))?;
     if spec.delivery.mode == Mode::Core && spec.delivery.stream.is_some() {
         return Err(invalid("InvalidSpec", "spec.delivery.stream: has no meaning in mode Core"));
     }
     let hosts = hosts(&spec.nats.url)?;
     let kv = there(&found.kv, "spec.kv.secretRef")?;
+    is_for(kv, pipeline, "spec.kv.secretRef")?;
     for key in ["CF_NAMESPACE_ID", "CF_API_TOKEN"] {
         has(kv, key, "spec.kv.secretRef")?;
     }
@@ -67,7 +76,7 @@ pub(crate) fn validate(pipeline: &TaskPipeline, found: &References) -> Result<Va
     if !kv.keys.contains("CF_API_BASE_URL") {
         has(kv, "CF_ACCOUNT_ID", "spec.kv.secretRef")?;
     }
-    let nats_auth = found.nats_auth.as_ref().map(|auth| nats_auth(auth, &hosts)).transpose()?;
+    let nats_auth = found.nats_auth.as_ref().map(|auth| nats_auth(auth, pipeline, &hosts)).transpose()?;
     Ok(Validated { kv: kv.clone(), nats_auth })
 }
 
@@ -83,6 +92,26 @@ fn there<'a>(found: &'a Found, field: &str) -> Result<&'a SecretFacts, Invalid> 
     }
 }
 
+/// Whoever may edit pipelines must not be able to read by one of his own what the Secret of another is for.
+fn is_for(secret: &SecretFacts, pipeline: &TaskPipeline, field: &str) -> Result<(), Invalid> {
+    let (name, own) = (&secret.name, pipeline.name_any());
+    let why = match (&secret.pipelines, &secret.claimed_by) {
+        (Some(pipelines), _) if pipelines.iter().any(|name| *name == own || name == "*") => return Ok(()),
+        (None, None) => return Ok(()),
+        (Some(pipelines), _) => format!("is for the pipelines {:?} only", pipelines.join(", ")),
+        (None, Some(other)) => {
+            format!("is used by the pipeline {other}, and does not say which others may use it")
+        }
+    };
+    Err(invalid(
+        "SecretNotForThisPipeline",
+        format!(
+            "the Secret {name} ({field}) {why}: if {own} may use it, name all that may in its key `pipelines`, separated by \
+             commas"
+        ),
+    ))
+}
+
 fn has(secret: &SecretFacts, key: &str, field: &str) -> Result<(), Invalid> {
     if secret.keys.contains(key) {
         return Ok(());
@@ -91,8 +120,9 @@ fn has(secret: &SecretFacts, key: &str, field: &str) -> Result<(), Invalid> {
     Err(invalid("SecretKeyMissing", format!("the Secret {name} ({field}) has no {key}, or it is empty")))
 }
 
-fn nats_auth(found: &Found, hosts: &[String]) -> Result<NatsAuth, Invalid> {
+fn nats_auth(found: &Found, pipeline: &TaskPipeline, hosts: &[Address]) -> Result<NatsAuth, Invalid> {
     let secret = there(found, "spec.nats.authSecretRef")?;
+    is_for(secret, pipeline, "spec.nats.authSecretRef")?;
     let name = &secret.name;
     let has = |key| secret.keys.contains(key);
     let (has_ca, has_certificate) = (has("ca.crt"), has("tls.crt"));
@@ -122,7 +152,7 @@ fn nats_auth(found: &Found, hosts: &[String]) -> Result<NatsAuth, Invalid> {
     };
     // Whoever may edit a pipeline must not be able to have it send what he may not read to a host of his.
     if (login != Login::None || has_certificate)
-        && let Some(host) = hosts.iter().find(|host| !secret.hosts.contains(host))
+        && let Some(host) = hosts.iter().find(|host| !secret.hosts.iter().any(|allowed| host.is(allowed)))
     {
         return Err(invalid(
             "HostNotAllowed",
@@ -135,8 +165,38 @@ fn nats_auth(found: &Found, hosts: &[String]) -> Result<NatsAuth, Invalid> {
     Ok(NatsAuth { secret: secret.clone(), login, has_ca, has_certificate })
 }
 
-/// The hosts of a list of server addresses, without ports.
-fn hosts(urls: &str) -> Result<Vec<String>, Invalid> {
+/// Where a server is.
+struct Address {
+    scheme: String,
+    host: String,
+    port: u16,
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.host)
+    }
+}
+
+impl Address {
+    /// `allowed`: a host, if need be with a scheme before it and a port behind it, which it must have then.
+    fn is(&self, allowed: &str) -> bool {
+        let (scheme, rest) =
+            allowed.split_once("://").map_or((None, allowed), |(scheme, rest)| (Some(scheme), rest));
+        let (host, port) = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, port)) => (host, port.strip_prefix(':')),
+            // An IPv6 address without brackets has no port.
+            None if rest.matches(':').count() > 1 => (rest, None),
+            None => rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port))),
+        };
+        host == self.host
+            && scheme.is_none_or(|scheme| scheme == self.scheme)
+            && port.is_none_or(|port| port.parse() == Ok(self.port))
+    }
+}
+
+/// The addresses in a list of URLs.
+fn hosts(urls: &str) -> Result<Vec<Address>, Invalid> {
     let wrong = |url: &str| {
         // Not the address itself: somebody may have put a password into it.
         let scheme = url.split("://").next().unwrap_or_default();
@@ -155,7 +215,16 @@ fn hosts(urls: &str) -> Result<Vec<String>, Invalid> {
             let is_bare = parsed.username().is_empty() && parsed.password().is_none();
             let is_known = matches!(parsed.scheme(), "nats" | "tls" | "ws" | "wss");
             let host = parsed.host_str().filter(|_| is_bare && is_known).ok_or_else(|| wrong(url))?;
-            Ok(host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase())
+            let default = match parsed.scheme() {
+                "ws" => 80,
+                "wss" => 443,
+                _ => 4222,
+            };
+            Ok(Address {
+                scheme: parsed.scheme().to_owned(),
+                host: host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase(),
+                port: parsed.port_or_known_default().unwrap_or(default),
+            })
         })
         .collect()
 }
@@ -173,6 +242,8 @@ mod tests {
             resource_version: "1".to_owned(),
             keys: keys.iter().map(|key| (*key).to_owned()).collect(),
             hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+            pipelines: None,
+            claimed_by: None,
         })
     }
 
@@ -184,7 +255,7 @@ mod tests {
     }
 
     fn reason(url: &str, kv: Found, nats_auth: Option<Found>) -> &'static str {
-        match validate(&pipeline(url), &References { kv, nats_auth }) {
+        match validate(&pipeline(url), &References { kv, nats_auth }, &Policy::default()) {
             Ok(_) => "",
             Err(invalid) => invalid.reason,
         }
@@ -220,6 +291,60 @@ mod tests {
         assert_eq!(reason("tls://n", kv(), auth(&["tls.crt", "nkey"], &["n"])), "SecretKeyMissing");
         assert_eq!(reason("tls://n", kv(), auth(&["nkey"], &["n"])), "");
         assert_eq!(reason("tls://n", kv(), auth(&["nkey", "creds"], &["n"])), "SecretKeyMissing");
+    }
+
+    #[test]
+    fn a_host_may_be_allowed_with_its_scheme_and_port_alone() {
+        let kv = || secret("cloudflare-kv", &ALL, &[]);
+        let reason = |url: &str, allowed: &str| {
+            reason(url, kv(), Some(secret("auth", &["user", "password"], &[allowed])))
+        };
+        for allowed in ["n", "n:4222", "tls://n", "tls://n:4222"] {
+            assert_eq!(reason("tls://n", allowed), "", "{allowed}");
+        }
+        for (url, allowed) in
+            [("nats://n", "tls://n"), ("tls://n:4223", "n:4222"), ("tls://m", "tls://n"), ("tls://n", "n:x")]
+        {
+            assert_eq!(reason(url, allowed), "HostNotAllowed", "{url} by {allowed}");
+        }
+        for allowed in ["::1", "[::1]", "[::1]:4222", "nats://[::1]:4222"] {
+            assert_eq!(reason("nats://[::1]", allowed), "", "{allowed}");
+        }
+        assert_eq!(reason("wss://n", "wss://n:443"), "");
+    }
+
+    #[test]
+    fn a_secret_is_for_the_pipelines_that_it_names_or_for_its_first() {
+        let secret = |pipelines: Option<&str>, claimed_by: Option<&str>| {
+            let Found::There(facts) = secret("cloudflare-kv", &ALL, &[]) else { panic!() };
+            Found::There(SecretFacts {
+                pipelines: pipelines.map(|names| names.split(',').map(str::to_owned).collect()),
+                claimed_by: claimed_by.map(str::to_owned),
+                ..facts
+            })
+        };
+        let refused = "SecretNotForThisPipeline";
+        for (pipelines, claimed_by, expected) in [
+            (None, None, ""),
+            (None, Some("shop"), refused),
+            (Some("tasks"), None, ""),
+            (Some("*"), Some("shop"), ""),
+            (Some("shop,tasks"), Some("shop"), ""),
+            (Some("shop"), None, refused),
+            (Some(""), None, refused),
+        ] {
+            let found = secret(pipelines, claimed_by);
+            assert_eq!(reason("nats://n", found.clone(), None), expected, "{pipelines:?} {claimed_by:?}");
+            let kv = self::secret("cloudflare-kv", &ALL, &[]);
+            let Found::There(facts) = found else { panic!() };
+            let facts =
+                SecretFacts { keys: ["token".to_owned()].into(), hosts: vec!["n".to_owned()], ..facts };
+            assert_eq!(
+                reason("nats://n", kv, Some(Found::There(facts))),
+                expected,
+                "{pipelines:?} {claimed_by:?}"
+            );
+        }
     }
 
     #[test]

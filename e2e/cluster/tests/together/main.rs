@@ -8,4 +8,5 @@ mod operator;
 mod pipeline;
 mod restore;
 mod rights;
+mod tenants;
 mod values;

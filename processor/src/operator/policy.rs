@@ -1,0 +1,157 @@
+//! What the operator lets those have who may edit pipelines: nothing of what reaches beyond a pipeline's own pods, unless
+//! whoever runs the operator allows it. Sidecar injectors, Vault and Multus act on annotations and labels, with the rights of the
+//! namespace; labels join Services and network policies; a priority class and many replicas push other pods out. Pure.
+
+use crate::api::TaskPipeline;
+
+/// The longest drain, in seconds: so long a deleted pod may stay.
+const MOST_GRACE: u64 = 600;
+
+/// See the module's head.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Policy {
+    /// What the keys of pods' labels and annotations may begin with; `*` allows any
+    #[arg(long, env = "ALLOW_METADATA", value_delimiter = ',')]
+    allow_metadata: Vec<String>,
+    /// The priority classes that pods may have; `*` allows any
+    #[arg(long, env = "ALLOW_PRIORITY_CLASSES", value_delimiter = ',')]
+    allow_priority_classes: Vec<String>,
+    /// How many replicas a pipeline may ask for
+    #[arg(long, env = "MOST_REPLICAS", default_value_t = Policy::default().most_replicas)]
+    most_replicas: i32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { allow_metadata: Vec::new(), allow_priority_classes: Vec::new(), most_replicas: 100 }
+    }
+}
+
+/// What a pipeline asks for and may not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Forbidden {
+    /// One word, as a condition has it.
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+impl Policy {
+    /// Everything is allowed.
+    #[cfg(test)]
+    pub(super) fn open() -> Self {
+        let any = || vec!["*".to_owned()];
+        Self { allow_metadata: any(), allow_priority_classes: any(), most_replicas: i32::MAX }
+    }
+
+    /// # Errors
+    /// The first thing that is not allowed.
+    pub(crate) fn allows(&self, pipeline: &TaskPipeline) -> Result<(), Forbidden> {
+        let spec = &pipeline.spec;
+        let processor = &spec.processor;
+        let all = [("labels", &processor.labels), ("annotations", &processor.annotations)];
+        for (field, key) in all.into_iter().flat_map(|(field, map)| map.keys().map(move |key| (field, key))) {
+            if !self
+                .allow_metadata
+                .iter()
+                .any(|allowed| allowed == "*" || !allowed.is_empty() && key.starts_with(allowed))
+            {
+                return Err(Forbidden {
+                    reason: "MetadataNotAllowed",
+                    message: format!(
+                        "spec.processor.{field}: this operator allows no {key:?}, since other controllers may act on it with \
+                         rights of their own. Whoever runs the operator can allow it (--allow-metadata, in the chart \
+                         operator.allow.metadata)"
+                    ),
+                });
+            }
+        }
+        if let Some(class) = &processor.priority_class_name
+            && !self.allow_priority_classes.iter().any(|allowed| allowed == "*" || allowed == class)
+        {
+            return Err(Forbidden {
+                reason: "PriorityClassNotAllowed",
+                message: format!(
+                    "spec.processor.priorityClassName: this operator does not allow {class}, since it may push out pods of \
+                     others. Whoever runs the operator can allow it (--allow-priority-classes, in the chart \
+                     operator.allow.priorityClasses)"
+                ),
+            });
+        }
+        if let Some(replicas) = spec.replicas.filter(|replicas| *replicas > self.most_replicas) {
+            return Err(Forbidden {
+                reason: "TooManyReplicas",
+                message: format!(
+                    "spec.replicas is {replicas}, and this operator allows {}. Whoever runs the operator can allow more \
+                     (--most-replicas, in the chart operator.allow.replicas)",
+                    self.most_replicas
+                ),
+            });
+        }
+        let grace = processor.env.get("SHUTDOWN_GRACE").and_then(|text| humantime::parse_duration(text).ok());
+        if grace.is_some_and(|grace| grace.as_secs() > MOST_GRACE) {
+            return Err(Forbidden {
+                reason: "InvalidSpec",
+                message:
+                    "spec.processor.env: SHUTDOWN_GRACE must be at most 10m: so long a deleted pod may stay"
+                        .to_owned(),
+            });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pipeline(change: &Value) -> TaskPipeline {
+        let mut spec = json!({"nats": {"url": "nats://n"}, "kv": {"secretRef": {"name": "kv"}}});
+        spec.as_object_mut().unwrap().append(&mut change.as_object().unwrap().clone());
+        TaskPipeline::new("tasks", serde_json::from_value(spec).unwrap())
+    }
+
+    fn reason(policy: &Policy, change: &Value) -> &'static str {
+        policy.allows(&pipeline(change)).map_or_else(|forbidden| forbidden.reason, |()| "")
+    }
+
+    #[test]
+    fn nothing_that_reaches_beyond_its_pods_is_allowed_unless_it_is_said() {
+        let closed = Policy::default();
+        let metadata = |kind: &str, key: &str| json!({"processor": {kind: {key: "x"}}});
+        for kind in ["labels", "annotations"] {
+            for key in [
+                "team",
+                "vault.hashicorp.com/agent-inject",
+                "sidecar.istio.io/inject",
+                "k8s.v1.cni.cncf.io/networks",
+            ] {
+                assert_eq!(reason(&closed, &metadata(kind, key)), "MetadataNotAllowed", "{key}");
+            }
+        }
+        let class = json!({"processor": {"priorityClassName": "system-cluster-critical"}});
+        assert_eq!(reason(&closed, &class.clone()), "PriorityClassNotAllowed");
+        assert_eq!(reason(&closed, &json!({"replicas": 101})), "TooManyReplicas");
+        assert_eq!(reason(&closed, &json!({"replicas": 100})), "");
+        assert_eq!(reason(&closed, &json!({"processor": {"env": {"SHUTDOWN_GRACE": "11m"}}})), "InvalidSpec");
+        assert_eq!(reason(&closed, &json!({"processor": {"env": {"SHUTDOWN_GRACE": "10m"}}})), "");
+
+        let open = Policy {
+            allow_metadata: vec![String::new(), "example.org/".to_owned(), "team".to_owned()],
+            allow_priority_classes: vec!["system-cluster-critical".to_owned()],
+            most_replicas: 1,
+        };
+        assert_eq!(reason(&open, &metadata("labels", "example.org/owner")), "");
+        assert_eq!(reason(&open, &metadata("annotations", "team")), "");
+        assert_eq!(
+            reason(&open, &metadata("annotations", "vault.hashicorp.com/agent-inject")),
+            "MetadataNotAllowed"
+        );
+        assert_eq!(reason(&open, &class), "");
+        assert_eq!(reason(&open, &json!({"replicas": 2})), "TooManyReplicas");
+        let any = Policy { allow_metadata: vec!["*".to_owned()], ..Policy::default() };
+        assert_eq!(reason(&any, &metadata("labels", "team")), "");
+    }
+}
