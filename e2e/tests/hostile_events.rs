@@ -199,7 +199,10 @@ async fn two_hundred_hostile_events_are_refused_with_reasons_and_the_good_among_
     std::fs::write(config.path(), "max_payload: 8MB\n").unwrap();
     let nats = NatsServer::start_with(&["--config", config.path().to_str().unwrap()]).await.unwrap();
     let kv = Simulator::start(Config { latency: Latency::NONE, ..Config::default() }).await.unwrap();
-    let mut replica = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
+    let mut replica =
+        Processor::start(&ProcessorOptions::new(&nats, &kv).set("STREAM_MAX_EVENT_BYTES", "8388608"))
+            .await
+            .unwrap();
     let client = nats.client().await.unwrap();
     let mut letters = client.subscribe("dead-letters.tasks").await.unwrap();
     client.flush().await.unwrap();

@@ -93,33 +93,50 @@ pub(super) async fn connect(
 ) -> Result<Client, RunError> {
     let (url, complaints) = (settings.connection.to_string(), Complaints::default());
     info!("connecting to NATS at {url}");
-    open(settings, connect_options(&settings.connection), connections, move |event| {
+    open(settings, connect_options(&settings.connection), move |event| {
+        if matches!(event, NatsEvent::Connected) {
+            connections.send_modify(|count| *count += 1);
+        }
         note(event, &url, &complaints, &health, &metrics);
     })
     .await
+}
+
+/// The connection for pulls, as its events tell of it, in their order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) is_up: bool,
+    /// How often it came to be.
+    pub(super) made: u64,
 }
 
 /// Connects once more, for nothing but pulls: a message that the client cannot read cuts this connection alone.
 pub(super) async fn connect_for_pulls(
     settings: &NatsSettings,
     health: Arc<Health>,
-    connections: watch::Sender<u64>,
+    link: watch::Sender<Link>,
 ) -> Result<Client, RunError> {
     let (url, complaints) = (settings.connection.to_string(), Complaints::default());
     let options = connect_options(&settings.connection).name("taskpipeline pulls");
-    open(settings, options, connections, move |event| note_pulls(event, &url, &complaints, &health)).await
+    open(settings, options, move |event| {
+        match event {
+            NatsEvent::Connected => {
+                link.send_modify(|link| *link = Link { is_up: true, made: link.made + 1 });
+            }
+            NatsEvent::Disconnected => link.send_modify(|link| link.is_up = false),
+            _ => {}
+        }
+        note_pulls(event, &url, &complaints, &health);
+    })
+    .await
 }
 
 async fn open(
     settings: &NatsSettings,
     options: ConnectOptions,
-    connections: watch::Sender<u64>,
     told: impl Fn(&NatsEvent) + Send + Sync + 'static,
 ) -> Result<Client, RunError> {
     let options = options.retry_on_initial_connect().max_reconnects(None).event_callback(move |event| {
-        if matches!(event, NatsEvent::Connected) {
-            connections.send_modify(|count| *count += 1);
-        }
         told(&event);
         std::future::ready(())
     });

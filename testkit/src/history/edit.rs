@@ -139,7 +139,8 @@ impl Settings {
             "metadata: {name: tasks}".to_owned(),
             "spec:".to_owned(),
             format!("  nats: {{url: \"{nats}\"}}"),
-            format!("  delivery: {{stream: {{replicas: {replicas}}}{room}}}"),
+            // Some events are too large for the envelope of one dead letter.
+            format!("  delivery: {{stream: {{replicas: {replicas}, maxEventBytes: 1048576}}{room}}}"),
             "  kv:".to_owned(),
             "    secretRef: {name: unused}".to_owned(),
             format!("    settleAfter: {}", span(&settle_after)),

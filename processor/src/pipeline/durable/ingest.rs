@@ -25,6 +25,7 @@ use super::record::Record;
 use super::retry_queue::{Pending, Refusal, RetryQueue, Storage, Work};
 use super::session::{Session, nanos};
 use super::suspects::{Suspects, TRUSTED_DELIVERIES, Trial};
+use crate::pipeline::connection::Link;
 use crate::pipeline::dead_letters::{Letter, Origin, Reason};
 use crate::pipeline::fold::Version;
 use crate::pipeline::header_block::HeaderFault;
@@ -93,16 +94,15 @@ impl Ingest {
         self,
         mut stop: watch::Receiver<bool>,
         mut connections: watch::Receiver<u64>,
-        mut pull_connections: watch::Receiver<u64>,
+        mut link: watch::Receiver<Link>,
     ) -> Result<(), IngestError> {
         let mut most = PULL;
         while !*stop.borrow() {
             tokio::select! {
-                () = self.may_pull() => {}
+                () = self.may_pull(&mut link) => {}
                 _ = stop.changed() => continue,
                 _ = connections.changed() => return Err(IngestError::Reconnected),
             }
-            pull_connections.mark_unchanged();
             let pulled = self
                 .session
                 .pulls
@@ -120,7 +120,7 @@ impl Ingest {
                     chunk = chunks.next() => chunk,
                     // What came over the old connection has been taken; no more comes of this pull.
                     _ = connections.changed() => return Err(IngestError::Reconnected),
-                    _ = pull_connections.changed() => break,
+                    _ = link.changed() => break,
                 };
                 let Some(chunk) = chunk else { break };
                 let taken = Instant::now();
@@ -150,12 +150,14 @@ impl Ingest {
     }
 
     /// Returns when what is pulled can be stored: the connection for pulls may be there before the other one is.
-    async fn may_pull(&self) {
+    async fn may_pull(&self, link: &mut watch::Receiver<Link>) {
         self.retry_queue.may_fetch().await;
         let ledger = self.session.jetstream.client();
         while ledger.connection_state() != State::Connected {
             tokio::time::sleep(LOOK).await;
         }
+        // A pull that is sent before its connection is told of would be given up when it is, with what it has brought.
+        let _ = link.wait_for(|link| link.is_up).await;
     }
 
     async fn take_in(&self, messages: Vec<Message>, taken: Instant) -> Result<(), IngestError> {

@@ -56,7 +56,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::RunError;
-use super::connection::{connect, connect_for_pulls};
+use super::connection::{Link, connect, connect_for_pulls};
 use crate::config::{DurableSettings, NatsSettings, Settings, Tuning};
 use crate::kv::Namespace;
 use crate::telemetry::health::Health;
@@ -99,8 +99,8 @@ pub(super) async fn run(
         client = connecting => client?,
         () = &mut shutdown => return Ok(()),
     };
-    let (pulls_connected, pull_connections) = watch::channel(0);
-    let pulls = connect_for_pulls(&settings.nats, Arc::clone(&health), pulls_connected).await?;
+    let (link_changed, link) = watch::channel(Link::default());
+    let pulls = connect_for_pulls(&settings.nats, Arc::clone(&health), link_changed).await?;
     let mut member = Member::new(&client, &settings.nats, &durable, connections, metrics, health);
     let rooms = Arc::new(Rooms {
         jetstream: member.jetstream.clone(),
@@ -141,7 +141,7 @@ pub(super) async fn run(
         names: member.names,
         connections: member.connections,
         pulls: pulls.clone(),
-        pull_connections,
+        link,
         metrics: member.metrics,
         health: member.health,
         ack_wait: durable.ack_wait,

@@ -20,6 +20,7 @@ use tracing::{debug, warn};
 use super::ingest::{HandedOut, Ingest, IngestError};
 use super::raw::{self, Raw, RawError};
 use super::stuck::{Floor, windows};
+use crate::pipeline::connection::Link;
 use crate::telemetry::health::Health;
 
 /// How often it is looked whether anything is stuck; and how often when messages were set aside lately.
@@ -50,9 +51,9 @@ enum SalvageError {
 pub(super) struct Salvage {
     ingest: Ingest,
     health: Arc<Health>,
-    /// The connection by which events are pulled, and how often it came to be.
+    /// The connection by which events are pulled.
     pulls: Client,
-    connections: watch::Receiver<u64>,
+    link: watch::Receiver<Link>,
     /// What was taken in already, and what was set aside, as far as it is above the ack floor.
     taken_in: BTreeSet<u64>,
     set_aside: BTreeSet<u64>,
@@ -66,15 +67,15 @@ impl Salvage {
         ingest: Ingest,
         health: Arc<Health>,
         pulls: Client,
-        connections: watch::Receiver<u64>,
+        link: watch::Receiver<Link>,
     ) -> Self {
         let (taken_in, set_aside) = Default::default();
-        Self { ingest, health, pulls, connections, taken_in, set_aside, unsaid: 0, said: None }
+        Self { ingest, health, pulls, link, taken_in, set_aside, unsaid: 0, said: None }
     }
 
     /// Runs until `finish` turns true. `at_once`: a pull has just ended as it would by an unreadable message.
     pub(super) async fn run(mut self, mut finish: watch::Receiver<bool>, at_once: bool) {
-        self.connections.mark_unchanged();
+        self.link.mark_unchanged();
         let mut server = self.pulls.server_info().server_id;
         let mut floor = Floor::default();
         let (mut found_at, mut look_again): (Option<Instant>, Option<Instant>) = (None, None);
@@ -85,9 +86,12 @@ impl Salvage {
                 let look = Instant::now() + if lately { LOOKS.1 } else { LOOKS.0 };
                 tokio::select! {
                     _ = finish.changed() => continue,
-                    changed = self.connections.changed() => {
+                    changed = self.link.changed() => {
                         if changed.is_err() {
                             return;
+                        }
+                        if !self.link.borrow_and_update().is_up {
+                            continue;
                         }
                         // A server that takes a connection back at once was not away, and nor was the network.
                         let taken_back_by = self.pulls.server_info().server_id;

@@ -23,6 +23,7 @@ use super::session::{Session, SessionError, Sessions};
 use super::stopped;
 use super::streams::StreamsError;
 use super::suspects::Suspects;
+use crate::pipeline::connection::Link;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
@@ -69,9 +70,9 @@ pub(super) struct Supervisor {
     pub(super) mark: Arc<Mark>,
     pub(super) suspects: Arc<Suspects>,
     pub(super) connections: watch::Receiver<u64>,
-    /// The connection by which events are pulled, and how often it came to be.
+    /// The connection by which events are pulled.
     pub(super) pulls: Client,
-    pub(super) pull_connections: watch::Receiver<u64>,
+    pub(super) link: watch::Receiver<Link>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
     pub(super) ack_wait: Duration,
@@ -167,11 +168,10 @@ impl Supervisor {
             ack_wait: self.ack_wait,
         };
         for _ in 0..WORKERS {
-            let (connections, pull_connections) = (self.connections.clone(), self.pull_connections.clone());
-            workers.spawn(worker.clone().run(finishing.clone(), connections, pull_connections));
+            let (connections, link) = (self.connections.clone(), self.link.clone());
+            workers.spawn(worker.clone().run(finishing.clone(), connections, link));
         }
-        let salvage =
-            Salvage::new(worker, Arc::clone(&self.health), self.pulls.clone(), self.pull_connections.clone());
+        let salvage = Salvage::new(worker, Arc::clone(&self.health), self.pulls.clone(), self.link.clone());
         workers.spawn(async move {
             salvage.run(finishing, pull_failed).await;
             Ok(())
