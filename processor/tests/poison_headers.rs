@@ -308,3 +308,61 @@ async fn a_dead_letter_of_large_headers_and_a_large_payload_is_stored_and_holds_
     assert_eq!(heads["headers"]["X-Quotes"][0].as_str().unwrap(), quotes);
     assert_eq!(whole[header_bytes..], payload);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_starts_after_an_unreadable_message_takes_in_what_comes_next() {
+    let (nats, kv) = (BundledNats::start().await.unwrap(), kv().await);
+    let mut replica = Processor::start(&options(&nats, 0, &kv)).await.unwrap();
+    let producer = nats.raw("producer").await.unwrap();
+    good(&producer, "before").await;
+    poison(&producer, CUTTING[0], "last").await;
+    producer.round_trip().await.unwrap();
+    all_is_acknowledged(&nats, &replica).await;
+    let letters = count_letters(&nats).await;
+    assert!(replica.terminate(SOON).await.unwrap().success());
+    let replica = Processor::spawn(&options(&nats, 0, &kv)).unwrap();
+    good(&producer, "after").await;
+    eventually(MOST, async || {
+        ensure!(kv.get("tasks:after").is_some(), "{}", replica.process().tail());
+        Ok(())
+    })
+    .await
+    .unwrap();
+    println!(
+        "{letters} dead letter; the next event is in KV though the last one before the start was unreadable"
+    );
+    assert_eq!(letters, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unreadable_messages_wait_while_the_dead_letters_take_nothing_and_none_is_lost() {
+    const POISON: u64 = 5;
+    let (nats, kv) = (BundledNats::start().await.unwrap(), kv().await);
+    let replica = Processor::start(&options(&nats, 0, &kv)).await.unwrap();
+    let jetstream = jetstream::new(nats.client("processor").await.unwrap());
+    let room = jetstream.get_stream(LETTERS).await.unwrap().cached_info().config.clone();
+    let limited = jetstream::stream::Config { max_message_size: 1, ..room.clone() };
+    jetstream.update_stream(limited).await.unwrap();
+    let producer = nats.raw("producer").await.unwrap();
+    for n in 0..POISON {
+        poison(&producer, CUTTING[0], &format!("poison-{n}")).await;
+    }
+    // Long enough for several looks.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    good(&producer, "good").await;
+    eventually(MOST, async || {
+        ensure!(kv.get("tasks:good").is_some(), "{}", replica.process().tail());
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let (_, waiting, _) = ack_floor(&nats).await;
+    let stored = count_letters(&nats).await;
+    jetstream.update_stream(room).await.unwrap();
+    all_is_acknowledged(&nats, &replica).await;
+    let letters = count_letters(&nats).await;
+    println!(
+        "{waiting} unacknowledged and {stored} dead letters while these take nothing; then {letters} of {POISON}"
+    );
+    assert_eq!((waiting, stored, letters), (usize::try_from(POISON).unwrap(), 0, POISON));
+}

@@ -9,7 +9,8 @@ use tracing::{error, info};
 
 use super::dead_letters::DeadLetters;
 use super::holder::now;
-use super::session::{Session, next_from};
+use super::raw::{self, Raw};
+use super::session::Session;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
@@ -66,8 +67,9 @@ async fn oldest(session: &Session) -> Result<Duration, ()> {
     if info.num_pending == 0 && info.num_ack_pending == 0 {
         return Ok(Duration::ZERO);
     }
+    let name = &session.streams.events.cached_info().config.name;
     let next =
-        next_from(&session.streams.events, info.ack_floor.stream_sequence + 1).await.map_err(|_| ())?;
-    let Some((_, time)) = next else { return Ok(Duration::ZERO) };
+        raw::next(&session.jetstream, name, info.ack_floor.stream_sequence + 1).await.map_err(|_| ())?;
+    let Some(Raw { time, .. }) = next else { return Ok(Duration::ZERO) };
     Ok(Duration::from_millis(u64::try_from(now().saturating_sub(time / 1_000_000)).unwrap_or(0)))
 }

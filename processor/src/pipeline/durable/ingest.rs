@@ -208,7 +208,8 @@ impl Ingest {
 
     /// Takes in messages that were handed out and have come, if at all, to somebody who may not have been able to read them.
     /// Those that are no events of this pipeline are left to the pulls, if these can read them.
-    pub(super) async fn take_in_handed_out(&self, messages: Vec<HandedOut>) -> Result<(), IngestError> {
+    /// Answers whether all of it is stored; what is not waits.
+    pub(super) async fn take_in_handed_out(&self, messages: Vec<HandedOut>) -> Result<bool, IngestError> {
         let mut work = Vec::with_capacity(messages.len());
         for HandedOut { raw, headers, acker } in messages {
             let Some(kind) = self.names.kind(&raw.subject) else {
@@ -241,7 +242,6 @@ impl Ingest {
                     work.push(self.work(delivery));
                 }
                 Err(why) => {
-                    self.metrics.events_unreadable.inc();
                     let received = delivery.received();
                     let letter = Letter::new(received, Reason::UnreadableHeaders, &why.to_string(), 0);
                     work.push(self.kept(delivery, Letter { header_block: raw.block, ..letter }));
@@ -261,7 +261,7 @@ impl Ingest {
                     suspect.deliveries
                 );
                 let letter = Letter::new(suspect.received(), Reason::DeliveredTooOften, &detail, 0);
-                return self.store(vec![self.kept(suspect, letter)], taken).await;
+                return self.store(vec![self.kept(suspect, letter)], taken).await.map(drop);
             }
             Err(error) => {
                 debug!("event {} has to wait: {error}", suspect.version);
@@ -280,13 +280,14 @@ impl Ingest {
         crash::point("examining");
         let stored = self.store(vec![self.work(suspect)], taken).await;
         self.suspects.end(begun).await;
-        stored
+        stored.map(drop)
     }
 
     /// Stores what the events say, and acknowledges them. What is refused has to wait.
-    async fn store(&self, work: Vec<Pending>, taken: Instant) -> Result<(), IngestError> {
+    /// Answers whether all of it is stored.
+    async fn store(&self, work: Vec<Pending>, taken: Instant) -> Result<bool, IngestError> {
         let Some(high) = work.iter().map(|pending| pending.high).reduce(HighWater::max) else {
-            return Ok(());
+            return Ok(true);
         };
         let pending = by_task(work);
         let work = pending.iter().map(|pending| pending.work.clone()).collect();
@@ -314,7 +315,7 @@ impl Ingest {
             }
         }
         crash::point("acked");
-        Ok(())
+        Ok(left.is_empty())
     }
 
     /// What has to be stored of an event.

@@ -157,7 +157,7 @@ impl Salvage {
         let (jetstream, stream) = (self.ingest.session.jetstream.clone(), self.ingest.names.stream.clone());
         let reads = futures_util::stream::iter(new).map(|sequence| raw::at(&jetstream, &stream, sequence));
         let mut chunks = std::pin::pin!(reads.buffered(AT_A_TIME).ready_chunks(AT_A_TIME));
-        let mut found = 0;
+        let (mut found, mut refused) = (0, false);
         while let Some(chunk) = chunks.next().await {
             if *finish.borrow() {
                 break;
@@ -166,6 +166,9 @@ impl Salvage {
             for message in chunk {
                 // What is not there any more cannot be handed out again.
                 messages.extend(message?.map(|message| self.handed_out(message, info)));
+            }
+            if refused {
+                messages.retain(|message| message.headers.is_ok());
             }
             let sequences = |readable: bool| -> BTreeSet<u64> {
                 let some = messages.iter().filter(|message| message.headers.is_ok() == readable);
@@ -176,13 +179,15 @@ impl Salvage {
                 let why = headers.as_ref().err()?;
                 Some(format!("message {} on {}: {why}", raw.sequence, raw.subject))
             });
-            self.ingest.take_in_handed_out(messages).await?;
+            let all_stored = self.ingest.take_in_handed_out(messages).await?;
             self.taken_in.append(&mut readable);
             found += unreadable.len();
-            if let Some(first) = first {
+            // While the dead letters take nothing, the unreadable wait, and the others are taken in.
+            refused |= !all_stored;
+            if let Some(first) = first.filter(|_| all_stored) {
                 self.say(unreadable.len(), &first);
+                self.set_aside.append(&mut unreadable);
             }
-            self.set_aside.append(&mut unreadable);
         }
         Ok(found)
     }
@@ -203,6 +208,7 @@ impl Salvage {
 
     fn say(&mut self, count: usize, first: &str) {
         self.unsaid += count;
+        self.ingest.metrics.events_unreadable.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
         self.health.set_unreadable(first);
         if self.said.is_some_and(|at| at.elapsed() < SAY) {
             return;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::pull::Config as PullConfig;
 use async_nats::jetstream::consumer::{Consumer, PullConsumer};
-use async_nats::jetstream::stream::{RawMessageErrorKind, RetentionPolicy, Stream};
+use async_nats::jetstream::stream::{RetentionPolicy, Stream};
 use tracing::{info, warn};
 
 use super::bucket::{Bucket, ReadError, Revision, Stored, WriteError};
@@ -17,6 +17,7 @@ use super::incarnation::{HighWater, Judgement, Life, Present, Source};
 use super::lanes::Write;
 use super::limits;
 use super::names::Names;
+use super::raw::{self, RawError};
 use super::room::Rooms;
 use super::streams::{self, Streams, StreamsError};
 use super::subscription::{self, Existing};
@@ -37,6 +38,8 @@ pub(super) enum SessionError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Write(#[from] WriteError),
+    #[error(transparent)]
+    Raw(#[from] RawError),
     #[error("{0}")]
     Nats(String),
 }
@@ -137,7 +140,7 @@ impl Sessions {
         }
         let time_at_high = match source.high {
             Some(high) if (now.first..=now.last).contains(&high.sequence) => {
-                time_at(stream, high.sequence).await?
+                raw::at(&self.jetstream, &self.names.stream, high.sequence).await?.map(|message| message.time)
             }
             _ => None,
         };
@@ -149,7 +152,8 @@ impl Sessions {
                 warn!("the stream {} was made anew: incarnation {incarnation}", self.names.stream);
             }
             Judgement::TailLost { after, new_from } => {
-                let from = first_after(stream, now.first..new_from, after).await?;
+                let from =
+                    first_after(&self.jetstream, &self.names.stream, now.first..new_from, after).await?;
                 let read_from = self.unread_by(stream, source.current()).await?;
                 source.thrown_back(from, read_from);
                 warn!(
@@ -309,36 +313,20 @@ pub(super) fn nanos(time: time::OffsetDateTime) -> i64 {
     i64::try_from(time.unix_timestamp_nanos()).unwrap_or(i64::MAX)
 }
 
-async fn time_at(stream: &Stream, sequence: u64) -> Result<Option<i64>, SessionError> {
-    match stream.get_raw_message(sequence).await {
-        Ok(message) => Ok(Some(nanos(message.time))),
-        Err(error) => match error.kind() {
-            RawMessageErrorKind::NoMessageFound => Ok(None),
-            _ => Err(SessionError::Nats(format!("message {sequence} cannot be read: {error}"))),
-        },
-    }
-}
-
 /// The first of these sequences whose message was taken in after this moment; their end, if none was.
-async fn first_after(stream: &Stream, among: Range<u64>, after: i64) -> Result<u64, SessionError> {
+async fn first_after(
+    jetstream: &Context,
+    stream: &str,
+    among: Range<u64>,
+    after: i64,
+) -> Result<u64, RawError> {
     let (mut from, mut to) = (among.start, among.end);
     while from < to {
         let middle = from + (to - from) / 2;
-        match next_from(stream, middle).await? {
-            Some((sequence, time)) if time <= after => from = sequence + 1,
+        match raw::next(jetstream, stream, middle).await? {
+            Some(message) if message.time <= after => from = message.sequence + 1,
             _ => to = middle,
         }
     }
     Ok(from)
-}
-
-/// The first message with at least this sequence.
-pub(super) async fn next_from(stream: &Stream, sequence: u64) -> Result<Option<(u64, i64)>, SessionError> {
-    match stream.raw_message_builder().sequence(sequence).next_by_subject(">").send().await {
-        Ok(message) => Ok(Some((message.sequence, nanos(message.time)))),
-        Err(error) => match error.kind() {
-            RawMessageErrorKind::NoMessageFound => Ok(None),
-            _ => Err(SessionError::Nats(format!("messages from {sequence} on cannot be read: {error}"))),
-        },
-    }
 }
