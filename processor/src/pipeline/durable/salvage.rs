@@ -1,6 +1,6 @@
 //! Sets aside messages whose headers no client can read. The server stores any bytes as headers; when it hands such a
 //! message out, the client takes its connection for broken, or the message for the end of a pull. What else was handed out
-//! with it comes again only after `ack_wait`, and so does the message itself, for ever. So what is handed out and not
+//! with it comes again only after `ack_wait`, and so does the message itself, indefinitely. So what is handed out and not
 //! acknowledged is read in another way, by JetStream's answers in JSON: the unreadable become dead letters, and the others
 //! are taken in at once. Decides nothing about events.
 
@@ -35,7 +35,7 @@ const NOTICED: Duration = Duration::from_millis(500);
 /// How many messages are read at a time.
 const AT_A_TIME: usize = 64;
 
-/// How often the log says that messages are set aside, at the most.
+/// The least time between two log lines about messages that are set aside.
 const SAY: Duration = Duration::from_secs(30);
 
 /// Why nothing could be looked through; it is tried again.
