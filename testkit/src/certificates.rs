@@ -8,18 +8,27 @@ use rcgen::{
 };
 use tempfile::TempDir;
 
-/// A certificate authority and two certificates by it: a server's for 127.0.0.1 and localhost, and a client's.
+/// A certificate authority and two certificates by it: a server's, and a client's.
 #[derive(Debug)]
 pub struct Certificates {
     dir: TempDir,
 }
 
 impl Certificates {
-    /// Creates them, with new keys.
+    /// Creates them, with new keys; the server's for 127.0.0.1 and localhost.
     ///
     /// # Errors
     /// Where the files cannot be written.
     pub fn new() -> anyhow::Result<Self> {
+        Self::for_servers(&["127.0.0.1", "localhost"])
+    }
+
+    /// With a server's certificate for these names, by which the server may be a client of its like as well.
+    ///
+    /// # Errors
+    /// Where the files cannot be written.
+    pub fn for_servers(names: &[&str]) -> anyhow::Result<Self> {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let dir = TempDir::new()?;
         let mut params = CertificateParams::new(Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -27,17 +36,14 @@ impl Certificates {
         params.distinguished_name.push(DnType::CommonName, "the test's own authority");
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         std::fs::write(dir.path().join("ca.crt"), authority.pem())?;
-        for (name, hosts, usage) in [
-            (
-                "server",
-                vec!["127.0.0.1".to_owned(), "localhost".to_owned()],
-                ExtendedKeyUsagePurpose::ServerAuth,
-            ),
-            ("client", vec!["replica".to_owned()], ExtendedKeyUsagePurpose::ClientAuth),
+        let (server, client) = (ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth);
+        for (name, hosts, usages) in [
+            ("server", names, vec![server, client.clone()]),
+            ("client", vec!["replica".to_owned()], vec![client]),
         ] {
             let mut params = CertificateParams::new(hosts)?;
             params.distinguished_name.push(DnType::CommonName, name);
-            params.extended_key_usages = vec![usage];
+            params.extended_key_usages = usages;
             let key = KeyPair::generate()?;
             let certificate = params.signed_by(&key, &authority)?;
             std::fs::write(dir.path().join(format!("{name}.crt")), certificate.pem())?;

@@ -50,7 +50,8 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 
 {{- define "taskpipeline.natsUrl" -}}
 {{- if .Values.nats.enabled -}}
-{{- printf "nats://%s:4222" (include "taskpipeline.natsName" .) -}}
+{{- $scheme := ternary "tls" "nats" (ne (include "taskpipeline.natsCaSecret" .) "") -}}
+{{- printf "%s://%s:4222" $scheme (include "taskpipeline.natsName" .) -}}
 {{- else -}}
 {{- required "nats.url: with nats.enabled=false, say where your NATS is" .Values.nats.url -}}
 {{- end -}}
@@ -61,6 +62,17 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- .Values.nats.auth.processorSecret | default (printf "%s-processor" (include "taskpipeline.natsName" .)) -}}
 {{- else -}}
 {{- .Values.nats.authSecretName -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The Secret with the authority of the bundled servers' certificates, where they have some. */ -}}
+{{- define "taskpipeline.natsCaSecret" -}}
+{{- if .Values.nats.enabled -}}
+{{- if .Values.nats.tls.secretName -}}
+{{- .Values.nats.tls.secretName -}}
+{{- else if .Values.nats.tls.issuerRef -}}
+{{- include "taskpipeline.natsName" . }}-tls
+{{- end -}}
 {{- end -}}
 {{- end -}}
 

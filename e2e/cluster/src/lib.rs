@@ -27,7 +27,7 @@ pub use operator::{OperatorPods, crd_is_installed, crd_is_removed};
 pub use pipeline::{condition, kv_secret, minimal};
 pub use pods::{Ended, PROCESSORS, exec, once, present, ready};
 pub use producer::{LOAD_PORT, Producer, create};
-pub use release::{Release, forward, log_in};
+pub use release::{Release, forward, log_in, login_of};
 pub use simulator::SimulatorPod;
 pub use taskpipeline_testkit::{Sample, eventually, samples, sum, within};
 pub use volume::{copy_volume, delete_volume};

@@ -31,7 +31,14 @@ impl Release {
     /// # Errors
     /// Where it does not get ready.
     pub async fn install(prefix: &str, chart: &Chart, values: &[&str]) -> anyhow::Result<Self> {
-        let namespace = Namespace::new(prefix).await?;
+        Self::install_in(Namespace::new(prefix).await?, chart, values).await
+    }
+
+    /// The same in a namespace that has something already.
+    ///
+    /// # Errors
+    /// Where it does not get ready.
+    pub async fn install_in(namespace: Namespace, chart: &Chart, values: &[&str]) -> anyhow::Result<Self> {
         let kv = SimulatorPod::start(&namespace, "token-1").await?;
         kv_secret(&namespace, "kv", "token-1").await?;
         let helm = Helm::new(&namespace, NAME)?;
@@ -81,6 +88,14 @@ pub async fn log_in(
     nats: &Forward,
     login: &str,
 ) -> anyhow::Result<async_nats::Client> {
+    Ok(login_of(namespace, login).await?.connect(nats.address.to_string()).await?)
+}
+
+/// What such a client logs in by.
+///
+/// # Errors
+/// Where there is no such Secret.
+pub async fn login_of(namespace: &Namespace, login: &str) -> anyhow::Result<async_nats::ConnectOptions> {
     let secret = namespace.api::<Secret>().get(&format!("{NAME}-nats-{login}")).await?;
     let data = secret.data.context("an empty Secret")?;
     let text = |key: &str| -> anyhow::Result<String> {
@@ -90,5 +105,5 @@ pub async fn log_in(
     if let Ok(prefix) = text("inboxPrefix") {
         options = options.custom_inbox_prefix(prefix);
     }
-    Ok(options.connect(nats.address.to_string()).await?)
+    Ok(options)
 }

@@ -154,6 +154,10 @@ pub struct Nats {
     /// with a scheme and a port `tls://host:4222`. Its key `pipelines` says which pipelines may use it; without, the first may.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth_secret_ref: Option<SecretRef>,
+    /// A Secret whose `ca.crt` the servers' certificates are checked against, such as cert-manager makes it; nothing else in it
+    /// gets to the replicas. It takes the place of the `ca.crt` of `authSecretRef`. Default: the authorities that the image knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretRef>,
     /// Events come on `{subjectPrefix}.created`, `.updated` and `.deleted`. Default: tasks.
     #[serde(default = "defaults::subject_prefix")]
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*$')")

@@ -3,11 +3,11 @@
 use std::fmt::Debug;
 
 use k8s_openapi::NamespaceResourceScope;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tracing::info;
 
@@ -50,29 +50,43 @@ where
         name: name.clone(),
         source,
     })?;
-    let json = |object: &T| {
+    let to_json = |object: &T| {
         serde_json::to_value(object).map_err(|source| ApplyError::Json {
             kind: kind.clone(),
             name: name.clone(),
             source,
         })
     };
-    let plain = json(wanted)?;
+    let refused = |source| ApplyError::Apply { kind: kind.clone(), name: name.clone(), source };
+    let plain = to_json(wanted)?;
     let mut desired = marked(plain.clone());
-    if let Some(live) = live {
-        let ours = wanted.meta().owner_references.iter().flatten().map(|owner| &owner.uid);
-        let has_ours =
-            |uid: &String| live.meta().owner_references.iter().flatten().any(|owner| owner.uid == *uid);
-        if !ours.into_iter().all(has_ours) {
-            return Err(ApplyError::NotOurs { kind, name });
+    let live = match live {
+        Some(live) => live,
+        None => {
+            info!("the {kind} {name} is made");
+            // By an apply, one that somebody else makes at this moment would become ours.
+            let params =
+                PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+            api.create(&params, wanted).await.map_err(refused)?
         }
-        let there = json(&live)?;
-        // In this order, so that the log names the place that matters.
-        let place = difference(&there, &plain).or_else(|| difference(&there, &desired));
-        let Some(place) = place else { return Ok(live) };
-        info!("the {kind} {name} is not as it should be: {place} is put right");
+    };
+    let ours = wanted.meta().owner_references.iter().flatten().map(|owner| &owner.uid);
+    let has_ours =
+        |uid: &String| live.meta().owner_references.iter().flatten().any(|owner| owner.uid == *uid);
+    if !ours.into_iter().all(has_ours) {
+        return Err(ApplyError::NotOurs { kind, name });
+    }
+    let there = to_json(&live)?;
+    // In this order, so that the log names the place that matters.
+    let place = difference(&there, &plain).or_else(|| difference(&there, &desired));
+    let Some(place) = place else { return Ok(live) };
+    if is_as_created(&live) {
+        // Fields that belong to a create are not taken away by an apply without them: from now on they belong to nobody.
+        let disowned = json!({"metadata": {"managedFields": [{}]}});
+        let params = PatchParams::default();
+        api.patch(&name, &params, &Patch::Merge(&disowned)).await.map_err(refused)?;
     } else {
-        info!("the {kind} {name} is made");
+        info!("the {kind} {name} is not as it should be: {place} is put right");
     }
     if let Value::Object(fields) = &mut desired {
         fields.insert("apiVersion".to_owned(), T::api_version(&()).into());
@@ -80,8 +94,15 @@ where
     }
     // What somebody else has claimed of it is ours.
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    let applied = api.patch(&name, &params, &Patch::Apply(&desired)).await;
-    applied.map_err(|source| ApplyError::Apply { kind, name, source })
+    api.patch(&name, &params, &Patch::Apply(&desired)).await.map_err(refused)
+}
+
+/// Whether fields of it still belong to the operator's create.
+fn is_as_created(live: &impl Resource) -> bool {
+    live.meta().managed_fields.iter().flatten().any(|entry| {
+        let is_ours = entry.manager.as_deref() == Some(FIELD_MANAGER);
+        is_ours && entry.operation.as_deref() == Some("Update") && entry.subresource.is_none()
+    })
 }
 
 /// With [`APPLIED`].
@@ -94,8 +115,6 @@ fn marked(mut desired: Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

@@ -21,7 +21,7 @@ use crate::api::{Mode, Room, Stream, TaskPipeline};
 
 use super::dereference::SecretFacts;
 use super::names::{self, labels, selector};
-use super::validate::{Login, NatsAuth, Validated};
+use super::validate::{CA, Login, NatsAuth, NatsCa, Validated};
 
 /// Where health and metrics are served.
 const PORT: i32 = 3001;
@@ -34,6 +34,9 @@ const AFTER_DRAIN: i64 = 10;
 
 /// Where the Secret to log in to NATS by is mounted.
 const NATS_AUTH: &str = "/etc/taskpipeline/nats-auth";
+
+/// Where the certificate authority of the servers is mounted.
+const NATS_CA: &str = "/etc/taskpipeline/nats-ca";
 
 /// Where a replica keeps the settings it saw last, for a restart while the API server is away.
 const STATE: &str = "/var/lib/taskpipeline";
@@ -240,7 +243,8 @@ fn template(pipeline: &TaskPipeline, validated: &Validated, image: &Image) -> Po
 }
 
 /// Which Secrets, and which versions of them: a changed one rolls the pods. Not a digest of what is in them, which would
-/// tell whether a guess is right.
+/// tell whether a guess is right. Without that of the certificate authority, which replicas read anew at each connection:
+/// cert-manager changes it whenever it renews the servers' certificate.
 fn seen_secrets(validated: &Validated) -> BTreeMap<String, String> {
     let seen = |secret: &SecretFacts| format!("{}/{}", secret.uid, secret.resource_version);
     let kv = ("taskpipeline.dev/kv-secret".to_owned(), seen(&validated.kv));
@@ -358,7 +362,7 @@ fn env(pipeline: &TaskPipeline, validated: &Validated) -> Vec<EnvVar> {
             env.push(from_secret(key, &validated.kv.name, key));
         }
     }
-    if let Some(NatsAuth { secret, login, has_ca, has_certificate }) = &validated.nats_auth {
+    if let Some(NatsAuth { secret, login, has_certificate }) = &validated.nats_auth {
         match login {
             Login::UserAndPassword => {
                 env.push(from_secret("NATS_USER", &secret.name, "user"));
@@ -379,9 +383,9 @@ fn env(pipeline: &TaskPipeline, validated: &Validated) -> Vec<EnvVar> {
             env.push(value("NATS_CERT", format!("{NATS_AUTH}/tls.crt")));
             env.push(value("NATS_KEY", format!("{NATS_AUTH}/tls.key")));
         }
-        if *has_ca {
-            env.push(value("NATS_CA", format!("{NATS_AUTH}/ca.crt")));
-        }
+    }
+    if validated.nats_ca.is_some() {
+        env.push(value("NATS_CA", format!("{NATS_CA}/{CA}")));
     }
     env.extend(spec.processor.env.iter().map(|(name, text)| value(name, text.clone())));
     env
@@ -409,9 +413,6 @@ fn files(validated: &Validated) -> Option<(&SecretFacts, Vec<&'static str>)> {
     if auth.has_certificate {
         keys.extend(["tls.crt", "tls.key"]);
     }
-    if auth.has_ca {
-        keys.push("ca.crt");
-    }
     (!keys.is_empty()).then_some((&auth.secret, keys))
 }
 
@@ -424,21 +425,24 @@ fn volumes(validated: &Validated) -> Vec<Volume> {
         }),
         ..Volume::default()
     };
-    let auth = files(validated).map(|(secret, keys)| Volume {
-        name: "nats-auth".to_owned(),
+    let auth = files(validated).map(|(secret, keys)| from_keys("nats-auth", &secret.name, &keys));
+    let ca = validated.nats_ca.as_ref().map(|NatsCa { secret }| from_keys("nats-ca", secret, &[CA]));
+    std::iter::once(state).chain(auth).chain(ca).collect()
+}
+
+/// A volume with these keys of a Secret, and no others.
+fn from_keys(name: &str, secret: &str, keys: &[&str]) -> Volume {
+    let item = |key: &&str| KeyToPath { key: (*key).to_owned(), path: (*key).to_owned(), mode: None };
+    Volume {
+        name: name.to_owned(),
         secret: Some(SecretVolumeSource {
-            secret_name: Some(secret.name.clone()),
+            secret_name: Some(secret.to_owned()),
             default_mode: Some(0o440),
-            items: Some(
-                keys.into_iter()
-                    .map(|key| KeyToPath { key: key.to_owned(), path: key.to_owned(), mode: None })
-                    .collect(),
-            ),
+            items: Some(keys.iter().map(item).collect()),
             ..SecretVolumeSource::default()
         }),
         ..Volume::default()
-    });
-    std::iter::once(state).chain(auth).collect()
+    }
 }
 
 fn mounts(validated: &Validated) -> Vec<VolumeMount> {
@@ -450,7 +454,8 @@ fn mounts(validated: &Validated) -> Vec<VolumeMount> {
         ..VolumeMount::default()
     };
     let auth = files(validated).map(|_| mount("nats-auth", NATS_AUTH, true));
-    std::iter::once(mount("state", STATE, false)).chain(auth).collect()
+    let ca = validated.nats_ca.as_ref().map(|_| mount("nats-ca", NATS_CA, true));
+    std::iter::once(mount("state", STATE, false)).chain(auth).chain(ca).collect()
 }
 
 fn none_if_empty<T>(all: Vec<T>) -> Option<Vec<T>> {

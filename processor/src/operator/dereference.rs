@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::Api;
 use kube::{Client, ResourceExt};
 
+use super::seniority::{age, older};
 use crate::api::TaskPipeline;
 
 /// What is known of a Secret.
@@ -39,6 +40,7 @@ pub(crate) enum Found {
 pub(crate) struct References {
     pub(crate) kv: Found,
     pub(crate) nats_auth: Option<Found>,
+    pub(crate) nats_ca: Option<Found>,
 }
 
 /// Why a Secret could not be looked at.
@@ -65,21 +67,20 @@ pub(crate) async fn dereference(
         Some(reference) => Some(find(&reference.name).await?),
         None => None,
     };
-    Ok(References { kv, nats_auth })
+    let nats_ca = match &pipeline.spec.nats.ca_secret_ref {
+        Some(reference) => Some(find(&reference.name).await?),
+        None => None,
+    };
+    Ok(References { kv, nats_auth, nats_ca })
 }
 
-/// The oldest of the other pipelines of its namespace that refers to this Secret, where it is older than this one.
+/// The oldest of the pipelines of its namespace that refers to this Secret, where that is not this one.
 fn claimed_by(secret: &str, pipeline: &TaskPipeline, all: &[Arc<TaskPipeline>]) -> Option<String> {
-    let age = |pipeline: &TaskPipeline| (pipeline.creation_timestamp(), pipeline.uid());
-    let refers = |other: &TaskPipeline| {
+    let refers = |other: &&Arc<TaskPipeline>| {
         let auth = other.spec.nats.auth_secret_ref.as_ref();
         other.spec.kv.secret_ref.name == secret || auth.is_some_and(|auth| auth.name == secret)
     };
-    let others = all.iter().filter(|other| {
-        other.namespace() == pipeline.namespace() && other.uid() != pipeline.uid() && refers(other)
-    });
-    let oldest = others.min_by_key(|other| age(other))?;
-    (age(oldest) < age(pipeline)).then(|| oldest.name_any())
+    older(pipeline, all).filter(refers).min_by_key(|other| age(other)).map(|oldest| oldest.name_any())
 }
 
 async fn find(

@@ -6,6 +6,7 @@ mod build;
 mod client;
 mod covers;
 mod dereference;
+mod invalid;
 mod leadership;
 mod lease_owner;
 mod metrics;
@@ -15,11 +16,13 @@ mod reconcile;
 #[cfg(test)]
 mod reconcile_tests;
 mod replicas;
+mod seniority;
 mod server;
 mod status;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod watched;
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -162,7 +165,8 @@ impl Operator {
         }
         let reporter =
             Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(self.identity.clone()) };
-        let controller = Controller::new(self.api::<TaskPipeline>(&client), watcher::Config::default());
+        let (kept, changes) = watched::pipelines(self.api(&client));
+        let controller = Controller::for_stream(changes, kept);
         let context = Arc::new(Context {
             client: client.clone(),
             image: Image {

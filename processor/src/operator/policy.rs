@@ -2,7 +2,14 @@
 //! whoever runs the operator allows it. Sidecar injectors, Vault and Multus act on annotations and labels, with the rights of the
 //! namespace; labels join Services and network policies; a priority class and many replicas push other pods out. Pure.
 
+use std::sync::Arc;
+
+use super::invalid::{Invalid, invalid};
+use super::seniority::older;
 use crate::api::TaskPipeline;
+
+/// The reason of a pipeline that is one too many.
+pub(crate) const TOO_MANY: &str = "TooManyPipelines";
 
 /// The longest drain, in seconds: so long a deleted pod may stay.
 const MOST_GRACE: u64 = 600;
@@ -19,21 +26,20 @@ pub(crate) struct Policy {
     /// How many replicas a pipeline may ask for
     #[arg(long, env = "MOST_REPLICAS", default_value_t = Policy::default().most_replicas)]
     most_replicas: i32,
+    /// How many pipelines of a namespace are carried out, the oldest first
+    #[arg(long, env = "MOST_PIPELINES", default_value_t = Policy::default().most_pipelines)]
+    most_pipelines: usize,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { allow_metadata: Vec::new(), allow_priority_classes: Vec::new(), most_replicas: 100 }
+        Self {
+            allow_metadata: Vec::new(),
+            allow_priority_classes: Vec::new(),
+            most_replicas: 100,
+            most_pipelines: 100,
+        }
     }
-}
-
-/// What a pipeline asks for and may not have.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub(crate) struct Forbidden {
-    /// One word, as a condition has it.
-    pub(crate) reason: &'static str,
-    pub(crate) message: String,
 }
 
 impl Policy {
@@ -41,12 +47,17 @@ impl Policy {
     #[cfg(test)]
     pub(super) fn open() -> Self {
         let any = || vec!["*".to_owned()];
-        Self { allow_metadata: any(), allow_priority_classes: any(), most_replicas: i32::MAX }
+        Self {
+            allow_metadata: any(),
+            allow_priority_classes: any(),
+            most_replicas: i32::MAX,
+            most_pipelines: usize::MAX,
+        }
     }
 
     /// # Errors
     /// The first thing that is not allowed.
-    pub(crate) fn allows(&self, pipeline: &TaskPipeline) -> Result<(), Forbidden> {
+    pub(crate) fn allows(&self, pipeline: &TaskPipeline) -> Result<(), Invalid> {
         let spec = &pipeline.spec;
         let processor = &spec.processor;
         let all = [("labels", &processor.labels), ("annotations", &processor.annotations)];
@@ -56,53 +67,70 @@ impl Policy {
                 .iter()
                 .any(|allowed| allowed == "*" || !allowed.is_empty() && key.starts_with(allowed))
             {
-                return Err(Forbidden {
-                    reason: "MetadataNotAllowed",
-                    message: format!(
+                return Err(invalid(
+                    "MetadataNotAllowed",
+                    format!(
                         "spec.processor.{field}: this operator allows no {key:?}, since other controllers may act on it with \
                          rights of their own. Whoever runs the operator can allow it (--allow-metadata, in the chart \
                          operator.allow.metadata)"
                     ),
-                });
+                ));
             }
         }
         if let Some(class) = &processor.priority_class_name
             && !self.allow_priority_classes.iter().any(|allowed| allowed == "*" || allowed == class)
         {
-            return Err(Forbidden {
-                reason: "PriorityClassNotAllowed",
-                message: format!(
+            return Err(invalid(
+                "PriorityClassNotAllowed",
+                format!(
                     "spec.processor.priorityClassName: this operator does not allow {class}, since it may push out pods of \
                      others. Whoever runs the operator can allow it (--allow-priority-classes, in the chart \
                      operator.allow.priorityClasses)"
                 ),
-            });
+            ));
         }
         if let Some(replicas) = spec.replicas.filter(|replicas| *replicas > self.most_replicas) {
-            return Err(Forbidden {
-                reason: "TooManyReplicas",
-                message: format!(
+            return Err(invalid(
+                "TooManyReplicas",
+                format!(
                     "spec.replicas is {replicas}, and this operator allows {}. Whoever runs the operator can allow more \
                      (--most-replicas, in the chart operator.allow.replicas)",
                     self.most_replicas
                 ),
-            });
+            ));
         }
         let grace = processor.env.get("SHUTDOWN_GRACE").and_then(|text| humantime::parse_duration(text).ok());
         if grace.is_some_and(|grace| grace.as_secs() > MOST_GRACE) {
-            return Err(Forbidden {
-                reason: "InvalidSpec",
-                message:
-                    "spec.processor.env: SHUTDOWN_GRACE must be at most 10m: so long a deleted pod may stay"
-                        .to_owned(),
-            });
+            return Err(invalid(
+                "InvalidSpec",
+                "spec.processor.env: SHUTDOWN_GRACE must be at most 10m: so long a deleted pod may stay",
+            ));
         }
         Ok(())
+    }
+
+    /// Whether it is one of the pipelines that are carried out.
+    ///
+    /// # Errors
+    /// Where as many older ones are in its namespace as this operator carries out.
+    pub(crate) fn admits(&self, pipeline: &TaskPipeline, all: &[Arc<TaskPipeline>]) -> Result<(), Invalid> {
+        let most = self.most_pipelines;
+        if older(pipeline, all).take(most).count() < most {
+            return Ok(());
+        }
+        Err(invalid(
+            TOO_MANY,
+            format!(
+                "this operator carries out {most} pipelines of a namespace, the oldest ones. Delete one that is not needed, or \
+                 have whoever runs the operator allow more (--most-pipelines, in the chart operator.allow.pipelines)"
+            ),
+        ))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use serde_json::{Value, json};
 
     use super::*;
@@ -115,6 +143,26 @@ mod tests {
 
     fn reason(policy: &Policy, change: &Value) -> &'static str {
         policy.allows(&pipeline(change)).map_or_else(|forbidden| forbidden.reason, |()| "")
+    }
+
+    #[test]
+    fn the_oldest_pipelines_of_a_namespace_are_carried_out_and_those_of_others_do_not_count() {
+        let made = |namespace: &str, second: i64| {
+            let mut made = pipeline(&json!({}));
+            made.metadata.namespace = Some(namespace.to_owned());
+            made.metadata.uid = Some(format!("{namespace}-{second}"));
+            let at = k8s_openapi::jiff::Timestamp::from_second(second).unwrap();
+            made.metadata.creation_timestamp = Some(Time(at));
+            Arc::new(made)
+        };
+        let crowd = (0..10_000).map(|second| made("tenant", second));
+        let all: Vec<_> = crowd.chain([made("shop", 20_000)]).collect();
+        let policy = Policy::default();
+        let refused = all.iter().filter_map(|pipeline| policy.admits(pipeline, &all).err());
+        let refused: Vec<_> = refused.map(|invalid| invalid.reason).collect();
+        assert_eq!(refused, [TOO_MANY; 9_900]);
+        assert_eq!(policy.admits(&all[99], &all), Ok(()));
+        assert_eq!(policy.admits(&all[10_000], &all), Ok(()));
     }
 
     #[test]
@@ -142,6 +190,7 @@ mod tests {
             allow_metadata: vec![String::new(), "example.org/".to_owned(), "team".to_owned()],
             allow_priority_classes: vec!["system-cluster-critical".to_owned()],
             most_replicas: 1,
+            most_pipelines: 1,
         };
         assert_eq!(reason(&open, &metadata("labels", "example.org/owner")), "");
         assert_eq!(reason(&open, &metadata("annotations", "team")), "");

@@ -19,17 +19,21 @@ use tracing::{info, warn};
 use super::apply::{ApplyError, apply};
 use super::build::{Image, Objects, build};
 use super::dereference::{DereferenceError, dereference};
+use super::invalid::Invalid;
 use super::metrics::OperatorMetrics;
 use super::names::{FIELD_MANAGER, owned};
-use super::policy::Policy;
+use super::policy::{Policy, TOO_MANY};
 use super::replicas;
 use super::status::{self, Outcome, is_said, status};
-use super::validate::{Invalid, validate};
+use super::validate::validate;
 use crate::api::{PROCESSOR_MANAGER, TaskPipeline};
 
 /// How often a pipeline is looked at though nothing has happened: its Secrets may have changed, which cannot be watched
 /// without a right to list them all.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// The same for one that is too many for its namespace: thousands of these must not keep others waiting.
+const LOOK_AGAIN_AT_TOO_MANY: Duration = Duration::from_secs(600);
 
 /// The wait after a first failure; twice as long after each other, and a part of it by chance.
 const BACK_OFF: Duration = Duration::from_secs(1);
@@ -82,13 +86,10 @@ pub(crate) async fn reconcile(
         Err(_) => "failed",
     };
     context.metrics.reconciled(outcome, began.elapsed());
-    match result {
-        Ok(_) => {
-            context.failures().remove(&name);
-            Ok(Action::requeue(LOOK_AGAIN))
-        }
-        Err(error) => Err(error),
-    }
+    let invalid = result?;
+    context.failures().remove(&name);
+    let is_too_many = invalid.is_some_and(|invalid| invalid.reason == TOO_MANY);
+    Ok(Action::requeue(if is_too_many { LOOK_AGAIN_AT_TOO_MANY } else { LOOK_AGAIN }))
 }
 
 /// When a pipeline that failed is tried again.
@@ -140,7 +141,15 @@ async fn carry_out(pipeline: &TaskPipeline, context: &Context) -> Result<Option<
     if pipeline.meta().deletion_timestamp.is_some() {
         return Ok(None);
     }
-    let done = apply_all(pipeline, context).await;
+    // Where nothing is watched, there are no others.
+    let _ = context.pipelines.wait_until_ready().await;
+    let all = context.pipelines.state();
+    if let Err(invalid) = context.policy.admits(pipeline, &all) {
+        let live = live(pipeline, context).await?;
+        say(pipeline, context, &Outcome::Invalid(&invalid, live.as_ref())).await?;
+        return Ok(Some(invalid));
+    }
+    let done = apply_all(pipeline, &all, context).await;
     let live = match &done {
         Ok(Ok(deployment)) => Some(deployment.clone()),
         _ => live(pipeline, context).await?,
@@ -163,12 +172,12 @@ async fn carry_out(pipeline: &TaskPipeline, context: &Context) -> Result<Option<
 
 async fn apply_all(
     pipeline: &TaskPipeline,
+    all: &[Arc<TaskPipeline>],
     context: &Context,
 ) -> Result<Result<Deployment, Invalid>, ReconcileError> {
     let client = &context.client;
-    // Whose a Secret is depends on the others that refer to it. Where nothing is watched, there are none.
-    let _ = context.pipelines.wait_until_ready().await;
-    let found = dereference(client, pipeline, &context.pipelines.state()).await?;
+    // Whose a Secret is depends on the others that refer to it.
+    let found = dereference(client, pipeline, all).await?;
     let validated = match validate(pipeline, &found, &context.policy) {
         Ok(validated) => validated,
         Err(invalid) => return Ok(Err(invalid)),

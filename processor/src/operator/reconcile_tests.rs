@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::build::Image;
 use super::metrics::OperatorMetrics;
-use super::names::REPLICAS_MANAGER;
+use super::names::{FIELD_MANAGER, REPLICAS_MANAGER};
 use super::policy::Policy;
 use super::reconcile::{Context, after_failure, back_off, reconcile};
 use crate::api::TaskPipeline;
@@ -50,6 +50,13 @@ impl Server {
         }
         let said: Value = serde_json::from_slice(body).unwrap();
         if *method == Method::POST {
+            if let Some(name) = said["metadata"]["name"].as_str() {
+                let mut made = said.clone();
+                made["metadata"]["managedFields"] =
+                    json!([{"manager": FIELD_MANAGER, "operation": "Update"}]);
+                objects.insert(format!("{path}/{name}"), made.clone());
+                return (StatusCode::CREATED, axum::Json(made)).into_response();
+            }
             return (StatusCode::CREATED, axum::Json(said)).into_response();
         }
         let object = objects.entry(base.to_owned()).or_insert_with(|| json!({}));
@@ -201,6 +208,24 @@ async fn a_second_pass_writes_nothing_and_drift_is_put_right_alone() {
         bench.server.get(DEPLOYMENT)["spec"]["template"]["spec"]["containers"][0]["image"],
         "taskpipeline:1"
     );
+}
+
+#[tokio::test]
+async fn an_object_that_somebody_else_makes_at_the_same_moment_does_not_become_ours() {
+    const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/shop/deployments";
+    let bench = Bench::start().await;
+    // It is not there when it is looked for, and there when it is made.
+    bench.server.fail(Method::POST, DEPLOYMENTS, 409);
+    bench.reconcile().await.unwrap_err();
+    let writes = bench.server.writes();
+    assert!(writes.contains(&format!("POST {DEPLOYMENTS}")), "{writes:?}");
+    bench.server.mend();
+    let theirs = json!({"metadata": {"name": "tasks-processor", "namespace": "shop"}, "spec": {"replicas": 1,
+        "selector": {}, "template": {}}});
+    bench.server.put(DEPLOYMENT, theirs.clone());
+    let error = bench.reconcile().await.unwrap_err();
+    assert!(error.contains("belongs to something else"), "{error}");
+    assert_eq!(bench.server.get(DEPLOYMENT), theirs);
 }
 
 #[tokio::test]

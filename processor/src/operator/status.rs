@@ -7,8 +7,8 @@ use kube::ResourceExt;
 
 use crate::api::{ConditionType, Said, TaskPipeline};
 
+use super::invalid::Invalid;
 use super::names::{owned, selector};
-use super::validate::Invalid;
 
 /// What the last attempt to carry out a spec came to.
 #[derive(Clone, Debug)]

@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use super::build::{Image, Objects, build};
 use super::covers::difference;
 use super::dereference::{Found, References, SecretFacts};
+use super::invalid::Invalid;
 use super::policy::Policy;
 use super::status::{OperatorStatus, Outcome, is_said, status, unknown};
-use super::validate::{Invalid, Validated, validate};
+use super::validate::{Validated, validate};
 use crate::api::{TaskPipeline, TaskPipelineStatus};
 
 fn pipeline(yaml: &str) -> TaskPipeline {
@@ -42,6 +43,7 @@ fn references(version: &str) -> References {
     References {
         kv: secret("cloudflare-kv", version, &["CF_ACCOUNT_ID", "CF_NAMESPACE_ID", "CF_API_TOKEN"], &[]),
         nats_auth: Some(secret("tasks-nats-auth", version, &["creds", "ca.crt"], &hosts)),
+        nats_ca: None,
     }
 }
 
@@ -327,7 +329,8 @@ fn every_example_can_be_run_once_its_placeholders_are_replaced() {
             pipeline.validate_cel().unwrap();
             let auth = spec["nats"]["authSecretRef"]["name"].as_str().unwrap();
             let kv = example_secret(&manifests, spec["kv"]["secretRef"]["name"].as_str().unwrap());
-            let found = References { kv, nats_auth: Some(example_secret(&manifests, auth)) };
+            let nats_auth = Some(example_secret(&manifests, auth));
+            let found = References { kv, nats_auth, nats_ca: None };
             validate(&pipeline, &found, &Policy::open()).unwrap();
             run.push(name.clone());
         }

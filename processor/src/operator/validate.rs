@@ -7,13 +7,18 @@ use crate::api::{Mode, TaskPipeline};
 use crate::config::{Tuning, scheme_fault};
 
 use super::dereference::{Found, References, SecretFacts};
+use super::invalid::{Invalid, invalid};
 use super::policy::Policy;
+
+/// The key of a Secret that cert-manager has a certificate authority in, too.
+pub(crate) const CA: &str = "ca.crt";
 
 /// A pipeline that can be run.
 #[derive(Clone, Debug)]
 pub(crate) struct Validated {
     pub(crate) kv: SecretFacts,
     pub(crate) nats_auth: Option<NatsAuth>,
+    pub(crate) nats_ca: Option<NatsCa>,
 }
 
 /// How the replicas log in to NATS.
@@ -21,10 +26,14 @@ pub(crate) struct Validated {
 pub(crate) struct NatsAuth {
     pub(crate) secret: SecretFacts,
     pub(crate) login: Login,
-    /// Whether it brings a certificate authority.
-    pub(crate) has_ca: bool,
     /// Whether it brings a certificate for the replicas, and its key.
     pub(crate) has_certificate: bool,
+}
+
+/// The Secret with the certificate authority of the servers, in its key `ca.crt`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NatsCa {
+    pub(crate) secret: String,
 }
 
 /// By which keys of the Secret.
@@ -38,19 +47,6 @@ pub(crate) enum Login {
     None,
 }
 
-/// What has to be mended.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub(crate) struct Invalid {
-    /// One word, as a condition has it.
-    pub(crate) reason: &'static str,
-    pub(crate) message: String,
-}
-
-fn invalid(reason: &'static str, message: impl Into<String>) -> Invalid {
-    Invalid { reason, message: message.into() }
-}
-
 /// See the module's head.
 ///
 /// # Errors
@@ -62,7 +58,7 @@ pub(crate) fn validate(
 ) -> Result<Validated, Invalid> {
     let spec = &pipeline.spec;
     Tuning::try_from(spec).map_err(|error| invalid("InvalidSpec", error.to_string()))?;
-    policy.allows(pipeline).map_err(|forbidden| invalid(forbidden.reason, forbidden.message))?;
+    policy.allows(pipeline)?;
     if spec.delivery.mode == Mode::Core && spec.delivery.stream.is_some() {
         return Err(invalid("InvalidSpec", "spec.delivery.stream: has no meaning in mode Core"));
     }
@@ -77,7 +73,8 @@ pub(crate) fn validate(
         has(kv, "CF_ACCOUNT_ID", "spec.kv.secretRef")?;
     }
     let nats_auth = found.nats_auth.as_ref().map(|auth| nats_auth(auth, pipeline, &hosts)).transpose()?;
-    Ok(Validated { kv: kv.clone(), nats_auth })
+    let nats_ca = nats_ca(found)?;
+    Ok(Validated { kv: kv.clone(), nats_auth, nats_ca })
 }
 
 fn there<'a>(found: &'a Found, field: &str) -> Result<&'a SecretFacts, Invalid> {
@@ -125,7 +122,7 @@ fn nats_auth(found: &Found, pipeline: &TaskPipeline, hosts: &[Address]) -> Resul
     is_for(secret, pipeline, "spec.nats.authSecretRef")?;
     let name = &secret.name;
     let has = |key| secret.keys.contains(key);
-    let (has_ca, has_certificate) = (has("ca.crt"), has("tls.crt"));
+    let (has_ca, has_certificate) = (has(CA), has("tls.crt"));
     if has_certificate != has("tls.key") {
         return Err(invalid(
             "SecretKeyMissing",
@@ -162,7 +159,20 @@ fn nats_auth(found: &Found, pipeline: &TaskPipeline, hosts: &[Address]) -> Resul
             ),
         ));
     }
-    Ok(NatsAuth { secret: secret.clone(), login, has_ca, has_certificate })
+    Ok(NatsAuth { secret: secret.clone(), login, has_certificate })
+}
+
+/// A certificate authority is no secret: any pipeline may refer to any.
+fn nats_ca(found: &References) -> Result<Option<NatsCa>, Invalid> {
+    if let Some(ca) = &found.nats_ca {
+        let secret = there(ca, "spec.nats.caSecretRef")?;
+        has(secret, CA, "spec.nats.caSecretRef")?;
+        return Ok(Some(NatsCa { secret: secret.name.clone() }));
+    }
+    Ok(match &found.nats_auth {
+        Some(Found::There(auth)) if auth.keys.contains(CA) => Some(NatsCa { secret: auth.name.clone() }),
+        _ => None,
+    })
 }
 
 /// Where a server is.
@@ -255,7 +265,11 @@ mod tests {
     }
 
     fn reason(url: &str, kv: Found, nats_auth: Option<Found>) -> &'static str {
-        match validate(&pipeline(url), &References { kv, nats_auth }, &Policy::default()) {
+        reason_of(url, &References { kv, nats_auth, nats_ca: None })
+    }
+
+    fn reason_of(url: &str, found: &References) -> &'static str {
+        match validate(&pipeline(url), found, &Policy::default()) {
             Ok(_) => "",
             Err(invalid) => invalid.reason,
         }
@@ -271,6 +285,24 @@ mod tests {
         assert_eq!(reason("nats://n", secret("x", &ALL[1..], &[]), None), "SecretKeyMissing");
         let elsewhere = secret("x", &["CF_API_BASE_URL", ALL[1], ALL[2]], &[]);
         assert_eq!(reason("nats://n", elsewhere, None), "");
+    }
+
+    #[test]
+    fn a_certificate_authority_takes_the_place_of_that_of_the_login() {
+        let found = |nats_ca| References {
+            kv: secret("cloudflare-kv", &ALL, &[]),
+            nats_auth: Some(secret("login", &["token", CA], &["n"])),
+            nats_ca,
+        };
+        let ca = |found: References| {
+            validate(&pipeline("tls://n"), &found, &Policy::default()).map(|validated| validated.nats_ca)
+        };
+        assert_eq!(ca(found(None)), Ok(Some(NatsCa { secret: "login".to_owned() })));
+        let own = Some(secret("servers", &["tls.crt", "tls.key", CA], &[]));
+        assert_eq!(ca(found(own)), Ok(Some(NatsCa { secret: "servers".to_owned() })));
+        assert_eq!(reason_of("tls://n", &found(Some(Found::Missing("x".to_owned())))), "SecretMissing");
+        let without = Some(secret("servers", &["tls.crt", "tls.key"], &[]));
+        assert_eq!(reason_of("tls://n", &found(without)), "SecretKeyMissing");
     }
 
     #[test]

@@ -26,8 +26,9 @@ struct Crd {
 
 const PROMETHEUS_OPERATOR: Version = Version(0, 94, 1);
 const KEDA: Version = Version(2, 21, 0);
+const CERT_MANAGER: Version = Version(1, 21, 2);
 
-const CRDS: [Crd; 3] = [
+const CRDS: [Crd; 4] = [
     Crd {
         repository: "prometheus-operator/prometheus-operator",
         module: "github.com/prometheus-operator/prometheus-operator",
@@ -49,13 +50,20 @@ const CRDS: [Crd; 3] = [
         path: "config/crd/bases/keda.sh_scaledobjects.yaml",
         sha256: "af35555862a83933b074af14ad439c4b4ceabaf4daa3e9338e9b23e36d308d80",
     },
+    Crd {
+        repository: "cert-manager/cert-manager",
+        module: "github.com/cert-manager/cert-manager",
+        version: CERT_MANAGER,
+        path: "deploy/crds/cert-manager.io_certificates.yaml",
+        sha256: "7ad91029c00ec959d54215b19d3b1a9b7e0247eaa60f987151c2b70d8661f8af",
+    },
 ];
 
 /// The folder that they lie in.
 pub(super) fn find(shop: &Workshop) -> Result<PathBuf> {
-    let key = format!("foreign-crds-{PROMETHEUS_OPERATOR}-{KEDA}");
+    let key = format!("foreign-crds-{PROMETHEUS_OPERATOR}-{KEDA}-{CERT_MANAGER}");
     shop.cache.entry(&key, |folder, _| {
-        shop.progress.step("get the CRDs of the Prometheus operator and of KEDA", || {
+        shop.progress.step("get the CRDs of the Prometheus operator, KEDA and cert-manager", || {
             CRDS.iter().try_for_each(|crd| crd.get(folder))
         })
     })

@@ -9,4 +9,5 @@ mod pipeline;
 mod restore;
 mod rights;
 mod tenants;
+mod tls;
 mod values;

@@ -116,14 +116,21 @@ async fn the_configuration_in_docker_compose_yml_passes_promtool_with_the_alert_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn podmonitor_prometheusrule_hpa_and_scaledobject_pass_a_dry_run_against_their_real_crds() {
+async fn podmonitor_prometheusrule_hpa_scaledobject_and_certificate_pass_a_dry_run_against_their_real_crds() {
     let namespace = Namespace::new("dry-run").await.unwrap();
     crd_is_installed(&namespace.client).await.unwrap();
     let crds = ForeignCrds::bring(&namespace.client).await.unwrap();
     let taken = all_enabled(&namespace).await;
     crds.take_away().await.unwrap();
     let taken = taken.unwrap();
-    for kind in ["PodMonitor", "PrometheusRule", "HorizontalPodAutoscaler", "ConfigMap", "ScaledObject"] {
+    for kind in [
+        "PodMonitor",
+        "PrometheusRule",
+        "HorizontalPodAutoscaler",
+        "ConfigMap",
+        "ScaledObject",
+        "Certificate",
+    ] {
         assert!(taken.iter().any(|what| what.starts_with(&format!("{kind} "))), "no {kind} in {taken:?}");
     }
     println!("taken by the API server:\n{}", taken.join("\n"));
@@ -139,6 +146,8 @@ async fn all_enabled(namespace: &Namespace) -> anyhow::Result<Vec<String>> {
         "monitoring.rules.labels.release=prometheus",
         "monitoring.dashboard.enabled=true",
         "autoscaling.enabled=true",
+        "nats.tls.issuerRef.name=internal",
+        "nats.tls.issuerRef.kind=ClusterIssuer",
     ];
     let manifests = Helm::new(namespace, "demo")?.template(&Chart::current(), &values).await?;
     let dry_run = DryRun::new(namespace).await?;

@@ -40,6 +40,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{- /* The scheme of the servers' addresses. */ -}}
+{{- define "nats.scheme" -}}{{ ternary "tls" "nats" (ne (include "nats.tlsSecret" .) "") }}{{- end -}}
+
+{{- /* The Secret with the servers' certificate, where they have one. */ -}}
+{{- define "nats.tlsSecret" -}}
+{{- if .Values.tls.secretName -}}
+{{- .Values.tls.secretName -}}
+{{- else if .Values.tls.issuerRef -}}
+{{- include "nats.fullname" . }}-tls
+{{- end -}}
+{{- end -}}
+
 {{- define "nats.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532
