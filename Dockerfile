@@ -69,7 +69,7 @@ VOLUME /data
 EXPOSE 8787
 ENTRYPOINT ["node_modules/.bin/wrangler"]
 CMD ["dev", "--ip", "0.0.0.0", "--port", "8787", "--inspector-port", "0", "--persist-to", "/data", \
-     "--log-level", "warn", "--show-interactive-dev-session=false"]
+     "--log-level", "warn", "--show-interactive-dev-session=false", "--var", "LIST_CACHE_SECONDS:0"]
 
 FROM ${RUNTIME_IMAGE} AS demo
 LABEL org.opencontainers.image.title="TaskPipeline demo" \

@@ -16,8 +16,9 @@ use crate::reader::{ListedKey, MAX_BULK_KEYS, MAX_LIST_KEYS, ReadError, TaskRead
 /// short page with a cursor, instead of a request that walks the whole namespace.
 const MAX_LIST_CALLS: usize = 5;
 
-/// The fewest keys a list call asks for: a call costs the same however many it gives.
-const MIN_LIST_KEYS: usize = 100;
+/// How many keys a list call asks for where they may be enough, and [`MAX_LIST_KEYS`] elsewhere: a call costs the same however
+/// many it gives, and there are two sizes only, so that like requests share their list calls.
+const FEW_LIST_KEYS: usize = 100;
 
 /// The fewest values that are read together where a list call does not say enough.
 const MIN_READ: usize = 10;
@@ -85,7 +86,7 @@ pub(crate) async fn page<T: Listed>(
     let mut room = query.limit;
     let mut from = query.cursor.clone().unwrap_or_default();
     for _ in 0..MAX_LIST_CALLS {
-        let most = room.clamp(MIN_LIST_KEYS, MAX_LIST_KEYS);
+        let most = if room <= FEW_LIST_KEYS { FEW_LIST_KEYS } else { MAX_LIST_KEYS };
         let listed = reader.list(KEY_PREFIX, most, from.page.as_deref()).await?;
         let keys = listed.keys.into_iter().filter(|key| !from.is_past(&key.name));
         let mut waiting: VecDeque<_> = keys.filter_map(|key| candidate(key, query.status)).collect();

@@ -3,6 +3,7 @@
 //! One `axum` router over a [`TaskReader`] runs in workerd (the `worker` module, wasm only) and natively
 //! (tests and the demo, over a [`MemoryReader`]). Nothing here writes to KV or knows how tasks came there.
 
+mod cached;
 mod catalog;
 mod correlation;
 mod cursor;
@@ -18,6 +19,7 @@ mod views;
 #[cfg(target_arch = "wasm32")]
 mod worker;
 
+pub use cached::{Cached, ListCache};
 pub use memory::MemoryReader;
 pub use reader::{KeyPage, ListedKey, MAX_BULK_KEYS, MAX_LIST_KEYS, ReadError, TaskReader};
 pub use routes::router;

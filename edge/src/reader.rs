@@ -5,6 +5,8 @@
 use std::collections::HashMap;
 use std::future::Future;
 
+use serde::{Deserialize, Serialize};
+
 /// The most keys one [`TaskReader::list`] may ask for.
 pub const MAX_LIST_KEYS: usize = 1000;
 
@@ -35,7 +37,7 @@ pub trait TaskReader: Send + Sync + 'static {
 }
 
 /// What one list call gives.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyPage {
     /// The keys, in order.
     pub keys: Vec<ListedKey>,
@@ -44,7 +46,7 @@ pub struct KeyPage {
 }
 
 /// A key as a list call gives it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListedKey {
     /// The whole key, prefix included.
     pub name: String,

@@ -11,14 +11,21 @@ use axum::response::{IntoResponse, Response};
 use tower_service::Service;
 use worker::kv::{KvError, KvStore, ListResponse};
 use worker::send::SendFuture;
-use worker::{Context, Env, HttpRequest, event};
+use worker::{Cache, Context, Env, HttpRequest, event};
 
+use crate::cached::{Cached, ListCache};
 use crate::correlation::Correlation;
 use crate::errors::{EdgeError, Fault};
 use crate::reader::{KeyPage, ListedKey, ReadError, TaskReader};
 use crate::routes::{self, Audience};
 
 const BINDING: &str = "TASKS_KV";
+
+/// For how many seconds list calls are remembered; 0: not at all.
+const LIST_CACHE: &str = "LIST_CACHE_SECONDS";
+
+/// Where it is not said.
+const LIST_CACHE_SECONDS: u32 = 30;
 
 /// How long the edge may keep a value, in seconds: the least that Cloudflare allows.
 const CACHE_TTL: u64 = 30;
@@ -38,8 +45,52 @@ async fn fetch(request: worker::Request, env: Env, _context: Context) -> worker:
     };
     // Nobody reads a body here.
     let request: Request<Body> = request.map(|_| Body::empty());
-    let Ok(response) = routes::router(KvReader::new(&env)).call(request).await;
+    let lists = Cached::new(KvReader::new(&env), Lists::new(&env));
+    let Ok(response) = routes::router(lists).call(request).await;
     Ok(response)
+}
+
+/// Cloudflare's cache at this place. On `workers.dev` it keeps nothing; on a domain of one's own it does.
+struct Lists {
+    seconds: u32,
+}
+
+impl Lists {
+    fn new(env: &Env) -> Self {
+        let said = env.var(LIST_CACHE).ok().and_then(|said| said.to_string().trim().parse().ok());
+        Self { seconds: said.unwrap_or(LIST_CACHE_SECONDS) }
+    }
+
+    /// Keys of this cache are addresses; nobody has this one.
+    fn address(key: &str) -> String {
+        format!("https://lists.taskpipeline.invalid/{key}")
+    }
+}
+
+impl ListCache for Lists {
+    fn get(&self, key: &str) -> impl Future<Output = Option<String>> + Send {
+        SendFuture::new(async move {
+            if self.seconds == 0 {
+                return None;
+            }
+            // A cache that fails is as one that has nothing.
+            let mut kept = Cache::default().get(Self::address(key), true).await.ok()??;
+            kept.text().await.ok()
+        })
+    }
+
+    fn put(&self, key: &str, text: String) -> impl Future<Output = ()> + Send {
+        SendFuture::new(async move {
+            if self.seconds == 0 {
+                return;
+            }
+            let Ok(response) = worker::Response::ok(text) else { return };
+            let headers = worker::Headers::new();
+            if headers.set("cache-control", &format!("public, max-age={}", self.seconds)).is_ok() {
+                let _ = Cache::default().put(Self::address(key), response.with_headers(headers)).await;
+            }
+        })
+    }
 }
 
 /// The KV binding.

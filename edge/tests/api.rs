@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};
-use support::{Answer, ScriptedReader, counted, edge, get, many, store, task};
+use support::{Answer, ScriptedReader, counted, counted_and_cached, edge, get, many, store, task};
 use taskpipeline_contract::{Status, Task, TaskMetadata};
 use taskpipeline_edge::{ListedKey, MemoryReader, router};
 
@@ -118,6 +118,28 @@ async fn fifty_requests_for_what_is_not_there_cost_250_list_calls_at_the_most() 
     let (lists, gets, bulk) = counts.seen();
     println!("50 requests: {lists} list calls of {} keys", counts.listed_keys.load(Ordering::SeqCst) / lists);
     assert_eq!((lists, gets, bulk), (250, 0, 0));
+}
+
+#[tokio::test]
+async fn like_requests_share_their_list_calls_and_show_the_same() {
+    let tasks = || many(2_000, |n| if n % 90 == 0 { Status::Cancelled } else { Status::Pending });
+    let ((plain, _), (cached, counts)) = (counted(tasks()), counted_and_cached(tasks()));
+    let mut requests = 0;
+    for _ in 0..10 {
+        for query in
+            ["", "?status=cancelled&limit=1", "?limit=7&status=cancelled&other=x", "?status=completed"]
+        {
+            for path in ["/", "/api/tasks"] {
+                let uri = format!("{path}{query}");
+                let (one, other) = (get(&plain, &uri).await, get(&cached, &uri).await);
+                assert_eq!((one.status, &one.body), (other.status, &other.body), "{uri}");
+                requests += 1;
+            }
+        }
+    }
+    let (lists, ..) = counts.seen();
+    println!("{requests} requests of 8 kinds: {lists} list calls");
+    assert_eq!(lists, 5);
 }
 
 #[tokio::test]

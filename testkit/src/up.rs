@@ -27,6 +27,14 @@ impl Up {
     /// # Errors
     /// Where it does not get there; its last lines are in the error.
     pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// With more arguments.
+    ///
+    /// # Errors
+    /// Where it does not get there; its last lines are in the error.
+    pub async fn start_with(arguments: &[&str]) -> anyhow::Result<Self> {
         let (nats, edge, processor) = (free_port()?, free_port()?, free_port()?);
         let data = TempDir::new()?;
         let mut command = Command::new(program("TASKPIPELINE_XTASK", &["xtask"])?);
@@ -34,7 +42,7 @@ impl Up {
         for (flag, port) in [("--nats-port", nats), ("--edge-port", edge), ("--processor-port", processor)] {
             command.args([flag, &port.to_string()]);
         }
-        command.arg("--data").arg(data.path());
+        command.arg("--data").arg(data.path()).args(arguments);
         let mut up = Self { process: Process::spawn("xtask up", &mut command)?, nats, edge, processor, data };
         up.ready().await?;
         Ok(up)

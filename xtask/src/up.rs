@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// Where NATS and the KV keep their data [default: up/ in the target folder]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// For how long the Worker remembers lists, as it does on Cloudflare; here, what was published is to be seen at once
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    list_cache: u32,
 }
 
 /// What was got and built before anything starts.
@@ -103,7 +106,7 @@ fn start(
         })
     })?;
     shop.progress.step("start the Worker (wrangler dev)", || {
-        processes.start("wrangler", &mut wrangler(shop, parts, edge, data)?)?;
+        processes.start("wrangler", &mut wrangler(shop, parts, options, data)?)?;
         processes.wait_until("the Worker's /health answers 200", Duration::from_secs(90), || {
             http::status(edge, "/health") == Some(200)
         })
@@ -124,8 +127,10 @@ fn start(
             // Shorter than what we give it before we end it.
             .env("SHUTDOWN_GRACE", "10s");
         // Real credentials in this shell are not for the NATS started here.
-        for name in ["NATS_CREDS", "NATS_USER", "NATS_PASSWORD"] {
-            command.env_remove(name);
+        for name in
+            ["CREDS", "USER", "PASSWORD", "TOKEN", "NKEY", "CA", "CERT", "KEY", "TLS_FIRST", "INBOX_PREFIX"]
+        {
+            command.env_remove(format!("NATS_{name}"));
         }
         processes.start("processor", &mut command)?;
         processes.wait_until("the processor's /readyz answers 200", Duration::from_secs(30), || {
@@ -134,14 +139,15 @@ fn start(
     })
 }
 
-fn wrangler(shop: &Workshop, parts: &Parts, port: u16, data: &Path) -> Result<Command> {
+fn wrangler(shop: &Workshop, parts: &Parts, options: &Options, data: &Path) -> Result<Command> {
     let mut command = Command::new(parts.npm.node());
     command
         .arg(parts.npm.wrangler())
-        .args(["dev", "--ip", "127.0.0.1", "--port", &port.to_string(), "--log-level", "warn"])
+        .args(["dev", "--ip", "127.0.0.1", "--port", &options.edge_port.to_string(), "--log-level", "warn"])
         // The debugger's port is one more that could be taken.
         .args(["--inspector-port", "0", "--show-interactive-dev-session=false", "--persist-to"])
         .arg(data.join("kv"))
+        .args(["--var", &format!("LIST_CACHE_SECONDS:{}", options.list_cache)])
         .current_dir(shop.workspace.edge())
         .env("PATH", run::path_with(&[parts.npm.node_folder()])?)
         .env("CARGO_TARGET_DIR", &shop.workspace.target)
@@ -232,7 +238,7 @@ mod tests {
     use super::*;
 
     fn options(nats_port: u16, edge_port: u16, processor_port: u16) -> Options {
-        Options { nats_port, edge_port, processor_port, data: None }
+        Options { nats_port, edge_port, processor_port, data: None, list_cache: 0 }
     }
 
     #[test]

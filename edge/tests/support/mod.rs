@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode};
 use scraper::{Html, Selector};
 use serde_json::Value;
 use taskpipeline_contract::{Status, Task, Timestamp};
-use taskpipeline_edge::{KeyPage, ListedKey, MemoryReader, ReadError, TaskReader, router};
+use taskpipeline_edge::{Cached, KeyPage, ListCache, ListedKey, MemoryReader, ReadError, TaskReader, router};
 use tower::ServiceExt;
 
 pub struct Answer {
@@ -129,6 +129,27 @@ pub struct CountingReader {
 pub fn counted(store: MemoryReader) -> (Router, Arc<Counts>) {
     let counts = Arc::new(Counts::default());
     (router(CountingReader { store, counts: counts.clone() }), counts)
+}
+
+/// Keeps everything.
+#[derive(Default)]
+pub struct MemoryCache(std::sync::Mutex<HashMap<String, String>>);
+
+impl ListCache for MemoryCache {
+    async fn get(&self, key: &str) -> Option<String> {
+        self.0.lock().unwrap().get(key).cloned()
+    }
+
+    async fn put(&self, key: &str, text: String) {
+        self.0.lock().unwrap().insert(key.to_owned(), text);
+    }
+}
+
+/// As [`counted`], with list calls that are remembered.
+pub fn counted_and_cached(store: MemoryReader) -> (Router, Arc<Counts>) {
+    let counts = Arc::new(Counts::default());
+    let reader = CountingReader { store, counts: counts.clone() };
+    (router(Cached::new(reader, MemoryCache::default())), counts)
 }
 
 impl TaskReader for CountingReader {
