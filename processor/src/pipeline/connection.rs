@@ -102,28 +102,23 @@ pub(super) async fn connect(
     .await
 }
 
-/// The connection for pulls, as its events tell of it, in their order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Link {
-    pub(super) is_up: bool,
-    /// How often it came to be.
-    pub(super) made: u64,
-}
-
-/// Connects once more, for nothing but pulls: a message that the client cannot read cuts this connection alone.
+/// Connects once more, for nothing but pulls: a message that the client cannot read cuts this connection alone. `is_up` is told
+/// each time it comes to be or ends, in that order.
 pub(super) async fn connect_for_pulls(
     settings: &NatsSettings,
     health: Arc<Health>,
-    link: watch::Sender<Link>,
+    is_up: watch::Sender<bool>,
 ) -> Result<Client, RunError> {
     let (url, complaints) = (settings.connection.to_string(), Complaints::default());
     let options = connect_options(&settings.connection).name("taskpipeline pulls");
     open(settings, options, move |event| {
         match event {
             NatsEvent::Connected => {
-                link.send_modify(|link| *link = Link { is_up: true, made: link.made + 1 });
+                is_up.send_replace(true);
             }
-            NatsEvent::Disconnected => link.send_modify(|link| link.is_up = false),
+            NatsEvent::Disconnected => {
+                is_up.send_replace(false);
+            }
             _ => {}
         }
         note_pulls(event, &url, &complaints, &health);

@@ -8,14 +8,26 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use async_nats::jetstream::{self, consumer};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
+use serde_json::{Value, json};
 use taskpipeline_contract::Timestamp;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
+use super::hostile::is_unreadable;
 use crate::eventually;
 
 /// How long a read may take in all, with the server away for a while.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How many messages are read at a time.
+const AT_A_TIME: usize = 64;
+
+/// JetStream's error where there is no message of a sequence.
+const NO_MESSAGE: u64 = 10_037;
 
 /// A stored message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +41,8 @@ pub(crate) struct Captured {
     pub(crate) nanos: i128,
     /// What it was published on.
     pub(crate) subject: String,
+    /// Whether no client can read its headers.
+    pub(crate) unreadable: bool,
     /// Its bytes.
     pub(crate) payload: Bytes,
 }
@@ -162,38 +176,36 @@ pub(crate) async fn read(
     if last < from || held == 0 {
         return Ok(Vec::new());
     }
-    let reader = consumer::pull::Config {
-        deliver_policy: consumer::DeliverPolicy::ByStartSequence { start_sequence: from },
-        ack_policy: consumer::AckPolicy::None,
-        inactive_threshold: Duration::from_secs(10),
-        memory_storage: true,
-        ..Default::default()
-    };
-    let reader = stream.create_consumer(reader).await?;
-    let mut events: Vec<Captured> = Vec::new();
-    while events.last().is_none_or(|event| event.sequence < last) {
-        let mut batch = reader.batch().max_messages(5_000).expires(Duration::from_secs(2)).messages().await?;
-        let before = events.len();
-        while let Some(message) = batch.next().await {
-            let message = message.map_err(|error| anyhow::anyhow!("{error}"))?;
-            let info = message.info().map_err(|error| anyhow::anyhow!("{error}"))?;
-            events.push(Captured {
-                incarnation: 0,
-                sequence: info.stream_sequence,
-                nanos: info.published.unix_timestamp_nanos(),
-                subject: message.subject.to_string(),
-                payload: message.payload.clone(),
-            });
-            if info.pending == 0 {
-                break;
-            }
-        }
-        ensure!(events.len() > before, "no more messages came, though the last should be {last}");
+    // By JetStream's answers in JSON: what has headers that no client can read would cut the connection.
+    let name = stream.cached_info().config.name.clone();
+    let reads = futures_util::stream::iter(from..=last).map(|sequence| message(jetstream, &name, sequence));
+    let found: Vec<Option<Captured>> = reads.buffered(AT_A_TIME).try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// The message with this sequence; nothing, if there is none.
+async fn message(
+    jetstream: &jetstream::Context,
+    stream: &str,
+    sequence: u64,
+) -> anyhow::Result<Option<Captured>> {
+    let answer: Value =
+        jetstream.request(format!("STREAM.MSG.GET.{stream}"), &json!({"seq": sequence})).await?;
+    if answer["error"]["err_code"] == NO_MESSAGE {
+        return Ok(None);
     }
-    let name = reader.cached_info().name.clone();
-    // It goes by itself where this does not reach the server.
-    let _ = stream.delete_consumer(&name).await;
-    Ok(events)
+    let found = &answer["message"];
+    let text = |field: &str| found[field].as_str().unwrap_or_default();
+    let subject = found["subject"].as_str().with_context(|| format!("message {sequence}: {answer}"))?;
+    let time = OffsetDateTime::parse(text("time"), &Rfc3339)?;
+    Ok(Some(Captured {
+        incarnation: 0,
+        sequence,
+        nanos: time.unix_timestamp_nanos(),
+        subject: subject.to_owned(),
+        unreadable: is_unreadable(&STANDARD.decode(text("hdrs"))?),
+        payload: STANDARD.decode(text("data"))?.into(),
+    }))
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod edit_lane;
 mod events;
 mod fault;
 mod fleet;
+mod hostile;
 mod letters;
 mod nats_fault;
 mod nats_lane;

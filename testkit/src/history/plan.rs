@@ -29,6 +29,9 @@ const SECOND_EVERY: u64 = 5;
 /// Every so many seeds end with a crowd of unknown updates that are not answered.
 const CROWD_EVERY: u64 = 4;
 
+/// Every so many seeds have a producer whose headers no client can read.
+const HOSTILE_EVERY: u64 = 3;
+
 /// On how many nats-servers a history is played.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Servers {
@@ -101,6 +104,8 @@ pub struct Plan {
     pub(crate) second: Option<Vec<Strike<Rule>>>,
     /// Whether the stream has so little room that events which are in the ledger have to go.
     pub(crate) little_room: bool,
+    /// Whether a producer sends headers all along that no client can read.
+    pub(crate) hostile: bool,
     /// What happens at the end, when nothing goes wrong any more.
     pub(crate) quiet: Quiet,
 }
@@ -187,6 +192,7 @@ fn mixed(servers: Servers, seed: u64, dice: &mut Dice) -> Plan {
         second,
         // A crowd would not fit.
         little_room: turn.is_multiple_of(2) && quiet.crowd.is_empty(),
+        hostile: turn % HOSTILE_EVERY == 1,
         quiet,
     }
 }
@@ -314,6 +320,7 @@ fn outage(servers: Servers, seed: u64, dice: &mut Dice) -> Plan {
         unknown: Vec::new(),
         second: None,
         little_room: false,
+        hostile: false,
         quiet: Quiet::default(),
     }
 }
@@ -359,6 +366,8 @@ mod tests {
                 ("burst of unknown updates", plan.unknown.len() >= 300),
                 ("contention", !plan.quiet.contention.is_empty()),
                 ("crowd", !plan.quiet.crowd.is_empty()),
+                ("hostile producer", plan.hostile),
+                ("hostile producer on three servers", plan.hostile && three),
             ] {
                 *others.entry(what).or_default() += usize::from(is_so);
             }

@@ -31,7 +31,8 @@ pub(crate) fn kind_of(subject: &str) -> Option<EventKind> {
 /// The event, where the bytes are one.
 #[must_use]
 pub(crate) fn decoded(captured: &Captured) -> Option<Event> {
-    Event::decode(kind_of(&captured.subject)?, &captured.payload).ok()
+    let kind = kind_of(&captured.subject).filter(|_| !captured.unreadable)?;
+    Event::decode(kind, &captured.payload).ok()
 }
 
 /// Applies the events in their order to the tasks that KV held before.
@@ -94,6 +95,7 @@ mod tests {
             sequence: n as u64 + 1,
             nanos: 1_000_999_999 * (n as i128 + 1),
             subject: format!("tasks.{kind}"),
+            unreadable: false,
             payload: json!({"correlationId": "c", "data": data}).to_string().into(),
         };
         list.iter().enumerate().map(event).collect()

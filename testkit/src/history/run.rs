@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::capture::Captured;
 use super::check::{self, Difference, Found};
 use super::events::{Publication, seeded_value};
+use super::hostile::OVERSIZED_PAYLOAD;
 use super::letters::letters;
 use super::plan::{Burst, Plan, Quiet, Servers, Shape};
 use super::replay::{decoded, kind_of, replay};
@@ -123,8 +124,14 @@ impl Stage {
             self.kv_lane().await;
             Ok(())
         };
-        let (publish, replicas) = (self.publish(&self.plan.bursts), self.replica_lane());
-        tokio::try_join!(publish, replicas, self.nats_lane(), self.edit_lane(), kv_lane).map(drop)
+        let over = AtomicBool::new(false);
+        let publish = async {
+            let published = self.publish(&self.plan.bursts).await;
+            over.store(true, Ordering::Relaxed);
+            published
+        };
+        let (replicas, hostile) = (self.replica_lane(), self.hostile_lane(&over));
+        tokio::try_join!(publish, replicas, self.nats_lane(), self.edit_lane(), kv_lane, hostile).map(drop)
     }
 
     async fn publish(&self, bursts: &[Burst]) -> anyhow::Result<()> {
@@ -212,7 +219,6 @@ impl Stage {
     /// Nothing goes wrong any more: everything must come to rest, and be right.
     async fn finish(&self) -> anyhow::Result<()> {
         self.mend_kv();
-        let mut capture = self.capture.lock().await;
         {
             let mut fleet = self.fleet.lock().await;
             fleet.fill_up(self.plan.replicas)?;
@@ -220,13 +226,13 @@ impl Stage {
         }
         self.whole().await?;
         let mended = Instant::now();
-        if self.plan.quiet != Quiet::default() {
-            // KV may be left alone for a while after what it has answered.
-            self.come_to_rest(capture.incarnation()).await.context("before it is quiet")?;
-            self.quiet().await?;
+        // What is published in here needs room as well.
+        if self.plan.little_room {
+            self.with_sweeps(self.calm_down()).await?;
+        } else {
+            self.calm_down().await?;
         }
-        capture.sweep(&self.jetstream).await?;
-        self.come_to_rest(capture.incarnation()).await?;
+        let mut capture = self.capture.lock().await;
         *self.rest.lock().await = mended.elapsed();
         self.timeline.note("at rest");
         self.fleet.lock().await.all_run()?;
@@ -238,6 +244,11 @@ impl Stage {
         ensure!(last >= promised, "nats-server acked message {promised} and holds only {last}");
         self.count_kv_faults();
         self.count_shortages().await?;
+        let unreadable = capture.events().iter().filter(|event| event.unreadable).count();
+        self.count("unreadable headers", unreadable as u64);
+        let oversized =
+            capture.events().iter().filter(|event| event.payload.len() == OVERSIZED_PAYLOAD).count();
+        self.count("oversized letters", oversized as u64);
 
         let differences = self.differences(capture.events()).await?;
         if differences.is_empty() {
@@ -252,6 +263,18 @@ impl Stage {
             later.iter().filter(|difference| differences.contains(difference)).count(),
             told(&differences, capture.events())
         )
+    }
+
+    /// Waits until nothing is left to do, with a quiet time before it where the plan has one.
+    async fn calm_down(&self) -> anyhow::Result<()> {
+        let incarnation = self.capture.lock().await.incarnation();
+        if self.plan.quiet != Quiet::default() {
+            // KV may be left alone for a while after what it has answered.
+            self.come_to_rest(incarnation).await.context("before it is quiet")?;
+            self.quiet().await?;
+        }
+        self.capture.lock().await.sweep(&self.jetstream).await?;
+        self.come_to_rest(incarnation).await
     }
 
     async fn differences(&self, events: &[Captured]) -> anyhow::Result<Vec<Difference>> {
@@ -387,6 +410,7 @@ mod tests {
             sequence,
             nanos: 0,
             subject: "tasks.deleted".to_owned(),
+            unreadable: false,
             payload: format!(r#"{{"correlationId": "c", "data": {{"id": "{id}"}}}}"#).into(),
         };
         let difference = Difference::Extra { key: "tasks:a".to_owned(), found: "x".to_owned() };

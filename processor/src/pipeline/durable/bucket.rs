@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::lanes::{Lanes, Write, Writes};
+use super::raw::{self, Raw, RawError};
 
 /// The sequence of a record's last write in the bucket's stream; 0 where there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -74,6 +75,15 @@ impl WriteError {
 #[error("the ledger cannot be read: {0}")]
 pub(super) struct ReadError(pub(super) String);
 
+fn record(read: Result<Option<Raw>, RawError>) -> Result<Option<Stored>, ReadError> {
+    let stored = |Raw { subject, sequence, payload, .. }| Stored {
+        subject,
+        revision: Revision(sequence),
+        value: payload,
+    };
+    read.map(|found| found.map(stored)).map_err(|error| ReadError(error.reason))
+}
+
 /// See the module's head.
 #[derive(Clone)]
 pub(super) struct Bucket {
@@ -116,45 +126,12 @@ impl Bucket {
 
     /// Reads one record as the stream's leader has it.
     pub(super) async fn get(&self, subject: &str) -> Result<Option<Stored>, ReadError> {
-        self.get_raw(&json!({"last_by_subj": subject})).await
+        record(raw::last(&self.jetstream, &self.stream, subject).await)
     }
 
     /// Reads the record that was written at this revision, as the stream's leader has it; nothing, if it was replaced since.
     pub(super) async fn get_at(&self, revision: Revision) -> Result<Option<Stored>, ReadError> {
-        self.get_raw(&json!({"seq": revision.0})).await
-    }
-
-    async fn get_raw(&self, query: &serde_json::Value) -> Result<Option<Stored>, ReadError> {
-        #[derive(Deserialize)]
-        struct Answer {
-            message: Option<Raw>,
-            error: Option<async_nats::jetstream::Error>,
-        }
-        #[derive(Deserialize)]
-        struct Raw {
-            subject: String,
-            seq: u64,
-            #[serde(default)]
-            data: String,
-        }
-        let path = format!("STREAM.MSG.GET.{}", self.stream);
-        let answer: Answer =
-            self.jetstream.request(path, query).await.map_err(|error| ReadError(error.to_string()))?;
-        match answer {
-            Answer { message: Some(Raw { subject, seq, data }), .. } => {
-                let value = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, data)
-                    .map_err(|error| ReadError(error.to_string()))?;
-                Ok(Some(Stored { subject, revision: Revision(seq), value: value.into() }))
-            }
-            Answer { error: Some(error), .. }
-                if error.error_code() == async_nats::jetstream::ErrorCode::NO_MESSAGE_FOUND =>
-            {
-                Ok(None)
-            }
-            Answer { error, .. } => {
-                Err(ReadError(error.map_or_else(|| "an empty answer".to_owned(), |error| error.to_string())))
-            }
-        }
+        record(raw::at(&self.jetstream, &self.stream, revision.0).await)
     }
 
     /// The sequence of the bucket's newest write.

@@ -25,7 +25,6 @@ use super::record::Record;
 use super::retry_queue::{Pending, Refusal, RetryQueue, Storage, Work};
 use super::session::{Session, nanos};
 use super::suspects::{Suspects, TRUSTED_DELIVERIES, Trial};
-use crate::pipeline::connection::Link;
 use crate::pipeline::dead_letters::{Letter, Origin, Reason};
 use crate::pipeline::fold::Version;
 use crate::pipeline::header_block::HeaderFault;
@@ -94,7 +93,7 @@ impl Ingest {
         self,
         mut stop: watch::Receiver<bool>,
         mut connections: watch::Receiver<u64>,
-        mut link: watch::Receiver<Link>,
+        mut link: watch::Receiver<bool>,
     ) -> Result<(), IngestError> {
         let mut most = PULL;
         while !*stop.borrow() {
@@ -150,14 +149,14 @@ impl Ingest {
     }
 
     /// Returns when what is pulled can be stored: the connection for pulls may be there before the other one is.
-    async fn may_pull(&self, link: &mut watch::Receiver<Link>) {
+    async fn may_pull(&self, link: &mut watch::Receiver<bool>) {
         self.retry_queue.may_fetch().await;
         let ledger = self.session.jetstream.client();
         while ledger.connection_state() != State::Connected {
             tokio::time::sleep(LOOK).await;
         }
         // A pull that is sent before its connection is told of would be given up when it is, with what it has brought.
-        let _ = link.wait_for(|link| link.is_up).await;
+        let _ = link.wait_for(|is_up| *is_up).await;
     }
 
     async fn take_in(&self, messages: Vec<Message>, taken: Instant) -> Result<(), IngestError> {

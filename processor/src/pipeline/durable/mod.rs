@@ -56,7 +56,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::RunError;
-use super::connection::{Link, connect, connect_for_pulls};
+use super::connection::{connect, connect_for_pulls};
 use crate::config::{DurableSettings, NatsSettings, Settings, Tuning};
 use crate::kv::Namespace;
 use crate::telemetry::health::Health;
@@ -99,7 +99,7 @@ pub(super) async fn run(
         client = connecting => client?,
         () = &mut shutdown => return Ok(()),
     };
-    let (link_changed, link) = watch::channel(Link::default());
+    let (link_changed, link) = watch::channel(false);
     let pulls = connect_for_pulls(&settings.nats, Arc::clone(&health), link_changed).await?;
     let mut member = Member::new(&client, &settings.nats, &durable, connections, metrics, health);
     let rooms = Arc::new(Rooms {

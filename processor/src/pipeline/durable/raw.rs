@@ -18,7 +18,7 @@ use crate::pipeline::header_block::{self, HeaderFault};
 #[error("a message of the stream {stream} cannot be read: {reason}")]
 pub(super) struct RawError {
     stream: String,
-    reason: String,
+    pub(super) reason: String,
 }
 
 /// A message as it is stored.
@@ -47,6 +47,11 @@ pub(super) async fn at(jetstream: &Context, stream: &str, sequence: u64) -> Resu
 /// The first message with at least this sequence.
 pub(super) async fn next(jetstream: &Context, stream: &str, sequence: u64) -> Result<Option<Raw>, RawError> {
     read(jetstream, stream, &json!({"seq": sequence, "next_by_subj": ">"})).await
+}
+
+/// The last message of this subject.
+pub(super) async fn last(jetstream: &Context, stream: &str, subject: &str) -> Result<Option<Raw>, RawError> {
+    read(jetstream, stream, &json!({"last_by_subj": subject})).await
 }
 
 #[derive(Deserialize)]

@@ -20,7 +20,6 @@ use tracing::{debug, warn};
 use super::ingest::{HandedOut, Ingest, IngestError};
 use super::raw::{self, Raw, RawError};
 use super::stuck::{Floor, windows};
-use crate::pipeline::connection::Link;
 use crate::telemetry::health::Health;
 
 /// How often it is looked whether anything is stuck; and how often when messages were set aside lately.
@@ -53,7 +52,8 @@ pub(super) struct Salvage {
     health: Arc<Health>,
     /// The connection by which events are pulled.
     pulls: Client,
-    link: watch::Receiver<Link>,
+    /// Whether it is up, told anew whenever it comes to be or ends.
+    link: watch::Receiver<bool>,
     /// What was taken in already, and what was set aside, as far as it is above the ack floor.
     taken_in: BTreeSet<u64>,
     set_aside: BTreeSet<u64>,
@@ -67,7 +67,7 @@ impl Salvage {
         ingest: Ingest,
         health: Arc<Health>,
         pulls: Client,
-        link: watch::Receiver<Link>,
+        link: watch::Receiver<bool>,
     ) -> Self {
         let (taken_in, set_aside) = Default::default();
         Self { ingest, health, pulls, link, taken_in, set_aside, unsaid: 0, said: None }
@@ -90,7 +90,7 @@ impl Salvage {
                         if changed.is_err() {
                             return;
                         }
-                        if !self.link.borrow_and_update().is_up {
+                        if !*self.link.borrow_and_update() {
                             continue;
                         }
                         // A server that takes a connection back at once was not away, and nor was the network.

@@ -23,7 +23,6 @@ use super::session::{Session, SessionError, Sessions};
 use super::stopped;
 use super::streams::StreamsError;
 use super::suspects::Suspects;
-use crate::pipeline::connection::Link;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
@@ -72,7 +71,7 @@ pub(super) struct Supervisor {
     pub(super) connections: watch::Receiver<u64>,
     /// The connection by which events are pulled.
     pub(super) pulls: Client,
-    pub(super) link: watch::Receiver<Link>,
+    pub(super) link: watch::Receiver<bool>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
     pub(super) ack_wait: Duration,

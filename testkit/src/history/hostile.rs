@@ -1,0 +1,102 @@
+//! A producer among the others whose headers no NATS client can read, about a thousand a minute, and who once publishes what makes
+//! an oversized dead letter. It is the only one, besides the
+//! faults themselves, that does not care what becomes of its messages.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::time::{sleep, timeout};
+
+use super::stage::Stage;
+use crate::{RawClient, created};
+
+/// Between two of its messages.
+const EVERY: Duration = Duration::from_millis(60);
+
+/// How long it waits for a server.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Header blocks that nats-server stores and no client takes.
+const BLOCKS: [&[u8]; 4] = [
+    b"NATS/1.0\r\nX-User: M\xfcller\r\n\r\n",
+    b"NATS/1.0\r\nno colon\r\n\r\n",
+    b"NATS/1.0\r\nbad name: x\r\n\r\n",
+    b"NATS/2.0\r\nA: b\r\n\r\n",
+];
+
+/// Which of its messages is one that is no event and, as a dead letter, too large for a message of NATS.
+const OVERSIZED: usize = 20;
+
+/// So large is that, without its headers: nearly as large as a stream takes.
+pub(crate) const OVERSIZED_PAYLOAD: usize = 800_000;
+
+/// Headers that JSON makes twice as long.
+fn quotes() -> Vec<u8> {
+    [b"NATS/1.0\r\nX-Quotes: ".as_slice(), &[b'"'; 60_000], b"\r\n\r\n"].concat()
+}
+
+/// Whether a block is one of those, whatever a server has added to it.
+#[must_use]
+pub(crate) fn is_unreadable(block: &[u8]) -> bool {
+    BLOCKS.iter().any(|bad| block.starts_with(&bad[..bad.len() - 2]))
+}
+
+impl Stage {
+    /// Publishes until it is over.
+    ///
+    /// # Errors
+    /// Where no server has an address.
+    pub(crate) async fn hostile_lane(&self, over: &AtomicBool) -> anyhow::Result<()> {
+        if !self.plan.hostile {
+            return Ok(());
+        }
+        let url = self.nats.lock().await.url();
+        let ports: Vec<u16> = url.split([',', ':']).filter_map(|part| part.parse().ok()).collect();
+        let mut client: Option<RawClient> = None;
+        for n in 0_usize.. {
+            if over.load(Ordering::Relaxed) {
+                break;
+            }
+            {
+                let _open = self.gate.read().await;
+                let port = ports.get(n % ports.len().max(1)).context("a nats-server without a port")?;
+                let sent = timeout(PATIENCE, async {
+                    let to = match client.take() {
+                        Some(client) => client,
+                        None => RawClient::connect(*port, None).await?,
+                    };
+                    // A stream with little room would hold nothing else.
+                    if n == OVERSIZED && !self.plan.little_room {
+                        let payload = vec![b'x'; OVERSIZED_PAYLOAD];
+                        to.publish_with("tasks.created", "", &quotes(), &payload).await?;
+                    } else {
+                        let payload = created(&format!("unreadable-{n}")).to_string();
+                        let block = BLOCKS[n % BLOCKS.len()];
+                        to.publish_with("tasks.created", "", block, payload.as_bytes()).await?;
+                    }
+                    to.round_trip().await?;
+                    anyhow::Ok(to)
+                });
+                // Whether it was stored shows in the stream.
+                client = sent.await.ok().and_then(Result::ok);
+            }
+            sleep(EVERY).await;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_known_again_with_what_a_server_adds() {
+        for block in BLOCKS {
+            let added = [&block[..block.len() - 2], b"Nats-Request-Info: {}\r\n\r\n"].concat();
+            assert!(is_unreadable(block) && is_unreadable(&added));
+        }
+        assert!(!is_unreadable(b"NATS/1.0\r\nNats-Msg-Id: history-1-2\r\n\r\n"));
+    }
+}
