@@ -4,6 +4,7 @@
 
 mod bench;
 mod cluster;
+mod deny;
 mod e2e;
 mod generate;
 mod http;
@@ -51,6 +52,8 @@ enum Subject {
     Bench(bench::Options),
     /// Does the fault suite catch processors that are broken on purpose?
     Variants(variants::Options),
+    /// Are the crates that we take free of known flaws, of licenses we may take, and from where they should be?
+    Deny,
     /// Write the files that are generated from others: the CRD, the plain manifests, the chart's README
     Generate(generate::Options),
     /// Build the images that pods run
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
             Subject::Sim(options) => sim::run(&shop, &options),
             Subject::Bench(options) => bench::run(&shop, &options),
             Subject::Variants(options) => variants::run(&shop, &options),
+            Subject::Deny => deny::check(&shop).map(|()| ExitCode::SUCCESS),
             Subject::Generate(options) => generate::run(&shop, &options),
             Subject::Image(options) => images::run(&shop, &options),
             Subject::Wasm => wasm::build(&shop).map(|_| ExitCode::SUCCESS),

@@ -14,7 +14,7 @@ use crate::programs::{self, Asked};
 use crate::report::{Report, Tally};
 use crate::soak::{CRASHABLE, crashable_processor};
 use crate::tools::{Everything, Workshop, everything};
-use crate::{generate, run, wasm};
+use crate::{deny, generate, run, wasm};
 
 /// What `test` can be told.
 #[derive(clap::Args)]
@@ -30,6 +30,7 @@ enum Step {
     Fmt,
     Clippy,
     Doc,
+    Deny,
     Wasm,
     Build,
     Generate,
@@ -94,6 +95,9 @@ fn check(shop: &Workshop, options: &Options, report: &mut Report) {
     if options.wants(Step::Doc) {
         let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--release", "--quiet"]);
         report.step(shop, "doc", || run::output(doc.env("RUSTDOCFLAGS", "-Dwarnings")));
+    }
+    if options.wants(Step::Deny) {
+        report.step(shop, "deny", || deny::check(shop));
     }
 }
 

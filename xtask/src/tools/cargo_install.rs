@@ -1,5 +1,5 @@
-//! worker-build and wasm-bindgen: installed by cargo, in debug, which builds in a third of the time and is
-//! as fast for one small Worker.
+//! worker-build, wasm-bindgen and cargo-deny: installed by cargo, in debug, which builds in a third of the time and is
+//! as fast for what they do here.
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,9 @@ use crate::workspace::{cargo, locked_version};
 
 /// The release that goes with the `worker` crate.
 pub(crate) const WORKER_BUILD: &str = "0.8.7";
+
+/// What checks the crates that we take.
+const CARGO_DENY: &str = "0.20.2";
 
 /// What turns the edge crate into a Worker.
 pub(crate) struct WasmTools {
@@ -29,6 +32,10 @@ pub(super) fn find(shop: &Workshop) -> Result<WasmTools> {
     let wasm_bindgen =
         program(shop, "wasm-bindgen-cli", "wasm-bindgen", bindgen, &["--no-default-features"])?;
     Ok(WasmTools { worker_build, wasm_bindgen })
+}
+
+pub(super) fn deny(shop: &Workshop) -> Result<PathBuf> {
+    program(shop, "cargo-deny", "cargo-deny", CARGO_DENY, &["--locked"])
 }
 
 fn program(shop: &Workshop, package: &str, name: &str, version: &str, options: &[&str]) -> Result<PathBuf> {

@@ -123,6 +123,14 @@ impl Workshop {
         peer::build(self, &node::find(self)?)
     }
 
+    /// cargo-deny.
+    ///
+    /// # Errors
+    /// When cargo cannot install it.
+    pub(crate) fn cargo_deny(&self) -> Result<PathBuf> {
+        cargo_install::deny(self)
+    }
+
     /// worker-build and the wasm-bindgen that fits Cargo.lock.
     ///
     /// # Errors

@@ -1,0 +1,40 @@
+//! `cargo xtask deny`: the crates in Cargo.lock against deny.toml, by cargo-deny.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::progress::say;
+use crate::run;
+use crate::tools::Workshop;
+
+/// What is checked in any case.
+const OFFLINE: [&str; 3] = ["bans", "licenses", "sources"];
+
+/// Checks everything. Known flaws are looked up in a database on GitHub; without a way there, that is said, and the rest is checked.
+///
+/// # Errors
+/// When cargo-deny cannot be had, or finds something.
+pub(crate) fn check(shop: &Workshop) -> Result<()> {
+    let program = shop.cargo_deny()?;
+    let deny = |arguments: &[&str]| deny(shop, &program, arguments);
+    let fetched = shop.progress.step("get the database of known flaws (RustSec)", || {
+        run::output(&mut deny(&["fetch", "db"])).map(drop)
+    });
+    let mut checks = OFFLINE.to_vec();
+    match fetched {
+        Ok(()) => checks.insert(0, "advisories"),
+        Err(why) => {
+            say(format_args!("known flaws are NOT checked, for their database cannot be had: {why:#}"));
+        }
+    }
+    let arguments: Vec<&str> = ["check", "--hide-inclusion-graph"].into_iter().chain(checks).collect();
+    run::output(&mut deny(&arguments)).map(drop)
+}
+
+fn deny(shop: &Workshop, program: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(["--all-features", "--locked"]).args(arguments).current_dir(&shop.workspace.root);
+    command
+}
