@@ -45,7 +45,8 @@ async fn fetch(request: worker::Request, env: Env, _context: Context) -> worker:
     };
     // Nobody reads a body here.
     let request: Request<Body> = request.map(|_| Body::empty());
-    let lists = Cached::new(KvReader::new(&env), Lists::new(&env));
+    let lists = Lists::new(&env, request.uri().authority().map_or("", |authority| authority.as_str()));
+    let lists = Cached::new(KvReader::new(&env), lists);
     let Ok(response) = routes::router(lists).call(request).await;
     Ok(response)
 }
@@ -53,17 +54,19 @@ async fn fetch(request: worker::Request, env: Env, _context: Context) -> worker:
 /// Cloudflare's cache at this place. On `workers.dev` it keeps nothing; on a domain of one's own it does.
 struct Lists {
     seconds: u32,
+    /// Where this Worker is: others of the account, over other namespaces, may have the same cache.
+    host: String,
 }
 
 impl Lists {
-    fn new(env: &Env) -> Self {
+    fn new(env: &Env, host: &str) -> Self {
         let said = env.var(LIST_CACHE).ok().and_then(|said| said.to_string().trim().parse().ok());
-        Self { seconds: said.unwrap_or(LIST_CACHE_SECONDS) }
+        Self { seconds: said.unwrap_or(LIST_CACHE_SECONDS), host: host.to_owned() }
     }
 
-    /// Keys of this cache are addresses; nobody has this one.
-    fn address(key: &str) -> String {
-        format!("https://lists.taskpipeline.invalid/{key}")
+    /// Keys of this cache are addresses; nobody has these.
+    fn address(&self, key: &str) -> String {
+        format!("https://lists.taskpipeline.invalid/{}/{key}", self.host)
     }
 }
 
@@ -74,7 +77,7 @@ impl ListCache for Lists {
                 return None;
             }
             // A cache that fails is as one that has nothing.
-            let mut kept = Cache::default().get(Self::address(key), true).await.ok()??;
+            let mut kept = Cache::default().get(self.address(key), true).await.ok()??;
             kept.text().await.ok()
         })
     }
@@ -87,7 +90,7 @@ impl ListCache for Lists {
             let Ok(response) = worker::Response::ok(text) else { return };
             let headers = worker::Headers::new();
             if headers.set("cache-control", &format!("public, max-age={}", self.seconds)).is_ok() {
-                let _ = Cache::default().put(Self::address(key), response.with_headers(headers)).await;
+                let _ = Cache::default().put(self.address(key), response.with_headers(headers)).await;
             }
         })
     }
