@@ -91,6 +91,8 @@ impl OperatorPods {
             "operator.logFormat=text",
             "operator.allow.metadata[0]=*",
             "operator.allow.priorityClasses[0]=*",
+            // As many as a test likes.
+            "operator.allow.pipelines=1000",
             "operator.extraEnv[0].name=RUST_LOG",
             r"operator.extraEnv[0].value=info\,kube_lease_manager=warn",
             &replicas_wanted,

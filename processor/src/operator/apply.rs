@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
 use serde::Serialize;
@@ -79,14 +80,11 @@ where
     let there = to_json(&live)?;
     // In this order, so that the log names the place that matters.
     let place = difference(&there, &plain).or_else(|| difference(&there, &desired));
-    let Some(place) = place else { return Ok(live) };
-    if is_as_created(&live) {
-        // Fields that belong to a create are not taken away by an apply without them: from now on they belong to nobody.
-        let disowned = json!({"metadata": {"managedFields": [{}]}});
-        let params = PatchParams::default();
-        api.patch(&name, &params, &Patch::Merge(&disowned)).await.map_err(refused)?;
-    } else {
-        info!("the {kind} {name} is not as it should be: {place} is put right");
+    let is_new = is_as_created(&live);
+    match place {
+        None if !is_new => return Ok(live),
+        Some(place) if !is_new => info!("the {kind} {name} is not as it should be: {place} is put right"),
+        _ => {}
     }
     if let Value::Object(fields) = &mut desired {
         fields.insert("apiVersion".to_owned(), T::api_version(&()).into());
@@ -94,15 +92,26 @@ where
     }
     // What somebody else has claimed of it is ours.
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    api.patch(&name, &params, &Patch::Apply(&desired)).await.map_err(refused)
+    let applied = api.patch(&name, &params, &Patch::Apply(&desired)).await.map_err(&refused)?;
+    if !is_as_created(&applied) {
+        return Ok(applied);
+    }
+    // What belongs to the create as well would not go with an apply without it, and what the API server has filled in then, such as
+    // a replica count, would pass for said by somebody. (As kubectl does where it goes over to server-side apply.)
+    let kept: Vec<_> = applied.managed_fields().iter().filter(|entry| !is_of_create(entry)).collect();
+    let version = applied.resource_version();
+    let disowned = json!({"metadata": {"managedFields": kept, "resourceVersion": version}});
+    api.patch(&name, &PatchParams::default(), &Patch::Merge(&disowned)).await.map_err(refused)
 }
 
 /// Whether fields of it still belong to the operator's create.
 fn is_as_created(live: &impl Resource) -> bool {
-    live.meta().managed_fields.iter().flatten().any(|entry| {
-        let is_ours = entry.manager.as_deref() == Some(FIELD_MANAGER);
-        is_ours && entry.operation.as_deref() == Some("Update") && entry.subresource.is_none()
-    })
+    live.meta().managed_fields.iter().flatten().any(is_of_create)
+}
+
+fn is_of_create(entry: &ManagedFieldsEntry) -> bool {
+    let is_ours = entry.manager.as_deref() == Some(FIELD_MANAGER);
+    is_ours && entry.operation.as_deref() == Some("Update") && entry.subresource.is_none()
 }
 
 /// With [`APPLIED`].
