@@ -19,6 +19,9 @@ use super::names::FIELD_MANAGER;
 /// shows only here, and applying it all anew takes it away.
 const APPLIED: &str = "taskpipeline.dev/applied";
 
+/// How often it is tried to take a new object's fields from the create, which fails where a controller writes at that moment.
+const DISOWN: u32 = 5;
+
 /// Why an object could not be applied.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApplyError {
@@ -93,15 +96,31 @@ where
     // What somebody else has claimed of it is ours.
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let applied = api.patch(&name, &params, &Patch::Apply(&desired)).await.map_err(&refused)?;
-    if !is_as_created(&applied) {
-        return Ok(applied);
+    disowned(&api, applied).await.map_err(refused)
+}
+
+/// An object whose fields belong no longer to the operator's create. What does would not go with an apply without it, and what the API
+/// server has filled in then, such as a replica count, would pass for said by somebody. (As kubectl does where it goes over to
+/// server-side apply.)
+async fn disowned<T>(api: &Api<T>, mut applied: T) -> Result<T, kube::Error>
+where
+    T: Resource + DeserializeOwned + Clone + Debug,
+{
+    let name = applied.name_any();
+    for left in (0..DISOWN).rev() {
+        if !is_as_created(&applied) {
+            break;
+        }
+        let kept: Vec<_> = applied.managed_fields().iter().filter(|entry| !is_of_create(entry)).collect();
+        let version = applied.resource_version();
+        let change = json!({"metadata": {"managedFields": kept, "resourceVersion": version}});
+        applied = match api.patch(&name, &PatchParams::default(), &Patch::Merge(&change)).await {
+            // Its controller has written its status meanwhile.
+            Err(kube::Error::Api(status)) if status.code == 409 && left > 0 => api.get(&name).await?,
+            done => done?,
+        };
     }
-    // What belongs to the create as well would not go with an apply without it, and what the API server has filled in then, such as
-    // a replica count, would pass for said by somebody. (As kubectl does where it goes over to server-side apply.)
-    let kept: Vec<_> = applied.managed_fields().iter().filter(|entry| !is_of_create(entry)).collect();
-    let version = applied.resource_version();
-    let disowned = json!({"metadata": {"managedFields": kept, "resourceVersion": version}});
-    api.patch(&name, &PatchParams::default(), &Patch::Merge(&disowned)).await.map_err(refused)
+    Ok(applied)
 }
 
 /// Whether fields of it still belong to the operator's create.

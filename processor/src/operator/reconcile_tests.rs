@@ -31,6 +31,8 @@ struct Server {
     /// What was asked for, reads too: `PATCH /path`.
     asked: Mutex<Vec<String>>,
     failing: Mutex<Vec<(Method, &'static str, u16)>>,
+    /// So many changes of managed fields come too late: somebody has written the object meanwhile.
+    conflicts: Mutex<u32>,
 }
 
 impl Server {
@@ -58,6 +60,13 @@ impl Server {
                 return (StatusCode::CREATED, axum::Json(made)).into_response();
             }
             return (StatusCode::CREATED, axum::Json(said)).into_response();
+        }
+        if said["metadata"]["managedFields"].is_array() {
+            let mut conflicts = self.conflicts.lock().unwrap();
+            if *conflicts > 0 {
+                *conflicts -= 1;
+                return refusal(409);
+            }
         }
         let object = objects.entry(base.to_owned()).or_insert_with(|| json!({}));
         merge(object, &said);
@@ -208,6 +217,18 @@ async fn a_second_pass_writes_nothing_and_drift_is_put_right_alone() {
         bench.server.get(DEPLOYMENT)["spec"]["template"]["spec"]["containers"][0]["image"],
         "taskpipeline:1"
     );
+}
+
+#[tokio::test]
+async fn a_controller_that_writes_a_new_object_at_once_is_no_failure() {
+    let bench = Bench::start().await;
+    *bench.server.conflicts.lock().unwrap() = 3;
+    bench.reconcile().await.unwrap();
+    assert_eq!(*bench.server.conflicts.lock().unwrap(), 0, "nothing was in conflict");
+    assert_eq!(bench.server.condition("Degraded"), "False AsExpected");
+    let fields = bench.server.get(DEPLOYMENT)["metadata"]["managedFields"].clone();
+    assert!(!fields.to_string().contains("Update"), "{fields}");
+    assert_eq!(bench.server.get(DEPLOYMENT)["spec"]["replicas"], 2);
 }
 
 #[tokio::test]
