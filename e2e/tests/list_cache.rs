@@ -36,7 +36,7 @@ async fn a_list_is_remembered_for_as_long_as_was_said_and_a_task_is_not() {
     // By other filters and limits as well: they share the call.
     for query in ["", "?limit=7", "?status=pending", "?status=cancelled&limit=1"].iter().cycle().take(12) {
         let ids = listed(query).await.unwrap();
-        assert!(ids.is_empty(), "{query} was listed anew: {ids:?}");
+        assert!(ids.is_empty(), "{query} was listed again: {ids:?}");
         asked += 1;
     }
     let took = remembered.elapsed();
@@ -47,7 +47,7 @@ async fn a_list_is_remembered_for_as_long_as_was_said_and_a_task_is_not() {
     })
     .await
     .unwrap();
-    assert!(seen >= Duration::from_secs(REMEMBERED - 1), "listed anew after {seen:?} already");
+    assert!(seen >= Duration::from_secs(REMEMBERED - 1), "it was listed again after {seen:?}, too early");
     println!(
         "{asked} requests got the remembered list, the task's own page was there; listed after {seen:?}"
     );

@@ -9,7 +9,7 @@ use crate::reader::{KeyPage, ReadError, TaskReader};
 
 /// Keeps texts for a while; how long is its own affair. One that keeps nothing is right, too.
 pub trait ListCache: Send + Sync + 'static {
-    /// What was kept under this key.
+    /// The text that is stored under this key, if there is one.
     fn get(&self, key: &str) -> impl Future<Output = Option<String>> + Send;
 
     /// Keeps a text under this key.

@@ -11,23 +11,15 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::Value;
 use taskpipeline_simulator::{Config, Latency, Simulator};
-use taskpipeline_testkit::{BundledNats, Processor, ProcessorOptions, RawClient, created, eventually};
+use taskpipeline_testkit::{
+    BundledNats, Processor, ProcessorOptions, RawClient, UNREADABLE_HEADERS, created, eventually,
+};
 
 const SOON: Duration = Duration::from_secs(60);
 const LETTERS: &str = "TASKS-DEAD-LETTERS";
 
 /// How long a good event may take while others are poison.
 const MOST: Duration = Duration::from_secs(10);
-
-/// Blocks that cut the client's connection.
-const CUTTING: [&[u8]; 6] = [
-    b"NATS/1.0\r\nX-User: M\xfcller\r\n\r\n",
-    b"NATS/1.0\r\nno colon\r\n\r\n",
-    b"NATS/1.0\r\nbad name: x\r\n\r\n",
-    b"NATS/1.0\r\nA: b\r\n\xff\xfe: x\r\n\r\n",
-    b"NATS/2.0\r\nA: b\r\n\r\n",
-    b"HTTP/1.1 200 OK\r\n\r\n",
-];
 
 /// Blocks with a status, which the client would take for the server's word about its pull. This server takes the status away
 /// before it stores them.
@@ -53,6 +45,16 @@ const READABLE: [&[u8]; 5] = [
 async fn kv() -> Simulator {
     let config = Config { rate_limit: None, latency: Latency::NONE, ..Config::default() };
     Simulator::start(config).await.unwrap()
+}
+
+/// Waits until this key is in KV.
+async fn lands(kv: &Simulator, replica: &Processor, key: &str) {
+    eventually(MOST, async || {
+        ensure!(kv.get(key).is_some(), "{key} is not in KV: {}", replica.process().tail());
+        Ok(())
+    })
+    .await
+    .unwrap();
 }
 
 fn options(nats: &BundledNats, node: usize, kv: &Simulator) -> ProcessorOptions {
@@ -111,7 +113,7 @@ async fn every_header_block_that_the_client_cannot_take_becomes_a_dead_letter_an
     let replica = Processor::start(&options(&nats, 0, &kv)).await.unwrap();
     let producer = nats.raw("producer").await.unwrap();
     let mut slowest = Duration::ZERO;
-    for (n, block) in CUTTING.iter().chain(&SPEAKING).chain(&READABLE).enumerate() {
+    for (n, block) in UNREADABLE_HEADERS.iter().chain(&SPEAKING).chain(&READABLE).enumerate() {
         poison(&producer, block, &format!("odd-{n}")).await;
         let begun = Instant::now();
         good(&producer, &format!("good-{n}")).await;
@@ -129,7 +131,7 @@ async fn every_header_block_that_the_client_cannot_take_becomes_a_dead_letter_an
         slowest = slowest.max(begun.elapsed());
     }
     all_is_acknowledged(&nats, &replica).await;
-    let (bad, all) = (CUTTING, CUTTING.len() + SPEAKING.len() + READABLE.len());
+    let (bad, all) = (UNREADABLE_HEADERS, UNREADABLE_HEADERS.len() + SPEAKING.len() + READABLE.len());
     for n in 0..all {
         assert_eq!(kv.get(&format!("tasks:odd-{n}")).is_some(), n >= bad.len(), "odd-{n}");
     }
@@ -170,7 +172,7 @@ async fn twenty_five_thousand_poison_messages_at_once_do_not_stop_ingest() {
     let replica = Processor::start(&options(&nats, 0, &kv)).await.unwrap();
     let producer = nats.raw("producer").await.unwrap();
     for n in 0..POISON {
-        poison(&producer, CUTTING[n % CUTTING.len()], &format!("poison-{n}")).await;
+        poison(&producer, UNREADABLE_HEADERS[n % UNREADABLE_HEADERS.len()], &format!("poison-{n}")).await;
         if n % 100 == 0 {
             good(&producer, &format!("good-{n}")).await;
         }
@@ -215,7 +217,7 @@ async fn a_thousand_a_minute(nats: BundledNats, replicas: usize, seconds: u64) {
         tick.tick().await;
         if begun.elapsed() < Duration::from_secs(seconds) {
             // 1,000 of them a minute, and three good ones beside each.
-            let block = CUTTING[usize::try_from(poisoned).unwrap() % CUTTING.len()];
+            let block = UNREADABLE_HEADERS[usize::try_from(poisoned).unwrap() % UNREADABLE_HEADERS.len()];
             for n in 0..4 {
                 if n == poisoned % 4 {
                     poison(&producer, block, &format!("poison-{poisoned}")).await;
@@ -282,12 +284,7 @@ async fn a_dead_letter_of_large_headers_and_a_large_payload_is_stored_and_holds_
     producer.publish_with("tasks.created", "", block.as_bytes(), &payload).await.unwrap();
     let begun = Instant::now();
     good(&producer, "good").await;
-    eventually(MOST, async || {
-        ensure!(kv.get("tasks:good").is_some(), "{}", replica.process().tail());
-        Ok(())
-    })
-    .await
-    .unwrap();
+    lands(&kv, &replica, "tasks:good").await;
     let landed = begun.elapsed();
     all_is_acknowledged(&nats, &replica).await;
     let parts = letters(&nats).await;
@@ -315,19 +312,14 @@ async fn a_replica_that_starts_after_an_unreadable_message_takes_in_what_comes_n
     let mut replica = Processor::start(&options(&nats, 0, &kv)).await.unwrap();
     let producer = nats.raw("producer").await.unwrap();
     good(&producer, "before").await;
-    poison(&producer, CUTTING[0], "last").await;
+    poison(&producer, UNREADABLE_HEADERS[0], "last").await;
     producer.round_trip().await.unwrap();
     all_is_acknowledged(&nats, &replica).await;
     let letters = count_letters(&nats).await;
     assert!(replica.terminate(SOON).await.unwrap().success());
     let replica = Processor::spawn(&options(&nats, 0, &kv)).unwrap();
     good(&producer, "after").await;
-    eventually(MOST, async || {
-        ensure!(kv.get("tasks:after").is_some(), "{}", replica.process().tail());
-        Ok(())
-    })
-    .await
-    .unwrap();
+    lands(&kv, &replica, "tasks:after").await;
     println!(
         "{letters} dead letter; the next event is in KV though the last one before the start was unreadable"
     );
@@ -345,17 +337,12 @@ async fn unreadable_messages_wait_while_the_dead_letters_take_nothing_and_none_i
     jetstream.update_stream(limited).await.unwrap();
     let producer = nats.raw("producer").await.unwrap();
     for n in 0..POISON {
-        poison(&producer, CUTTING[0], &format!("poison-{n}")).await;
+        poison(&producer, UNREADABLE_HEADERS[0], &format!("poison-{n}")).await;
     }
     // Long enough for several looks.
     tokio::time::sleep(Duration::from_secs(4)).await;
     good(&producer, "good").await;
-    eventually(MOST, async || {
-        ensure!(kv.get("tasks:good").is_some(), "{}", replica.process().tail());
-        Ok(())
-    })
-    .await
-    .unwrap();
+    lands(&kv, &replica, "tasks:good").await;
     let (_, waiting, _) = ack_floor(&nats).await;
     let stored = count_letters(&nats).await;
     jetstream.update_stream(room).await.unwrap();

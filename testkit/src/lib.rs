@@ -30,7 +30,7 @@ pub use load::store;
 pub use nats::NatsServer;
 pub use process::Process;
 pub use processor::{Processor, ProcessorOptions};
-pub use raw_client::RawClient;
+pub use raw_client::{RawClient, UNREADABLE_HEADERS};
 pub use slow_link::SlowLink;
 pub use up::Up;
 pub use wait::{eventually, within};

@@ -15,6 +15,16 @@ use crate::eventually;
 /// How long the server may take for a round trip.
 const ROUND_TRIP: Duration = Duration::from_secs(10);
 
+/// Header blocks that nats-server stores and that cut the connection of a client.
+pub const UNREADABLE_HEADERS: [&[u8]; 6] = [
+    b"NATS/1.0\r\nX-User: M\xfcller\r\n\r\n",
+    b"NATS/1.0\r\nno colon\r\n\r\n",
+    b"NATS/1.0\r\nbad name: x\r\n\r\n",
+    b"NATS/1.0\r\nA: b\r\n\xff\xfe: x\r\n\r\n",
+    b"NATS/2.0\r\nA: b\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\n\r\n",
+];
+
 /// A connection to a nats-server, line by line.
 #[derive(Debug)]
 pub struct RawClient {

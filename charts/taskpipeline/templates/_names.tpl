@@ -50,8 +50,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 
 {{- define "taskpipeline.natsUrl" -}}
 {{- if .Values.nats.enabled -}}
-{{- $scheme := ternary "tls" "nats" (ne (include "taskpipeline.natsCaSecret" .) "") -}}
-{{- printf "%s://%s:4222" $scheme (include "taskpipeline.natsName" .) -}}
+{{- printf "%s://%s:4222" (include "nats.scheme" .Subcharts.nats) (include "taskpipeline.natsName" .) -}}
 {{- else -}}
 {{- required "nats.url: with nats.enabled=false, say where your NATS is" .Values.nats.url -}}
 {{- end -}}
@@ -67,13 +66,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 
 {{- /* The Secret with the authority of the bundled servers' certificates, where they have some. */ -}}
 {{- define "taskpipeline.natsCaSecret" -}}
-{{- if .Values.nats.enabled -}}
-{{- if .Values.nats.tls.secretName -}}
-{{- .Values.nats.tls.secretName -}}
-{{- else if .Values.nats.tls.issuerRef -}}
-{{- include "taskpipeline.natsName" . }}-tls
-{{- end -}}
-{{- end -}}
+{{- if .Values.nats.enabled }}{{ include "nats.tlsSecret" .Subcharts.nats }}{{ end -}}
 {{- end -}}
 
 {{- /* The login that `helm test` publishes by: the first. */ -}}

@@ -243,7 +243,7 @@ fn template(pipeline: &TaskPipeline, validated: &Validated, image: &Image) -> Po
 }
 
 /// Which Secrets, and which versions of them: a changed one rolls the pods. Not a digest of what is in them, which would
-/// tell whether a guess is right. Without that of the certificate authority, which replicas read anew at each connection:
+/// tell whether a guess is right. The Secret of the certificate authority is left out: replicas read it at each connection, and
 /// cert-manager changes it whenever it renews the servers' certificate.
 fn seen_secrets(validated: &Validated) -> BTreeMap<String, String> {
     let seen = |secret: &SecretFacts| format!("{}/{}", secret.uid, secret.resource_version);

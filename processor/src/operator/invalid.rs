@@ -1,6 +1,6 @@
-//! Why a pipeline is not carried out as it stands, in words for whoever has to mend it.
+//! Why the operator does not carry out a pipeline: a reason for its condition, and a message for its user.
 
-/// What has to be mended.
+/// A pipeline that cannot be carried out until somebody changes it or what it refers to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct Invalid {
@@ -9,7 +9,7 @@ pub(crate) struct Invalid {
     pub(crate) message: String,
 }
 
-/// What has to be mended, by its parts.
+/// Makes one.
 pub(crate) fn invalid(reason: &'static str, message: impl Into<String>) -> Invalid {
     Invalid { reason, message: message.into() }
 }

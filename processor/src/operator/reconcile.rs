@@ -141,15 +141,7 @@ async fn carry_out(pipeline: &TaskPipeline, context: &Context) -> Result<Option<
     if pipeline.meta().deletion_timestamp.is_some() {
         return Ok(None);
     }
-    // Where nothing is watched, there are no others.
-    let _ = context.pipelines.wait_until_ready().await;
-    let all = context.pipelines.state();
-    if let Err(invalid) = context.policy.admits(pipeline, &all) {
-        let live = live(pipeline, context).await?;
-        say(pipeline, context, &Outcome::Invalid(&invalid, live.as_ref())).await?;
-        return Ok(Some(invalid));
-    }
-    let done = apply_all(pipeline, &all, context).await;
+    let done = apply_all(pipeline, context).await;
     let live = match &done {
         Ok(Ok(deployment)) => Some(deployment.clone()),
         _ => live(pipeline, context).await?,
@@ -172,12 +164,16 @@ async fn carry_out(pipeline: &TaskPipeline, context: &Context) -> Result<Option<
 
 async fn apply_all(
     pipeline: &TaskPipeline,
-    all: &[Arc<TaskPipeline>],
     context: &Context,
 ) -> Result<Result<Deployment, Invalid>, ReconcileError> {
     let client = &context.client;
-    // Whose a Secret is depends on the others that refer to it.
-    let found = dereference(client, pipeline, all).await?;
+    // Whether there is room for it, and whose a Secret is, depends on the others. Where nothing is watched, there are none.
+    let _ = context.pipelines.wait_until_ready().await;
+    let all = context.pipelines.state();
+    if let Err(invalid) = context.policy.admits(pipeline, &all) {
+        return Ok(Err(invalid));
+    }
+    let found = dereference(client, pipeline, &all).await?;
     let validated = match validate(pipeline, &found, &context.policy) {
         Ok(validated) => validated,
         Err(invalid) => return Ok(Err(invalid)),

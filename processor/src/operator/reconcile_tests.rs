@@ -90,7 +90,7 @@ impl Server {
         self.failing.lock().unwrap().push((method, path, code));
     }
 
-    fn mend(&self) {
+    fn stop_failing(&self) {
         self.failing.lock().unwrap().clear();
     }
 
@@ -240,7 +240,7 @@ async fn an_object_that_somebody_else_makes_at_the_same_moment_does_not_become_o
     bench.reconcile().await.unwrap_err();
     let writes = bench.server.writes();
     assert!(writes.contains(&format!("POST {DEPLOYMENTS}")), "{writes:?}");
-    bench.server.mend();
+    bench.server.stop_failing();
     let theirs = json!({"metadata": {"name": "tasks-processor", "namespace": "shop"}, "spec": {"replicas": 1,
         "selector": {}, "template": {}}});
     bench.server.put(DEPLOYMENT, theirs.clone());
@@ -304,7 +304,7 @@ async fn what_the_api_server_refuses_is_said_and_tried_again_with_back_off() {
         let name = path.rsplit('/').next().unwrap();
         assert!(error.contains(name), "{error}");
         assert_eq!(bench.server.condition("Degraded"), "True ApplyFailed", "{method} {path}");
-        bench.server.mend();
+        bench.server.stop_failing();
         bench.reconcile().await.unwrap();
         assert_eq!(bench.server.condition("Degraded"), "False AsExpected");
     }
@@ -319,7 +319,7 @@ async fn failures_in_a_row_are_counted_for_the_back_off_until_one_pass_succeeds(
         let _ = after_failure(bench.pipeline(), &error, Arc::clone(&bench.context));
         assert_eq!(bench.context.failures.lock().unwrap()["shop/tasks"], failed);
     }
-    bench.server.mend();
+    bench.server.stop_failing();
     bench.reconcile().await.unwrap();
     assert!(bench.context.failures.lock().unwrap().is_empty());
 }

@@ -9,21 +9,13 @@ use anyhow::Context;
 use tokio::time::{sleep, timeout};
 
 use super::stage::Stage;
-use crate::{RawClient, created};
+use crate::{RawClient, UNREADABLE_HEADERS, created};
 
 /// Between two of its messages.
 const EVERY: Duration = Duration::from_millis(60);
 
 /// How long it waits for a server.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Header blocks that nats-server stores and no client takes.
-const BLOCKS: [&[u8]; 4] = [
-    b"NATS/1.0\r\nX-User: M\xfcller\r\n\r\n",
-    b"NATS/1.0\r\nno colon\r\n\r\n",
-    b"NATS/1.0\r\nbad name: x\r\n\r\n",
-    b"NATS/2.0\r\nA: b\r\n\r\n",
-];
 
 /// Which of its messages is one that is no event and, as a dead letter, too large for a message of NATS.
 const OVERSIZED: usize = 20;
@@ -39,7 +31,7 @@ fn quotes() -> Vec<u8> {
 /// Whether a block is one of those, whatever a server has added to it.
 #[must_use]
 pub(crate) fn is_unreadable(block: &[u8]) -> bool {
-    BLOCKS.iter().any(|bad| block.starts_with(&bad[..bad.len() - 2]))
+    UNREADABLE_HEADERS.iter().any(|bad| block.starts_with(&bad[..bad.len() - 2]))
 }
 
 impl Stage {
@@ -72,7 +64,7 @@ impl Stage {
                         to.publish_with("tasks.created", "", &quotes(), &payload).await?;
                     } else {
                         let payload = created(&format!("unreadable-{n}")).to_string();
-                        let block = BLOCKS[n % BLOCKS.len()];
+                        let block = UNREADABLE_HEADERS[n % UNREADABLE_HEADERS.len()];
                         to.publish_with("tasks.created", "", block, payload.as_bytes()).await?;
                     }
                     to.round_trip().await?;
@@ -93,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_block_is_known_again_with_what_a_server_adds() {
-        for block in BLOCKS {
+        for block in UNREADABLE_HEADERS {
             let added = [&block[..block.len() - 2], b"Nats-Request-Info: {}\r\n\r\n"].concat();
             assert!(is_unreadable(block) && is_unreadable(&added));
         }
