@@ -3,10 +3,11 @@
 # is for docker-compose.yml, has Node.
 #
 # The bases are arguments, so that a mirror, another Debian or a machine without a registry can bring its own: the first has
-# Rust, a C compiler and make; the second the C library, and the certificate authorities that Cloudflare's are among.
-ARG RUST_IMAGE=docker.io/library/rust:1.95-bookworm
-ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
-ARG NODE_IMAGE=docker.io/library/node:22-bookworm-slim
+# Rust, a C compiler and make; the second the C library, and the certificate authorities that Cloudflare's are among. The digests
+# are those of their indexes, for every processor (`docker buildx imagetools inspect` tells a newer one).
+ARG RUST_IMAGE=docker.io/library/rust:1.95-bookworm@sha256:6258907abe69656e41cd992e0b705cdcfabcbbe3db374f92ed2d47121282d4a1
+ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot@sha256:9dac0a79194e45a7da0158a9c6da57b217585af0786db3845d1f0ec1a0dd182f
+ARG NODE_IMAGE=docker.io/library/node:22-bookworm-slim@sha256:43ac6c60b8f89723f746e8a92ce91abd5017e627ce1ddfe4238355d3a30b772c
 
 FROM ${RUST_IMAGE} AS source
 WORKDIR /src

@@ -1,4 +1,4 @@
-//! `cargo xtask deny`: the crates in Cargo.lock against deny.toml, by cargo-deny.
+//! `cargo xtask deny`: the crates in Cargo.lock, and in that of wasm-bindgen's program, against deny.toml, by cargo-deny.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::progress::say;
 use crate::run;
-use crate::tools::Workshop;
+use crate::tools::{WASM_BINDGEN, Workshop};
 
 /// What is checked in any case.
 const OFFLINE: [&str; 3] = ["bans", "licenses", "sources"];
@@ -18,9 +18,9 @@ const OFFLINE: [&str; 3] = ["bans", "licenses", "sources"];
 /// When cargo-deny cannot be had, or finds something.
 pub(crate) fn check(shop: &Workshop) -> Result<()> {
     let program = shop.cargo_deny()?;
-    let deny = |arguments: &[&str]| deny(shop, &program, arguments);
+    let deny = |package: &str, arguments: &[&str]| deny(shop, &program, package, arguments);
     let fetched = shop.progress.step("get the database of known flaws (RustSec)", || {
-        run::output(&mut deny(&["fetch", "db"])).map(drop)
+        run::output(&mut deny("", &["fetch", "db"])).map(drop)
     });
     let mut checks = OFFLINE.to_vec();
     match fetched {
@@ -30,11 +30,14 @@ pub(crate) fn check(shop: &Workshop) -> Result<()> {
         }
     }
     let arguments: Vec<&str> = ["check", "--hide-inclusion-graph"].into_iter().chain(checks).collect();
-    run::output(&mut deny(&arguments)).map(drop)
+    run::output(&mut deny("", &arguments))?;
+    run::output(&mut deny(WASM_BINDGEN, &arguments)).map(drop)
 }
 
-fn deny(shop: &Workshop, program: &Path, arguments: &[&str]) -> Command {
+/// In a package's folder; deny.toml lies above it.
+fn deny(shop: &Workshop, program: &Path, package: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
-    command.args(["--all-features", "--locked"]).args(arguments).current_dir(&shop.workspace.root);
+    command.args(["--all-features", "--locked"]).args(arguments);
+    command.current_dir(shop.workspace.root.join(package));
     command
 }

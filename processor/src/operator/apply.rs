@@ -93,6 +93,10 @@ where
         fields.insert("apiVersion".to_owned(), T::api_version(&()).into());
         fields.insert("kind".to_owned(), kind.clone().into());
     }
+    // Not one of that name that somebody has made since.
+    if let Some(uid) = live.uid() {
+        desired["metadata"]["uid"] = uid.into();
+    }
     // What somebody else has claimed of it is ours.
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let applied = api.patch(&name, &params, &Patch::Apply(&desired)).await.map_err(&refused)?;

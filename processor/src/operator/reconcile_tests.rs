@@ -31,6 +31,8 @@ struct Server {
     /// What was asked for, reads too: `PATCH /path`.
     asked: Mutex<Vec<String>>,
     failing: Mutex<Vec<(Method, &'static str, u16)>>,
+    /// What somebody puts in an object's place before the next patch of it.
+    exchanged: Mutex<HashMap<String, Value>>,
     /// So many changes of managed fields come too late: somebody has written the object meanwhile.
     conflicts: Mutex<u32>,
 }
@@ -56,6 +58,7 @@ impl Server {
                 let mut made = said.clone();
                 made["metadata"]["managedFields"] =
                     json!([{"manager": FIELD_MANAGER, "operation": "Update"}]);
+                made["metadata"]["uid"] = json!(format!("of-{name}"));
                 objects.insert(format!("{path}/{name}"), made.clone());
                 return (StatusCode::CREATED, axum::Json(made)).into_response();
             }
@@ -68,7 +71,14 @@ impl Server {
                 return refusal(409);
             }
         }
+        if let Some(theirs) = self.exchanged.lock().unwrap().remove(base) {
+            objects.insert(base.to_owned(), theirs);
+        }
         let object = objects.entry(base.to_owned()).or_insert_with(|| json!({}));
+        let (said_uid, uid) = (&said["metadata"]["uid"], &object["metadata"]["uid"]);
+        if said_uid.is_string() && said_uid != uid {
+            return refusal(409);
+        }
         merge(object, &said);
         if !is_status && uri.query().is_some_and(|query| query.contains(REPLICAS_MANAGER)) {
             object["metadata"]["managedFields"] = json!([
@@ -247,6 +257,24 @@ async fn an_object_that_somebody_else_makes_at_the_same_moment_does_not_become_o
     let error = bench.reconcile().await.unwrap_err();
     assert!(error.contains("belongs to something else"), "{error}");
     assert_eq!(bench.server.get(DEPLOYMENT), theirs);
+}
+
+/// The real API server's answer to such an apply is in `e2e/cluster/tests/pipeline.rs`.
+#[tokio::test]
+async fn an_object_that_was_exchanged_since_it_was_read_does_not_become_ours() {
+    let bench = Bench::start().await;
+    bench.reconcile().await.unwrap();
+    let mut edited = bench.server.get(DEPLOYMENT);
+    edited["spec"]["template"]["spec"]["containers"][0]["image"] = json!("somebody-elses:1");
+    bench.server.put(DEPLOYMENT, edited);
+    let theirs = json!({"metadata": {"name": "tasks-processor", "namespace": "shop", "uid": "theirs"},
+        "spec": {"replicas": 1, "selector": {}, "template": {}}});
+    bench.server.exchanged.lock().unwrap().insert(DEPLOYMENT.to_owned(), theirs.clone());
+    bench.reconcile().await.unwrap_err();
+    assert!(bench.server.exchanged.lock().unwrap().is_empty(), "nothing was exchanged");
+    assert_eq!(bench.server.get(DEPLOYMENT), theirs);
+    let error = bench.reconcile().await.unwrap_err();
+    assert!(error.contains("belongs to something else"), "{error}");
 }
 
 #[tokio::test]

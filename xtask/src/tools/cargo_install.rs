@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::Workshop;
 use super::version::Version;
@@ -12,6 +12,9 @@ use crate::workspace::{cargo, locked_version};
 
 /// The release that goes with the `worker` crate.
 pub(crate) const WORKER_BUILD: &str = "0.8.7";
+
+/// The package, with a Cargo.lock of its own, that wasm-bindgen's program is built of.
+pub(crate) const WASM_BINDGEN: &str = "xtask/wasm-bindgen";
 
 /// What checks the crates that we take.
 const CARGO_DENY: &str = "0.20.2";
@@ -27,33 +30,44 @@ pub(crate) struct WasmTools {
 pub(super) fn find(shop: &Workshop) -> Result<WasmTools> {
     let lock = shop.workspace.read("Cargo.lock")?;
     let bindgen = locked_version(&lock, "wasm-bindgen").context("Cargo.lock does not have wasm-bindgen")?;
-    let worker_build = program(shop, "worker-build", "worker-build", WORKER_BUILD, &["--locked"])?;
-    // Not `--locked`: the lock it is published with names a crate that was withdrawn.
-    let wasm_bindgen =
-        program(shop, "wasm-bindgen-cli", "wasm-bindgen", bindgen, &["--no-default-features"])?;
+    let own = shop.workspace.read(&format!("{WASM_BINDGEN}/Cargo.lock"))?;
+    let built = locked_version(&own, "wasm-bindgen-cli");
+    ensure!(
+        built == Some(bindgen),
+        "{WASM_BINDGEN} has wasm-bindgen-cli {}, and Cargo.lock wasm-bindgen {bindgen}: they must be the same",
+        built.unwrap_or("in no version")
+    );
+    let worker_build = published(shop, "worker-build", WORKER_BUILD)?;
+    let path = shop.workspace.root.join(WASM_BINDGEN);
+    let path = path.to_str().context("the clone's path is not UTF-8")?;
+    let wasm_bindgen = program(shop, "wasm-bindgen", bindgen, &["--path", path])?;
     Ok(WasmTools { worker_build, wasm_bindgen })
 }
 
 pub(super) fn deny(shop: &Workshop) -> Result<PathBuf> {
-    program(shop, "cargo-deny", "cargo-deny", CARGO_DENY, &["--locked"])
+    published(shop, "cargo-deny", CARGO_DENY)
 }
 
-fn program(shop: &Workshop, package: &str, name: &str, version: &str, options: &[&str]) -> Result<PathBuf> {
+fn published(shop: &Workshop, name: &str, version: &str) -> Result<PathBuf> {
+    program(shop, name, version, &[&format!("{name}@{version}")])
+}
+
+/// Built of what a Cargo.lock names, with the sums that stand there.
+fn program(shop: &Workshop, name: &str, version: &str, what: &[&str]) -> Result<PathBuf> {
     if let Some(found) = run::on_path(name).filter(|path| Version::of(path) == Version::within(version)) {
         return Ok(found);
     }
-    let entry = shop.cache.entry(&format!("{package}-{version}"), |folder, _| {
-        shop.progress.step(&format!("build {name} {version} (cargo install)"), || {
-            install(folder, &["--bin", name, &format!("{package}@{version}")], options)
-        })
+    let entry = shop.cache.entry(&format!("{name}-{version}"), |folder, _| {
+        let step = format!("build {name} {version} (cargo install)");
+        shop.progress.step(&step, || install(folder, &[&["--bin", name], what].concat()))
     })?;
     Ok(entry.join("bin").join(name))
 }
 
-fn install(folder: &Path, what: &[&str], options: &[&str]) -> Result<()> {
+fn install(folder: &Path, what: &[&str]) -> Result<()> {
     let target = folder.join("target");
     let mut command = cargo();
-    command.args(["install", "--quiet", "--debug", "--root"]).arg(folder).args(options).args(what);
+    command.args(["install", "--locked", "--quiet", "--debug", "--root"]).arg(folder).args(what);
     // What the user sets for his own builds is not meant for these.
     for name in [
         "RUSTFLAGS",

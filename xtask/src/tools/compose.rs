@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::Workshop;
-use super::download::Release;
+use super::download::{Archive, Release};
 use super::go_program::GoProgram;
 use super::version::Version;
 use crate::run;
@@ -23,7 +23,7 @@ const COMPOSE: GoProgram = GoProgram {
     package: "github.com/docker/compose/v5/cmd",
     as_part: true,
     stamp: Some("github.com/docker/compose/v5/internal.Version"),
-    release,
+    release: &RELEASE,
 };
 
 /// `docker`, to be told `compose`, or `docker-compose`.
@@ -35,20 +35,23 @@ pub(super) fn find(shop: &Workshop) -> Result<PathBuf> {
     }
 }
 
-fn release(os: &str, arch: &str) -> Release {
-    let arch = if arch == "amd64" { "x86_64" } else { "aarch64" };
-    Release {
-        base: format!("https://github.com/docker/compose/releases/download/v{VERSION}"),
-        archive: format!("docker-compose-{os}-{arch}"),
-        sums: "checksums.txt".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_release_of_a_platform() {
-        assert_eq!(super::release("linux", "amd64").archive, "docker-compose-linux-x86_64");
-        assert_eq!(super::release("darwin", "arm64").archive, "docker-compose-darwin-aarch64");
-    }
-}
+pub(super) const RELEASE: Release = Release {
+    base: "https://github.com/docker/compose/releases/download/v5.6.0",
+    archives: &[
+        Archive {
+            platform: ("linux", "amd64"),
+            name: "docker-compose-linux-x86_64",
+            sha256: "40343e21ca777173e69cff5dbafeb37c6f81f3b0d57d9e597f036e95eb63e76a",
+        },
+        Archive {
+            platform: ("linux", "arm64"),
+            name: "docker-compose-linux-aarch64",
+            sha256: "733ec76717ceb59052a9609b9dadfb523b2df8eab57a54212872d10a58078ea2",
+        },
+        Archive {
+            platform: ("darwin", "arm64"),
+            name: "docker-compose-darwin-aarch64",
+            sha256: "bd714a42b46e51757fc1121085b3096b9064e3f80d3ca5a991e33f44df4f43c9",
+        },
+    ],
+};

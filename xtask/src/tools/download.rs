@@ -1,4 +1,5 @@
-//! Releases: fetched by `curl`, checked against the release's own list of sums, unpacked by `tar` if they are archives.
+//! Releases: fetched by `curl`, checked against the sums that stand in this repository, unpacked by `tar` if they are
+//! archives. A list of sums that lies beside an archive is only the word of whoever put the archive there.
 //!
 //! The time to connect is short: a machine without internet has other ways, and should get to them soon.
 
@@ -14,31 +15,66 @@ use crate::run;
 
 const ARCHIVE: &str = ".tar.gz";
 
-/// An archive or a bare program, and the list that says what its sum is.
+/// One version of a tool, as its project publishes it.
 pub(super) struct Release {
-    /// The folder both lie in, without a slash at the end.
-    pub(super) base: String,
-    /// The archive's name, or the program's.
-    pub(super) archive: String,
-    /// The list's name.
-    pub(super) sums: String,
+    /// The folder that the archives lie in, without a slash at the end.
+    pub(super) base: &'static str,
+    /// Those whose sums are known.
+    pub(super) archives: &'static [Archive],
+}
+
+/// An archive, or a bare program.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Archive {
+    /// The system and the processor it is for, as [`platform`] has them.
+    pub(super) platform: (&'static str, &'static str),
+    /// Its name.
+    pub(super) name: &'static str,
+    /// Its sum, which more than one party must have published.
+    pub(super) sha256: &'static str,
 }
 
 impl Release {
-    /// Puts the program into the folder under this name, with what else the archive holds.
+    /// Puts the program into the folder under this name, with what else the archive for this machine holds.
+    ///
+    /// # Errors
+    /// Where there is none, it cannot be had, or it is not the one that this repository knows.
     pub(super) fn bring(&self, into: &Path, name: &str) -> Result<()> {
-        if self.archive.ends_with(ARCHIVE) {
-            return self.unpack(into);
+        self.here()?.bring(self.base, into, name)
+    }
+
+    /// Unpacks the archive for this machine into the folder; without the one folder that it consists of, if it does.
+    ///
+    /// # Errors
+    /// As [`Self::bring`].
+    pub(super) fn unpack(&self, into: &Path) -> Result<()> {
+        self.here()?.unpack(self.base, into)
+    }
+
+    fn here(&self) -> Result<&'static Archive> {
+        platform()
+            .and_then(|here| self.of(here))
+            .with_context(|| format!("this repository knows no archive for this platform of {}", self.base))
+    }
+
+    fn of(&self, platform: (&str, &str)) -> Option<&'static Archive> {
+        self.archives.iter().find(|archive| archive.platform == platform)
+    }
+}
+
+impl Archive {
+    fn bring(&self, base: &str, into: &Path, name: &str) -> Result<()> {
+        if self.name.ends_with(ARCHIVE) {
+            return self.unpack(base, into);
         }
-        let (fetched, program) = (self.fetch(into)?, into.join(name));
+        let (fetched, program) = (self.fetch(base, into)?, into.join(name));
         fs::rename(&fetched, &program)
             .and_then(|()| fs::set_permissions(&program, fs::Permissions::from_mode(0o755)))
             .with_context(|| format!("cannot put {} into its place", program.display()))
     }
 
-    /// Unpacks the archive into the folder; without the one folder that it consists of, if it does.
-    pub(super) fn unpack(&self, into: &Path) -> Result<()> {
-        let archive = self.fetch(into)?;
+    fn unpack(&self, base: &str, into: &Path) -> Result<()> {
+        let archive = self.fetch(base, into)?;
         let names = run::output(Command::new("tar").arg("-tzf").arg(&archive))?;
         let mut unpack = Command::new("tar");
         unpack.arg("-xzf").arg(&archive).arg("-C").arg(into);
@@ -50,20 +86,25 @@ impl Release {
     }
 
     /// A file in the folder that has the sum it should have.
-    fn fetch(&self, into: &Path) -> Result<PathBuf> {
-        let (file, sums) = (into.join(".fetched"), into.join(".sums"));
-        fetch(&format!("{}/{}", self.base, self.sums), &sums)?;
-        fetch(&format!("{}/{}", self.base, self.archive), &file)?;
-        let list = fs::read_to_string(&sums).with_context(|| format!("cannot read {}", sums.display()))?;
-        let Some(expected) = sum_of(&list, &self.archive) else {
-            bail!("{} of the release at {} does not list {}", self.sums, self.base, self.archive);
-        };
-        let found = File::open(&file).and_then(hex_sha256).context("cannot read again what was fetched")?;
-        if found != expected {
-            bail!("{}/{} has the SHA-256 {found}, its release says {expected}", self.base, self.archive);
-        }
-        fs::remove_file(&sums).with_context(|| format!("cannot remove {}", sums.display()))?;
+    fn fetch(&self, base: &str, into: &Path) -> Result<PathBuf> {
+        let (file, url) = (into.join(".fetched"), format!("{base}/{}", self.name));
+        fetch(&url, &file)?;
+        self.check(&url, &file)?;
         Ok(file)
+    }
+
+    /// What is not the archive that this repository knows goes away at once.
+    fn check(&self, url: &str, file: &Path) -> Result<()> {
+        let found = File::open(file).and_then(hex_sha256).context("cannot read again what was fetched")?;
+        if found == self.sha256 {
+            return Ok(());
+        }
+        fs::remove_file(file).with_context(|| format!("cannot remove {}", file.display()))?;
+        bail!(
+            "{url} is not what it was: its SHA-256 is {found}, and {} in this repository. Somebody may have put another in its place; \
+             nothing of it was run",
+            self.sha256
+        )
     }
 }
 
@@ -108,13 +149,6 @@ fn is_one_folder(names: &str) -> bool {
     first.is_some() && folders.all(|folder| folder == first)
 }
 
-fn sum_of<'a>(list: &'a str, name: &str) -> Option<&'a str> {
-    list.lines().find_map(|line| {
-        let (sum, file) = line.split_once(char::is_whitespace)?;
-        (file.trim_start().trim_start_matches('*') == name).then_some(sum)
-    })
-}
-
 /// This machine's system and processor as release archives name them: (`linux`, `amd64`).
 pub(super) fn platform() -> Option<(&'static str, &'static str)> {
     platform_of(std::env::consts::OS, std::env::consts::ARCH)
@@ -136,13 +170,54 @@ fn platform_of(os: &str, arch: &str) -> Option<(&'static str, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tools::{compose, helm, helm_docs, nats_server, node, promtool};
+
+    /// Somebody who has got at the place of the releases puts another archive there, and its sum into the list beside it.
+    #[test]
+    fn an_archive_that_was_exchanged_is_refused_though_the_list_beside_it_names_it() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let file = folder.path().join("tool-linux-amd64");
+        let theirs = Archive {
+            platform: ("linux", "amd64"),
+            name: "tool-linux-amd64",
+            sha256: "8aa9f7d9ee1ac6b7d1ae4fb7d9e2c2ec3c25e5b6ce0cd6d6ffd5cd0a0a6a5f5b",
+        };
+        fs::write(&file, "#!/bin/sh\necho stolen\n").unwrap();
+        let sum = File::open(&file).and_then(hex_sha256).unwrap();
+        fs::write(folder.path().join("SHA256SUMS"), format!("{sum}  tool-linux-amd64\n")).unwrap();
+        let refused = theirs.check("https://example.org/tool-linux-amd64", &file).unwrap_err().to_string();
+        assert!(refused.contains(&sum) && refused.contains(theirs.sha256), "{refused}");
+        assert!(!file.exists(), "what was refused lies there still");
+
+        fs::write(&file, "").unwrap();
+        let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        Archive { sha256: empty, ..theirs }.check("https://example.org/tool", &file).unwrap();
+    }
 
     #[test]
-    fn finds_a_sum_in_a_list() {
-        let list = "aa  nats-server-v2.15.2-linux-amd64.zip\nbb  nats-server-v2.15.2-linux-amd64.tar.gz\ncc *other\n";
-        assert_eq!(sum_of(list, "nats-server-v2.15.2-linux-amd64.tar.gz"), Some("bb"));
-        assert_eq!(sum_of(list, "other"), Some("cc"));
-        assert_eq!(sum_of(list, "nats-server"), None);
+    fn every_archive_has_a_sum_and_the_version_of_its_release() {
+        let releases = [
+            nats_server::RELEASE,
+            helm::RELEASE,
+            helm_docs::RELEASE,
+            compose::RELEASE,
+            promtool::RELEASE,
+            node::RELEASE,
+        ];
+        let mut count = 0;
+        for release in releases {
+            assert!(release.base.starts_with("https://") && !release.base.ends_with('/'), "{}", release.base);
+            for archive in release.archives {
+                let is_sum =
+                    archive.sha256.len() == 64 && archive.sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
+                assert!(is_sum, "{archive:?}");
+                let (os, _) = archive.platform;
+                assert!(archive.name.to_lowercase().contains(os), "{archive:?}");
+                count += 1;
+            }
+            assert!(release.of(("linux", "amd64")).is_some() && release.of(("plan9", "amd64")).is_none());
+        }
+        println!("{count} archives, each with its sum");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::Workshop;
-use super::download::{Release, platform};
+use super::download::Release;
 use super::version::Version;
 use crate::run;
 
@@ -27,8 +27,8 @@ pub(super) struct GoProgram {
     pub(super) as_part: bool,
     /// The variable that its own build sets to the version; Go sets none.
     pub(super) stamp: Option<&'static str>,
-    /// Its release for a system and an architecture.
-    pub(super) release: fn(&str, &str) -> Release,
+    /// Its project's release.
+    pub(super) release: &'static Release,
 }
 
 impl GoProgram {
@@ -39,11 +39,7 @@ impl GoProgram {
         }
         let entry = shop.cache.entry(&format!("{name}-{version}"), |folder, _| {
             shop.progress.step(&format!("get {name} {version}"), || {
-                let downloaded = match platform() {
-                    Some((os, arch)) => release(os, arch).bring(folder, name),
-                    None => Err(anyhow::anyhow!("there is no release of {name} for this platform")),
-                };
-                let Err(why) = downloaded else { return Ok(()) };
+                let Err(why) = release.bring(folder, name) else { return Ok(()) };
                 let Some(go) = run::on_path("go") else {
                     return Err(why).context(format!(
                         "no {name}: install {oldest} or newer, or Go to build it with, so that it is on PATH"

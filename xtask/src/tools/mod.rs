@@ -30,7 +30,7 @@ use std::thread;
 use anyhow::{Result, anyhow, bail};
 
 pub(crate) use cache::hex_sha256;
-pub(crate) use cargo_install::{WORKER_BUILD, WasmTools};
+pub(crate) use cargo_install::{WASM_BINDGEN, WORKER_BUILD, WasmTools};
 pub(crate) use earlier::Earlier;
 pub(crate) use kubernetes::Programs;
 pub(crate) use npm::NpmTools;

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::Workshop;
-use super::download::{Release, platform};
+use super::download::{Archive, Release, platform};
 use super::version::Version;
 use crate::run;
 
@@ -20,10 +20,11 @@ pub(super) fn find(shop: &Workshop) -> Result<PathBuf> {
     }
     let entry = shop.cache.entry(&format!("node-{VERSION}"), |folder, _| {
         shop.progress.step(&format!("get Node {VERSION}"), || {
-            let Some((os, arch)) = platform().map(|(os, arch)| (os, node_arch(arch))) else {
+            let Some((os, arch)) = platform() else {
                 bail!("no Node {OLDEST} or newer on PATH, and no release of it for this platform");
             };
-            let Err(why) = release(os, arch).unpack(folder) else { return Ok(()) };
+            let Err(why) = RELEASE.unpack(folder) else { return Ok(()) };
+            let arch = if arch == "amd64" { "x64" } else { arch };
             let Some(npm) = run::on_path("npm") else {
                 return Err(why)
                     .context(format!("no Node: install {OLDEST} or newer, so that it is on PATH"));
@@ -54,25 +55,28 @@ fn from_npm(npm: &Path, package: &str, folder: &Path) -> Result<()> {
         .context("cannot link Node's bin folder")
 }
 
-fn node_arch(arch: &str) -> &str {
-    if arch == "amd64" { "x64" } else { arch }
-}
-
-fn release(os: &str, arch: &str) -> Release {
-    Release {
-        base: format!("https://nodejs.org/dist/v{VERSION}"),
-        archive: format!("node-v{VERSION}-{os}-{arch}.tar.gz"),
-        sums: "SHASUMS256.txt".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_release_of_a_platform() {
-        assert_eq!(release("darwin", node_arch("arm64")).archive, "node-v22.23.3-darwin-arm64.tar.gz");
-        assert_eq!(release("linux", node_arch("amd64")).archive, "node-v22.23.3-linux-x64.tar.gz");
-    }
-}
+pub(super) const RELEASE: Release = Release {
+    base: "https://nodejs.org/dist/v22.23.3",
+    archives: &[
+        Archive {
+            platform: ("linux", "amd64"),
+            name: "node-v22.23.3-linux-x64.tar.gz",
+            sha256: "1084aa36196bba4c3a5e69a1ee388a6e4ff729dad09445fbcd434b28fe3c24af",
+        },
+        Archive {
+            platform: ("linux", "arm64"),
+            name: "node-v22.23.3-linux-arm64.tar.gz",
+            sha256: "5ced2d48d1d7198739b7f86804de0171aefb6823b684b12341d3321afc3cb0b2",
+        },
+        Archive {
+            platform: ("darwin", "amd64"),
+            name: "node-v22.23.3-darwin-x64.tar.gz",
+            sha256: "8a677b0219178efd6eb0e475457c4afb452b521a92f6e67845a73bd85727f2a8",
+        },
+        Archive {
+            platform: ("darwin", "arm64"),
+            name: "node-v22.23.3-darwin-arm64.tar.gz",
+            sha256: "23b25245dcfb9af7262f8ff142e9e2e0af025368117329e7a7458a51e5922f53",
+        },
+    ],
+};

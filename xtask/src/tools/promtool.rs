@@ -5,14 +5,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 
-use super::download::{Release, platform};
+use super::download::{Archive, Release};
 use super::version::Version;
 use super::{Workshop, debian};
 use crate::run;
 
-const VERSION: Version = Version(3, 16, 0);
+const VERSION: Version = Version(3, 15, 0);
 
 /// Debian 12's, which checks what ours uses in the same way.
 const OLDEST: Version = Version(2, 42, 0);
@@ -23,11 +23,7 @@ pub(super) fn find(shop: &Workshop) -> Result<PathBuf> {
     }
     let entry = shop.cache.entry(&format!("promtool-{VERSION}"), |folder, _| {
         shop.progress.step(&format!("get promtool {VERSION}"), || {
-            let downloaded = match platform() {
-                Some((os, arch)) => release(os, arch).unpack(folder),
-                None => Err(anyhow!("there is no release of Prometheus for this platform")),
-            };
-            downloaded.or_else(|why| {
+            RELEASE.unpack(folder).or_else(|why| {
                 debians(folder).with_context(|| {
                     format!("{why:#}; install promtool {OLDEST} or newer, so that it is on PATH")
                 })
@@ -41,13 +37,31 @@ pub(super) fn find(shop: &Workshop) -> Result<PathBuf> {
     Ok(program)
 }
 
-fn release(os: &str, arch: &str) -> Release {
-    Release {
-        base: format!("https://github.com/prometheus/prometheus/releases/download/v{VERSION}"),
-        archive: format!("prometheus-{VERSION}.{os}-{arch}.tar.gz"),
-        sums: "sha256sums.txt".to_owned(),
-    }
-}
+pub(super) const RELEASE: Release = Release {
+    base: "https://github.com/prometheus/prometheus/releases/download/v3.15.0",
+    archives: &[
+        Archive {
+            platform: ("linux", "amd64"),
+            name: "prometheus-3.15.0.linux-amd64.tar.gz",
+            sha256: "2a542df32eac02ee17b9d844fb2aa1de00dafa5476579ba8a3ba862e9d572ea0",
+        },
+        Archive {
+            platform: ("linux", "arm64"),
+            name: "prometheus-3.15.0.linux-arm64.tar.gz",
+            sha256: "f1f90ec08e849d494ca66c611470afc50192f0355f1a61c33f2cbde02d067823",
+        },
+        Archive {
+            platform: ("darwin", "amd64"),
+            name: "prometheus-3.15.0.darwin-amd64.tar.gz",
+            sha256: "2d79e744c2d7e505db936fbc898e05abc74fcb6e437c25befd26e9c9f00aa58b",
+        },
+        Archive {
+            platform: ("darwin", "arm64"),
+            name: "prometheus-3.15.0.darwin-arm64.tar.gz",
+            sha256: "920df4d17e78b3b0175af144eb318b0c74d1cf7b1d1251b326966f0e81977260",
+        },
+    ],
+};
 
 /// Taken out of the package: installed, it would bring a Prometheus that runs.
 fn debians(folder: &Path) -> Result<()> {
@@ -56,19 +70,4 @@ fn debians(folder: &Path) -> Result<()> {
     fs::rename(package.join("usr/bin/promtool"), folder.join("promtool"))
         .context("Debian's prometheus has no promtool")?;
     fs::remove_dir_all(&package).with_context(|| format!("cannot remove {}", package.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_release_of_a_platform() {
-        let release = release("linux", "amd64");
-        assert_eq!(
-            format!("{}/{}", release.base, release.archive),
-            "https://github.com/prometheus/prometheus/releases/download/v3.16.0/\
-             prometheus-3.16.0.linux-amd64.tar.gz"
-        );
-    }
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::core::DynamicObject;
 use kube::discovery::ApiResource;
@@ -119,6 +120,29 @@ async fn scale_reads_and_writes_the_replicas_and_names_the_pods() {
     assert_eq!((status.replicas, status.selector.as_deref()), (2, Some("taskpipeline.dev/pipeline=tasks")));
     assert_eq!(pipelines.get("tasks").await.unwrap().spec.replicas, Some(6));
     println!("scaled to 6; pods by {}", status.selector.unwrap());
+}
+
+/// What the operator's applies rely on; see `operator/apply.rs`.
+#[tokio::test]
+async fn an_apply_with_the_uid_of_another_object_is_refused_whether_one_is_there_or_none() {
+    let namespace = namespace().await;
+    let apply = async |uid: Option<&str>, key: &str| {
+        let mut manifest = json!({"metadata": {"name": "settings"}, "data": {"key": key}});
+        if let Some(uid) = uid {
+            manifest["metadata"]["uid"] = uid.into();
+        }
+        namespace.apply::<ConfigMap>(manifest).await.map_err(|error| format!("{error:#}"))
+    };
+    let (another, none) = ("7c1b0000-0000-4000-8000-000000000000", namespace.api::<ConfigMap>());
+    let absent = apply(Some(another), "theirs").await.unwrap_err();
+    assert!(none.get_opt("settings").await.unwrap().is_none(), "it was made: {absent}");
+    let made = apply(None, "ours").await.unwrap();
+    let exchanged = apply(Some(another), "theirs").await.unwrap_err();
+    let own = apply(made.metadata.uid.as_deref(), "own").await.unwrap();
+    assert_eq!(own.data.unwrap()["key"], "own");
+    let fields = format!("{:?}", own.metadata.managed_fields);
+    assert!(!fields.contains("f:uid"), "the uid became a field of a manager: {fields}");
+    println!("absent: {absent}\nexchanged: {exchanged}");
 }
 
 #[tokio::test]
