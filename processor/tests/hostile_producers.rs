@@ -10,9 +10,9 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use serde_json::{Value, json};
 use taskpipeline_simulator::{Config, Latency, Simulator};
+use taskpipeline_testkit::forgery::{reply_subjects, subscriptions};
 use taskpipeline_testkit::{
-    BundledNats, NatsServer, Processor, ProcessorOptions, RawClient, created, eventually, http, store,
-    stored_task,
+    BundledNats, NatsServer, Processor, ProcessorOptions, RawClient, created, eventually, store, stored_task,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -38,19 +38,6 @@ async fn has(kv: &Simulator, replica: &Processor, wanted: usize) {
     .unwrap();
 }
 
-/// The subscriptions of the replicas, which the monitoring port shows to everybody who can reach it.
-async fn inboxes(server: &NatsServer) -> Vec<String> {
-    let url = format!("{}/connz?subs=1", server.monitor_url());
-    let text = http().get(url).send().await.unwrap().text().await.unwrap();
-    let connections: Value = serde_json::from_str(&text).unwrap();
-    let connections = connections["connections"].as_array().unwrap().clone();
-    let subscriptions = connections
-        .iter()
-        .filter(|it| it["name"].as_str().is_some_and(|name| name.starts_with("taskpipeline")));
-    let subscriptions = subscriptions.filter_map(|it| it["subscriptions_list"].as_array());
-    subscriptions.flatten().filter_map(Value::as_str).map(str::to_owned).collect()
-}
-
 /// The stream's record of this subject as its leader has it.
 async fn record(jetstream: &jetstream::Context, stream: &str, subject: &str) -> anyhow::Result<(u64, Bytes)> {
     let query = json!({"last_by_subj": subject});
@@ -62,28 +49,6 @@ async fn record(jetstream: &jetstream::Context, stream: &str, subject: &str) -> 
 
 async fn messages(jetstream: &jetstream::Context, stream: &str) -> u64 {
     jetstream.get_stream(stream).await.unwrap().cached_info().state.messages
-}
-
-/// Everything that an ack in the wrong place could harm.
-fn targets(inboxes: &[String]) -> Vec<String> {
-    let fixed = [
-        format!("{RECORDS}.source"),
-        format!("{RECORDS}.task.good"),
-        format!("{RECORDS}.task.nobody"),
-        format!("{RECORDS}.high-water.somebody"),
-        format!("{RECORDS}.control.0000000000000000"),
-        "dead-letters.tasks".to_owned(),
-        "$JS.API.STREAM.PURGE.TASKS".to_owned(),
-        format!("$JS.API.STREAM.PURGE.{LEDGER}"),
-        format!("$JS.API.STREAM.DELETE.{LEDGER}"),
-        format!("$JS.API.STREAM.MSG.DELETE.{LETTERS}"),
-        "$JS.API.CONSUMER.DELETE.TASKS.tasks-processor-1".to_owned(),
-        "$JS.API.CONSUMER.MSG.NEXT.TASKS.tasks-processor-1".to_owned(),
-    ];
-    let guessed = inboxes.iter().filter(|inbox| inbox.contains("INBOX")).flat_map(|inbox| {
-        (0..3).map(move |n| inbox.replace(".*.*", &format!(".{n}.0")).replace('*', &n.to_string()))
-    });
-    fixed.into_iter().chain(guessed).collect()
 }
 
 /// A producer has the acks of its events sent where they could do harm; its events are good.
@@ -101,10 +66,10 @@ async fn forged_replies_reach_nothing(nats: BundledNats) {
     let source = record(&processor, LEDGER, &format!("{RECORDS}.source")).await.unwrap();
     let mut seen = Vec::new();
     for node in nats.nodes() {
-        seen.extend(inboxes(node).await);
+        seen.extend(subscriptions(node).await.unwrap());
     }
     assert!(seen.iter().any(|inbox| inbox.starts_with("_INBOX_PROCESSOR.")), "{seen:?}");
-    let targets = targets(&seen);
+    let targets = reply_subjects(&seen);
     let attacker = nats.raw("producer").await.unwrap();
     let mut forged = 0;
     for _ in 0..ROUNDS {
@@ -168,9 +133,9 @@ async fn forged_reply_subjects_reach_nothing_in_mode_core() {
     let kv = kv().await;
     let options = nats.serves(ProcessorOptions::new(&nats.nodes()[0], &kv)).core();
     let replica = Processor::start(&options.set("REQUEST_BUDGET", "1000000/5m")).await.unwrap();
-    let seen = inboxes(&nats.nodes()[0]).await;
+    let seen = subscriptions(&nats.nodes()[0]).await.unwrap();
     assert!(seen.iter().any(|subject| subject == "tasks.*"), "{seen:?}");
-    let targets = targets(&seen);
+    let targets = reply_subjects(&seen);
     let attacker = nats.raw("producer").await.unwrap();
     for (n, target) in targets.iter().enumerate() {
         let event = created(&format!("task-{n}")).to_string();
@@ -296,7 +261,7 @@ async fn forged_answers_to_writes_are_not_believed_where_producers_have_no_accou
 
     let attack = tokio::spawn({
         let attacker = RawClient::connect(nats.port(), None).await.unwrap();
-        let seen = inboxes(&nats).await;
+        let seen = subscriptions(&nats).await.unwrap();
         let seen: Vec<_> = seen.into_iter().filter(|inbox| inbox.ends_with('*')).collect();
         assert!(seen.len() >= 4, "{seen:?}");
         async move {

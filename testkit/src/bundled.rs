@@ -6,14 +6,20 @@ use anyhow::{Context, ensure};
 use async_nats::ConnectOptions;
 
 use crate::cluster::meta_leader;
-use crate::nats::{Configuration, DATA, MONITOR, PORT};
-use crate::{NatsServer, ProcessorOptions, RawClient, free_ports};
+use crate::nats::{Configuration, DATA, GLOBAL, Login, MONITOR, PORT};
+use crate::{NatsCluster, NatsServer, ProcessorOptions, RawClient, free_ports};
 
 /// With all that has a meaning in the server's configuration, but for the one character that the values exclude.
 const PASSWORD: &str = r#"0 "\$PATH#{x}[y];(//)="#;
 
 /// Where the processor's login gets answers.
 const INBOX: &str = "_INBOX_PROCESSOR";
+
+/// Where the chart keeps the streams.
+const ACCOUNT: &str = "taskpipeline";
+
+/// A login that may do everything in that account, for tests that look at streams, and at times destroy them.
+const HARNESS: Login = ("harness", "harness");
 
 /// One or three servers that are configured as the chart does it.
 #[derive(Debug)]
@@ -27,9 +33,17 @@ impl BundledNats {
     /// # Errors
     /// Where the manifest has no configuration, or the server does not come up with it.
     pub async fn start() -> anyhow::Result<Self> {
-        let text = configuration(&manifests().join("nats/nats.yaml"))?;
-        let configuration = Configuration { environment: environment("bundled", &[]), text: here(&text)? };
-        Ok(Self { nodes: vec![NatsServer::start_configured(configuration).await?] })
+        Ok(Self { nodes: vec![one(None).await?] })
+    }
+
+    /// One server to which the tests' own clients log in as somebody who may do everything with the streams.
+    pub(crate) async fn overseen() -> anyhow::Result<NatsServer> {
+        one(Some(HARNESS)).await
+    }
+
+    /// Three of these.
+    pub(crate) async fn overseen_three() -> anyhow::Result<NatsCluster> {
+        NatsCluster::of(three(Some(HARNESS)).await?).await
     }
 
     /// Starts three servers that form a cluster.
@@ -37,16 +51,7 @@ impl BundledNats {
     /// # Errors
     /// As [`Self::start`].
     pub async fn start_three() -> anyhow::Result<Self> {
-        let text = here(&configuration(&manifests().join("nats-three/nats.yaml"))?)?;
-        let ports = free_ports::<3>()?;
-        let mut nodes = Vec::new();
-        for (n, port) in ports.iter().enumerate() {
-            let own = format!("127.0.0.1:{port}");
-            ensure!(text.contains("0.0.0.0:6222"), "no address for the other servers in the configuration");
-            let text = text.replace("0.0.0.0:6222", &own);
-            let environment = environment(&format!("bundled-{n}"), &ports);
-            nodes.push(NatsServer::start_configured(Configuration { environment, text }).await?);
-        }
+        let nodes = three(None).await?;
         meta_leader(&nodes).await?;
         Ok(Self { nodes })
     }
@@ -60,7 +65,8 @@ impl BundledNats {
             "listen: 127.0.0.1:{PORT}\nhttp: 127.0.0.1:{MONITOR}\njetstream {{ store_dir: \"{DATA}\" }}"
         );
         let text = format!("{own}\n{configuration}");
-        let configuration = Configuration { environment: environment("external", &[]), text };
+        let environment = environment("external", &[]);
+        let configuration = Configuration { environment, text, account: GLOBAL, login: None };
         Ok(Self { nodes: vec![NatsServer::start_configured(configuration).await?] })
     }
 
@@ -79,12 +85,8 @@ impl BundledNats {
     #[must_use]
     pub fn serves(&self, options: ProcessorOptions) -> ProcessorOptions {
         let urls: Vec<_> = self.nodes.iter().map(NatsServer::url).collect();
-        options
-            .set("NATS_URL", &urls.join(","))
-            .set("NATS_USER", "processor")
-            .set("NATS_PASSWORD", PASSWORD)
-            .set("NATS_INBOX_PREFIX", INBOX)
-            .set("STREAM_REPLICAS", &self.nodes.len().to_string())
+        let options = options.set("NATS_URL", &urls.join(","));
+        logged_in(options).set("STREAM_REPLICAS", &self.nodes.len().to_string())
     }
 
     /// A client with one of the logins.
@@ -108,6 +110,37 @@ impl BundledNats {
     }
 }
 
+/// With the processor's login.
+pub(crate) fn logged_in(options: ProcessorOptions) -> ProcessorOptions {
+    let options = options.set("NATS_USER", "processor").set("NATS_PASSWORD", PASSWORD);
+    options.set("NATS_INBOX_PREFIX", INBOX)
+}
+
+/// The login of a producer.
+pub(crate) const PRODUCER: Login = ("producer", PASSWORD);
+
+async fn one(login: Option<Login>) -> anyhow::Result<NatsServer> {
+    let text = here(&configuration(&manifests().join("nats/nats.yaml"))?, login)?;
+    let environment = environment("bundled", &[]);
+    NatsServer::start_configured(Configuration { environment, text, account: ACCOUNT, login }).await
+}
+
+/// They may not have met yet.
+async fn three(login: Option<Login>) -> anyhow::Result<Vec<NatsServer>> {
+    let text = here(&configuration(&manifests().join("nats-three/nats.yaml"))?, login)?;
+    let ports = free_ports::<3>()?;
+    let mut nodes = Vec::new();
+    for (n, port) in ports.iter().enumerate() {
+        let own = format!("127.0.0.1:{port}");
+        ensure!(text.contains("0.0.0.0:6222"), "no address for the other servers in the configuration");
+        let text = text.replace("0.0.0.0:6222", &own);
+        let environment = environment(&format!("n{n}"), &ports);
+        let configuration = Configuration { environment, text, account: ACCOUNT, login };
+        nodes.push(NatsServer::start_configured(configuration).await?);
+    }
+    Ok(nodes)
+}
+
 fn manifests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests")
 }
@@ -123,9 +156,15 @@ fn configuration(manifest: &Path) -> anyhow::Result<String> {
     Ok(lines.join("\n"))
 }
 
-/// The same on this machine: other addresses and folders, and nothing else.
-fn here(text: &str) -> anyhow::Result<String> {
+/// The same on this machine: other addresses and folders, this login in the first account, the one of the streams, and nothing
+/// else.
+fn here(text: &str, login: Option<Login>) -> anyhow::Result<String> {
     let mut text = text.to_owned();
+    if let Some((user, password)) = login {
+        let (before, users) = text.split_once("users: [").context("no users in the configuration")?;
+        ensure!(before.contains(&format!("{ACCOUNT} {{")), "the first account is not that of the streams");
+        text = format!("{before}users: [ {{user: {user}, password: {password}}}\n{users}");
+    }
     for (there, here) in [
         ("0.0.0.0:4222", format!("127.0.0.1:{PORT}")),
         ("0.0.0.0:8222", format!("127.0.0.1:{MONITOR}")),

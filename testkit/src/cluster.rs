@@ -7,7 +7,7 @@ use async_nats::jetstream;
 use futures_util::TryStreamExt;
 use serde_json::Value;
 
-use crate::nats::Routes;
+use crate::nats::{Routes, client_options};
 use crate::{NatsServer, ProcessorOptions, eventually, free_ports, http};
 
 /// How many servers there are: the least that outlive the loss of one.
@@ -43,9 +43,13 @@ impl NatsCluster {
             let routes = Routes { name: format!("n{n}"), port, all: all.join(",") };
             nodes.push(NatsServer::start_in(routes, extra).await?);
         }
-        let cluster = Self { nodes };
-        meta_leader(&cluster.nodes).await?;
-        Ok(cluster)
+        Self::of(nodes).await
+    }
+
+    /// Those that were started to form one.
+    pub(crate) async fn of(nodes: Vec<NatsServer>) -> anyhow::Result<Self> {
+        meta_leader(&nodes).await?;
+        Ok(Self { nodes })
     }
 
     /// How many servers there are.
@@ -72,7 +76,8 @@ impl NatsCluster {
     /// Where no server lets us in.
     pub async fn client(&self) -> anyhow::Result<async_nats::Client> {
         let servers: Vec<_> = self.nodes.iter().map(NatsServer::url).collect();
-        async_nats::connect(servers).await.context("cannot connect to the test's cluster of nats-servers")
+        let options = client_options(self.nodes.first().and_then(NatsServer::login));
+        options.connect(servers).await.context("cannot connect to the test's cluster of nats-servers")
     }
 
     /// Points a replica at all servers, with streams that are kept by all of them.

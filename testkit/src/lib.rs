@@ -10,6 +10,7 @@ mod chromium;
 mod cluster;
 mod events;
 mod exposition;
+pub mod forgery;
 pub mod history;
 mod load;
 mod nats;

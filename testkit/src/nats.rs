@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use async_nats::ConnectOptions;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -30,7 +31,17 @@ pub(crate) struct Configuration {
     pub(crate) environment: Vec<(String, String)>,
     /// The file, with [`PORT`], [`MONITOR`] and [`DATA`] in place of what each server has of its own.
     pub(crate) text: String,
+    /// The account that streams are kept in.
+    pub(crate) account: &'static str,
+    /// What the tests' own clients log in with.
+    pub(crate) login: Option<Login>,
 }
+
+/// A user and its password.
+pub(crate) type Login = (&'static str, &'static str);
+
+/// The account of those who have none.
+pub(crate) const GLOBAL: &str = "$G";
 
 /// Stands for the port for clients.
 pub(crate) const PORT: &str = "@PORT@";
@@ -122,6 +133,12 @@ impl NatsServer {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
+    /// What the tests' own clients log in with.
+    #[must_use]
+    pub(crate) fn login(&self) -> Option<Login> {
+        self.configuration.as_ref().and_then(|configuration| configuration.login)
+    }
+
     /// Where clients find it.
     #[must_use]
     pub fn port(&self) -> u16 {
@@ -133,7 +150,8 @@ impl NatsServer {
     /// # Errors
     /// Where it does not let us in.
     pub async fn client(&self) -> anyhow::Result<async_nats::Client> {
-        async_nats::connect(self.url()).await.context("cannot connect to the test's nats-server")
+        let options = client_options(self.login());
+        options.connect(self.url()).await.context("cannot connect to the test's nats-server")
     }
 
     /// Kills it as a crash would, and waits until it is gone.
@@ -173,7 +191,8 @@ impl NatsServer {
     /// The folder in which it keeps a stream's messages and consumers.
     #[must_use]
     pub fn stream_dir(&self, stream: &str) -> PathBuf {
-        self.data.path().join("jetstream/$G/streams").join(stream)
+        let account = self.configuration.as_ref().map_or(GLOBAL, |configuration| configuration.account);
+        self.data.path().join("jetstream").join(account).join("streams").join(stream)
     }
 
     /// Its last lines, for an error message.
@@ -202,6 +221,16 @@ impl NatsServer {
                 .with_context(|| format!("nats-server does not take connections\n{}", self.process.tail()))
         })
         .await
+    }
+}
+
+/// How a client logs in.
+pub(crate) fn client_options(login: Option<Login>) -> ConnectOptions {
+    match login {
+        Some((user, password)) => {
+            ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned())
+        }
+        None => ConnectOptions::new(),
     }
 }
 

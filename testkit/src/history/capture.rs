@@ -225,8 +225,8 @@ mod tests {
     #[tokio::test]
     async fn what_was_acked_is_read_once_and_in_order_though_the_server_is_killed() {
         let mut nats = NatsServer::start().await.unwrap();
-        let producer = Producer::new(&nats.url(), "test".to_owned()).await.unwrap();
-        let (_, jetstream) = crate::history::publish::connect(&nats.url()).await.unwrap();
+        let producer = Producer::new(&nats.url(), None, "test".to_owned()).await.unwrap();
+        let (_, jetstream) = crate::history::publish::connect(&nats.url(), None).await.unwrap();
         let stream = jetstream::stream::Config {
             name: "TASKS".to_owned(),
             subjects: vec!["tasks.*".to_owned()],

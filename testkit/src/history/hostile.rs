@@ -1,6 +1,7 @@
-//! A producer among the others whose headers no NATS client can read, about a thousand a minute, and who once publishes what makes
-//! an oversized dead letter. It is the only one, besides the
-//! faults themselves, that does not care what becomes of its messages.
+//! A producer among the others whose headers no NATS client can read, about a thousand messages a minute, and who once publishes what
+//! makes an oversized dead letter. Where producers have accounts, every second message is a good event, and all have a reply subject
+//! under which an ack could do harm. It is the only one, besides the faults themselves, that does not care what becomes of its
+//! messages.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,8 +9,10 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::time::{sleep, timeout};
 
+use super::capture::Captured;
+use super::replay::decoded;
 use super::stage::Stage;
-use crate::{RawClient, UNREADABLE_HEADERS, created};
+use crate::{NatsServer, RawClient, UNREADABLE_HEADERS, created, forgery};
 
 /// Between two of its messages.
 const EVERY: Duration = Duration::from_millis(60);
@@ -19,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Which of its messages is one that is no event and, as a dead letter, too large for a message of NATS.
 const OVERSIZED: usize = 20;
+
+/// How the ids of its good events begin.
+const FORGED: &str = "forged-";
 
 /// So large is that, without its headers: nearly as large as a stream takes.
 pub(crate) const OVERSIZED_PAYLOAD: usize = 800_000;
@@ -34,6 +40,15 @@ pub(crate) fn is_unreadable(block: &[u8]) -> bool {
     UNREADABLE_HEADERS.iter().any(|bad| block.starts_with(&bad[..bad.len() - 2]))
 }
 
+/// Between two looks at the subscriptions of the replicas, in messages.
+const LOOK: usize = 50;
+
+/// Whether it is one of its events whose reply subject is forged.
+#[must_use]
+pub(crate) fn is_forged(event: &Captured) -> bool {
+    decoded(event).is_some_and(|event| event.task_id().as_str().starts_with(FORGED))
+}
+
 impl Stage {
     /// Publishes until it is over.
     ///
@@ -43,12 +58,18 @@ impl Stage {
         if !self.plan.hostile {
             return Ok(());
         }
-        let url = self.nats.lock().await.url();
-        let ports: Vec<u16> = url.split([',', ':']).filter_map(|part| part.parse().ok()).collect();
-        let mut client: Option<RawClient> = None;
+        let (ports, login) = {
+            let nats = self.nats.lock().await;
+            let ports: Vec<_> = nats.nodes().into_iter().map(NatsServer::port).collect();
+            (ports, nats.producer())
+        };
+        let (mut client, mut replies): (Option<RawClient>, _) = (None, Vec::new());
         for n in 0_usize.. {
             if over.load(Ordering::Relaxed) {
                 break;
+            }
+            if login.is_some() && n.is_multiple_of(LOOK) {
+                replies = self.replies().await;
             }
             {
                 let _open = self.gate.read().await;
@@ -56,16 +77,20 @@ impl Stage {
                 let sent = timeout(PATIENCE, async {
                     let to = match client.take() {
                         Some(client) => client,
-                        None => RawClient::connect(*port, None).await?,
+                        None => RawClient::connect(*port, login).await?,
                     };
+                    let reply = replies.get(n / 2 % replies.len().max(1)).map_or("", String::as_str);
                     // A stream with little room would hold nothing else.
                     if n == OVERSIZED && !self.plan.little_room {
                         let payload = vec![b'x'; OVERSIZED_PAYLOAD];
-                        to.publish_with("tasks.created", "", &quotes(), &payload).await?;
+                        to.publish_with("tasks.created", reply, &quotes(), &payload).await?;
+                    } else if login.is_some() && n % 2 == 1 {
+                        let event = created(&format!("{FORGED}{n}")).to_string();
+                        to.publish("tasks.created", reply, event.as_bytes()).await?;
                     } else {
                         let payload = created(&format!("unreadable-{n}")).to_string();
-                        let block = UNREADABLE_HEADERS[n % UNREADABLE_HEADERS.len()];
-                        to.publish_with("tasks.created", "", block, payload.as_bytes()).await?;
+                        let block = UNREADABLE_HEADERS[n / 2 % UNREADABLE_HEADERS.len()];
+                        to.publish_with("tasks.created", reply, block, payload.as_bytes()).await?;
                     }
                     to.round_trip().await?;
                     anyhow::Ok(to)
@@ -76,6 +101,17 @@ impl Stage {
             sleep(EVERY).await;
         }
         Ok(())
+    }
+
+    /// The reply subjects that could do harm now. A server that is away shows nothing.
+    async fn replies(&self) -> Vec<String> {
+        let mut seen = Vec::new();
+        for server in self.nats.lock().await.nodes() {
+            if let Ok(Ok(shown)) = timeout(PATIENCE, forgery::subscriptions(server)).await {
+                seen.extend(shown);
+            }
+        }
+        forgery::reply_subjects(&seen)
     }
 }
 

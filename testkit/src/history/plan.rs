@@ -106,6 +106,8 @@ pub struct Plan {
     pub(crate) little_room: bool,
     /// Whether a producer sends headers all along that no client can read.
     pub(crate) hostile: bool,
+    /// Whether nats-server has the chart's configuration, with an account for each producer; the hostile one forges replies then.
+    pub(crate) accounts: bool,
     /// What happens at the end, when nothing goes wrong any more.
     pub(crate) quiet: Quiet,
 }
@@ -193,6 +195,7 @@ fn mixed(servers: Servers, seed: u64, dice: &mut Dice) -> Plan {
         // A crowd would not fit.
         little_room: turn.is_multiple_of(2) && quiet.crowd.is_empty(),
         hostile: turn % HOSTILE_EVERY == 1,
+        accounts: turn % (2 * HOSTILE_EVERY) == 1,
         quiet,
     }
 }
@@ -321,6 +324,7 @@ fn outage(servers: Servers, seed: u64, dice: &mut Dice) -> Plan {
         second: None,
         little_room: false,
         hostile: false,
+        accounts: false,
         quiet: Quiet::default(),
     }
 }
@@ -368,6 +372,8 @@ mod tests {
                 ("crowd", !plan.quiet.crowd.is_empty()),
                 ("hostile producer", plan.hostile),
                 ("hostile producer on three servers", plan.hostile && three),
+                ("forged replies", plan.hostile && plan.accounts),
+                ("forged replies on three servers", plan.hostile && plan.accounts && three),
             ] {
                 *others.entry(what).or_default() += usize::from(is_so);
             }

@@ -12,6 +12,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use super::events::Publication;
+use crate::nats::{Login, client_options};
 
 /// How long one burst may take, with the server or the stream away for a while.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,8 +36,8 @@ pub(crate) struct Producer {
 ///
 /// # Errors
 /// Where the address is none.
-pub(crate) async fn connect(url: &str) -> anyhow::Result<(Client, jetstream::Context)> {
-    let client = async_nats::ConnectOptions::new()
+pub(crate) async fn connect(url: &str, login: Option<Login>) -> anyhow::Result<(Client, jetstream::Context)> {
+    let client = client_options(login)
         .retry_on_initial_connect()
         .reconnect_delay_callback(|_| Duration::from_millis(50))
         .connect(url.split(',').collect::<Vec<_>>())
@@ -53,8 +54,8 @@ impl Producer {
     ///
     /// # Errors
     /// As [`connect`].
-    pub(crate) async fn new(url: &str, name: String) -> anyhow::Result<Self> {
-        let (client, jetstream) = connect(url).await?;
+    pub(crate) async fn new(url: &str, login: Option<Login>, name: String) -> anyhow::Result<Self> {
+        let (client, jetstream) = connect(url, login).await?;
         let (number, repeated, refused, stored_up_to) = Default::default();
         Ok(Self { client, jetstream, name, number, repeated, refused, stored_up_to })
     }

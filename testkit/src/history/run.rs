@@ -14,11 +14,10 @@ use tokio::time::{Instant, sleep, timeout};
 use super::capture::Captured;
 use super::check::{self, Difference, Found};
 use super::events::{Publication, seeded_value};
-use super::hostile::OVERSIZED_PAYLOAD;
+use super::hostile::{OVERSIZED_PAYLOAD, is_forged};
 use super::letters::letters;
 use super::plan::{Burst, Plan, Quiet, Servers, Shape};
 use super::replay::{decoded, kind_of, replay};
-use super::servers::Running;
 use super::settle::{DEAD_LETTERS, Glance, settled};
 use super::stage::Stage;
 use crate::{created, output_dir};
@@ -249,6 +248,7 @@ impl Stage {
         let oversized =
             capture.events().iter().filter(|event| event.payload.len() == OVERSIZED_PAYLOAD).count();
         self.count("oversized letters", oversized as u64);
+        self.count("forged replies", capture.events().iter().filter(|event| is_forged(event)).count() as u64);
 
         let differences = self.differences(capture.events()).await?;
         if differences.is_empty() {
@@ -293,9 +293,9 @@ impl Stage {
 
     /// No server is away, or behind, any more.
     async fn whole(&self) -> anyhow::Result<()> {
-        match &*self.nats.lock().await {
-            Running::One(_) => Ok(()),
-            Running::Three(cluster) => cluster.whole().await,
+        match self.nats.lock().await.cluster() {
+            Some(cluster) => cluster.whole().await,
+            None => Ok(()),
         }
     }
 

@@ -4,35 +4,75 @@ use anyhow::{Context, bail};
 use taskpipeline_simulator::Simulator;
 
 use super::plan::Servers;
-use crate::{NatsCluster, NatsServer, ProcessorOptions};
+use crate::bundled::{PRODUCER, logged_in};
+use crate::nats::Login;
+use crate::{BundledNats, NatsCluster, NatsServer, ProcessorOptions};
 
 /// One or three that run.
 #[derive(Debug)]
-pub(crate) enum Running {
-    /// One.
+pub(crate) struct Running {
+    number: Number,
+    accounts: bool,
+}
+
+#[derive(Debug)]
+enum Number {
     One(Box<NatsServer>),
-    /// Three.
     Three(NatsCluster),
 }
 
 impl Running {
-    /// Starts them.
+    /// Starts them; with the chart's configuration, where producers have an account of their own, or with none, where everybody may
+    /// do everything.
     ///
     /// # Errors
     /// Where one does not start.
-    pub(crate) async fn start(servers: Servers) -> anyhow::Result<Self> {
-        Ok(match servers {
-            Servers::One => Self::One(Box::new(NatsServer::start().await?)),
-            Servers::Three => Self::Three(NatsCluster::start().await?),
-        })
+    pub(crate) async fn start(servers: Servers, accounts: bool) -> anyhow::Result<Self> {
+        let number = match (servers, accounts) {
+            (Servers::One, false) => Number::One(Box::new(NatsServer::start().await?)),
+            (Servers::One, true) => Number::One(Box::new(BundledNats::overseen().await?)),
+            (Servers::Three, false) => Number::Three(NatsCluster::start().await?),
+            (Servers::Three, true) => Number::Three(BundledNats::overseen_three().await?),
+        };
+        Ok(Self { number, accounts })
     }
 
     /// Where they are, separated by commas.
     #[must_use]
     pub(crate) fn url(&self) -> String {
-        match self {
-            Self::One(server) => server.url(),
-            Self::Three(cluster) => cluster.url(),
+        match &self.number {
+            Number::One(server) => server.url(),
+            Number::Three(cluster) => cluster.url(),
+        }
+    }
+
+    /// What a producer logs in with.
+    #[must_use]
+    pub(crate) fn producer(&self) -> Option<Login> {
+        self.accounts.then_some(PRODUCER)
+    }
+
+    /// What the harness logs in with.
+    #[must_use]
+    pub(crate) fn harness(&self) -> Option<Login> {
+        self.nodes().first().and_then(|node| node.login())
+    }
+
+    /// All of them.
+    #[must_use]
+    pub(crate) fn nodes(&self) -> Vec<&NatsServer> {
+        match &self.number {
+            Number::One(server) => vec![server],
+            Number::Three(cluster) => (0..cluster.size()).filter_map(|n| cluster.node(n)).collect(),
+        }
+    }
+
+    /// The cluster, where there is one.
+    #[must_use]
+    pub(crate) fn cluster(&self) -> Option<&NatsCluster> {
+        match &self.number {
+            Number::One(_) => None,
+            Number::Three(cluster) => Some(cluster),
         }
     }
 
@@ -41,13 +81,14 @@ impl Running {
     /// # Errors
     /// Where the cluster has no server.
     pub(crate) fn options(&self, kv: &Simulator) -> anyhow::Result<ProcessorOptions> {
-        let options = match self {
-            Self::One(server) => ProcessorOptions::new(server, kv),
-            Self::Three(cluster) => {
+        let options = match &self.number {
+            Number::One(server) => ProcessorOptions::new(server, kv),
+            Number::Three(cluster) => {
                 let first = cluster.node(0).context("a cluster without servers")?;
                 cluster.serves(ProcessorOptions::new(first, kv))
             }
         };
+        let options = if self.accounts { logged_in(options) } else { options };
         // Some events are too large for the envelope of one dead letter.
         Ok(options.set("STREAM_MAX_EVENT_BYTES", "1048576"))
     }
@@ -57,9 +98,9 @@ impl Running {
     /// # Errors
     /// Where there are three: the fault is not for them.
     pub(crate) fn one(&mut self) -> anyhow::Result<&mut NatsServer> {
-        match self {
-            Self::One(server) => Ok(server),
-            Self::Three(_) => bail!("three servers cannot have this fault"),
+        match &mut self.number {
+            Number::One(server) => Ok(server),
+            Number::Three(_) => bail!("three servers cannot have this fault"),
         }
     }
 
@@ -68,20 +109,15 @@ impl Running {
     /// # Errors
     /// Where there is only one server.
     pub(crate) fn three(&mut self) -> anyhow::Result<&mut NatsCluster> {
-        match self {
-            Self::One(_) => bail!("one server cannot have this fault"),
-            Self::Three(cluster) => Ok(cluster),
+        match &mut self.number {
+            Number::One(_) => bail!("one server cannot have this fault"),
+            Number::Three(cluster) => Ok(cluster),
         }
     }
 
     /// The last lines of each.
     #[must_use]
     pub(crate) fn tails(&self) -> Vec<String> {
-        match self {
-            Self::One(server) => vec![server.tail()],
-            Self::Three(cluster) => {
-                (0..cluster.size()).filter_map(|n| cluster.node(n)).map(NatsServer::tail).collect()
-            }
-        }
+        self.nodes().into_iter().map(NatsServer::tail).collect()
     }
 }

@@ -57,7 +57,7 @@ impl Stage {
     /// # Errors
     /// Where something does not start.
     pub(crate) async fn open(plan: Plan) -> anyhow::Result<Self> {
-        let nats = Running::start(plan.servers).await?;
+        let nats = Running::start(plan.servers, plan.accounts).await?;
         let kv = namespace("first", &plan).await?;
         let second = namespace("second", &plan).await?;
         let timeline = Arc::new(Timeline::new());
@@ -68,8 +68,9 @@ impl Stage {
         );
         let mut fleet = Fleet::new("replica", to_first.clone(), Arc::clone(&timeline));
         let mut beside = Fleet::new("second", to_second.clone(), Arc::clone(&timeline));
-        let (_, jetstream) = connect(&nats.url()).await?;
-        let producer = Producer::new(&nats.url(), format!("history-{}", plan.seed)).await?;
+        let (_, jetstream) = connect(&nats.url(), nats.harness()).await?;
+        let name = format!("history-{}", plan.seed);
+        let producer = Producer::new(&nats.url(), nats.producer(), name).await?;
         fleet.fill_up(plan.replicas)?;
         fleet.ready().await.context("the first replicas do not get ready")?;
         let mut written = controls(&jetstream, 1).await?;

@@ -1,0 +1,48 @@
+//! Reply subjects under which a producer could have JetStream's acks of its events do harm: acks are sent with the rights of
+//! the server. Where they are, not what comes of them.
+
+use serde_json::Value;
+
+use crate::{NatsServer, http};
+
+const LEDGER: &str = "KV_TASKS--tasks-processor";
+const RECORDS: &str = "$KV.TASKS--tasks-processor";
+
+/// The subscriptions of the replicas, which the monitoring port shows to everybody who can reach it.
+///
+/// # Errors
+/// Where it does not answer.
+pub async fn subscriptions(server: &NatsServer) -> anyhow::Result<Vec<String>> {
+    let url = format!("{}/connz?subs=1", server.monitor_url());
+    let text = http().get(url).send().await?.text().await?;
+    let known: Value = serde_json::from_str(&text)?;
+    let connections = known["connections"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let replicas = connections
+        .iter()
+        .filter(|it| it["name"].as_str().is_some_and(|name| name.starts_with("taskpipeline")));
+    let subscriptions = replicas.filter_map(|it| it["subscriptions_list"].as_array()).flatten();
+    Ok(subscriptions.filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+/// Everything that an ack in the wrong place could harm, of a pipeline with the default names and these subscriptions.
+#[must_use]
+pub fn reply_subjects(subscriptions: &[String]) -> Vec<String> {
+    let fixed = [
+        format!("{RECORDS}.source"),
+        format!("{RECORDS}.task.good"),
+        format!("{RECORDS}.task.nobody"),
+        format!("{RECORDS}.high-water.somebody"),
+        format!("{RECORDS}.control.0000000000000000"),
+        "dead-letters.tasks".to_owned(),
+        "$JS.API.STREAM.PURGE.TASKS".to_owned(),
+        format!("$JS.API.STREAM.PURGE.{LEDGER}"),
+        format!("$JS.API.STREAM.DELETE.{LEDGER}"),
+        "$JS.API.STREAM.MSG.DELETE.TASKS-DEAD-LETTERS".to_owned(),
+        "$JS.API.CONSUMER.DELETE.TASKS.tasks-processor-1".to_owned(),
+        "$JS.API.CONSUMER.MSG.NEXT.TASKS.tasks-processor-1".to_owned(),
+    ];
+    let guessed = subscriptions.iter().filter(|subject| subject.contains("INBOX")).flat_map(|inbox| {
+        (0..3).map(move |n| inbox.replace(".*.*", &format!(".{n}.0")).replace('*', &n.to_string()))
+    });
+    fixed.into_iter().chain(guessed).collect()
+}
