@@ -54,7 +54,7 @@ LABEL org.opencontainers.image.title="TaskPipeline edge, local" \
       org.opencontainers.image.source="https://github.com/taskpipeline/taskpipeline" \
       org.opencontainers.image.licenses="MIT"
 WORKDIR /edge
-COPY edge/package.json edge/package-lock.json ./
+COPY edge/package.json edge/package-lock.json edge/kv-api.mjs ./
 # No install scripts, as in xtask: those of esbuild and workerd only check or copy what is there already.
 RUN --mount=type=cache,id=taskpipeline-npm,target=/root/.npm npm ci --omit=dev --ignore-scripts --no-audit --no-fund
 COPY --from=build-edge /out/wrangler.toml ./

@@ -20,7 +20,13 @@ impl Edge {
     /// Of this one.
     #[must_use]
     pub fn of(up: &Up) -> Self {
-        Self { client: http(), url: up.edge_url() }
+        Self::at(up.edge_url())
+    }
+
+    /// At this address.
+    #[must_use]
+    pub fn at(url: String) -> Self {
+        Self { client: http(), url }
     }
 
     /// The whole address of a path.

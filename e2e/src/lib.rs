@@ -1,8 +1,10 @@
-//! What the tests of the whole product share: a client of the edge, the local KV behind it, and one running
-//! product for all tests of a program.
+//! What the tests of the whole product share: a client of the edge, the local KV behind it, one running product for all tests of
+//! a program, and docker-compose.yml.
 
 mod edge;
+mod project;
 mod shared;
 
 pub use edge::Edge;
+pub use project::Project;
 pub use shared::{Make, Shared};

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const FILE: &str = include_str!("../../docker-compose.yml");
 const DOCKERFILE: &str = include_str!("../../Dockerfile");
+const KV_API: &str = include_str!("../../edge/kv-api.mjs");
 const VARIABLES: &str = include_str!("../../.env.example");
 const WRANGLER: &str = include_str!("../../edge/wrangler.toml");
 const NATS: &str = include_str!("../../charts/taskpipeline/charts/nats/values.yaml");
@@ -59,7 +60,7 @@ fn after<'a>(file: &'a str, key: &str) -> &'a str {
 #[test]
 fn every_service_is_there_of_a_pinned_version_or_built_here() {
     let names: Vec<_> = services().map(|(name, _)| name).collect();
-    assert_eq!(names, ["edge", "grafana", "loopback", "nats", "processor", "prometheus"]);
+    assert_eq!(names, ["edge", "grafana", "kv-api", "nats", "processor", "prometheus"]);
     for (name, service) in services() {
         let Some(image) = service["image"].as_str() else {
             let target = service["build"]["target"].as_str().unwrap();
@@ -153,9 +154,9 @@ fn the_processor_is_told_what_it_knows_and_writes_where_the_worker_reads() {
         assert!(known.contains(name.as_str()), "{name} is not in .env.example");
     }
     assert_eq!(environment["CF_NAMESPACE_ID"], after(WRANGLER, "\nid = "));
-    // Where the Worker listens, and one network for both.
-    assert_eq!(processor["network_mode"], MODEL["services"]["edge"]["network_mode"]);
-    assert!(environment["CF_API_BASE_URL"].as_str().unwrap().starts_with("http://127.0.0.1:8787/"));
+    // By way of what passes it on to where the Worker listens.
+    assert!(environment["CF_API_BASE_URL"].as_str().unwrap().starts_with("http://kv-api:8788/"));
+    assert!(KV_API.contains("listen(8788)") && KV_API.contains(r#"host: "edge", port: 8787"#));
     assert!(DOCKERFILE.contains(r#""--port", "8787""#));
 }
 
@@ -163,9 +164,6 @@ fn the_processor_is_told_what_it_knows_and_writes_where_the_worker_reads() {
 fn prometheus_and_grafana_are_told_of_each_other_and_of_the_processor() {
     let text = |config: &str| MODEL["configs"][config]["content"].as_str().unwrap().to_owned();
     assert!(text("prometheus").contains(r#"targets: ["processor:3001"]"#));
-    // A service within another's network is not found by its name.
-    let aliases = &MODEL["services"]["loopback"]["networks"]["default"]["aliases"];
-    assert_eq!(*aliases, json!(["edge", "processor"]));
     assert!(text("grafana-data-source").contains("url: http://prometheus:9090"));
 
     let targets = |service: &str| {
@@ -187,7 +185,7 @@ fn a_slip_in_the_file_is_refused() {
         ("    healthcheck:", "    healthchek:", "healthchek"),
         ("{condition: service_healthy}", "{condition: service_helthy}", "condition"),
         ("{condition: service_healthy}", "{conditon: service_healthy}", "conditon"),
-        ("service:loopback", "service:loopbak", "loopbak"),
+        ("entrypoint:", "entrypont:", "entrypont"),
         ("source: dashboard,", "source: dashbord,", "dashbord"),
         (r#"["kv:/data"]"#, r#"["kw:/data"]"#, "kw"),
         ("127.0.0.1:4222:4222", "127.0.0.1:4222:422x", "422x"),

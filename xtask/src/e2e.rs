@@ -5,6 +5,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Result, ensure};
 
 use crate::cluster::{self, Cluster, Wanted};
+use crate::compose;
 use crate::images::{self, Names};
 use crate::programs;
 use crate::programs::Asked;
@@ -70,6 +71,9 @@ pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
         }
     }
     drop(cluster);
+    if options.filter.is_none() && options.context.is_none() {
+        compose::steps(shop, None, &mut report);
+    }
     Ok(report.finish(true))
 }
 

@@ -4,6 +4,7 @@
 
 mod bench;
 mod cluster;
+mod compose;
 mod deny;
 mod e2e;
 mod generate;
@@ -44,6 +45,8 @@ enum Subject {
     Test(test::Options),
     /// Test the operator and running pods on a real cluster
     E2e(e2e::Options),
+    /// Test docker-compose.yml with an engine: every service, restarted, killed and taken down
+    ComposeTest(compose::Options),
     /// Play histories of faults and check what they leave behind
     Soak(soak::Options),
     /// Run the simulator of Cloudflare KV alone, for other software to be measured against
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
             Subject::Up(options) => up::run(&shop, &options),
             Subject::Test(options) => test::run(&shop, &options),
             Subject::E2e(options) => e2e::run(&shop, &options),
+            Subject::ComposeTest(options) => compose::run(&shop, &options),
             Subject::Soak(options) => soak::run(&shop, &options),
             Subject::Sim(options) => sim::run(&shop, &options),
             Subject::Bench(options) => bench::run(&shop, &options),

@@ -14,7 +14,7 @@ use crate::programs::{self, Asked};
 use crate::report::{Report, Tally};
 use crate::soak::{CRASHABLE, crashable_processor};
 use crate::tools::{Everything, Workshop, everything};
-use crate::{deny, generate, run, wasm};
+use crate::{compose, deny, generate, run, wasm};
 
 /// What `test` can be told.
 #[derive(clap::Args)]
@@ -88,7 +88,9 @@ fn check(shop: &Workshop, options: &Options, report: &mut Report) {
         report.step(shop, "fmt", || run::output(&mut cargo(&["fmt", "--all", "--check"])));
     }
     if options.wants(Step::Clippy) {
-        let every = ["clippy", "--workspace", "--all-targets", "--release", "--quiet", "--features", FEATURE];
+        let features = format!("{FEATURE},{}", compose::FEATURE);
+        let every =
+            ["clippy", "--workspace", "--all-targets", "--release", "--quiet", "--features", &features];
         let mut clippy = cargo(&every);
         report.step(shop, "clippy", || run::output(clippy.args(["--", "-D", "warnings"])));
     }

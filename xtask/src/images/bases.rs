@@ -15,8 +15,14 @@ use crate::tools::Workshop;
 pub(super) const CERTIFICATES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
 
+/// Node knows no authorities but its own, unless it is told.
+const AUTHORITIES: &str = "NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt";
+
+/// The npm that the base with Node has.
+const NPM: &str = "10.9.4";
+
 /// Raised when what is put into a base changes.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 
 /// What a distroless image with a C library has.
 const RUNTIME: [&str; 6] = ["base-files", "ca-certificates", "gcc-12-base", "libc6", "libgcc-s1", "tzdata"];
@@ -25,6 +31,7 @@ const RUNTIME: [&str; 6] = ["base-files", "ca-certificates", "gcc-12-base", "lib
 pub(super) struct Bases {
     pub(super) rust: String,
     pub(super) runtime: String,
+    pub(super) node: String,
 }
 
 impl Bases {
@@ -37,11 +44,13 @@ impl Bases {
         let bases = Self {
             rust: format!("localhost/taskpipeline-rust:{rust}-{debian}-{REVISION}"),
             runtime: format!("localhost/taskpipeline-runtime:{debian}-{REVISION}"),
+            node: format!("localhost/taskpipeline-node:{debian}-{REVISION}"),
         };
         shop.progress.step("the base with Rust", || {
             let path = "/usr/local/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
             let (path, home) = (format!("PATH={path}"), "CARGO_HOME=/usr/local/cargo");
-            buildah.image(&bases.rust, &["--env", &path, "--env", home], |root| with_rust(root, &debian))
+            let settings = ["--env", &path, "--env", home, "--env", AUTHORITIES];
+            buildah.image(&bases.rust, &settings, |root| with_rust(root, &debian))
         })?;
         shop.progress.step("the base without anything", || {
             let nobody = ["--user", "65532:65532", "--workingdir", "/home/nonroot"];
@@ -49,25 +58,58 @@ impl Bases {
         })?;
         Ok(bases)
     }
+
+    /// Makes that with Node, which the image of the edge alone needs.
+    ///
+    /// # Errors
+    /// Where Debian's packages, Node or npm cannot be had.
+    pub(super) fn with_node(&self, shop: &Workshop, buildah: &Buildah) -> Result<()> {
+        let (node, debian) = (shop.node()?, release()?);
+        shop.progress.step("the base with Node", || {
+            buildah.image(&self.node, &["--cmd", "node", "--env", AUTHORITIES], |root| {
+                with_node(root, &node, &debian)
+            })
+        })
+    }
+}
+
+/// Debian with Node and npm, and a user `node`, as Docker's image of Node has them.
+fn with_node(root: &Path, node: &Path, debian: &str) -> Result<()> {
+    debootstrap("ca-certificates,libstdc++6", debian, root)?;
+    let local = root.join("usr/local");
+    copy(node, &local.join("bin/node"))?;
+    let npm = run::on_path("npm").context("there is no npm")?;
+    let mut install = Command::new(npm);
+    install.args(["install", "--global", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix"]);
+    run::output(install.arg(&local).arg(format!("npm@{NPM}")).current_dir(&local))?;
+    for (file, line) in [("passwd", "node:x:1000:1000::/home/node:/bin/sh\n"), ("group", "node:x:1000:\n")] {
+        let file = root.join("etc").join(file);
+        let known = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        write(&file, (known + line).as_bytes())?;
+    }
+    Ok(())
+}
+
+/// A small Debian with these packages beside the least there is.
+fn debootstrap(packages: &str, debian: &str, root: &Path) -> Result<()> {
+    let include = format!("--include={packages}");
+    run::output(Command::new("debootstrap").args(["--variant=minbase", &include, debian]).arg(root))?;
+    // Whom this machine trusts is trusted in there: it fetches what it builds from the same places.
+    copy(Path::new(CERTIFICATES[0]), &root.join(&CERTIFICATES[0][1..]))?;
+    for part in ["var/cache/apt", "var/lib/apt/lists"] {
+        fs::remove_dir_all(root.join(part)).with_context(|| format!("cannot clear {part}"))?;
+    }
+    Ok(())
 }
 
 /// Debian with a C compiler, and the Rust that builds here.
 fn with_rust(root: &Path, debian: &str) -> Result<()> {
-    run::output(
-        Command::new("debootstrap")
-            .args(["--variant=minbase", "--include=ca-certificates,gcc,libc6-dev,make", debian])
-            .arg(root),
-    )?;
-    // Whom this machine trusts is trusted in the build: it fetches what it builds from the same places.
-    copy(Path::new(CERTIFICATES[0]), &root.join(&CERTIFICATES[0][1..]))?;
+    debootstrap("ca-certificates,gcc,libc6-dev,libssl-dev,make,pkg-config", debian, root)?;
     let sysroot = run::output(Command::new("rustc").args(["--print", "sysroot"]))?;
     let into = root.join("usr/local/rust");
     fs::create_dir_all(&into).with_context(|| format!("cannot make {}", into.display()))?;
     for part in ["bin", "lib"] {
         run::output(Command::new("cp").arg("-a").arg(Path::new(sysroot.trim()).join(part)).arg(&into))?;
-    }
-    for part in ["var/cache/apt", "var/lib/apt/lists"] {
-        fs::remove_dir_all(root.join(part)).with_context(|| format!("cannot clear {part}"))?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use crate::run;
 use crate::tools::Workshop;
 
 /// See the module's head.
-pub(super) struct Buildah {
+pub(crate) struct Buildah {
     home: PathBuf,
     /// One at a time: what a killed one has left is removed.
     _lock: File,
@@ -21,7 +21,7 @@ pub(super) struct Buildah {
 const KEPT: usize = 200;
 
 impl Buildah {
-    pub(super) fn find(shop: &Workshop) -> Result<Self> {
+    pub(crate) fn find(shop: &Workshop) -> Result<Self> {
         shop.debian(&[("buildah", "buildah"), ("debootstrap", "debootstrap")])?;
         let home = shop.cache_folder("buildah")?;
         fs::create_dir_all(home.join("tmp"))
@@ -34,11 +34,16 @@ impl Buildah {
         Ok(buildah)
     }
 
+    /// The arguments by which it and podman use this store.
+    pub(crate) fn store(&self) -> [String; 4] {
+        let root = self.home.join("storage").to_string_lossy().into_owned();
+        // The latter does not outlive the machine's next start, as it must not.
+        ["--root".to_owned(), root, "--runroot".to_owned(), "/run/taskpipeline-buildah".to_owned()]
+    }
+
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new("buildah");
-        command.arg("--root").arg(self.home.join("storage"));
-        // It does not outlive the machine's next start, as it must not.
-        command.args(["--runroot", "/run/taskpipeline-buildah"]);
+        command.args(self.store());
         command.env("STORAGE_DRIVER", "overlay");
         // Machines without an engine are often containers themselves, and may not make namespaces.
         command.env("BUILDAH_ISOLATION", "chroot");
@@ -52,7 +57,10 @@ impl Buildah {
     }
 
     /// Makes an image out of what is put into an empty folder, unless it is there.
-    pub(super) fn image(
+    ///
+    /// # Errors
+    /// What `fill` or buildah says.
+    pub(crate) fn image(
         &self,
         name: &str,
         settings: &[&str],

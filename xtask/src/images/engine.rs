@@ -62,17 +62,12 @@ impl Engine {
     /// # Errors
     /// What the engine says.
     pub(super) fn build(&self, shop: &Workshop, target: &str, image: &Image) -> Result<()> {
-        let root = &shop.workspace.root;
-        let built = |mut command: Command| {
-            command.args(["--target", target, "--tag", &image.name]).arg(root);
-            run::output(&mut command).map(drop)
-        };
         match self {
             Self::Docker | Self::Podman => {
                 let program = if matches!(self, Self::Docker) { "docker" } else { "podman" };
                 let mut build = Command::new(program);
-                build.arg("build");
-                built(build)?;
+                build.args(["build", "--target", target, "--tag", &image.name]).arg(&shop.workspace.root);
+                run::output(&mut build)?;
                 image.discard()?;
                 let mut save = Command::new(program);
                 save.arg("save");
@@ -82,18 +77,27 @@ impl Engine {
                 run::output(save.arg("--output").arg(&image.archive).arg(&image.name)).map(drop)
             }
             Self::Buildah(buildah, bases) => {
-                let mut build = buildah.command();
-                // What has not changed is not built again, as Docker and Podman have it.
-                build.args(["bud", "--pull-never", "--layers"]);
-                for (argument, base) in BASES.iter().zip([&bases.rust, &bases.runtime]) {
-                    build.args(["--build-arg", &format!("{argument}={base}")]);
-                }
-                built(build)?;
+                bud(shop, buildah, bases, target, &image.name)?;
                 image.discard()?;
                 buildah.run(&["push", &image.name, &archive(&image.archive, &image.name)]).map(drop)
             }
         }
     }
+}
+
+/// Builds a target of the Dockerfile by buildah, into its store.
+///
+/// # Errors
+/// What buildah says.
+pub(super) fn bud(shop: &Workshop, buildah: &Buildah, bases: &Bases, target: &str, name: &str) -> Result<()> {
+    let mut build = buildah.command();
+    // What has not changed is not built again, as Docker and Podman have it.
+    build.args(["bud", "--pull-never", "--layers", "--target", target, "--tag", name]);
+    for (argument, base) in BASES.iter().zip([&bases.rust, &bases.runtime]) {
+        build.args(["--build-arg", &format!("{argument}={base}")]);
+    }
+    build.args(["--build-arg", &format!("NODE_IMAGE={}", bases.node)]).arg(&shop.workspace.root);
+    run::output(&mut build).map(drop)
 }
 
 /// The Dockerfile's arguments for the bases of our images.

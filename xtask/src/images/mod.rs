@@ -16,6 +16,8 @@ use anyhow::{Context, Result, ensure};
 use crate::progress::say;
 use crate::run;
 use crate::tools::Workshop;
+use bases::Bases;
+pub(crate) use buildah::Buildah;
 use engine::Engine;
 pub(crate) use pack::Packed;
 
@@ -144,6 +146,20 @@ pub(crate) fn built(shop: &Workshop, names: &Names) -> Result<Vec<Image>> {
         .collect()
 }
 
+/// Builds a target of the Dockerfile by buildah, into its store; the image's name. That of the edge takes a base with Node.
+///
+/// # Errors
+/// Where something does not build.
+pub(crate) fn by_buildah(shop: &Workshop, buildah: &Buildah, target: &str) -> Result<String> {
+    let bases = Bases::assembled(shop, buildah)?;
+    if target == "edge" {
+        bases.with_node(shop, buildah)?;
+    }
+    let name = format!("localhost/taskpipeline-{target}:compose");
+    engine::bud(shop, buildah, &bases, target, &name)?;
+    Ok(name)
+}
+
 /// What only the tests on a cluster need.
 ///
 /// # Errors
@@ -183,7 +199,10 @@ fn pack_programs(image: &Image, programs: &[(&str, PathBuf)]) -> Result<()> {
 }
 
 /// The shared libraries that a program needs, its loader too; none where it is linked statically.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// Where one is not there.
+pub(crate) fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     // ldd fails for a static program.
     let Ok(told) = run::output(Command::new("ldd").arg(program)) else { return Ok(Vec::new()) };
     told.lines()

@@ -21,6 +21,8 @@ const COMPOSE: GoProgram = GoProgram {
     oldest: Version(2, 23, 1),
     ask: &["version"],
     package: "github.com/docker/compose/v5/cmd",
+    module: None,
+    tags: "",
     as_part: true,
     stamp: Some("github.com/docker/compose/v5/internal.Version"),
     release: &RELEASE,

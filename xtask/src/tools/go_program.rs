@@ -23,6 +23,10 @@ pub(super) struct GoProgram {
     pub(super) ask: &'static [&'static str],
     /// Its package, without a version.
     pub(super) package: &'static str,
+    /// The version as Go knows it, where that is another.
+    pub(super) module: Option<Version>,
+    /// Parts that are switched on or off, as `go build -tags` takes them.
+    pub(super) tags: &'static str,
     /// Whether its go.mod replaces or excludes modules: then Go installs it not by its path, only as part of another.
     pub(super) as_part: bool,
     /// The variable that its own build sets to the version; Go sets none.
@@ -58,14 +62,15 @@ impl GoProgram {
 
     /// Go checks what it fetches against its sum database.
     fn build(&self, go: &Path, folder: &Path) -> Result<()> {
-        let Self { name, version, package, stamp, .. } = self;
+        let Self { name, version, module, tags, package, stamp, .. } = self;
         let flags = stamp.map(|variable| format!("-ldflags=-X {variable}={version}"));
         let go = |arguments: &[&str], within: &Path| {
             let mut command = Command::new(go);
             command.args(arguments).current_dir(within).env("GOBIN", folder);
             command
         };
-        let wanted = format!("{package}@v{version}");
+        let wanted = format!("{package}@v{}", module.unwrap_or(*version));
+        let flags = flags.into_iter().chain((!tags.is_empty()).then(|| format!("-tags={tags}")));
         if !self.as_part {
             let mut install = go(&["install", "-trimpath"], folder);
             return run::output(install.args(flags).arg(wanted)).map(drop);

@@ -13,6 +13,8 @@ pub(super) const HELM: GoProgram = GoProgram {
     oldest: Version(4, 0, 0),
     ask: &["version", "--template", "{{.Version}}"],
     package: "helm.sh/helm/v4/cmd/helm",
+    module: None,
+    tags: "",
     as_part: false,
     stamp: None,
     release: &RELEASE,

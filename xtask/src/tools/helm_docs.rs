@@ -13,6 +13,8 @@ pub(super) const HELM_DOCS: GoProgram = GoProgram {
     oldest: VERSION,
     ask: &["--version"],
     package: "github.com/norwoodj/helm-docs/cmd/helm-docs",
+    module: None,
+    tags: "",
     as_part: false,
     stamp: Some("main.version"),
     release: &RELEASE,

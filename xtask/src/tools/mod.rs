@@ -19,6 +19,7 @@ mod nats_server;
 mod node;
 mod npm;
 mod peer;
+mod prometheus;
 mod promtool;
 mod version;
 mod wasm_target;
@@ -83,6 +84,14 @@ impl Workshop {
         promtool::find(self)
     }
 
+    /// Prometheus, without its pages where it is built here.
+    ///
+    /// # Errors
+    /// When there is none and no way to get one.
+    pub(crate) fn prometheus(&self) -> Result<PathBuf> {
+        prometheus::PROMETHEUS.find(self)
+    }
+
     /// A folder with the CRDs of others whose objects our chart and examples hold.
     ///
     /// # Errors
@@ -105,6 +114,14 @@ impl Workshop {
     /// When there is none and no way to get one.
     pub(crate) fn helm_docs(&self) -> Result<PathBuf> {
         helm_docs::HELM_DOCS.find(self)
+    }
+
+    /// Node.
+    ///
+    /// # Errors
+    /// When there is none and no way to get one.
+    pub(crate) fn node(&self) -> Result<PathBuf> {
+        node::find(self)
     }
 
     /// wrangler, esbuild and wasm-opt, with a Node that runs them.

@@ -13,6 +13,8 @@ pub(super) const NATS_SERVER: GoProgram = GoProgram {
     oldest: Version(2, 11, 0),
     ask: &["--version"],
     package: "github.com/nats-io/nats-server/v2",
+    module: None,
+    tags: "",
     as_part: false,
     stamp: None,
     release: &RELEASE,

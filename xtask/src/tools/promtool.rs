@@ -12,7 +12,7 @@ use super::version::Version;
 use super::{Workshop, debian};
 use crate::run;
 
-const VERSION: Version = Version(3, 15, 0);
+pub(super) const VERSION: Version = Version(3, 15, 0);
 
 /// Debian 12's, which checks what ours uses in the same way.
 const OLDEST: Version = Version(2, 42, 0);
