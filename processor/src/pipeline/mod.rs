@@ -10,7 +10,8 @@ mod fold;
 mod fold_reference;
 mod header_block;
 mod message;
-mod projector;
+mod requests;
+mod schedule;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The projector of mode `Core`: brings KV to what the ledger in memory says, in as few requests as it takes.
 //!
-//! Many changes of one task become one write. What is sent and when is decided in
-//! [`Dispatch`](super::super::projector::Dispatch); here it meets the tasks, and the events that wait for them.
+//! Many changes of one task become one write. What is sent and when is decided in [`Schedule`]; here it meets the tasks, and the
+//! events that wait for them.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -15,9 +15,10 @@ use super::dead_letters::DeadLetters;
 use super::ingest::{Accepted, Carried};
 use super::ledger::Ledger;
 use crate::config::Tuning;
-use crate::kv::{Budget, BulkApi, Failure, Puts};
+use crate::kv::{BulkApi, Failure, Puts};
 use crate::pipeline::dead_letters::{Letter, Reason};
-use crate::pipeline::projector::{Answered, Batch, Dispatch, Request, Verdict, delay_after, longest_delay};
+use crate::pipeline::requests::{Request, Requests};
+use crate::pipeline::schedule::{Answered, Batch, Schedule, Verdict, delay_after, longest_delay};
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::{Metrics, Operation};
 
@@ -38,7 +39,8 @@ pub(super) struct Projector<K> {
     letters: DeadLetters,
     metrics: Arc<Metrics>,
     ledger: Ledger,
-    dispatch: Dispatch<K>,
+    schedule: Schedule,
+    requests: Requests<K>,
 }
 
 impl<K: BulkApi> Projector<K> {
@@ -52,9 +54,10 @@ impl<K: BulkApi> Projector<K> {
     ) -> Self {
         let tuning = shared(&changes.borrow_and_update(), replicas);
         // An update that does not find its task here has to wait for a read: they are part of the work.
-        let reads = Budget::new(tuning.request_budget, Instant::now());
-        let dispatch = Dispatch::new(kv, &tuning, reads, Arc::clone(&metrics), health);
-        Self { tuning, changes, replicas, letters, metrics, ledger: Ledger::default(), dispatch }
+        let (seed, now) = (rand::random(), Instant::now());
+        let schedule = Schedule::new(&tuning, tuning.request_budget, Arc::clone(&metrics), health, seed, now);
+        let requests = Requests::new(kv);
+        Self { tuning, changes, replicas, letters, metrics, ledger: Ledger::default(), schedule, requests }
     }
 
     /// Runs until the channel is closed and everything has landed, or until the deadline; what has not
@@ -74,19 +77,22 @@ impl<K: BulkApi> Projector<K> {
         };
         tokio::pin!(out_of_time);
 
-        while !(closed && self.ledger.carried() == 0 && self.dispatch.in_flight() == 0) {
+        while !(closed && self.ledger.carried() == 0 && self.schedule.in_flight() == 0) {
             self.wake_rested();
             self.send_what_can_be_sent();
             self.show();
-            let wake_at = self.dispatch.next_wake();
+            let wake_at = self.schedule.next_wake();
             tokio::select! {
                 taken = accepted.recv_many(&mut buffer, TAKE_IN), if !closed && self.ledger.has_room() => {
                     closed = taken == 0;
                     buffer.drain(..).for_each(|accepted| self.take_in(accepted));
                 }
-                Some(answer) = self.dispatch.answer() => {
-                    match answer {
-                        Ok(answered) => self.settle(answered).await,
+                Some(reply) = self.requests.next() => {
+                    match reply {
+                        Ok(reply) => {
+                            let answered = self.schedule.judged(reply, Instant::now());
+                            self.settle(answered).await;
+                        }
                         Err(error) => {
                             error!("a request to KV fell over: {error}");
                             return;
@@ -108,8 +114,9 @@ impl<K: BulkApi> Projector<K> {
     /// The settings have changed. What waits to be tried again waits no longer than it would under the new ones.
     fn retune(&mut self) {
         let tuning = shared(&self.changes.borrow_and_update(), self.replicas);
-        self.dispatch.retune(&tuning, tuning.request_budget);
-        let (now, dice) = (Instant::now(), rand::random());
+        let (now, dice) = (Instant::now(), self.schedule.throw());
+        self.requests.set_timeout(tuning.request_timeout);
+        self.schedule.retune(&tuning, tuning.request_budget, now);
         let written = now + tuning.min_write_interval;
         let ledger = &self.ledger;
         let latest = |id: &TaskId, failed: bool| {
@@ -117,8 +124,8 @@ impl<K: BulkApi> Projector<K> {
             let delay = tuning.retry.delay_after(attempts, dice).filter(|_| attempts > 0);
             if failed { now + delay.unwrap_or_else(|| longest_delay(&tuning, dice)) } else { written }
         };
-        self.dispatch.writes.hasten(latest);
-        self.dispatch.reads.hasten(latest);
+        self.schedule.writes.hasten(latest);
+        self.schedule.reads.hasten(latest);
         self.tuning = tuning;
     }
 
@@ -131,29 +138,30 @@ impl<K: BulkApi> Projector<K> {
     /// updates change.
     fn route(&mut self, id: &TaskId) {
         let Some(entry) = self.ledger.get_mut(id) else { return };
-        if self.dispatch.reads.is_in_flight(id) {
+        if self.schedule.reads.is_in_flight(id) {
             // The answer decides, in `learned`.
         } else if entry.needs_base() {
-            self.dispatch.reads.mark(id);
+            self.schedule.reads.mark(id);
         } else {
-            if self.dispatch.reads.contains(id) {
+            if self.schedule.reads.contains(id) {
                 // The read is not needed any more, and its failed attempts are not the write's.
                 entry.attempts = 0;
-                self.dispatch.reads.withdraw(id);
+                self.schedule.reads.withdraw(id);
             }
-            self.dispatch.writes.mark(id);
+            self.schedule.writes.mark(id);
         }
     }
 
     fn wake_rested(&mut self) {
-        for id in self.dispatch.wake_rested() {
+        for id in self.schedule.wake_rested(Instant::now()) {
             self.ledger.forget_if_idle(&id);
         }
     }
 
     fn send_what_can_be_sent(&mut self) {
-        while let Some(batch) = self.dispatch.next_batch(true) {
+        while let Some(batch) = self.schedule.next_batch(true, Instant::now()) {
             match batch {
+                Batch::Control(request) => self.send(request),
                 Batch::Write(ids) => self.send_write(ids),
                 Batch::Read(ids) => self.send(Request::Get(ids)),
             }
@@ -169,7 +177,7 @@ impl<K: BulkApi> Projector<K> {
             for id in ids {
                 // Nothing is ever deleted because nothing is known of it.
                 let Some(entry) = self.ledger.get(&id) else {
-                    self.dispatch.writes.settle(&id, Instant::now());
+                    self.schedule.writes.settle(&id, Instant::now());
                     continue;
                 };
                 match entry.visible(&id) {
@@ -177,11 +185,11 @@ impl<K: BulkApi> Projector<K> {
                     None => gone.push(id),
                 }
             }
-            let room = if puts.is_empty() { 0 } else { self.dispatch.room_beside(puts.ids().len()) };
-            ids = self.dispatch.more(room);
+            let room = if puts.is_empty() { 0 } else { self.schedule.room_beside(puts.ids().len()) };
+            ids = self.schedule.more(room);
         }
         if !puts.is_empty() {
-            self.dispatch.delete_soon(gone);
+            self.schedule.delete_soon(gone, Instant::now());
             self.send(Request::Put(puts));
         } else if !gone.is_empty() {
             self.send(Request::Delete(gone));
@@ -191,7 +199,7 @@ impl<K: BulkApi> Projector<K> {
     fn send(&mut self, request: Request) {
         let operation = request.operation();
         self.announce(operation, request.ids());
-        self.dispatch.send(request);
+        self.requests.send(self.schedule.begin(request));
     }
 
     /// Notes which events the request carries, and says so.
@@ -216,7 +224,7 @@ impl<K: BulkApi> Projector<K> {
     async fn settle(&mut self, answered: Answered) {
         let Answered { operation, verdicts, .. } = answered;
         // One moment for all, so that they rest together.
-        let (now, dice) = (Instant::now(), rand::random());
+        let (now, dice) = (Instant::now(), self.schedule.throw());
         for (id, verdict) in verdicts {
             match verdict {
                 Verdict::Landed => self.landed(operation, &id, now),
@@ -236,12 +244,12 @@ impl<K: BulkApi> Projector<K> {
             self.metrics.landed(now.duration_since(carried.received.taken));
         }
         say_successful(operation, id, &landed);
-        self.dispatch.writes.settle(id, now + self.tuning.min_write_interval);
+        self.schedule.writes.settle(id, now + self.tuning.min_write_interval);
     }
 
     /// KV has said what it knows of a task that updates are waiting for.
     async fn learned(&mut self, id: &TaskId, value: Option<String>) {
-        self.dispatch.reads.settle(id, Instant::now());
+        self.schedule.reads.settle(id, Instant::now());
         let Some(entry) = self.ledger.get_mut(id) else { return };
         entry.attempts = 0;
         say_successful(Operation::Get, id, entry.in_request());
@@ -264,7 +272,7 @@ impl<K: BulkApi> Projector<K> {
                 return;
             }
         }
-        self.dispatch.writes.mark(id);
+        self.schedule.writes.mark(id);
     }
 
     /// One more failed attempt for this key, with the delay that belongs to it.
@@ -293,13 +301,13 @@ impl<K: BulkApi> Projector<K> {
             );
         }
         self.metrics.retries.inc();
-        self.dispatch.queue(operation).retry(&id, now + delay);
+        self.schedule.queue(operation).retry(&id, now + delay);
     }
 
     /// KV refuses this key, and nobody knows whether that is its fault: no attempt is counted.
     fn wait_refused(&mut self, operation: Operation, id: &TaskId, what: &str, dice: f64) {
         let Some(entry) = self.ledger.get(id) else { return };
-        let delay = self.dispatch.wait_refused(operation, id, &self.tuning, dice);
+        let delay = self.schedule.wait_refused(operation, id, &self.tuning, dice, Instant::now());
         for carried in entry.in_request() {
             let (correlation_id, seconds) = (carried.correlation_id.as_str(), delay.as_secs_f64());
             warn!(correlation_id, "Refused, which proves nothing: {what}; next in {seconds:.1} s");
@@ -311,7 +319,7 @@ impl<K: BulkApi> Projector<K> {
         let attempts = self.ledger.get(id).map_or(0, |entry| entry.attempts);
         let carried = self.ledger.take_sent(id);
         let rest = Instant::now() + self.tuning.min_write_interval;
-        self.dispatch.queue(operation).settle(id, rest);
+        self.schedule.queue(operation).settle(id, rest);
         if self.ledger.get(id).is_some_and(|entry| !entry.is_idle()) {
             self.route(id);
         }
@@ -327,7 +335,7 @@ impl<K: BulkApi> Projector<K> {
     }
 
     async fn give_up(&mut self) {
-        self.dispatch.abort();
+        self.requests.abort();
         let left = self.ledger.take_all();
         if !left.is_empty() {
             warn!("{} events could not be written in time and become dead letters", left.len());
@@ -339,7 +347,7 @@ impl<K: BulkApi> Projector<K> {
         let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.metrics.events_waiting.set(gauge(self.ledger.carried()));
         self.metrics.tasks_in_memory.set(gauge(self.ledger.len()));
-        self.dispatch.show();
+        self.schedule.show(Instant::now());
     }
 }
 

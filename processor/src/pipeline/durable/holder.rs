@@ -29,20 +29,13 @@ const RELEASE_TRIES: usize = 20;
 
 /// How far behind what was read a holder may read before its next renewal: what is written in half a second under
 /// full load. As much is written twice when it dies.
-const READ_AHEAD: u64 = 16_384;
-
-impl Revision {
-    /// Whether a holder that has read so far can go on for a while before it has to say that it does.
-    pub(super) fn is_far_ahead_of(self, read: Self) -> bool {
-        self.0.saturating_sub(read.0) > READ_AHEAD / 2
-    }
-}
+pub(super) const READ_AHEAD: u64 = 16_384;
 
 /// The record as its holder has written it last.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
     pub(super) control: Control,
-    revision: Revision,
+    pub(super) revision: Revision,
     /// When the write of it was begun.
     pub(super) since: Instant,
     /// Requests of the last holder may still take effect.

@@ -22,10 +22,9 @@ pub(crate) mod letters;
 mod limits;
 mod loan;
 mod mark;
-#[cfg(test)]
-mod model_tests;
 mod names;
 mod progress;
+mod projection;
 mod projector;
 mod raw;
 mod record;

@@ -1,18 +1,14 @@
 //! The projector of mode `Durable`: one replica at a time brings KV to what the ledger says. That it is the only
 //! one cannot be promised; that KV ends up as the ledger says does not depend on it.
 //!
-//! Here the parts meet the clock and the network: the [`Feed`] of changes, [`Unsettled`] that knows what is
-//! settled, [`Dispatch`] that decides what is sent when, and the control record with its [`Holder`].
+//! Here [`Projection`], which decides, meets the clock and the network: its actions are carried out, and what comes of them is
+//! reported to it.
 
-mod answers;
-mod sending;
-mod term;
-mod waiting;
-
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::connection::State as NatsState;
 use async_nats::jetstream::Context;
 use taskpipeline_contract::TaskId;
 use tokio::sync::watch;
@@ -22,44 +18,33 @@ use tracing::{error, warn};
 
 use super::bucket::Revision;
 use super::cache::Known;
-use super::control::RENEWAL;
+use super::crash;
 use super::dead_letters::DeadLetters;
-use super::deferred::{IdHash, Why};
 use super::feed::{Change, Feed};
-use super::holder::{Held, Holder, Renewal};
-use super::lag::Lag;
+use super::holder::{Held, Holder, READ_AHEAD, now as wall};
 use super::ledger::{Ledger, LedgerError};
-use super::loan::Asked;
 use super::names::Names;
-use super::progress::Progress;
+use super::projection::{Action, Done, Leaving, Outside, PAUSE, Projection, Setup, Term, tenth};
+use super::record::Settler;
 use super::rests::Rests;
-use super::unsettled::{Landed, Taken, Unsettled};
+use super::shares::Limits;
 use super::{deadline, stopped};
 use crate::config::Tuning;
-use crate::kv::{Budget, BulkApi, RequestBudget};
-use crate::pipeline::projector::{Dispatch, longest_delay};
+use crate::kv::BulkApi;
+use crate::pipeline::dead_letters::Letter;
+use crate::pipeline::requests::Requests;
+use crate::pipeline::schedule::Schedule;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
-use self::waiting::{FoundAt, next_left};
-
-/// How many changes are taken in between two looks at what can be sent.
+/// How many changes are taken in between two turns.
 const TAKE_IN: usize = 256;
-
-/// How many tasks are read again with one request when their doubt is over.
-const READ_AGAIN: usize = 500;
-
-/// How many are being read again at a time: what the answers hold counts only when they are there.
-const MOST_READING: usize = 4 * READ_AGAIN;
-
-/// The pause before something that NATS did not take is tried again.
-const PAUSE: Duration = Duration::from_secs(1);
-
-/// How soon a renewal that NATS did not confirm is tried again.
-const RENEW_AGAIN: Duration = Duration::from_millis(200);
 
 /// How long a replica that has stalled leaves the control record to others.
 const AFTER_A_STALL: Duration = Duration::from_secs(10);
+
+/// How often a record is tried to be given its time to live, before it is left in the ledger for good.
+const EXPIRE_TRIES: usize = 5;
 
 /// What the projector of a replica needs, whether or not it is its turn.
 pub(super) struct Parts<K> {
@@ -80,61 +65,42 @@ pub(super) struct Parts<K> {
     pub(super) health: Arc<Health>,
 }
 
-/// See the module's head.
-pub(super) struct Projector<K> {
+impl<K> Parts<K> {
+    fn setup(&self) -> Setup {
+        Setup {
+            settle_after: self.settle_after,
+            memory: self.memory,
+            read_ahead: READ_AHEAD,
+            target: self.holder.target.clone(),
+            limits: Limits::default(),
+            names: Arc::clone(&self.names),
+            metrics: Arc::clone(&self.metrics),
+            health: Arc::clone(&self.health),
+        }
+    }
+
+    /// Reads the ledger's changes after this revision.
+    fn feed(&self, after: Revision) -> Feed {
+        Feed::after(
+            after,
+            self.jetstream.clone(),
+            Arc::clone(&self.names),
+            self.connections.clone(),
+            self.metrics.forged_answers.clone(),
+        )
+    }
+}
+
+/// The driver of one term.
+struct Projector<K> {
     parts: Parts<K>,
-    dispatch: Dispatch<K>,
-    held: Held,
-    unsettled: Unsettled,
+    projection: Projection,
+    requests: Requests<K>,
     feed: Feed,
     /// Reads the look-ups that were left in NATS, where there are any.
     second: Option<Feed>,
-    /// What that one has read, as far as it was not taken in.
-    left: VecDeque<Change>,
-    /// When tasks were written, where they rest for long.
-    rests: Rests,
-    /// Changes that may be taken in when the control record says so.
-    ahead: VecDeque<Change>,
-    /// The latest revision that was read, whether or not it was taken in.
-    read: Revision,
     /// What is done beside: reads and writes of the ledger, dead letters, the renewal.
     beside: JoinSet<Done>,
-    /// Settled records that are to be given their time to live, when those before them have theirs.
-    to_expire: VecDeque<(TaskId, Known)>,
-    expiring: bool,
-    /// How many tasks are being read again.
-    reading: usize,
-    /// Whether tasks that waited in NATS are being read.
-    reading_deferred: bool,
-    renewing: bool,
-    renew_at: Instant,
-    /// What a command asks for.
-    asked: Option<Asked>,
-    behind: u64,
-    lag: Lag,
-    progress: Progress,
-    /// How many keys KV has answered for.
-    answered: u64,
-    /// When somebody will look whether it moves.
-    look_at: Instant,
-}
-
-/// What was done beside.
-enum Done {
-    /// And what a command asks for.
-    Renewed(Renewal, Option<Asked>),
-    /// Requests were lent to a command.
-    Lent,
-    /// These records were given their time to live, or need not be.
-    Expired(Vec<(TaskId, Revision)>),
-    /// What KV knew of a task is recorded, in place of this revision; or it was no news; or it could not be.
-    Joined(TaskId, Result<Option<Revision>, LedgerError>),
-    /// These were read again.
-    Read(Vec<TaskId>, Result<HashMap<TaskId, Known>, LedgerError>),
-    /// The records of tasks that waited in NATS were read.
-    ReadAt(Vec<(IdHash, Revision)>, FoundAt),
-    /// A task that KV refuses is a dead letter now.
-    Buried(TaskId, Revision),
 }
 
 /// How a term ends.
@@ -147,20 +113,22 @@ enum Ended {
 
 /// Projects whenever it is this replica's turn, until `stop` names the moment by which it has to end.
 pub(super) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<Option<Instant>>) {
-    let reads = Budget::new(tenth(parts.tuning.request_budget), Instant::now());
-    let mut dispatch = Dispatch::new(
-        parts.kv.clone(),
+    let begun = Instant::now();
+    let mut schedule = Schedule::new(
         &parts.tuning,
-        reads,
+        tenth(parts.tuning.request_budget),
         Arc::clone(&parts.metrics),
         Arc::clone(&parts.health),
+        rand::random(),
+        begun,
     );
+    let mut requests = Requests::new(parts.kv.clone());
     let mut parts = parts;
-    let mut rests = Rests::new(Instant::now());
+    let mut rests = Rests::new(begun);
     loop {
         let Some(held) = parts.holder.acquire(&mut stop).await else { return };
         parts.metrics.projector_active.set(1);
-        let mut projector = Projector::new(parts, dispatch, rests, held);
+        let mut projector = Projector::new(parts, requests, schedule, rests, held);
         projector.retune();
         let ended = projector.project(&mut stop).await;
         projector.parts.metrics.projector_active.set(0);
@@ -172,12 +140,14 @@ pub(super) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<O
             Ended::Drained => return,
             Ended::Lost => {}
             Ended::Stalled => {
-                projector.dispatch.abort();
+                projector.requests.abort();
                 projector.release().await;
                 // What they lack may be there in a moment: they must not take it while nobody reads them.
                 drop((projector.feed, projector.second));
-                (parts, dispatch, rests) = (projector.parts, projector.dispatch, projector.rests);
-                dispatch.restart();
+                (parts, requests) = (projector.parts, projector.requests);
+                (schedule, rests) = projector.projection.into_parts();
+                schedule.restart();
+                requests.restart();
                 tokio::select! {
                     // Others go first.
                     () = tokio::time::sleep(AFTER_A_STALL) => continue,
@@ -186,110 +156,64 @@ pub(super) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<O
             }
         }
         warn!("another replica writes to KV now");
-        let handover = projector.parts.holder.hand_over(&projector.held);
+        let handover = projector.parts.holder.hand_over(projector.projection.held());
         tokio::select! {
             () = handover => {}
             () = deadline(&mut stop) => return,
         }
-        (parts, dispatch, rests) = (projector.parts, projector.dispatch, projector.rests);
-        dispatch.restart();
+        (parts, requests) = (projector.parts, projector.requests);
+        (schedule, rests) = projector.projection.into_parts();
+        schedule.restart();
+        requests.restart();
     }
-}
-
-/// At most a tenth of the budget goes into looking up what only KV knows.
-fn tenth(budget: RequestBudget) -> RequestBudget {
-    let requests = std::num::NonZeroU32::new(budget.requests.get() / 10).unwrap_or(std::num::NonZeroU32::MIN);
-    RequestBudget { requests, ..budget }
 }
 
 impl<K: BulkApi> Projector<K> {
-    fn new(parts: Parts<K>, mut dispatch: Dispatch<K>, rests: Rests, held: Held) -> Self {
-        dispatch.resume(held.spare);
-        let (settled, now) = (held.control.settled, Instant::now());
-        let unsettled = Unsettled::new(settled, held.doubt, parts.settle_after, now);
-        let feed = feed(&parts, settled);
-        let renew_at = held.since + RENEWAL;
-        Self {
-            parts,
-            dispatch,
-            held,
-            unsettled,
-            feed,
-            second: None,
-            left: VecDeque::new(),
-            rests,
-            ahead: VecDeque::new(),
-            read: settled,
-            beside: JoinSet::new(),
-            to_expire: VecDeque::new(),
-            expiring: false,
-            reading: 0,
-            reading_deferred: false,
-            renewing: false,
-            renew_at,
-            asked: None,
-            behind: 0,
-            lag: Lag::default(),
-            progress: Progress::new(now),
-            answered: 0,
-            look_at: now,
-        }
+    fn new(parts: Parts<K>, requests: Requests<K>, schedule: Schedule, rests: Rests, held: Held) -> Self {
+        let feed = parts.feed(held.control.settled);
+        let (setup, tuning) = (parts.setup(), parts.tuning.clone());
+        let projection = Projection::new(setup, tuning, schedule, rests, held, Instant::now());
+        Self { parts, projection, requests, feed, second: None, beside: JoinSet::new() }
     }
 
     async fn project(&mut self, stop: &mut watch::Receiver<Option<Instant>>) -> Ended {
-        let mut changes = Vec::with_capacity(TAKE_IN);
-        let mut left = Vec::new();
+        let (mut changes, mut left) = (Vec::with_capacity(TAKE_IN), Vec::new());
         let mut stopping = false;
         let mut until = stop.clone();
         let mut out_of_time = Box::pin(async move { deadline(&mut until).await });
         loop {
-            self.dispatch.wake();
-            self.read_doubtful_again();
-            self.read_deferred();
-            self.follow_left();
-            self.take_in_left();
-            self.expire();
-            self.renew();
-            if stopping && self.dispatch.in_flight() == 0 && !self.renewing {
+            let now = Instant::now();
+            self.projection.turn(stopping, now);
+            self.carry_out();
+            if stopping && self.projection.may_leave() {
                 self.release().await;
                 return Ended::Drained;
             }
-            if !stopping && self.may_send() {
-                self.lend();
-                self.send_what_can_be_sent();
-            }
-            if !stopping && self.has_given_up() {
+            if !stopping && self.has_given_up(now) {
                 return Ended::Stalled;
             }
-            self.show();
-            let wake_at = self.next_wake();
+            self.projection.show(now);
+            let wake_at = self.projection.next_wake(now);
             tokio::select! {
-                () = self.feed.next(&mut changes, TAKE_IN),
-                    if !stopping && self.unsettled.has_room() && self.ahead.is_empty() =>
-                {
-                    self.ahead.extend(changes.drain(..));
-                    self.take_in_what_may_be();
+                () = self.feed.next(&mut changes, TAKE_IN), if !stopping && self.projection.wants_changes() => {
+                    self.projection.changes(changes.drain(..), Instant::now());
                 }
-                () = next_left(&mut self.second, &mut left, TAKE_IN), if !stopping && self.may_read_left() => {
-                    self.left.extend(left.drain(..));
-                    self.take_in_left();
+                () = next_left(&mut self.second, &mut left, TAKE_IN), if !stopping && self.projection.wants_left() => {
+                    self.projection.left(left.drain(..), Instant::now());
                 }
-                Some(answer) = self.dispatch.answer() => match answer {
-                    Ok(answered) => self.settle(answered),
+                Some(reply) = self.requests.next() => match reply {
+                    Ok(reply) => self.projection.answered(reply, Instant::now(), wall()),
                     Err(error) => {
                         error!("a request to KV fell over: {error}");
                         return Ended::Lost;
                     }
                 },
                 Some(done) = self.beside.join_next() => match done {
-                    Ok(Done::Renewed(renewal, asked)) => {
-                        self.renewing = false;
-                        self.asked = asked;
-                        if self.renewed(renewal) {
+                    Ok(done) => {
+                        if self.projection.done(done, Instant::now()) == Term::Lost {
                             return Ended::Lost;
                         }
                     }
-                    Ok(done) => self.note(done),
                     Err(error) => {
                         error!("a part of the projector fell over: {error}");
                         return Ended::Lost;
@@ -299,7 +223,7 @@ impl<K: BulkApi> Projector<K> {
                 () = tokio::time::sleep_until(wake_at) => {}
                 () = stopped(stop), if !stopping => stopping = true,
                 () = &mut out_of_time => {
-                    self.dispatch.abort();
+                    self.requests.abort();
                     self.release().await;
                     return Ended::Drained;
                 }
@@ -307,154 +231,139 @@ impl<K: BulkApi> Projector<K> {
         }
     }
 
-    /// The settings have changed. What waits to be tried again waits no longer than it would under the new ones.
+    /// The settings have changed.
     fn retune(&mut self) {
         let tuning = self.parts.changes.borrow_and_update().clone();
-        self.dispatch.retune(&tuning, tenth(tuning.request_budget));
-        let (now, dice) = (Instant::now(), rand::random());
-        let written = now + tuning.min_write_interval;
-        let unsettled = &self.unsettled;
-        let latest = |id: &TaskId, failed: bool| {
-            let attempts = unsettled.attempts(id);
-            let delay = tuning.retry.delay_after(attempts, dice).filter(|_| attempts > 0);
-            if failed { now + delay.unwrap_or_else(|| longest_delay(&tuning, dice)) } else { written }
-        };
-        self.dispatch.writes.hasten(latest);
-        self.dispatch.reads.hasten(latest);
-        self.unsettled.hasten(Why::Rest, written);
-        self.unsettled.hasten(Why::Retry, now + longest_delay(&tuning, dice));
+        self.requests.set_timeout(tuning.request_timeout);
+        self.projection.retune(tuning.clone(), Instant::now());
         self.parts.tuning = tuning;
     }
 
-    fn next_wake(&self) -> Instant {
-        let renew = if self.renewing { None } else { Some(self.renew_at) };
-        let soon = Instant::now() + PAUSE;
-        // Where there is no room for what is due, an answer makes it.
-        let due = self.unsettled.next_due().filter(|_| self.may_read_again());
-        let deferred = self.unsettled.next_deferred().filter(|_| self.may_read_deferred());
-        [renew, self.dispatch.next_wake(), due, deferred].into_iter().flatten().fold(soon, Instant::min)
+    fn has_given_up(&mut self, now: Instant) -> bool {
+        let outside = Outside {
+            broken: self.feed.broken().or_else(|| self.second.as_ref().and_then(Feed::broken)),
+            connected: self.parts.jetstream.client().connection_state() == NatsState::Connected,
+        };
+        self.projection.has_given_up(&outside, now)
     }
 
-    /// Takes in what was read, as far as the control record says that it is. When that is soon used up it is renewed
-    /// at once, so that nobody waits for it.
-    fn take_in_what_may_be(&mut self) {
-        let reading = self.held.control.reading;
-        self.read = self.ahead.back().map_or(self.read, |last| self.read.max(last.known.revision));
-        while self.ahead.front().is_some_and(|change| change.known.revision <= reading) {
-            let Some(change) = self.ahead.pop_front() else { break };
-            self.take_in(change);
-        }
-        if !reading.is_far_ahead_of(self.read) {
-            self.renew_at = self.renew_at.min(Instant::now());
-        }
-    }
-
-    fn take_in(&mut self, change: Change) {
-        let Change { id, known, behind } = change;
-        self.behind = behind;
-        // Our own doing: it was settled before it was given its time to live, and nothing came between.
-        if known.record.expires_by.as_ref().is_some_and(|by| *by == self.settler()) {
-            self.unsettled.passed(&id, known.revision);
-            return;
-        }
-        let now = Instant::now();
-        let rests_until = self.rests_long_until(&id, now);
-        if self.unsettled.read(&id, known, rests_until, now) == Taken::In {
-            self.route(&id);
-        }
-    }
-
-    /// However many tasks there are: only by being read again do they get fewer.
-    fn may_read_again(&self) -> bool {
-        self.unsettled.has_room_to_come_back() && self.reading < MOST_READING
-    }
-
-    fn read_doubtful_again(&mut self) {
-        if !self.may_read_again() {
-            return;
-        }
-        let ids = self.unsettled.take_doubtful(READ_AGAIN, Instant::now());
-        if ids.is_empty() {
-            return;
-        }
-        self.read(ids);
-    }
-
-    fn read(&mut self, ids: Vec<TaskId>) {
-        let ledger = Arc::clone(&self.parts.ledger);
-        self.reading += ids.len();
-        self.beside.spawn(async move {
-            let known = read_surely(&ledger, &ids).await;
-            Done::Read(ids, known)
-        });
-    }
-
-    fn note(&mut self, done: Done) {
-        match done {
-            Done::Renewed(..) | Done::Lent => {}
-            Done::Expired(expired) => {
-                self.expiring = false;
-                expired.iter().for_each(|(id, revision)| self.unsettled.settle(id, *revision));
-            }
-            Done::Buried(id, revision) => self.unsettled.buried(&id, revision, Instant::now()),
-            // The change comes by the feed, when there is room for it; what waited for it need not wait here.
-            Done::Joined(id, Ok(Some(replaced))) => self.unsettled.settle(&id, replaced),
-            // Another was first, and its change comes too; or the record is gone.
-            Done::Joined(id, Ok(None)) => self.read(vec![id]),
-            Done::ReadAt(due, found) => self.was_read_at(due, found),
-            Done::Joined(id, Err(_)) => self.route(&id),
-            Done::Read(ids, Ok(mut known)) => {
-                self.reading -= ids.len();
-                for id in ids {
-                    match known.remove(&id) {
-                        // Changed meanwhile, and later than may be sent yet.
-                        Some(known) if known.revision > self.held.control.reading => {
-                            self.read = self.read.max(known.revision);
-                            self.renew_at = self.renew_at.min(Instant::now());
-                            self.unsettled.give_back(vec![id], Instant::now() + RENEW_AGAIN);
+    fn carry_out(&mut self) {
+        while let Some(action) = self.projection.action() {
+            match action {
+                Action::Send(flight) => self.requests.send(flight),
+                Action::Renew { held, settled, read } => {
+                    let holder = self.parts.holder.clone();
+                    self.beside.spawn(async move {
+                        let renewal = holder.renew(held, settled, read).await;
+                        Done::Renewed(renewal, holder.asked().await)
+                    });
+                }
+                Action::Lend { asked, requests } => {
+                    let holder = self.parts.holder.clone();
+                    self.beside.spawn(async move {
+                        holder.grant(asked, requests).await;
+                        Done::Lent
+                    });
+                }
+                Action::Read(ids) => {
+                    let ledger = Arc::clone(&self.parts.ledger);
+                    self.beside.spawn(async move {
+                        let known = read_surely(&ledger, &ids).await;
+                        Done::Read(ids, known)
+                    });
+                }
+                Action::ReadAt(due) => {
+                    let ledger = Arc::clone(&self.parts.ledger);
+                    self.beside.spawn(async move {
+                        let found = ledger.read_at(due.iter().map(|(_, revision)| *revision).collect()).await;
+                        Done::ReadAt(due, found)
+                    });
+                }
+                Action::Join { id, known, letter, correlation_id } => {
+                    let (ledger, letters) = (Arc::clone(&self.parts.ledger), self.parts.letters.clone());
+                    let metrics = Arc::clone(&self.parts.metrics);
+                    self.beside.spawn(async move {
+                        if let Some(letter) = letter {
+                            store(&letters, &letter).await;
                         }
-                        Some(known) => {
-                            self.unsettled.read_again(&id, known);
-                            if self.unsettled.record(&id).is_some() {
-                                self.route(&id);
-                            } else {
-                                // A replica of the stream has answered that is behind.
-                                self.unsettled.give_back(vec![id], Instant::now() + RENEW_AGAIN);
+                        let recorded = ledger.join(&id, known.as_ref()).await;
+                        crash::point("joined");
+                        match &recorded {
+                            Ok(Some(_)) if known.is_none() => {
+                                metrics.updates_unknown.inc();
+                                warn!(
+                                    correlation_id,
+                                    "The task tasks:{id} does not exist; its update changes nothing"
+                                );
+                            }
+                            Ok(_) => {}
+                            Err(error) => {
+                                warn!("what KV knows of tasks:{id} cannot be recorded: {error}");
+                                tokio::time::sleep(PAUSE).await;
                             }
                         }
-                        None => self.unsettled.settle(&id, Revision(u64::MAX)),
-                    }
+                        Done::Joined(id, recorded)
+                    });
                 }
-            }
-            Done::Read(ids, Err(error)) => {
-                self.reading -= ids.len();
-                warn!("{} tasks cannot be read again: {error}", ids.len());
-                self.unsettled.give_back(ids, Instant::now() + PAUSE);
+                Action::Bury { id, revision, letter } => {
+                    let letters = self.parts.letters.clone();
+                    self.beside.spawn(async move {
+                        store(&letters, &letter).await;
+                        Done::Buried(id, revision)
+                    });
+                }
+                Action::Expire { records, settler, memory } => {
+                    let ledger = Arc::clone(&self.parts.ledger);
+                    self.beside.spawn(async move { expire(&ledger, records, &settler, memory).await });
+                }
+                Action::FollowLeft(after) => self.second = Some(self.parts.feed(after)),
+                Action::LeaveLeft => self.second = None,
+                Action::Restart(after) => {
+                    (self.feed, self.second) = (self.parts.feed(after), None);
+                    self.requests.restart();
+                    self.beside = JoinSet::new();
+                }
             }
         }
     }
 
-    fn show(&mut self) {
-        let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        let metrics = &self.parts.metrics;
-        metrics.unsettled_tasks.set(i64::try_from(self.unsettled.len()).unwrap_or(i64::MAX));
-        metrics.deferred_tasks.set(i64::try_from(self.unsettled.deferred()).unwrap_or(i64::MAX));
-        metrics.changes_behind.set(gauge(self.behind));
-        metrics.rests_forgotten.inc_by(self.rests.take_forgotten());
-        let age = self.lag.see(self.read, self.unsettled.settled(), Instant::now());
-        metrics.oldest_change_age.set(age.as_secs_f64());
-        self.dispatch.show();
+    async fn release(&mut self) {
+        let Leaving { held, settled, clean, spare } = self.projection.leaving(Instant::now());
+        self.parts.holder.release(held, settled, clean, spare).await;
     }
 }
 
-fn feed<K>(parts: &Parts<K>, after: Revision) -> Feed {
-    Feed::after(
-        after,
-        parts.jetstream.clone(),
-        Arc::clone(&parts.names),
-        parts.connections.clone(),
-        parts.metrics.forged_answers.clone(),
-    )
+/// The next changes of the second feed, at least one.
+async fn next_left(second: &mut Option<Feed>, into: &mut Vec<Change>, most: usize) {
+    match second {
+        Some(feed) => feed.next(into, most).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Stores a letter, however long it takes: what it tells of is settled only then.
+async fn store(letters: &DeadLetters, letter: &Letter) {
+    while let Err(error) = letters.store(letter).await {
+        warn!("{error}");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn expire(
+    ledger: &Ledger,
+    mut records: Vec<(TaskId, Known)>,
+    settler: &Settler,
+    memory: Duration,
+) -> Done {
+    let expired = records.iter().map(|(id, known)| (id.clone(), known.revision)).collect();
+    for _ in 0..EXPIRE_TRIES {
+        let (left, error) = ledger.expire(records, settler, memory).await;
+        let Some(error) = error else { break };
+        warn!("the records of {} deleted tasks cannot be given their time to live: {error}", left.len());
+        tokio::time::sleep(PAUSE).await;
+        records = left;
+    }
+    Done::Expired(expired)
 }
 
 /// What the ledger holds for these tasks. That one has no record is believed only of the stream's leader:

@@ -105,12 +105,7 @@ pub(super) struct Unsettled {
 
 impl Unsettled {
     /// Everything up to `settled` is settled. `doubt`: what may have been sent by another.
-    pub(super) fn new(settled: Revision, doubt: Option<Doubt>, settle_after: Duration, now: Instant) -> Self {
-        Self::within(&Limits::default(), settled, doubt, settle_after, now)
-    }
-
-    /// The same, with limits of one's own.
-    pub(super) fn within(
+    pub(super) fn new(
         limits: &Limits,
         settled: Revision,
         doubt: Option<Doubt>,
@@ -547,7 +542,8 @@ mod tests {
     #[test]
     fn what_the_feed_still_has_of_a_task_that_was_settled_ahead_of_it_is_not_written() {
         let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
-        let mut unsettled = Unsettled::new(Revision(0), Some(EVERYTHING), settle_after, now);
+        let mut unsettled =
+            Unsettled::new(&Limits::default(), Revision(0), Some(EVERYTHING), settle_after, now);
         let id = TaskId::new("a").unwrap();
         let known = |revision| {
             let (version, cause) = (Version::new(1, revision), CorrelationId::new("c").unwrap());
@@ -579,7 +575,7 @@ mod tests {
         let now = Instant::now();
         let nothing =
             Limits { write: 1_000_000, others: Limits::default().others.map(|(share, _)| (share, 0)) };
-        let mut unsettled = Unsettled::within(&nothing, Revision(0), None, Duration::from_secs(30), now);
+        let mut unsettled = Unsettled::new(&nothing, Revision(0), None, Duration::from_secs(30), now);
         let hour = Some(now + Duration::from_secs(3_600));
         let mut revision = 0;
         while unsettled.has_room() {
@@ -600,7 +596,7 @@ mod tests {
     #[test]
     fn a_refusal_does_not_end_the_doubt_about_what_was_sent_before_it() {
         let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
-        let mut unsettled = Unsettled::new(Revision(0), None, settle_after, now);
+        let mut unsettled = Unsettled::new(&Limits::default(), Revision(0), None, settle_after, now);
         let id = TaskId::new("a").unwrap();
         unsettled.changed(&id, deleted(&id, 1), now);
         unsettled.sent(&id);
@@ -622,7 +618,8 @@ mod tests {
     #[test]
     fn a_refusal_of_an_older_value_says_nothing_of_what_the_task_is_now() {
         let now = Instant::now();
-        let mut unsettled = Unsettled::new(Revision(0), None, Duration::from_secs(30), now);
+        let mut unsettled =
+            Unsettled::new(&Limits::default(), Revision(0), None, Duration::from_secs(30), now);
         let id = TaskId::new("a").unwrap();
         assert!(!unsettled.refused(&id), "nothing is known of it");
         unsettled.changed(&id, deleted(&id, 1), now);
@@ -639,7 +636,8 @@ mod tests {
         use taskpipeline_contract::TaskPatch;
 
         let now = Instant::now();
-        let mut unsettled = Unsettled::new(Revision(0), None, Duration::from_secs(30), now);
+        let mut unsettled =
+            Unsettled::new(&Limits::default(), Revision(0), None, Duration::from_secs(30), now);
         let id = TaskId::new("a").unwrap();
         let patch = TaskPatch { id: id.clone(), title: None, description: None, status: None };
         let (version, cause) = (Version::new(1, 1), CorrelationId::new("c").unwrap());
@@ -659,7 +657,8 @@ mod tests {
         use taskpipeline_contract::TaskPatch;
 
         let now = Instant::now();
-        let mut unsettled = Unsettled::new(Revision(0), None, Duration::from_secs(30), now);
+        let mut unsettled =
+            Unsettled::new(&Limits::default(), Revision(0), None, Duration::from_secs(30), now);
         let id = TaskId::new("a").unwrap();
         let patch = TaskPatch { id: id.clone(), title: None, description: None, status: None };
         let known = |data: &EventData, revision| {
@@ -680,7 +679,7 @@ mod tests {
     fn what_the_last_holder_cannot_have_sent_is_written_once() {
         let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
         let doubt = Doubt { settled: Revision(10), up_to: Revision(20) };
-        let mut unsettled = Unsettled::new(Revision(10), Some(doubt), settle_after, now);
+        let mut unsettled = Unsettled::new(&Limits::default(), Revision(10), Some(doubt), settle_after, now);
         let mut landed = |revision, follows, at| {
             let id = TaskId::new(format!("task-{revision}")).unwrap();
             let (version, cause) = (Version::new(1, revision), CorrelationId::new("c").unwrap());
@@ -703,7 +702,8 @@ mod tests {
     #[test]
     fn as_many_tasks_in_doubt_as_there_may_be_do_not_keep_themselves_from_being_written_again() {
         let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
-        let mut unsettled = Unsettled::new(Revision(0), Some(EVERYTHING), settle_after, now);
+        let mut unsettled =
+            Unsettled::new(&Limits::default(), Revision(0), Some(EVERYTHING), settle_after, now);
         let mut revision = 0;
         while unsettled.has_room() && unsettled.has_room_for(Share::Doubt) {
             revision += 1;

@@ -13,7 +13,7 @@ use super::super::loan::Borrower;
 use super::ResyncError;
 use crate::config::Tuning;
 use crate::kv::{BulkApi, Entry, Failure, KeyPage, Namespace, PutBody};
-use crate::pipeline::projector::delay_after;
+use crate::pipeline::schedule::delay_after;
 
 /// How many requests were sent.
 #[derive(Clone, Debug, Default)]

@@ -1,56 +1,44 @@
-//! Ledger, control record and projectors against a model of the world, in any interleaving of what can go wrong:
-//! answers that are lost, requests that land late or never, processes that are killed, stopped or cut off, two
-//! projectors at a time. Pure: the model's clock, its ledger and its KV are values here; what is tested are
-//! [`Unsettled`], [`Control`], [`Claimant`], [`Record`] and the key queue. [`Projector`] puts them together as
-//! `projector.rs` does, with the network taken out, and has to be kept like it.
+//! [`Projection`] itself, in a world that can be simulated: several replicas with clocks of their own, a ledger, a control record, KV.
+//! Whatever can go wrong happens in any order: answers are lost, requests land late or never, processes are killed, stopped or cut
+//! off, two replicas project at a time. Nothing of the projector is written a second time here: the world carries out its actions.
 //!
 //! What must hold: once the faults are over, KV is what a replay of the events says (see `fold_reference`), and
 //! nothing is left in memory. Until then, as long as no former holder has sent anything, what is recorded as
 //! settled is so, and nothing that is still out can undo it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::{NonZeroU16, NonZeroU32};
+use std::sync::OnceLock;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::Config;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
-use taskpipeline_contract::{CorrelationId, EventData, Task, TaskId, TaskKey};
+use taskpipeline_contract::{CorrelationId, EventData, Task, TaskId};
 use tokio::time::Instant;
 
-use super::bucket::Revision;
-use super::cache::Known;
-use super::control::{Claim, Claimant, Control, Doubt, LEASE, MAY_SEND, RENEWAL, Settled};
-use super::deferred::{IdHash, Why};
-use super::names::Target;
-use super::record::{Due, Record, Settler};
-use super::rests::Rests;
-use super::shares::{Limits, Share};
-use super::unsettled::{Landed, Taken, Unsettled};
-use crate::config::Tuning;
-use crate::kv::{Budget, BulkApi, Failure, PutBody, RequestBudget};
+use super::*;
+use crate::kv::{Failure, Spare};
+use crate::pipeline::durable::control::{Claim, Claimant, Control, Doubt, LEASE};
+use crate::pipeline::durable::record::{Due, Record};
+use crate::pipeline::durable::shares::Share;
 use crate::pipeline::fold::Version;
 use crate::pipeline::fold_reference::{Happened, at, base, data, replay};
-use crate::pipeline::projector::Dispatch;
-use crate::telemetry::health::Health;
-use crate::telemetry::metrics::Metrics;
+use crate::pipeline::requests::{Answer, KeyOutcome, Request as KvRequest};
+use crate::pipeline::schedule::{AttemptId, Reply as KvReply};
+use crate::telemetry::metrics::Operation;
 
 const TASKS: usize = 3;
 const REPLICAS: usize = 3;
 
 /// Small, so that tasks wait for each other and requests overlap.
-const MOST_KEYS: usize = 2;
-const MOST_IN_FLIGHT: usize = 3;
+const MOST_KEYS: u16 = 2;
 
 const SETTLE_AFTER: Duration = Duration::from_secs(10);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 /// So long that what changes again in its rest waits in NATS.
 const MIN_WRITE_INTERVAL: Duration = Duration::from_secs(4);
-/// As in `projector/waiting.rs`.
-const SOON: Duration = Duration::from_secs(2);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-const RENEW_AGAIN: Duration = Duration::from_millis(200);
 /// So few that holders have to wait for their next renewal.
 const READ_AHEAD: u64 = 2;
 const TICK: Duration = Duration::from_millis(250);
@@ -64,11 +52,6 @@ const MEMORY: Duration = Duration::from_secs(100);
 fn cases(cases: u32) -> Config {
     let asked = Config { failure_persistence: None, ..Config::default() };
     if std::env::var_os("PROPTEST_CASES").is_some() { asked } else { Config { cases, ..asked } }
-}
-
-/// The one KV namespace of the model.
-fn settler(term: u64) -> Settler {
-    Settler::Of { target: Target::new("http://kv"), term }
 }
 
 fn task(n: usize) -> TaskId {
@@ -109,6 +92,8 @@ enum Reply {
     /// All but the first key.
     Partly,
     NothingDone,
+    /// The token is refused.
+    Misconfigured,
     InDoubt(Fate),
 }
 
@@ -121,9 +106,8 @@ enum Step {
     },
     Fold(Index),
     FoldAgain(Index),
-    /// The feed reads so many changes, and the projector takes in so many.
-    Feed(usize, usize, usize),
-    Send(usize),
+    /// The feeds read so many changes.
+    Feed(usize, usize),
     /// A read or write of the ledger gets on.
     Beside(usize, Index),
     Tick(usize),
@@ -159,8 +143,7 @@ impl Step {
     /// With the replica that is meant.
     fn at(mut self, which: impl Fn(usize) -> usize) -> Self {
         match &mut self {
-            Self::Feed(p, ..)
-            | Self::Send(p)
+            Self::Feed(p, _)
             | Self::Beside(p, _)
             | Self::Tick(p)
             | Self::Stop { replica: p, .. }
@@ -192,6 +175,7 @@ fn step() -> BoxedStrategy<Step> {
         8 => Just(Reply::Landed),
         1 => Just(Reply::Partly),
         1 => Just(Reply::NothingDone),
+        1 => Just(Reply::Misconfigured),
         3 => fate().prop_map(Reply::InDoubt),
     ];
     let event = (0..TASKS).prop_flat_map(|n| data(task(n)));
@@ -199,8 +183,7 @@ fn step() -> BoxedStrategy<Step> {
         14 => (event, proptest::bool::weighted(0.2)).prop_map(|(data, held)| Step::Event { data, held }),
         2 => any::<Index>().prop_map(Step::Fold),
         1 => any::<Index>().prop_map(Step::FoldAgain),
-        14 => (replica(), 0..6_usize, 0..6_usize).prop_map(|(p, fetch, take)| Step::Feed(p, fetch, take)),
-        14 => replica().prop_map(Step::Send),
+        14 => (replica(), 0..6_usize).prop_map(|(p, fetch)| Step::Feed(p, fetch)),
         8 => (replica(), any::<Index>()).prop_map(|(p, which)| Step::Beside(p, which)),
         4 => replica().prop_map(Step::Tick),
         3 => any::<Index>().prop_map(Step::Apply),
@@ -301,14 +284,14 @@ impl Bucket {
     }
 
     /// The newest changes after this revision, in their order.
-    fn changes(&self, after: Revision) -> Vec<(TaskId, Known)> {
+    fn changes(&self, after: Revision) -> Vec<Change> {
         let mut changes: Vec<_> = self
             .records
             .iter()
             .filter(|(_, entry)| entry.known.revision > after)
-            .map(|(id, entry)| (id.clone(), entry.known.clone()))
+            .map(|(id, entry)| Change { id: id.clone(), known: entry.known.clone(), behind: 0 })
             .collect();
-        changes.sort_by_key(|(_, known)| known.revision);
+        changes.sort_by_key(|change| change.known.revision);
         changes
     }
 }
@@ -316,9 +299,11 @@ impl Bucket {
 /// A request to KV that is out, or that nobody waits for any more.
 struct Request {
     owner: u64,
+    attempt: AttemptId,
+    operation: Operation,
+    ids: Vec<TaskId>,
     /// What it writes, with nothing for a delete.
     writes: Vec<(TaskId, Option<Task>)>,
-    reads: Vec<TaskId>,
     sent: Duration,
     /// The same by its sender's clock.
     sent_at: Instant,
@@ -348,7 +333,7 @@ struct Replica {
 
 enum Role {
     Waiting { seen: Option<(Revision, Instant)> },
-    Projecting(Box<Projector>),
+    Projecting(Box<Projecting>),
     HandingOver(Revision),
 }
 
@@ -387,25 +372,7 @@ struct World {
     ghosts: bool,
 }
 
-// One replica's projector: `projector.rs` without the network.
-
-/// Stands in for KV where no request is made.
-#[derive(Clone)]
-struct Nowhere;
-
-impl BulkApi for Nowhere {
-    async fn bulk_put(&self, _: PutBody) -> Result<HashSet<String>, Failure> {
-        std::future::pending().await
-    }
-
-    async fn bulk_delete(&self, _: &[TaskKey]) -> Result<HashSet<String>, Failure> {
-        std::future::pending().await
-    }
-
-    async fn bulk_get(&self, _: &[TaskKey]) -> Result<HashMap<String, Option<String>>, Failure> {
-        std::future::pending().await
-    }
-}
+// What the driver of a projection would hold.
 
 /// One task of each kind may wait in memory; the next ones wait in NATS.
 fn limits() -> Limits {
@@ -422,321 +389,96 @@ fn limits() -> Limits {
     }
 }
 
-/// For its two queues alone.
-fn dispatch() -> Dispatch<Nowhere> {
-    static SHARED: OnceLock<(Arc<Metrics>, Arc<Health>)> = OnceLock::new();
-    let (metrics, health) =
-        SHARED.get_or_init(|| (Arc::new(Metrics::new().unwrap()), Arc::new(Health::default())));
-    let reads = Budget::new(RequestBudget::default(), Instant::now());
-    Dispatch::new(Nowhere, &Tuning::default(), reads, Arc::clone(metrics), Arc::clone(health))
+fn setup() -> Setup {
+    static SHARED: OnceLock<(Arc<Metrics>, Arc<Health>, Arc<Names>)> = OnceLock::new();
+    let (metrics, health, names) = SHARED.get_or_init(|| {
+        let names = Names::of("TASKS", "tasks-processor", "tasks");
+        (Arc::new(Metrics::new().unwrap()), Arc::new(Health::default()), Arc::new(names))
+    });
+    Setup {
+        settle_after: SETTLE_AFTER,
+        memory: Some(MEMORY),
+        read_ahead: READ_AHEAD,
+        target: Target::new("http://kv"),
+        limits: limits(),
+        names: Arc::clone(names),
+        metrics: Arc::clone(metrics),
+        health: Arc::clone(health),
+    }
 }
 
-/// As `holder::Held`.
-#[derive(Clone)]
-struct Held {
-    control: Control,
-    revision: Revision,
-    since: Instant,
+fn tuning() -> Tuning {
+    let mut tuning = Tuning {
+        request_timeout: REQUEST_TIMEOUT,
+        min_write_interval: MIN_WRITE_INTERVAL,
+        max_keys: NonZeroU16::new(MOST_KEYS).unwrap(),
+        ..Tuning::default()
+    };
+    tuning.retry.delays = vec![RETRY_AFTER];
+    tuning.request_budget.requests = NonZeroU32::new(1_000_000).unwrap();
+    tuning
 }
 
-/// What is done beside; first what is to be done, then what has come of it.
+/// What is done beside.
 enum Beside {
-    Renew { since: Instant, settled: Settled, reading: Revision },
-    Read(Vec<TaskId>),
-    WasRead(Vec<TaskId>, HashMap<TaskId, Known>),
-    ReadAt(Vec<(IdHash, Revision)>),
-    WasReadAt(Vec<(IdHash, Revision)>, HashMap<Revision, (TaskId, Known)>),
-    Join(TaskId, Option<Task>),
-    Joined(TaskId, Option<Revision>),
-    Expire(TaskId, Known),
-    Expired(TaskId, Revision),
+    /// Begun then, by the replica's clock.
+    ToDo(Action, Instant),
+    /// And is to be reported.
+    Done(Done),
 }
 
-/// The next request: what it writes, with nothing for a delete; or what it reads.
-type Sending = (Vec<(TaskId, Option<Task>)>, Vec<TaskId>);
-
-struct Projector {
-    held: Held,
-    unsettled: Unsettled,
-    /// As far as anything was read.
-    read: Revision,
+struct Projecting {
+    projection: Projection,
+    /// How far the feed has read.
     position: Revision,
-    fetched: VecDeque<(TaskId, Known)>,
     /// How far the second feed has read, where there is one.
     second: Option<Revision>,
-    left: VecDeque<(TaskId, Known)>,
-    rests: Rests,
-    reading_deferred: bool,
-    dispatch: Dispatch<Nowhere>,
-    set_aside: VecDeque<Vec<TaskId>>,
     beside: VecDeque<Beside>,
-    renewing: bool,
-    renew_at: Instant,
     stopping: bool,
 }
 
-impl Projector {
-    fn new(held: Held, doubt: Option<Doubt>, now: Instant) -> Self {
-        let settled = held.control.settled;
-        Self {
-            unsettled: Unsettled::within(&limits(), settled, doubt, SETTLE_AFTER, now),
-            second: None,
-            left: VecDeque::new(),
-            rests: Rests::new(now),
-            reading_deferred: false,
-            read: settled,
-            position: settled,
-            fetched: VecDeque::new(),
-            dispatch: dispatch(),
-            set_aside: VecDeque::new(),
-            beside: VecDeque::new(),
-            renewing: false,
-            renew_at: held.since + RENEWAL,
-            stopping: false,
-            held,
+impl Projecting {
+    fn new(held: Held, seed: u64, now: Instant) -> Self {
+        let (setup, tuning, position) = (setup(), tuning(), held.control.settled);
+        let (metrics, health) = (Arc::clone(&setup.metrics), Arc::clone(&setup.health));
+        let mut schedule = Schedule::new(&tuning, tenth(tuning.request_budget), metrics, health, seed, now);
+        schedule.retune(&tuning, tenth(tuning.request_budget), now);
+        let projection = Projection::new(setup, tuning, schedule, Rests::new(now), held, now);
+        Self { projection, position, second: None, beside: VecDeque::new(), stopping: false }
+    }
+
+    /// The feeds read so many changes, where there is room for them.
+    fn feed(&mut self, bucket: &Bucket, most: usize, now: Instant) {
+        if self.projection.wants_changes() {
+            let changes: Vec<_> = bucket.changes(self.position).into_iter().take(most).collect();
+            self.position = changes.last().map_or(self.position, |last| last.known.revision);
+            self.projection.changes(changes, now);
+        }
+        if let Some(position) = self.second.filter(|_| self.projection.wants_left()) {
+            let left: Vec<_> = bucket.changes(position).into_iter().take(most).collect();
+            self.second = Some(left.last().map_or(position, |last| last.known.revision));
+            self.projection.left(left, now);
         }
     }
 
-    fn fetch(&mut self, bucket: &Bucket, most: usize) {
-        for (id, known) in bucket.changes(self.position).into_iter().take(most) {
-            self.position = known.revision;
-            self.fetched.push_back((id, known));
-        }
-    }
-
-    fn take_in(&mut self, most: usize, now: Instant) {
-        for _ in 0..most {
-            let reading = self.held.control.reading;
-            self.read = self.fetched.front().map_or(self.read, |(_, known)| self.read.max(known.revision));
-            let Some((id, known)) = self.fetched.pop_front_if(|(_, known)| known.revision <= reading) else {
-                self.renew_at = if self.fetched.is_empty() { self.renew_at } else { self.renew_at.min(now) };
-                return;
-            };
-            if known.record.expires_by == Some(settler(self.held.control.term)) {
-                self.unsettled.passed(&id, known.revision);
-                continue;
-            }
-            let rests_until = self.rests_until(&id, now).filter(|until| *until > now + SOON);
-            if self.unsettled.read(&id, known, rests_until, now) == Taken::In {
-                self.route(&id, now);
-            }
-        }
-    }
-
-    /// The second feed reads so many.
-    fn follow_left(&mut self, bucket: &Bucket, most: usize, now: Instant) {
-        if self.second.is_none() {
-            self.second = self.unsettled.left_from().map(|from| Revision(from.0 - 1));
-        }
-        if let Some(position) = self.second {
-            for (id, known) in bucket.changes(position).into_iter().take(most) {
-                self.second = Some(known.revision);
-                self.left.push_back((id, known));
-            }
-        }
-        while let Some((id, known)) = self.left.front() {
-            let Some(is_ours) = self.unsettled.read_left(id, known, now) else { return };
-            let (id, _) = self.left.pop_front().unwrap();
-            if is_ours {
-                self.route(&id, now);
-            }
-        }
-        if self.unsettled.left_from().is_none() {
-            self.second = None;
-        }
-    }
-
-    fn rests_until(&self, id: &TaskId, now: Instant) -> Option<Instant> {
-        let known = self.dispatch.writes.contains(id);
-        self.rests.until(id, MIN_WRITE_INTERVAL, now).filter(|_| !known)
-    }
-
-    fn mark_write(&mut self, id: &TaskId, now: Instant) {
-        match self.rests_until(id, now) {
-            Some(until) if until > now + SOON && !self.unsettled.has_room_for(Share::Rest) => {
-                self.unsettled.defer(id, until, Why::Rest);
-            }
-            Some(until) => {
-                self.dispatch.writes.mark_resting(id, until);
-                self.unsettled.wait_for(id, if until > now + SOON { Share::Rest } else { Share::Write });
-            }
-            None => {
-                self.dispatch.writes.mark(id);
-                let waits = matches!(self.unsettled.share(id), Some(Share::Rest | Share::Retry));
-                if !(waits && self.dispatch.writes.is_resting(id)) {
-                    self.unsettled.wait_for(id, Share::Write);
+    /// Takes a turn; answers the requests that it sends, and whether it began anew.
+    fn turn(&mut self, now: Instant) -> (Vec<Flight>, bool) {
+        self.projection.turn(self.stopping, now);
+        let (mut flights, mut anew) = (Vec::new(), false);
+        while let Some(action) = self.projection.action() {
+            match action {
+                Action::Send(flight) => flights.push(flight),
+                Action::FollowLeft(after) => self.second = Some(after),
+                Action::LeaveLeft => self.second = None,
+                Action::Restart(after) => {
+                    (self.position, self.second, anew) = (after, None, true);
+                    self.beside.clear();
                 }
+                action => self.beside.push_back(Beside::ToDo(action, now)),
             }
         }
+        (flights, anew)
     }
-
-    fn retry_later(&mut self, id: &TaskId, at: Instant) {
-        if self.unsettled.has_room_for(Share::Retry) {
-            self.dispatch.writes.retry(id, at);
-            self.unsettled.wait_for(id, Share::Retry);
-        } else {
-            self.dispatch.writes.forget(id);
-            self.unsettled.defer(id, at, Why::Retry);
-        }
-    }
-
-    fn was_read_at(
-        &mut self,
-        due: Vec<(IdHash, Revision)>,
-        mut found: HashMap<Revision, (TaskId, Known)>,
-        now: Instant,
-    ) {
-        self.reading_deferred = false;
-        for (hash, revision) in due {
-            match found.remove(&revision) {
-                Some((id, known)) => {
-                    if self.unsettled.found_deferred(hash, &id, known, now) {
-                        self.route(&id, now);
-                    }
-                }
-                None => self.unsettled.missed_deferred(hash, revision, now),
-            }
-        }
-    }
-
-    fn route(&mut self, id: &TaskId, now: Instant) {
-        let Some(record) = self.unsettled.record(id) else { return };
-        match record.due(id) {
-            Due::Put(_) | Due::Delete => {
-                if self.dispatch.reads.contains(id) {
-                    self.dispatch.reads.withdraw(id);
-                    self.unsettled.forgive(id);
-                }
-                self.mark_write(id, now);
-            }
-            Due::LookUp => {
-                self.dispatch.writes.withdraw(id);
-                self.dispatch.reads.mark(id);
-                self.unsettled.wait_for(id, Share::LookUp);
-            }
-            Due::Nothing => {
-                self.dispatch.reads.withdraw(id);
-                self.dispatch.writes.withdraw(id);
-                if !self.dispatch.writes.is_in_flight(id) {
-                    self.unsettled.ended(id);
-                    self.finish(id);
-                }
-            }
-        }
-    }
-
-    fn send(&mut self, now: Instant) -> Option<Sending> {
-        let ids = match self.set_aside.pop_front() {
-            Some(ids) => ids,
-            None if self.dispatch.writes.ready() > 0 => self.dispatch.writes.take(MOST_KEYS),
-            None if self.dispatch.reads.ready() > 0 => {
-                return Some((Vec::new(), self.dispatch.reads.take(MOST_KEYS)));
-            }
-            None => return None,
-        };
-        let (mut tasks, mut gone) = (Vec::new(), Vec::new());
-        for id in ids {
-            match self.unsettled.record(&id).map(|record| record.due(&id)) {
-                Some(Due::Put(task)) => tasks.push((id, Some(task))),
-                Some(Due::Delete) => gone.push((id, None)),
-                _ => self.dispatch.writes.settle(&id, now),
-            }
-        }
-        if tasks.is_empty() {
-            tasks = gone;
-        } else if !gone.is_empty() {
-            self.set_aside.push_front(gone.into_iter().map(|(id, _)| id).collect());
-        }
-        tasks.iter().for_each(|(id, _)| self.unsettled.sent(id));
-        (!tasks.is_empty()).then_some((tasks, Vec::new()))
-    }
-
-    fn landed(&mut self, id: &TaskId, sent_at: Instant, now: Instant) {
-        let rested = now + MIN_WRITE_INTERVAL;
-        self.rests.written(id, MIN_WRITE_INTERVAL, now);
-        match self.unsettled.landed(id, sent_at) {
-            Landed::Changed if self.unsettled.has_room_for(Share::Rest) => {
-                self.dispatch.writes.settle(id, rested);
-                self.unsettled.wait_for(id, Share::Rest);
-            }
-            Landed::Changed => {
-                self.dispatch.writes.forget(id);
-                self.unsettled.defer(id, rested, Why::Rest);
-            }
-            Landed::InDoubt => {
-                self.dispatch.writes.forget(id);
-                if !self.unsettled.has_room_for(Share::Doubt) {
-                    self.unsettled.defer_in_doubt(id);
-                }
-            }
-            Landed::Settled => {
-                self.dispatch.writes.forget(id);
-                self.finish(id);
-            }
-        }
-    }
-
-    fn finish(&mut self, id: &TaskId) {
-        let Some(known) = self.unsettled.known(id) else { return };
-        let lives_on = matches!(known.record.due(id), Due::Put(_));
-        if lives_on || known.record.expires_by.is_some() {
-            self.unsettled.settle(id, known.revision);
-        } else {
-            self.beside.push_back(Beside::Expire(id.clone(), known));
-        }
-    }
-
-    fn tick(&mut self, now: Instant) {
-        self.dispatch.writes.wake(now);
-        self.dispatch.reads.wake(now);
-        let ids = self.unsettled.take_doubtful(3, now);
-        if !ids.is_empty() {
-            self.beside.push_back(Beside::Read(ids));
-        }
-        let due = if self.reading_deferred { Vec::new() } else { self.unsettled.take_deferred(3, now) };
-        if !due.is_empty() {
-            self.reading_deferred = true;
-            self.beside.push_back(Beside::ReadAt(due));
-        }
-        if !self.renewing && now >= self.renew_at {
-            self.renewing = true;
-            let reading = self.read.plus(READ_AHEAD);
-            self.beside.push_back(Beside::Renew {
-                since: now,
-                settled: self.unsettled.known_settled(now),
-                reading,
-            });
-        }
-    }
-
-    fn was_read(&mut self, ids: Vec<TaskId>, mut known: HashMap<TaskId, Known>, now: Instant) {
-        for id in ids {
-            match known.remove(&id) {
-                Some(known) if known.revision > self.held.control.reading => {
-                    self.read = self.read.max(known.revision);
-                    self.renew_at = self.renew_at.min(now);
-                    self.unsettled.give_back(vec![id], now + RENEW_AGAIN);
-                }
-                Some(known) => {
-                    self.unsettled.read_again(&id, known);
-                    if self.unsettled.record(&id).is_some() {
-                        self.route(&id, now);
-                    } else {
-                        self.unsettled.give_back(vec![id], now + RENEW_AGAIN);
-                    }
-                }
-                None => self.unsettled.settle(&id, Revision(u64::MAX)),
-            }
-        }
-    }
-}
-
-/// What has become of the control record.
-enum Renewal {
-    Held(Held),
-    Restarted(Held),
-    Lost,
-    Unknown,
 }
 
 impl World {
@@ -769,11 +511,11 @@ impl World {
         }
     }
 
-    fn projector(&mut self, p: usize) -> Option<(&mut Projector, Instant)> {
+    fn projecting(&mut self, p: usize) -> Option<(&mut Projecting, Instant)> {
         let replica = &mut self.replicas[p];
         let clock = replica.clock;
         match &mut replica.role {
-            Role::Projecting(projector) if replica.stopped.is_none() => Some((projector, clock)),
+            Role::Projecting(projecting) if replica.stopped.is_none() => Some((projecting, clock)),
             _ => None,
         }
     }
@@ -828,36 +570,58 @@ impl World {
         }
     }
 
-    fn send(&mut self, p: usize, stuck: bool) {
-        let uid = self.replicas[p].uid;
-        let out = self.requests.iter().filter(|request| request.owner == uid && request.lost.is_none());
-        if out.count() >= MOST_IN_FLIGHT {
-            return;
+    /// A turn of its projection. `stuck`: what it sends it cannot send yet, since it is stopped.
+    fn turn(&mut self, p: usize, stuck: bool) {
+        let (uid, sent) = (self.replicas[p].uid, self.now);
+        let connected = self.replicas[p].is_connected();
+        let Some((projecting, now)) = self.projecting(p) else { return };
+        let (flights, anew) = projecting.turn(now);
+        let outside = Outside { broken: None, connected };
+        let gives_up = projecting.projection.has_given_up(&outside, now);
+        assert!(!gives_up || projecting.stopping, "it does not move, and says that this is a bug");
+        if anew {
+            self.lose_all_of(uid, None);
         }
-        let Some((projector, now)) = self.projector(p) else { return };
-        if projector.stopping || now.duration_since(projector.held.since) >= MAY_SEND {
-            return;
+        for Flight { request, attempt } in flights {
+            let operation = request.operation();
+            let (ids, writes) = match request {
+                KvRequest::Put(puts) => {
+                    let (ids, body) = puts.finish();
+                    let pairs = body.unwrap().to_json();
+                    let value = |n: usize| serde_json::from_str(pairs[n]["value"].as_str().unwrap()).unwrap();
+                    let writes = ids.iter().enumerate().map(|(n, id)| (id.clone(), Some(value(n)))).collect();
+                    (ids, writes)
+                }
+                KvRequest::Delete(ids) => {
+                    let writes = ids.iter().map(|id| (id.clone(), None)).collect();
+                    (ids, writes)
+                }
+                KvRequest::Get(ids) => (ids, Vec::new()),
+            };
+            let (applied, lost) = (false, None);
+            let request = Request {
+                owner: uid,
+                attempt,
+                operation,
+                ids,
+                writes,
+                sent,
+                sent_at: now,
+                applied,
+                stuck,
+                lost,
+            };
+            self.requests.push(request);
         }
-        let Some((writes, reads)) = projector.send(now) else { return };
-        let request = Request {
-            owner: uid,
-            writes,
-            reads,
-            sent: self.now,
-            sent_at: now,
-            applied: false,
-            stuck,
-            lost: None,
-        };
-        self.requests.push(request);
         self.note_ghost(p);
     }
 
     /// Whether what this replica has sent just now, it has sent as a former holder.
     fn note_ghost(&mut self, p: usize) {
         let replica = &mut self.replicas[p];
-        let Role::Projecting(projector) = &replica.role else { return };
-        let is_held = |(control, _): &(Control, Revision)| control.is_held_by(&projector.held.control);
+        let Role::Projecting(projecting) = &replica.role else { return };
+        let held = &projecting.projection.held.control;
+        let is_held = |(control, _): &(Control, Revision)| control.is_held_by(held);
         let is_out =
             |request: &Request| request.owner == replica.uid && request.lost.is_none() && !request.stuck;
         if !self.bucket.control.as_ref().is_some_and(is_held) && self.requests.iter().any(is_out) {
@@ -874,9 +638,10 @@ impl World {
         }
         let can_land = request.applied || request.may_apply(self.now);
         let reply = match reply {
+            Reply::Partly if request.operation == Operation::Get => Reply::Landed,
             Reply::Landed | Reply::Partly if !can_land => Reply::InDoubt(Fate::Never),
             Reply::Partly if request.applied => Reply::Landed,
-            Reply::NothingDone if request.applied => Reply::InDoubt(Fate::Never),
+            Reply::NothingDone | Reply::Misconfigured if request.applied => Reply::InDoubt(Fate::Never),
             reply => reply,
         };
         let partly = matches!(reply, Reply::Partly);
@@ -887,37 +652,28 @@ impl World {
             self.lose(which, fate);
         }
         let request = &self.requests[which];
-        let (sent_at, writes, reads) = (request.sent_at, request.writes.clone(), request.reads.clone());
-        let values: Vec<_> = reads.iter().map(|id| self.kv.get(id).cloned()).collect();
+        let outcomes = request.ids.iter().enumerate().map(|(n, id)| match request.operation {
+            Operation::Get => {
+                KeyOutcome::Read(self.kv.get(id).map(|task| serde_json::to_string(task).unwrap()))
+            }
+            Operation::Put | Operation::Delete if partly && n == 0 => KeyOutcome::NotWritten,
+            Operation::Put | Operation::Delete => KeyOutcome::Landed,
+        });
+        let result = match reply {
+            Reply::Landed | Reply::Partly => Ok(outcomes.collect()),
+            Reply::NothingDone => Err(Failure::Throttled(RETRY_AFTER)),
+            Reply::Misconfigured => Err(Failure::Config("the token is refused".to_owned())),
+            Reply::InDoubt(_) => Err(Failure::Transient("no answer".to_owned())),
+        };
+        let answer = Answer { operation: request.operation, ids: request.ids.clone(), result };
+        let reply_to = KvReply { answer, sent: request.sent_at, attempt: request.attempt, allowance: None };
         if !matches!(reply, Reply::InDoubt(_)) {
             self.requests.remove(which);
         }
-        let Some((projector, now)) = self.projector(p) else { return };
-        for (n, (id, _)) in writes.iter().enumerate() {
-            match reply {
-                Reply::Landed => projector.landed(id, sent_at, now),
-                Reply::Partly if n > 0 => projector.landed(id, sent_at, now),
-                Reply::Partly | Reply::NothingDone | Reply::InDoubt(_) => {
-                    projector.unsettled.failed(id, matches!(reply, Reply::InDoubt(_)), now);
-                    match reply {
-                        Reply::Partly if writes.len() > 1 => projector.retry_later(id, now + RETRY_AFTER),
-                        _ => projector.dispatch.writes.retry(id, now + RETRY_AFTER),
-                    }
-                }
-            }
-        }
-        for (id, value) in reads.iter().zip(values) {
-            if let Reply::Landed = reply {
-                projector.dispatch.reads.settle(id, now);
-                projector.unsettled.forgive(id);
-                projector.beside.push_back(Beside::Join(id.clone(), value));
-            } else {
-                match projector.unsettled.look_up_failed(id) {
-                    Some(_) => projector.dispatch.reads.retry(id, now + RETRY_AFTER),
-                    None => projector.dispatch.reads.settle(id, now),
-                }
-            }
-        }
+        let wall = self.wall();
+        let Some((projecting, now)) = self.projecting(p) else { return };
+        projecting.projection.answered(reply_to, now, wall);
+        self.turn(p, false);
     }
 
     // The ledger.
@@ -929,51 +685,74 @@ impl World {
         }
     }
 
-    /// One thing that a projector does beside is done, or its end noted.
+    /// One thing that a projector does beside is done, or its end reported.
     fn beside(&mut self, p: usize, which: usize) {
         if !self.replicas[p].is_connected() {
             return;
         }
-        let memory_ends = self.now + MEMORY;
-        let Some((projector, now)) = self.projector(p) else { return };
-        let Some(beside) = projector.beside.remove(which) else { return };
-        let term = projector.held.control.term;
+        let Some((projecting, now)) = self.projecting(p) else { return };
+        let Some(beside) = projecting.beside.remove(which) else { return };
         let done = match beside {
-            Beside::Renew { since, settled, reading } => return self.renew(p, since, settled, reading),
-            Beside::WasRead(ids, known) => return projector.was_read(ids, known, now),
-            Beside::WasReadAt(due, found) => return projector.was_read_at(due, found, now),
-            Beside::Joined(id, Some(replaced)) => return projector.unsettled.settle(&id, replaced),
-            Beside::Joined(id, None) => Beside::Read(vec![id]),
-            Beside::ReadAt(due) => {
-                let found = self.bucket.at(&due);
-                Beside::WasReadAt(due, found)
-            }
-            Beside::Expired(id, revision) => return projector.unsettled.settle(&id, revision),
-            Beside::Read(ids) => {
-                let records = &self.bucket.records;
-                let known =
-                    ids.iter().filter_map(|id| Some((id.clone(), records.get(id)?.known.clone()))).collect();
-                Beside::WasRead(ids, known)
-            }
-            Beside::Join(id, value) => {
-                let known = self.bucket.records.get(&id).map(|entry| Record::clone(&entry.known.record));
-                let joined = known.and_then(|mut record| record.join(value.as_ref()).then_some(record));
-                let replaced = self.bucket.records.get(&id).map(|entry| entry.known.revision);
-                let replaced = replaced.filter(|_| joined.is_some());
-                joined.into_iter().for_each(|record| self.bucket.write(&id, record, None));
-                Beside::Joined(id, replaced)
-            }
-            Beside::Expire(id, known) => {
-                let found = self.bucket.records.get(&id).map(|entry| entry.known.revision);
-                if found == Some(known.revision) {
-                    let record = Record { expires_by: Some(settler(term)), ..Record::clone(&known.record) };
-                    self.bucket.write(&id, record, Some(memory_ends));
+            Beside::Done(done) => {
+                let term = projecting.projection.done(done, now);
+                if term == Term::Lost {
+                    let settled = projecting.projection.held.control.settled;
+                    self.replicas[p].role = Role::HandingOver(settled);
+                    return;
                 }
-                Beside::Expired(id, known.revision)
+                return self.turn(p, false);
             }
+            Beside::ToDo(action, since) => self.carry_out(p, action, since),
         };
-        if let Some((projector, _)) = self.projector(p) {
-            projector.beside.push_back(done);
+        if let Some((projecting, _)) = self.projecting(p) {
+            projecting.beside.push_back(Beside::Done(done));
+        }
+    }
+
+    fn carry_out(&mut self, p: usize, action: Action, since: Instant) -> Done {
+        let found = |bucket: &Bucket, id: &TaskId| bucket.records.get(id).map(|entry| entry.known.clone());
+        match action {
+            Action::Renew { held, settled, read } => {
+                Done::Renewed(self.renew(p, &held, since, settled, read), None)
+            }
+            Action::Read(ids) => {
+                let known =
+                    ids.iter().filter_map(|id| Some((id.clone(), found(&self.bucket, id)?))).collect();
+                Done::Read(ids, Ok(known))
+            }
+            Action::ReadAt(due) => {
+                let found = self.bucket.at(&due);
+                Done::ReadAt(due, Ok(found))
+            }
+            Action::Join { id, known, .. } => {
+                let before = found(&self.bucket, &id);
+                let joined = before.as_ref().and_then(|before| {
+                    let mut record = Record::clone(&before.record);
+                    record.join(known.as_ref()).then_some(record)
+                });
+                let replaced = before.filter(|_| joined.is_some()).map(|before| before.revision);
+                joined.into_iter().for_each(|record| self.bucket.write(&id, record, None));
+                Done::Joined(id, Ok(replaced))
+            }
+            Action::Bury { id, revision, .. } => Done::Buried(id, revision),
+            Action::Expire { records, settler, memory } => {
+                let expires_at = self.now + memory;
+                for (id, known) in &records {
+                    if found(&self.bucket, id).is_some_and(|found| found.revision == known.revision) {
+                        let record =
+                            Record { expires_by: Some(settler.clone()), ..Record::clone(&known.record) };
+                        self.bucket.write(id, record, Some(expires_at));
+                    }
+                }
+                Done::Expired(records.into_iter().map(|(id, known)| (id, known.revision)).collect())
+            }
+            Action::Send(_)
+            | Action::Lend { .. }
+            | Action::FollowLeft(_)
+            | Action::LeaveLeft
+            | Action::Restart(_) => {
+                unreachable!("done at once, or never asked for")
+            }
         }
     }
 
@@ -987,55 +766,35 @@ impl World {
         written
     }
 
-    fn renew(&mut self, p: usize, since: Instant, settled: Settled, reading: Revision) {
+    fn renew(&mut self, p: usize, held: &Held, since: Instant, settled: Settled, read: Revision) -> Renewal {
         let lost_ack = self.replicas[p].lost_ack.take();
-        let wall = self.wall();
-        let Role::Projecting(projector) = &self.replicas[p].role else { return };
-        let held = projector.held.clone();
-        let wanted = held.control.renewed(settled, reading, wall);
-        let written = if lost_ack == Some(false) { None } else { self.write_control(&wanted, held.revision) };
-        let renewal = match written {
-            Some(revision) if lost_ack.is_none() => Renewal::Held(Held { control: wanted, revision, since }),
-            _ => self.look_after(&held, &wanted, since),
-        };
-        let replica = &mut self.replicas[p];
-        let (uid, now) = (replica.uid, replica.clock);
-        let Role::Projecting(projector) = &mut replica.role else { return };
-        projector.renewing = false;
-        match renewal {
-            Renewal::Held(held) => {
-                projector.renew_at = held.since + RENEWAL;
-                projector.held = held;
+        let control = held.control.renewed(settled, read.plus(READ_AHEAD), self.wall());
+        let written =
+            if lost_ack == Some(false) { None } else { self.write_control(&control, held.revision) };
+        match written {
+            Some(revision) if lost_ack.is_none() => {
+                Renewal::Held(Held { control, revision, since, doubt: None, ..held.clone() })
             }
-            Renewal::Restarted(held) => {
-                let stopping = projector.stopping;
-                let doubt = Doubt { settled: held.control.sure, up_to: held.control.reading };
-                **projector = Projector { stopping, ..Projector::new(held, Some(doubt), now) };
-                self.lose_all_of(uid, None);
-            }
-            Renewal::Lost => {
-                let settled = projector.held.control.settled;
-                replica.role = Role::HandingOver(settled);
-            }
-            Renewal::Unknown => projector.renew_at = now + RENEW_AGAIN,
+            _ => self.look_after(held, &control, since),
         }
     }
 
     fn look_after(&mut self, held: &Held, wanted: &Control, since: Instant) -> Renewal {
         let Some((found, revision)) = self.bucket.control.clone() else { return Renewal::Lost };
         if found == *wanted {
-            return Renewal::Held(Held { control: found, revision, since });
+            return Renewal::Held(Held { control: found, revision, since, doubt: None, ..held.clone() });
         }
         if !found.is_held_by(&held.control) {
             return Renewal::Lost;
         }
         if found == held.control {
-            return Renewal::Unknown;
+            return Renewal::Unknown("it was not written".to_owned());
         }
         let control = found.restarted(self.wall());
+        let doubt = Some(Doubt { settled: control.sure, up_to: control.reading });
         match self.write_control(&control, revision) {
-            Some(revision) => Renewal::Restarted(Held { control, revision, since }),
-            None => Renewal::Unknown,
+            Some(revision) => Renewal::Restarted(Held { control, revision, since, doubt, ..held.clone() }),
+            None => Renewal::Unknown("another write was first".to_owned()),
         }
     }
 
@@ -1061,10 +820,11 @@ impl World {
         };
         let found = found.map(|(control, _)| control);
         assert!(!found.as_ref().is_some_and(|found| claimant.is_forgotten(found)), "nothing was thrown back");
-        let Claim::Take { control, doubt, .. } = claimant.claim(found.as_ref()) else { return };
+        let Claim::Take { control, doubt, spare } = claimant.claim(found.as_ref()) else { return };
         if let Some(revision) = self.write_control(&control, revision) {
-            let held = Held { control, revision, since };
-            self.replicas[p].role = Role::Projecting(Box::new(Projector::new(held, doubt, since)));
+            self.dice = self.dice.wrapping_add(1);
+            let held = Held { control, revision, since, doubt, spare, shared: false };
+            self.replicas[p].role = Role::Projecting(Box::new(Projecting::new(held, self.dice, since)));
         }
     }
 
@@ -1082,18 +842,13 @@ impl World {
     /// It lets go, and its process ends; another starts in its place.
     fn release(&mut self, p: usize) {
         let wall = self.wall();
-        let replica = &self.replicas[p];
-        let uid = replica.uid;
-        let Role::Projecting(projector) = &replica.role else { return };
-        let recorded = projector.held.control.settled;
-        let is_out = |request: &Request| request.owner == uid && request.lost.is_none();
-        let clean = !self.requests.iter().any(is_out) && projector.unsettled.is_clean(replica.clock);
-        let released =
-            projector.held.control.released(projector.unsettled.known_settled(replica.clock), clean, 0, wall);
-        let expected = projector.held.revision;
-        let written = self.write_control(&released, expected);
-        if written.is_none() {
-            self.replicas[p].role = Role::HandingOver(recorded);
+        let replica = &mut self.replicas[p];
+        let clock = replica.clock;
+        let Role::Projecting(projecting) = &mut replica.role else { return };
+        let Leaving { held, settled, clean, spare } = projecting.projection.leaving(clock);
+        let released = held.control.released(settled, clean, spare, wall);
+        if self.write_control(&released, held.revision).is_none() {
+            self.replicas[p].role = Role::HandingOver(held.control.settled);
             self.hand_over(p);
         }
         self.replace(p, None);
@@ -1112,17 +867,15 @@ impl World {
         if !self.replicas[p].runs() {
             return;
         }
-        let (uid, connected) = (self.replicas[p].uid, self.replicas[p].is_connected());
-        let is_out = |request: &Request| request.owner == uid && request.lost.is_none();
-        let any_out = self.requests.iter().any(is_out);
-        match &mut self.replicas[p].role {
+        let connected = self.replicas[p].is_connected();
+        match &self.replicas[p].role {
             Role::Waiting { .. } if connected => self.try_acquire(p),
             Role::HandingOver(_) if connected => self.hand_over(p),
             Role::Waiting { .. } | Role::HandingOver(_) => {}
             Role::Projecting(_) => {
-                let Some((projector, now)) = self.projector(p) else { return };
-                projector.tick(now);
-                if projector.stopping && !projector.renewing && !any_out && connected {
+                self.turn(p, false);
+                let Some((projecting, _)) = self.projecting(p) else { return };
+                if projecting.stopping && projecting.projection.may_leave() && connected {
                     self.release(p);
                 }
             }
@@ -1157,7 +910,7 @@ impl World {
                     self.answer(which, Reply::InDoubt(fate));
                 }
             }
-            let begun = self.projector(p).map_or(0, |(projector, _)| projector.beside.len());
+            let begun = self.projecting(p).map_or(0, |(projecting, _)| projecting.beside.len());
             (0..begun).for_each(|_| self.beside(p, 0));
             self.tick(p);
         }
@@ -1192,6 +945,19 @@ impl World {
         if p < REPLICAS { p } else { self.replicas.iter().rposition(projects).unwrap_or(0) }
     }
 
+    /// The feeds of a replica read so many changes. `stuck`: it is stopped before it can send what is sent then.
+    fn feed(&mut self, p: usize, most: usize, stuck: bool) {
+        if !self.replicas[p].is_connected() {
+            return;
+        }
+        let bucket = std::mem::take(&mut self.bucket);
+        if let Some((projecting, now)) = self.projecting(p).filter(|(projecting, _)| !projecting.stopping) {
+            projecting.feed(&bucket, most, now);
+        }
+        self.bucket = bucket;
+        self.turn(p, stuck);
+    }
+
     fn take(&mut self, step: Step, truth: &Truth) {
         match step.at(|p| self.which(p)) {
             Step::Event { held, .. } => {
@@ -1209,20 +975,9 @@ impl World {
                 }
             }
             Step::Fold(_) | Step::FoldAgain(_) => {}
-            Step::Feed(p, fetch, take) => {
-                let connected = self.replicas[p].is_connected();
-                let bucket = std::mem::take(&mut self.bucket);
-                if let Some((projector, now)) = self.projector(p).filter(|(projector, _)| !projector.stopping)
-                {
-                    projector.fetch(&bucket, if connected { fetch } else { 0 });
-                    projector.take_in(take, now);
-                    projector.follow_left(&bucket, if connected { fetch } else { 0 }, now);
-                }
-                self.bucket = bucket;
-            }
-            Step::Send(p) => self.send(p, false),
+            Step::Feed(p, most) => self.feed(p, most, false),
             Step::Beside(p, which) => {
-                let begun = self.projector(p).map_or(0, |(projector, _)| projector.beside.len());
+                let begun = self.projecting(p).map_or(0, |(projecting, _)| projecting.beside.len());
                 if begun > 0 {
                     self.beside(p, which.index(begun));
                 }
@@ -1241,7 +996,7 @@ impl World {
             Step::Advance(ticks) => (0..ticks).for_each(|_| self.advance(TICK)),
             Step::Stop { replica, in_request } if self.replicas[replica].runs() => {
                 if in_request {
-                    self.send(replica, true);
+                    self.feed(replica, usize::MAX, true);
                 }
                 self.replicas[replica].stopped = Some(self.now);
             }
@@ -1261,7 +1016,7 @@ impl World {
                     _ if replica.stopped.is_some() || replica.cut_off.is_some() => {}
                     Role::Waiting { .. } => self.replace(p, None),
                     Role::HandingOver(_) => {}
-                    Role::Projecting(projector) if patient => projector.stopping = true,
+                    Role::Projecting(projecting) if patient => projecting.stopping = true,
                     Role::Projecting(_) => self.release(p),
                 }
             }
@@ -1302,15 +1057,7 @@ impl World {
         while self.now < end {
             self.advance(TICK);
             for p in 0..self.replicas.len() {
-                let bucket = std::mem::take(&mut self.bucket);
-                if let Some((projector, now)) = self.projector(p).filter(|(projector, _)| !projector.stopping)
-                {
-                    projector.fetch(&bucket, usize::MAX);
-                    projector.take_in(100, now);
-                    projector.follow_left(&bucket, usize::MAX, now);
-                }
-                self.bucket = bucket;
-                (0..MOST_IN_FLIGHT).for_each(|_| self.send(p, false));
+                self.feed(p, usize::MAX, false);
             }
             for which in (0..self.requests.len()).rev() {
                 self.answer(which, Reply::Landed);
@@ -1358,8 +1105,8 @@ impl StateMachineTest for Pipeline {
 
     fn check_invariants(world: &World, _: &Truth) {
         for replica in &world.replicas {
-            if let Role::Projecting(projector) = &replica.role {
-                check_accounts(&projector.unsettled);
+            if let Role::Projecting(projecting) = &replica.role {
+                check_accounts(&projecting.projection.unsettled);
             }
         }
     }
@@ -1368,9 +1115,9 @@ impl StateMachineTest for Pipeline {
         world.recover(LEASE + 3 * SETTLE_AFTER + Duration::from_secs(20));
         world.check_end(&truth);
         for replica in &world.replicas {
-            if let Role::Projecting(projector) = &replica.role {
-                assert_eq!(projector.unsettled.len(), 0);
-                check_accounts(&projector.unsettled);
+            if let Role::Projecting(projecting) = &replica.role {
+                assert_eq!(projecting.projection.unsettled.len(), 0);
+                check_accounts(&projecting.projection.unsettled);
             }
         }
         // Deleted tasks are forgotten, and stay deleted.
@@ -1399,7 +1146,9 @@ proptest! {
             holder: None, term: 1, settled: Revision(0), sure: Revision(0), reading: Revision::last(), spare: 0,
             clean: true, beat: 0, renewed: 0,
         };
-        let mut projector = Projector::new(Held { control, revision: Revision(1), since: now }, None, now);
+        let (revision, spare) = (Revision(1), Spare { requests: 1_000_000.0, refilling: Duration::ZERO });
+        let held = Held { control, revision, since: now, doubt: None, spare, shared: false };
+        let mut projecting = Projecting::new(held, 1, now);
         let mut waits: BTreeMap<TaskId, usize> = BTreeMap::new();
         let (mut sequence, mut in_flight) = (0, VecDeque::new());
         for (which, cold, delay) in rounds {
@@ -1410,31 +1159,39 @@ proptest! {
                 bucket.fold(&created(n, sequence));
                 waits.entry(task(n)).or_default();
             }
-            projector.fetch(&bucket, usize::MAX);
-            projector.take_in(100, now);
-            projector.tick(now);
-            while let Some(beside) = projector.beside.pop_front() {
-                if let Beside::ReadAt(due) = beside {
+            projecting.feed(&bucket, usize::MAX, now);
+            // As it holds the control record all along.
+            projecting.projection.held.since = now;
+            loop {
+                let (flights, _) = projecting.turn(now);
+                for Flight { request, attempt } in flights {
+                    let KvRequest::Put(puts) = request else { panic!("nothing is looked up or deleted") };
+                    let (ids, body) = puts.finish();
+                    let pairs = body.unwrap().to_json();
+                    for (n, id) in ids.iter().enumerate() {
+                        let value = serde_json::from_str(pairs[n]["value"].as_str().unwrap()).unwrap();
+                        let newest = bucket.records[id].known.record.due(id);
+                        prop_assert_eq!(Due::Put(value), newest, "the value is read when it is sent");
+                        waits.remove(id);
+                    }
+                    in_flight.push_back((ids, attempt, now));
+                }
+                let Some(Beside::ToDo(action, _)) = projecting.beside.pop_front() else { break };
+                if let Action::ReadAt(due) = action {
                     let found = bucket.at(&due);
-                    projector.was_read_at(due, found, now);
+                    projecting.projection.done(Done::ReadAt(due, Ok(found)), now);
                 }
-            }
-            if let Some((writes, _)) = projector.send(now) {
-                for (id, value) in &writes {
-                    let newest = bucket.records[id].known.record.due(id);
-                    prop_assert_eq!(Due::Put(value.clone().unwrap()), newest, "the value is read when it is sent");
-                    waits.remove(id);
-                }
-                in_flight.push_back((writes, now));
             }
             waits.values_mut().for_each(|waits| *waits += 1);
             // All before it in the queue, its answer, its rest, and those that come back before it.
-            let most = tasks.div_ceil(MOST_KEYS) + 4 + 14 + tasks.div_ceil(3);
+            let most = tasks.div_ceil(usize::from(MOST_KEYS)) + 4 + 14 + tasks.div_ceil(3);
             prop_assert!(waits.values().all(|waits| *waits <= most), "{:?} of {}", waits, most);
             now += Duration::from_millis(300);
-            while in_flight.front().is_some_and(|(_, sent)| now.duration_since(*sent) >= Duration::from_millis(300 * delay)) {
-                let (writes, sent_at) = in_flight.pop_front().unwrap();
-                writes.iter().for_each(|(id, _)| projector.landed(id, sent_at, now));
+            while in_flight.front().is_some_and(|(.., sent)| now.duration_since(*sent) >= Duration::from_millis(300 * delay)) {
+                let (ids, attempt, sent) = in_flight.pop_front().unwrap();
+                let result = Ok(ids.iter().map(|_| KeyOutcome::Landed).collect());
+                let answer = Answer { operation: Operation::Put, ids, result };
+                projecting.projection.answered(KvReply { answer, sent, attempt, allowance: None }, now, 0);
             }
         }
     }
@@ -1458,7 +1215,8 @@ fn everything() -> Doubt {
 #[test]
 fn a_task_that_landed_twice_in_one_doubt_is_to_be_read_again_once() {
     let now = Instant::now();
-    let mut unsettled = Unsettled::new(Revision(0), Some(everything()), SETTLE_AFTER, now);
+    let mut unsettled =
+        Unsettled::new(&Limits::default(), Revision(0), Some(everything()), SETTLE_AFTER, now);
     for revision in 1..=2 {
         unsettled.changed(&task(0), known(&created(0, revision), revision), now);
         unsettled.sent(&task(0));
@@ -1472,7 +1230,8 @@ fn a_task_that_landed_twice_in_one_doubt_is_to_be_read_again_once() {
 #[test]
 fn what_the_feed_had_read_before_does_not_replace_what_was_read_again_since() {
     let now = Instant::now();
-    let mut unsettled = Unsettled::new(Revision(0), Some(everything()), SETTLE_AFTER, now);
+    let mut unsettled =
+        Unsettled::new(&Limits::default(), Revision(0), Some(everything()), SETTLE_AFTER, now);
     unsettled.changed(&task(0), known(&created(0, 1), 1), now);
     unsettled.sent(&task(0));
     assert_eq!(unsettled.landed(&task(0), now), Landed::InDoubt);
@@ -1507,7 +1266,6 @@ fn a_former_holder_that_is_drained_before_it_sees_what_it_is_hands_over_all_the_
     let old = event(&mut truth, "old");
     world.take(Step::Advance(1), &truth);
     world.take(old, &truth);
-    world.take(Step::Feed(0, 9, 9), &truth);
     world.take(Step::Stop { replica: 0, in_request: true }, &truth);
     world.take(Step::Advance(20), &truth);
     let new = event(&mut truth, "new");
@@ -1515,8 +1273,7 @@ fn a_former_holder_that_is_drained_before_it_sees_what_it_is_hands_over_all_the_
     let successor = world.which(REPLICAS);
     assert_ne!(successor, 0);
     for _ in 0..14 {
-        world.take(Step::Feed(successor, 9, 9), &truth);
-        world.take(Step::Send(successor), &truth);
+        world.take(Step::Feed(successor, 9), &truth);
         for which in (0..world.requests.len()).rev() {
             world.answer(which, Reply::Landed);
         }

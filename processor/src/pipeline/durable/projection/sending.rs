@@ -1,39 +1,40 @@
-//! The part of the projector that queues tasks for what has to be done about them, and sends what can be sent.
+//! The part of the projection that queues tasks for what has to be done about them, and sends what can be sent.
 
 use taskpipeline_contract::{TaskId, TaskKey};
 use tokio::time::Instant;
 use tracing::{enabled, info};
 
-use super::Projector;
-use crate::kv::{BulkApi, Puts};
+use super::{Action, Projection};
+use crate::kv::Puts;
 use crate::pipeline::durable::crash;
 use crate::pipeline::durable::record::Due;
 use crate::pipeline::durable::shares::Share;
-use crate::pipeline::projector::{Batch, Request};
+use crate::pipeline::requests::Request;
+use crate::pipeline::schedule::Batch;
 use crate::telemetry::metrics::Operation;
 
-impl<K: BulkApi> Projector<K> {
+impl Projection {
     /// Queues a task for what has to be done about it.
-    pub(super) fn route(&mut self, id: &TaskId) {
+    pub(super) fn route(&mut self, id: &TaskId, now: Instant) {
         let Some(record) = self.unsettled.record(id) else { return };
         match record.due(id) {
             Due::Put(_) | Due::Delete => {
-                if self.dispatch.reads.contains(id) {
+                if self.schedule.reads.contains(id) {
                     // The read is not needed any more, and its failed attempts are not the write's.
-                    self.dispatch.reads.withdraw(id);
+                    self.schedule.reads.withdraw(id);
                     self.unsettled.forgive(id);
                 }
-                self.mark_write(id);
+                self.mark_write(id, now);
             }
             Due::LookUp => {
-                self.dispatch.writes.withdraw(id);
-                self.dispatch.reads.mark(id);
+                self.schedule.writes.withdraw(id);
+                self.schedule.reads.mark(id);
                 self.unsettled.wait_for(id, Share::LookUp);
             }
             Due::Nothing => {
-                self.dispatch.reads.withdraw(id);
-                self.dispatch.writes.withdraw(id);
-                if !self.dispatch.writes.is_in_flight(id) {
+                self.schedule.reads.withdraw(id);
+                self.schedule.writes.withdraw(id);
+                if !self.schedule.writes.is_in_flight(id) {
                     self.unsettled.ended(id);
                     self.finish(id);
                 }
@@ -41,21 +42,27 @@ impl<K: BulkApi> Projector<K> {
         }
     }
 
-    pub(super) fn send_what_can_be_sent(&mut self) {
-        while let Some(batch) = self.dispatch.next_batch(self.unsettled.has_room()) {
+    pub(super) fn send_what_can_be_sent(&mut self, now: Instant) {
+        while let Some(batch) = self.schedule.next_batch(self.unsettled.has_room(), now) {
             match batch {
-                Batch::Write(ids) => self.send_write(ids),
+                Batch::Write(ids) => self.send_write(ids, now),
                 Batch::Read(ids) => {
                     ids.iter().for_each(|id| self.announce(Operation::Get, id));
-                    self.dispatch.send(Request::Get(ids));
+                    self.send(Request::Get(ids));
                 }
+                Batch::Control(request) => self.send(request),
             }
         }
     }
 
+    fn send(&mut self, request: Request) {
+        let flight = self.schedule.begin(request);
+        self.actions.push_back(Action::Send(flight));
+    }
+
     /// Takes the values now, at the last moment, and sends puts; what is to be deleted waits for others like it,
     /// unless there is nothing else.
-    pub(super) fn send_write(&mut self, mut ids: Vec<TaskId>) {
+    fn send_write(&mut self, mut ids: Vec<TaskId>, now: Instant) {
         let mut puts = Puts::default();
         let mut gone = Vec::new();
         while !ids.is_empty() {
@@ -64,36 +71,36 @@ impl<K: BulkApi> Projector<K> {
                     Some(Due::Put(task)) => puts.push(&task),
                     Some(Due::Delete) => gone.push(id),
                     // Nothing is ever deleted because nothing is known of it.
-                    _ => self.dispatch.writes.settle(&id, Instant::now()),
+                    _ => self.schedule.writes.settle(&id, now),
                 }
             }
-            let room = if puts.is_empty() { 0 } else { self.dispatch.room_beside(puts.ids().len()) };
-            ids = self.dispatch.more(room);
+            let room = if puts.is_empty() { 0 } else { self.schedule.room_beside(puts.ids().len()) };
+            ids = self.schedule.more(room);
         }
         if !puts.is_empty() {
             for id in puts.ids() {
                 self.unsettled.sent(id);
                 self.announce(Operation::Put, id);
             }
-            self.dispatch.delete_soon(gone);
+            self.schedule.delete_soon(gone, now);
             crash::point("sending");
-            self.dispatch.send(Request::Put(puts));
+            self.send(Request::Put(puts));
         } else if !gone.is_empty() {
             for id in &gone {
                 self.unsettled.sent(id);
                 self.announce(Operation::Delete, id);
             }
             crash::point("sending");
-            self.dispatch.send(Request::Delete(gone));
+            self.send(Request::Delete(gone));
         }
     }
 
-    pub(super) fn announce(&self, operation: Operation, id: &TaskId) {
+    fn announce(&self, operation: Operation, id: &TaskId) {
         if !enabled!(tracing::Level::INFO) {
             return;
         }
         let (key, verb) = (TaskKey::new(id.clone()), operation.verb());
-        let (attempt, most) = (self.unsettled.attempts(id) + 1, self.parts.tuning.retry.max_attempts);
+        let (attempt, most) = (self.unsettled.attempts(id) + 1, self.tuning.retry.max_attempts);
         let correlation_id = self.correlation_id(id);
         info!(correlation_id, %key, "{verb} {key}");
         info!(correlation_id, %key, attempt, "Attempt {attempt}/{most}");

@@ -1,16 +1,13 @@
-//! What the projectors of both modes share: which keys go into which request and when, and what an answer
-//! means for each of them.
+//! Decides which keys go into which request to KV, when, and what an answer means for each of them, for the projectors of both
+//! modes. Pure: it takes the moment and the answers as arguments, and sends nothing; see [`super::requests`].
 //!
-//! It sends at once when nothing is in flight and the budget allows, and gathers what arrives while a
-//! request is out. A key is never in two requests at once. The decisions are in [`queue`], [`gate`], [`pace`]
-//! and the budget; here they meet the clock and the network. It knows no task's value and no policy of
-//! retrying: its owner brings both.
+//! A request is due at once when none is in flight and the budget allows, and gathers what arrives while one is out. A key is never
+//! in two requests at once. The schedule knows no task's value and no policy of retrying: its owner brings both.
 
 mod blame;
 mod gate;
 mod pace;
 mod queue;
-mod request;
 mod size;
 mod suspects;
 
@@ -18,25 +15,25 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use taskpipeline_contract::TaskId;
-use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::requests::{Answer, Flight, KeyOutcome, Request};
 use crate::config::Tuning;
-use crate::kv::{Budget, BulkApi, Failure, LONGEST_WAIT, MAX_KEYS_PER_READ, Others, RequestBudget, Spare};
+use crate::kv::{Allowance, Budget, Failure, LONGEST_WAIT, MAX_KEYS_PER_READ, Others, RequestBudget, Spare};
 use crate::telemetry::health::{Health, KvState};
 use crate::telemetry::metrics::{Metrics, Operation};
 
-use self::blame::{AttemptId, Blame, Patience, Ruling};
+pub(super) use self::blame::AttemptId;
+use self::blame::{Blame, Patience, Ruling};
 use self::gate::Gate;
 use self::pace::{Situation, Worth, patience, spacing};
 use self::queue::KeyQueue;
-use self::request::{Answer, KeyOutcome};
 use self::size::BatchSize;
 use self::suspects::Suspects;
-
-pub(super) use self::request::Request;
 
 /// The wait where the policy names none.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -47,6 +44,8 @@ pub(super) enum Batch {
     Write(Vec<TaskId>),
     /// To be read.
     Read(Vec<TaskId>),
+    /// A request that KV has no reason to refuse, and that is about no task.
+    Control(Request),
 }
 
 /// A request that follows from another that was refused.
@@ -80,6 +79,15 @@ pub(super) enum Verdict {
     Unexplained(String),
 }
 
+/// An answer as it came in.
+pub(super) struct Reply {
+    pub(super) answer: Answer,
+    pub(super) sent: Instant,
+    pub(super) attempt: AttemptId,
+    /// What KV said beside it is left of the token's limit, if it did.
+    pub(super) allowance: Option<Allowance>,
+}
+
 /// What became of one request.
 pub(super) struct Answered {
     pub(super) operation: Operation,
@@ -88,9 +96,9 @@ pub(super) struct Answered {
     pub(super) verdicts: Vec<(TaskId, Verdict)>,
 }
 
-/// See the module's head.
-pub(super) struct Dispatch<K> {
-    kv: K,
+/// The keys that wait, and all that decides when they go.
+pub(super) struct Schedule {
+    dice: StdRng,
     size: BatchSize,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
@@ -118,7 +126,6 @@ pub(super) struct Dispatch<K> {
     last_sent: Option<Instant>,
     /// Counts the requests, to take turns by.
     turn: u32,
-    requests: JoinSet<(Answer, Instant, AttemptId)>,
     writes_in_flight: usize,
     reads_in_flight: usize,
     /// When time alone makes a request possible that is not now.
@@ -127,28 +134,28 @@ pub(super) struct Dispatch<K> {
     more_may_come: bool,
 }
 
-impl<K: BulkApi> Dispatch<K> {
-    /// `read_budget` is a budget within the budget.
+impl Schedule {
+    /// With an unknown part of its budget left. `reads` is a budget within the budget; all chance follows from `seed`.
     pub(super) fn new(
-        kv: K,
         tuning: &Tuning,
-        read_budget: Budget,
+        reads: RequestBudget,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
+        seed: u64,
+        now: Instant,
     ) -> Self {
-        let now = Instant::now();
+        let mut dice = StdRng::seed_from_u64(seed);
         Self {
             request_budget: tuning.request_budget,
             budget: Budget::unknown(tuning.request_budget, now),
-            read_budget,
-            kv,
+            read_budget: Budget::new(reads, now),
             size: BatchSize::new(tuning.max_keys.get().into()),
             metrics,
             health,
             writes: KeyQueue::default(),
             reads: KeyQueue::default(),
             set_aside: VecDeque::new(),
-            control: control(rand::random()),
+            control: control(dice.random()),
             blame: Blame::default(),
             attempt: None,
             suspects: Suspects::default(),
@@ -158,29 +165,31 @@ impl<K: BulkApi> Dispatch<K> {
             others: Others::default(),
             last_sent: None,
             turn: 0,
-            requests: JoinSet::new(),
             writes_in_flight: 0,
             reads_in_flight: 0,
             wake_at: None,
             more_may_come: true,
+            dice,
         }
     }
 
+    /// A number of at least 0 and below 1, by chance.
+    pub(super) fn throw(&mut self) -> f64 {
+        self.dice.random()
+    }
+
     /// From now on these settings hold; `reads` is a budget within theirs.
-    pub(super) fn retune(&mut self, tuning: &Tuning, reads: RequestBudget) {
-        let now = Instant::now();
+    pub(super) fn retune(&mut self, tuning: &Tuning, reads: RequestBudget, now: Instant) {
         if tuning.request_budget != self.request_budget {
             self.request_budget = tuning.request_budget;
             self.budget.change(tuning.request_budget, now);
             self.read_budget.change(reads, now);
         }
         self.size.limit(tuning.max_keys.get().into());
-        self.kv.set_request_timeout(tuning.request_timeout);
     }
 
     /// Moves on the keys that have rested. Answers those that one of the queues has forgotten.
-    pub(super) fn wake(&mut self) -> Vec<TaskId> {
-        let now = Instant::now();
+    pub(super) fn wake(&mut self, now: Instant) -> Vec<TaskId> {
         let mut rested = self.writes.wake(now);
         rested.append(&mut self.reads.wake(now));
         self.acquit(&rested);
@@ -188,8 +197,8 @@ impl<K: BulkApi> Dispatch<K> {
     }
 
     /// As [`Self::wake`]. Answers those that want nothing more of KV.
-    pub(super) fn wake_rested(&mut self) -> Vec<TaskId> {
-        let mut rested = self.wake();
+    pub(super) fn wake_rested(&mut self, now: Instant) -> Vec<TaskId> {
+        let mut rested = self.wake(now);
         rested.retain(|id| !self.writes.contains(id) && !self.reads.contains(id));
         rested
     }
@@ -210,29 +219,28 @@ impl<K: BulkApi> Dispatch<K> {
     /// Whether there is a reason for which nothing is sent, or nothing lands: a request that is out, or a moment that has
     /// to come first (of the budget, of `Retry-After`, of the next attempt).
     pub(super) fn is_excused(&self, now: Instant) -> bool {
-        !self.requests.is_empty() || self.next_wake().is_some_and(|at| at > now)
+        self.in_flight() > 0 || self.next_wake().is_some_and(|at| at > now)
     }
 
     /// How many requests are out.
     pub(super) fn in_flight(&self) -> usize {
-        self.requests.len()
+        self.writes_in_flight + self.reads_in_flight
     }
 
     /// The keys to send now, if anything may and should be sent; a request of the budget is spent on them.
     /// `more_may_come`: whether there is room for more than is queued here.
-    pub(super) fn next_batch(&mut self, more_may_come: bool) -> Option<Batch> {
+    pub(super) fn next_batch(&mut self, more_may_come: bool, now: Instant) -> Option<Batch> {
         (self.wake_at, self.more_may_come) = (None, more_may_come);
-        self.note_vanished();
-        let now = Instant::now();
+        self.note_vanished(now);
         let write = self.is_worth_sending(self.writes.ready(), self.writes_in_flight, self.size.keys(), now);
         let mut read =
             self.is_worth_sending(self.reads.ready(), self.reads_in_flight, MAX_KEYS_PER_READ, now);
         let deletes = self.deletes_are_due(now);
-        let aside = deletes || (!self.set_aside.is_empty() && pace::has_place(self.requests.len()));
+        let aside = deletes || (!self.set_aside.is_empty() && pace::has_place(self.in_flight()));
         if !aside && !write && !read {
             return None;
         }
-        if let Err(until) = self.gate.admits(self.requests.len(), now) {
+        if let Err(until) = self.gate.admits(self.in_flight(), now) {
             self.wake_at = until;
             return None;
         }
@@ -259,13 +267,10 @@ impl<K: BulkApi> Dispatch<K> {
         }
         if aside && let Some((attempt, aside)) = self.take_aside() {
             self.attempt = Some(attempt);
-            match aside {
-                Aside::Batch(batch) => return Some(batch),
-                Aside::Control => {
-                    self.send(Request::Delete(self.control.clone()));
-                    return self.next_batch(more_may_come);
-                }
-            }
+            return Some(match aside {
+                Aside::Batch(batch) => batch,
+                Aside::Control => Batch::Control(Request::Delete(self.control.clone())),
+            });
         }
         if reads_turn {
             // Just seen to be there.
@@ -308,11 +313,11 @@ impl<K: BulkApi> Dispatch<K> {
 
     /// Whether the deletes that wait for others have waited long enough.
     fn deletes_are_due(&mut self, now: Instant) -> bool {
-        if self.deletes.is_empty() || !pace::has_place(self.requests.len()) {
+        if self.deletes.is_empty() || !pace::has_place(self.in_flight()) {
             return false;
         }
         // Nothing is gained by waiting where nobody else waits for a request.
-        let idle = self.writes.ready() == 0 && self.requests.is_empty();
+        let idle = self.writes.ready() == 0 && self.in_flight() == 0;
         if idle || self.deletes.len() >= self.size.keys() {
             return true;
         }
@@ -338,34 +343,33 @@ impl<K: BulkApi> Dispatch<K> {
     }
 
     /// These keys, which were handed out to be written, are to be deleted: soon, together with others.
-    pub(super) fn delete_soon(&mut self, keys: Vec<TaskId>) {
+    pub(super) fn delete_soon(&mut self, keys: Vec<TaskId>, now: Instant) {
         if self.deletes.is_empty() {
-            self.deletes_since = Instant::now();
+            self.deletes_since = now;
         }
         self.deletes.extend(keys);
     }
 
     /// Takes requests out of the budget for a command that asks for so many: one at a time while there is something
     /// to be written here, and never more than half of what is there.
-    pub(super) fn lend(&mut self, wanted: u32) -> u32 {
-        let now = Instant::now();
+    pub(super) fn lend(&mut self, wanted: u32, now: Instant) -> u32 {
         let idle = self.writes.ready() == 0 && self.reads.ready() == 0;
         let most = if idle { (self.budget.whole(now) / 2).clamp(1, wanted.max(1)) } else { 1 };
         (0..most).take_while(|_| self.budget.take(now).is_ok()).map(|_| 1).sum()
     }
 
     /// Goes on with what another has left of the budget.
-    pub(super) fn resume(&mut self, spare: Spare) {
-        self.budget = Budget::resumed(self.request_budget, spare, Instant::now());
+    pub(super) fn resume(&mut self, spare: Spare, now: Instant) {
+        self.budget = Budget::resumed(self.request_budget, spare, now);
     }
 
     /// How many requests could be sent at once: what is left for the next.
-    pub(super) fn spare(&mut self) -> u32 {
-        self.budget.whole(Instant::now())
+    pub(super) fn spare(&mut self, now: Instant) -> u32 {
+        self.budget.whole(now)
     }
 
-    /// Sends a request made of keys that were handed out.
-    pub(super) fn send(&mut self, request: Request) {
+    /// Counts a request, made of keys that were handed out, as sent: it is to be.
+    pub(super) fn begin(&mut self, request: Request) -> Flight {
         match request.operation() {
             Operation::Get => self.reads_in_flight += 1,
             Operation::Put | Operation::Delete => self.writes_in_flight += 1,
@@ -378,31 +382,12 @@ impl<K: BulkApi> Dispatch<K> {
                 Operation::Put | Operation::Delete => Patience::Write,
             })
         });
-        let kv = self.kv.clone();
-        self.requests.spawn(async move {
-            let sent = Instant::now();
-            (request.send(kv).await, sent, attempt)
-        });
-    }
-
-    /// The next answer; nothing where no request is out.
-    ///
-    /// # Errors
-    /// Where a request's task fell over, which it cannot; its keys would be in flight for ever.
-    pub(super) async fn answer(&mut self) -> Option<Result<Answered, JoinError>> {
-        let done = self.requests.join_next().await?;
-        Some(done.map(|(answer, sent, attempt)| self.judge(answer, sent, attempt)))
-    }
-
-    /// Forgets the requests that are out; they may do their work all the same.
-    pub(super) fn abort(&mut self) {
-        self.requests.abort_all();
+        Flight { request, attempt }
     }
 
     /// Forgets all keys and requests, but not what was spent of the budget, what KV asked for, and which keys were
     /// written a moment ago.
     pub(super) fn restart(&mut self) {
-        self.requests = JoinSet::new();
         self.writes.restart();
         self.reads.restart();
         self.set_aside.clear();
@@ -423,15 +408,15 @@ impl<K: BulkApi> Dispatch<K> {
     }
 
     /// Shows itself in the metrics.
-    pub(super) fn show(&mut self) {
-        self.metrics.requests_in_flight.set(i64::try_from(self.requests.len()).unwrap_or(i64::MAX));
-        self.metrics.budget_available.set(self.budget.available(Instant::now()));
+    pub(super) fn show(&mut self, now: Instant) {
+        self.metrics.requests_in_flight.set(i64::try_from(self.in_flight()).unwrap_or(i64::MAX));
+        self.metrics.budget_available.set(self.budget.available(now));
         self.metrics.batch_keys.set(i64::try_from(self.size.keys()).unwrap_or(i64::MAX));
     }
 
-    fn judge(&mut self, answer: Answer, sent: Instant, attempt: AttemptId) -> Answered {
-        let Answer { operation, mut ids, result } = answer;
-        let now = Instant::now();
+    /// What an answer means.
+    pub(super) fn judged(&mut self, reply: Reply, now: Instant) -> Answered {
+        let Reply { answer: Answer { operation, mut ids, result }, sent, attempt, allowance } = reply;
         match operation {
             Operation::Get => self.reads_in_flight -= 1,
             Operation::Put | Operation::Delete => self.writes_in_flight -= 1,
@@ -439,7 +424,9 @@ impl<K: BulkApi> Dispatch<K> {
         let took = now.duration_since(sent);
         self.metrics.request(operation, ids.len(), result.as_ref().err(), took);
         self.gate.learn(result.as_ref().err(), now);
-        self.heed(now);
+        if let Some(allowance) = allowance {
+            self.heed(allowance, now);
+        }
         // Of the control there is nothing to tell.
         if ids == self.control {
             ids.clear();
@@ -473,7 +460,7 @@ impl<K: BulkApi> Dispatch<K> {
             }
         }
         self.acquit(&ids);
-        let ruling = self.blame.accepted(attempt, witness, rand::random());
+        let ruling = self.blame.accepted(attempt, witness, self.dice.random());
         let mut verdicts: Vec<_> =
             ids.into_iter().zip(outcomes).map(|(id, outcome)| (id, verdict(outcome))).collect();
         verdicts.append(&mut self.carry_out(operation, attempt, ruling, now));
@@ -481,9 +468,8 @@ impl<K: BulkApi> Dispatch<K> {
     }
 
     /// Heeds what KV says is left of the token's limit.
-    fn heed(&mut self, now: Instant) {
-        let Some(allowance) = self.kv.allowance() else { return };
-        let out = u32::try_from(self.requests.len()).unwrap_or(u32::MAX);
+    fn heed(&mut self, allowance: Allowance, now: Instant) {
+        let out = u32::try_from(self.in_flight()).unwrap_or(u32::MAX);
         self.budget.at_most(allowance.remaining.saturating_sub(out), now);
         if allowance.remaining <= out {
             if allowance.resets_in > LONGEST_WAIT {
@@ -540,7 +526,8 @@ impl<K: BulkApi> Dispatch<K> {
             Failure::Refused(ref what) | Failure::TooLarge(ref what) => {
                 debug!("{} keys refused ({what})", ids.len());
                 let too_large = matches!(failure, Failure::TooLarge(_));
-                (Vec::new(), self.blame.refused(attempt, ids, what, too_large, rand::random()))
+                let dice = self.dice.random();
+                (Vec::new(), self.blame.refused(attempt, ids, what, too_large, dice))
             }
         };
         verdicts.append(&mut self.carry_out(operation, attempt, ruling, now));
@@ -607,11 +594,10 @@ impl<K: BulkApi> Dispatch<K> {
     }
 
     /// The batch that was handed out last came to nothing: none of its keys had anything left to be asked.
-    fn note_vanished(&mut self) {
+    fn note_vanished(&mut self, now: Instant) {
         let Some(attempt) = self.attempt.take() else { return };
-        let ruling = self.blame.vanished(attempt, rand::random());
+        let ruling = self.blame.vanished(attempt, self.dice.random());
         // Only writes can: what is read is read.
-        let now = Instant::now();
         for (id, _) in self.carry_out(Operation::Put, attempt, ruling, now) {
             self.writes.retry(&id, now);
         }
@@ -632,12 +618,13 @@ impl<K: BulkApi> Dispatch<K> {
         id: &TaskId,
         tuning: &Tuning,
         dice: f64,
+        now: Instant,
     ) -> Duration {
         let (writes, reads) = (&self.writes, &self.reads);
         let times = self.suspects.times(id, |id| writes.contains(id) || reads.contains(id));
         let delay = tuning.retry.delays.get(times).map(|delay| delay.mul_f64(1.0 + dice / 10.0));
         let delay = delay.unwrap_or_else(|| longest_delay(tuning, dice));
-        let until = Instant::now() + delay;
+        let until = now + delay;
         self.queue(operation).retry(id, until);
         self.suspects.refused(id, Some(until).filter(|_| operation != Operation::Get));
         self.health.set_refused(self.suspects.describe());

@@ -1,12 +1,72 @@
-//! One request to KV from the keys it is about to what became of each of them. Builds and sends; decides
-//! nothing about what comes next.
+//! Requests to KV, each from the keys it is about to what became of each of them, and those that are in flight. Builds and
+//! sends; decides nothing about what comes next.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use taskpipeline_contract::{TaskId, TaskKey};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 
+use super::schedule::{AttemptId, Reply};
 use crate::kv::{BulkApi, Failure, Puts};
 use crate::telemetry::metrics::Operation;
+
+/// A request to be sent, and which attempt of the schedule it belongs to.
+pub(crate) struct Flight {
+    pub(crate) request: Request,
+    pub(crate) attempt: AttemptId,
+}
+
+/// The requests that are out.
+pub(crate) struct Requests<K> {
+    kv: K,
+    out: JoinSet<(Answer, Instant, AttemptId)>,
+}
+
+impl<K: BulkApi> Requests<K> {
+    pub(crate) fn new(kv: K) -> Self {
+        Self { kv, out: JoinSet::new() }
+    }
+
+    /// How long each request may take from now on.
+    pub(crate) fn set_timeout(&self, timeout: Duration) {
+        self.kv.set_request_timeout(timeout);
+    }
+
+    /// Sends one.
+    pub(crate) fn send(&mut self, Flight { request, attempt }: Flight) {
+        let kv = self.kv.clone();
+        self.out.spawn(async move {
+            let sent = Instant::now();
+            (request.send(kv).await, sent, attempt)
+        });
+    }
+
+    /// The next answer; nothing where no request is out.
+    ///
+    /// # Errors
+    /// Where a request's task fell over, which it cannot; its keys would be in flight for ever.
+    pub(crate) async fn next(&mut self) -> Option<Result<Reply, JoinError>> {
+        let done = self.out.join_next().await?;
+        Some(done.map(|(answer, sent, attempt)| Reply {
+            answer,
+            sent,
+            attempt,
+            allowance: self.kv.allowance(),
+        }))
+    }
+
+    /// Forgets those that are out; they may do their work all the same.
+    pub(crate) fn abort(&mut self) {
+        self.out.abort_all();
+    }
+
+    /// As [`Self::abort`], and nobody is told of them.
+    pub(crate) fn restart(&mut self) {
+        self.out = JoinSet::new();
+    }
+}
 
 /// What is asked of KV.
 pub(crate) enum Request {
