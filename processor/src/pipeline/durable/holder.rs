@@ -12,6 +12,7 @@ use super::bucket::{Bucket, ReadError, Revision, WriteError};
 use super::control::{Claim, Claimant, Control, Doubt, Settled};
 use super::crash;
 use super::names::{Names, Target};
+use super::register::Register;
 use super::{deadline, stopped};
 use crate::kv::Spare;
 
@@ -69,16 +70,18 @@ pub(super) enum Renewal {
 
 /// See the module's head.
 #[derive(Clone)]
-pub(super) struct Holder {
-    pub(super) bucket: Bucket,
+pub(super) struct Holder<R = Bucket> {
+    pub(super) bucket: R,
     pub(super) names: Arc<Names>,
     pub(super) target: Target,
     pub(super) replica: Arc<str>,
     /// How long the ledger remembers a delete after it was settled.
     pub(super) memory: Option<Duration>,
+    /// How far behind what was read a renewal lets it read; in a pipeline [`READ_AHEAD`].
+    pub(super) ahead: u64,
 }
 
-impl Holder {
+impl<R: Register> Holder<R> {
     /// Waits until the record may be taken, and takes it; nothing, once it is to stop. What is being written by then
     /// is awaited: a record that was taken and not let go again would keep the next one waiting, in doubt.
     pub(super) async fn acquire(&self, stop: &mut watch::Receiver<Option<Instant>>) -> Option<Held> {
@@ -109,8 +112,15 @@ impl Holder {
         None
     }
 
-    async fn try_acquire(&self, seen: &mut Option<(Revision, Instant)>) -> Result<Option<Held>, String> {
-        let since = Instant::now();
+    /// Takes the record, if it may be taken by now. `seen`: the revision that was found last, and since when it was there.
+    ///
+    /// # Errors
+    /// Where the register does not answer.
+    pub(super) async fn try_acquire(
+        &self,
+        seen: &mut Option<(Revision, Instant)>,
+    ) -> Result<Option<Held>, String> {
+        let since = self.bucket.now();
         let found = self.read().await.map_err(|error| error.to_string())?;
         let revision = found.as_ref().map_or(Revision::default(), |(_, revision)| *revision);
         let unchanged_since = match seen {
@@ -124,9 +134,9 @@ impl Holder {
         let mut claimant = Claimant {
             replica: &self.replica,
             unchanged_for: since.duration_since(unchanged_since),
-            now: now(),
+            now: self.bucket.wall(),
             newest: Revision::last(),
-            ahead: READ_AHEAD,
+            ahead: self.ahead,
             memory: self.memory,
         };
         // The server is asked for more only by who is about to take it.
@@ -165,8 +175,8 @@ impl Holder {
     /// Renews it, with what is settled by now, and that records are going to be read up to some way behind
     /// `read`.
     pub(super) async fn renew(&self, held: Held, settled: Settled, read: Revision) -> Renewal {
-        let since = Instant::now();
-        let control = held.control.renewed(settled, read.plus(READ_AHEAD), now());
+        let since = self.bucket.now();
+        let control = held.control.renewed(settled, read.plus(self.ahead), self.bucket.wall());
         match self.write(&control, held.revision).await {
             Ok(revision) => {
                 crash::point("recorded");
@@ -198,7 +208,7 @@ impl Holder {
         if found == held.control {
             return Renewal::Unknown(error.to_string());
         }
-        let control = found.restarted(now());
+        let control = found.restarted(self.bucket.wall());
         match self.write(&control, revision).await {
             Ok(revision) => {
                 let doubt = Some(Doubt { settled: control.sure, up_to: control.reading });
@@ -210,7 +220,7 @@ impl Holder {
 
     /// Lets it go, for another to take at once.
     pub(super) async fn release(&self, held: Held, settled: Settled, clean: bool, spare: u32) {
-        let released = held.control.released(settled, clean, spare, now());
+        let released = held.control.released(settled, clean, spare, self.bucket.wall());
         let settled = settled.settled;
         let mut written = self.write(&released, held.revision).await;
         // An own renewal that was not answered may be on its way through the cluster.
@@ -251,7 +261,7 @@ impl Holder {
 
     /// Whether there is a control record of another namespace whose projector may come back to what it knew.
     async fn is_shared(&self) -> Result<bool, ReadError> {
-        let (own, now) = (self.names.control(&self.target), now());
+        let (own, now) = (self.names.control(&self.target), self.bucket.wall());
         let others = self.bucket.all(&self.names.controls()).await?;
         Ok(others.iter().filter(|stored| stored.subject != own).any(|stored| {
             let control = serde_json::from_slice::<Control>(&stored.value);
@@ -281,7 +291,7 @@ impl Holder {
     pub(super) async fn write(&self, control: &Control, expected: Revision) -> Result<Revision, WriteError> {
         let value = serde_json::to_vec(control).map_err(|error| WriteError::Unknown(error.to_string()))?;
         let subject = self.names.control(&self.target);
-        self.bucket.compare_and_set(subject, value, expected, None).await
+        self.bucket.compare_and_set(subject, value, expected).await
     }
 }
 

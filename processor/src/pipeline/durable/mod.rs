@@ -28,6 +28,7 @@ mod projection;
 mod projector;
 mod raw;
 mod record;
+mod register;
 mod rests;
 pub(crate) mod resync;
 mod retry_queue;
@@ -63,7 +64,7 @@ use crate::telemetry::metrics::Metrics;
 
 use self::bucket::Bucket;
 use self::dead_letters::DeadLetters;
-use self::holder::Holder;
+use self::holder::{Holder, READ_AHEAD};
 use self::ledger::Ledger;
 use self::mark::Mark;
 use self::names::{Names, Target};
@@ -243,6 +244,7 @@ impl Member {
                 target,
                 replica: Arc::clone(&self.replica),
                 memory,
+                ahead: READ_AHEAD,
             },
             letters: self.letters.clone(),
             names: Arc::clone(&self.names),

@@ -21,7 +21,7 @@ use super::cache::Known;
 use super::crash;
 use super::dead_letters::DeadLetters;
 use super::feed::{Change, Feed};
-use super::holder::{Held, Holder, READ_AHEAD, now as wall};
+use super::holder::{Held, Holder, now as wall};
 use super::ledger::{Ledger, LedgerError};
 use super::names::Names;
 use super::projection::{Action, Done, Leaving, Outside, PAUSE, Projection, Setup, Term, tenth};
@@ -70,7 +70,7 @@ impl<K> Parts<K> {
         Setup {
             settle_after: self.settle_after,
             memory: self.memory,
-            read_ahead: READ_AHEAD,
+            read_ahead: self.holder.ahead,
             target: self.holder.target.clone(),
             limits: Limits::default(),
             names: Arc::clone(&self.names),

@@ -8,8 +8,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::{NonZeroU16, NonZeroU32};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
+use futures_util::FutureExt;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::Config;
@@ -19,8 +20,11 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::kv::{Failure, Spare};
-use crate::pipeline::durable::control::{Claim, Claimant, Control, Doubt, LEASE};
+use crate::pipeline::durable::bucket::{ReadError, Stored, WriteError};
+use crate::pipeline::durable::control::{Claimant, Control, Doubt, LEASE};
+use crate::pipeline::durable::holder::Holder;
 use crate::pipeline::durable::record::{Due, Record};
+use crate::pipeline::durable::register::Register;
 use crate::pipeline::durable::shares::Share;
 use crate::pipeline::fold::Version;
 use crate::pipeline::fold_reference::{Happened, at, base, data, replay};
@@ -264,14 +268,14 @@ impl Bucket {
         self.write(id, merged, None);
     }
 
-    fn set_control(&mut self, control: &Control, expected: Revision) -> Option<Revision> {
+    fn set_control(&mut self, control: Control, expected: Revision) -> Result<Revision, WriteError> {
         let found = self.control.as_ref().map_or(Revision::default(), |(_, revision)| *revision);
         if found != expected {
-            return None;
+            return Err(WriteError::Conflict);
         }
         self.newest.0 += 1;
-        self.control = Some((control.clone(), self.newest));
-        Some(self.newest)
+        self.control = Some((control, self.newest));
+        Ok(self.newest)
     }
 
     /// The records that still are of these revisions.
@@ -293,6 +297,60 @@ impl Bucket {
             .collect();
         changes.sort_by_key(|change| change.known.revision);
         changes
+    }
+}
+
+/// The bucket as the holder of one replica sees it, at one moment.
+#[derive(Clone)]
+struct SimulatedRegister {
+    bucket: Arc<Mutex<Bucket>>,
+    /// Whether the next write is done or not, and its ack is lost.
+    lost_ack: Arc<Mutex<Option<bool>>>,
+    clock: Instant,
+    wall: i64,
+}
+
+impl Register for SimulatedRegister {
+    async fn get(&self, subject: &str) -> Result<Option<Stored>, ReadError> {
+        let control = self.bucket.lock().unwrap().control.clone();
+        Ok(control.map(|(control, revision)| Stored {
+            subject: subject.to_owned(),
+            revision,
+            value: serde_json::to_vec(&control).unwrap().into(),
+        }))
+    }
+
+    async fn all(&self, _: &str) -> Result<Vec<Stored>, ReadError> {
+        // Of this one namespace, which is no other's.
+        Ok(Vec::new())
+    }
+
+    async fn newest(&self) -> Result<Revision, ReadError> {
+        Ok(self.bucket.lock().unwrap().newest)
+    }
+
+    async fn compare_and_set(
+        &self,
+        _: String,
+        value: Vec<u8>,
+        expected: Revision,
+    ) -> Result<Revision, WriteError> {
+        let lost_ack = self.lost_ack.lock().unwrap().take();
+        let unknown = || WriteError::Unknown("no ack".to_owned());
+        if lost_ack == Some(false) {
+            return Err(unknown());
+        }
+        let control = serde_json::from_slice(&value).unwrap();
+        let written = self.bucket.lock().unwrap().set_control(control, expected);
+        if lost_ack.is_some() { Err(unknown()) } else { written }
+    }
+
+    fn now(&self) -> Instant {
+        self.clock
+    }
+
+    fn wall(&self) -> i64 {
+        self.wall
     }
 }
 
@@ -334,7 +392,7 @@ struct Replica {
 enum Role {
     Waiting { seen: Option<(Revision, Instant)> },
     Projecting(Box<Projecting>),
-    HandingOver(Revision),
+    HandingOver(Box<Held>),
 }
 
 impl Replica {
@@ -405,6 +463,11 @@ fn setup() -> Setup {
         metrics: Arc::clone(metrics),
         health: Arc::clone(health),
     }
+}
+
+fn runtime() -> &'static tokio::runtime::Runtime {
+    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap())
 }
 
 fn tuning() -> Tuning {
@@ -696,8 +759,8 @@ impl World {
             Beside::Done(done) => {
                 let term = projecting.projection.done(done, now);
                 if term == Term::Lost {
-                    let settled = projecting.projection.held.control.settled;
-                    self.replicas[p].role = Role::HandingOver(settled);
+                    let held = Box::new(projecting.projection.held().clone());
+                    self.replicas[p].role = Role::HandingOver(held);
                     return;
                 }
                 return self.turn(p, false);
@@ -713,7 +776,9 @@ impl World {
         let found = |bucket: &Bucket, id: &TaskId| bucket.records.get(id).map(|entry| entry.known.clone());
         match action {
             Action::Renew { held, settled, read } => {
-                Done::Renewed(self.renew(p, &held, since, settled, read), None)
+                let renewal =
+                    self.hold(p, since, |holder| async move { holder.renew(held, settled, read).await });
+                Done::Renewed(renewal.unwrap(), None)
             }
             Action::Read(ids) => {
                 let known =
@@ -756,82 +821,81 @@ impl World {
         }
     }
 
-    // The control record: `holder.rs` without the network.
+    // The control record.
 
-    fn write_control(&mut self, control: &Control, expected: Revision) -> Option<Revision> {
-        let written = self.bucket.set_control(control, expected);
-        if written.is_some() && !self.ghosts {
+    /// What the holder of this replica does with the control record. It began then, by the replica's clock. Nothing where it waits.
+    fn hold<T, F: Future<Output = T>>(
+        &mut self,
+        p: usize,
+        since: Instant,
+        work: impl FnOnce(Holder<SimulatedRegister>) -> F,
+    ) -> Option<T> {
+        let before = self.bucket.control.as_ref().map(|(_, revision)| *revision);
+        let bucket = Arc::new(Mutex::new(std::mem::take(&mut self.bucket)));
+        let lost_ack = Arc::new(Mutex::new(self.replicas[p].lost_ack.take()));
+        let setup = setup();
+        let holder = Holder {
+            bucket: SimulatedRegister {
+                bucket: Arc::clone(&bucket),
+                lost_ack: Arc::clone(&lost_ack),
+                clock: since,
+                wall: self.wall(),
+            },
+            names: setup.names,
+            target: setup.target,
+            replica: self.replicas[p].name().into(),
+            memory: setup.memory,
+            ahead: READ_AHEAD,
+        };
+        // Its pauses need one; nobody waits for them here.
+        let runtime = runtime().enter();
+        let done = work(holder).now_or_never();
+        drop(runtime);
+        self.bucket = std::mem::take(&mut bucket.lock().unwrap());
+        self.replicas[p].lost_ack = lost_ack.lock().unwrap().take();
+        if let Some((control, revision)) = &self.bucket.control
+            && before != Some(*revision)
+            && !self.ghosts
+        {
             self.check_settled(control.settled);
         }
-        written
-    }
-
-    fn renew(&mut self, p: usize, held: &Held, since: Instant, settled: Settled, read: Revision) -> Renewal {
-        let lost_ack = self.replicas[p].lost_ack.take();
-        let control = held.control.renewed(settled, read.plus(READ_AHEAD), self.wall());
-        let written =
-            if lost_ack == Some(false) { None } else { self.write_control(&control, held.revision) };
-        match written {
-            Some(revision) if lost_ack.is_none() => {
-                Renewal::Held(Held { control, revision, since, doubt: None, ..held.clone() })
-            }
-            _ => self.look_after(held, &control, since),
-        }
-    }
-
-    fn look_after(&mut self, held: &Held, wanted: &Control, since: Instant) -> Renewal {
-        let Some((found, revision)) = self.bucket.control.clone() else { return Renewal::Lost };
-        if found == *wanted {
-            return Renewal::Held(Held { control: found, revision, since, doubt: None, ..held.clone() });
-        }
-        if !found.is_held_by(&held.control) {
-            return Renewal::Lost;
-        }
-        if found == held.control {
-            return Renewal::Unknown("it was not written".to_owned());
-        }
-        let control = found.restarted(self.wall());
-        let doubt = Some(Doubt { settled: control.sure, up_to: control.reading });
-        match self.write_control(&control, revision) {
-            Some(revision) => Renewal::Restarted(Held { control, revision, since, doubt, ..held.clone() }),
-            None => Renewal::Unknown("another write was first".to_owned()),
-        }
+        done
     }
 
     fn try_acquire(&mut self, p: usize) {
-        let (wall, found) = (self.wall(), self.bucket.control.clone());
-        let (name, since) = (self.replicas[p].name(), self.replicas[p].clock);
+        let clock = self.replicas[p].clock;
         let Role::Waiting { seen } = &mut self.replicas[p].role else { return };
-        let revision = found.as_ref().map_or(Revision::default(), |(_, revision)| *revision);
-        let unchanged_since = match seen {
-            Some((known, at)) if *known == revision => *at,
-            _ => {
-                *seen = Some((revision, since));
-                since
-            }
-        };
-        let claimant = Claimant {
-            replica: &name,
-            unchanged_for: since.duration_since(unchanged_since),
-            now: wall,
-            newest: self.bucket.newest,
-            ahead: READ_AHEAD,
-            memory: Some(MEMORY),
-        };
-        let found = found.map(|(control, _)| control);
-        assert!(!found.as_ref().is_some_and(|found| claimant.is_forgotten(found)), "nothing was thrown back");
-        let Claim::Take { control, doubt, spare } = claimant.claim(found.as_ref()) else { return };
-        if let Some(revision) = self.write_control(&control, revision) {
+        let mut seen = seen.take();
+        let found = self.bucket.control.clone();
+        let acquired = self.hold(p, clock, |holder| async move {
+            let acquired = holder.try_acquire(&mut seen).await;
+            (acquired, seen)
+        });
+        let (acquired, seen) = acquired.unwrap();
+        if let Ok(Some(held)) = acquired {
+            let (name, newest) = (self.replicas[p].name(), self.bucket.newest);
+            let claimant = Claimant {
+                replica: &name,
+                unchanged_for: Duration::ZERO,
+                now: self.wall(),
+                newest,
+                ahead: READ_AHEAD,
+                memory: Some(MEMORY),
+            };
+            assert!(!found.is_some_and(|found| claimant.is_forgotten(&found.0)), "nothing was thrown back");
             self.dice = self.dice.wrapping_add(1);
-            let held = Held { control, revision, since, doubt, spare, shared: false };
-            self.replicas[p].role = Role::Projecting(Box::new(Projecting::new(held, self.dice, since)));
+            self.replicas[p].role = Role::Projecting(Box::new(Projecting::new(held, self.dice, clock)));
+        } else {
+            self.replicas[p].role = Role::Waiting { seen };
         }
     }
 
     fn hand_over(&mut self, p: usize) {
-        let Role::HandingOver(settled) = self.replicas[p].role else { return };
-        if let Some((found, revision)) = self.bucket.control.clone() {
-            self.write_control(&found.handed(settled), revision);
+        let Role::HandingOver(held) = &self.replicas[p].role else { return };
+        let (held, clock) = (held.clone(), self.replicas[p].clock);
+        if self.hold(p, clock, |holder| async move { holder.hand_over(&held).await }).is_none() {
+            // It tries again.
+            return;
         }
         let uid = self.replicas[p].uid;
         self.lose_all_of(uid, None);
@@ -841,16 +905,10 @@ impl World {
 
     /// It lets go, and its process ends; another starts in its place.
     fn release(&mut self, p: usize) {
-        let wall = self.wall();
-        let replica = &mut self.replicas[p];
-        let clock = replica.clock;
-        let Role::Projecting(projecting) = &mut replica.role else { return };
+        let clock = self.replicas[p].clock;
+        let Role::Projecting(projecting) = &mut self.replicas[p].role else { return };
         let Leaving { held, settled, clean, spare } = projecting.projection.leaving(clock);
-        let released = held.control.released(settled, clean, spare, wall);
-        if self.write_control(&released, held.revision).is_none() {
-            self.replicas[p].role = Role::HandingOver(held.control.settled);
-            self.hand_over(p);
-        }
+        self.hold(p, clock, |holder| async move { holder.release(held, settled, clean, spare).await });
         self.replace(p, None);
     }
 
