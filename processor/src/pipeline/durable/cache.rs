@@ -38,8 +38,13 @@ pub(super) struct Cache(Bounded<TaskId, Known, Bytes, RandomState>);
 
 impl Cache {
     pub(super) fn new() -> Self {
-        let entries = usize::try_from(MOST_BYTES).unwrap_or(usize::MAX) / (BYTES_PER_ENTRY + 100);
-        Self(Bounded::with(entries, MOST_BYTES, Bytes, RandomState::default(), DefaultLifecycle::default()))
+        Self::of(MOST_BYTES)
+    }
+
+    /// Of so many bytes.
+    pub(super) fn of(bytes: u64) -> Self {
+        let entries = usize::try_from(bytes).unwrap_or(usize::MAX) / (BYTES_PER_ENTRY + 100);
+        Self(Bounded::with(entries, bytes, Bytes, RandomState::default(), DefaultLifecycle::default()))
     }
 
     pub(super) fn get(&self, id: &TaskId) -> Option<Known> {

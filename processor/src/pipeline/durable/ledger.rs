@@ -17,6 +17,7 @@ use super::dead_letters::{DeadLetters, LetterError};
 use super::lanes::Write;
 use super::names::Names;
 use super::record::{Due, Record, Settler};
+use super::store::{LetterBox, Store};
 use crate::pipeline::dead_letters::Letter;
 use crate::telemetry::metrics::Metrics;
 
@@ -55,28 +56,23 @@ pub(super) struct NotStored {
 }
 
 /// See the module's head.
-pub(super) struct Ledger {
-    bucket: Bucket,
+pub(super) struct Ledger<S = Bucket, L = DeadLetters> {
+    bucket: S,
     names: Arc<Names>,
-    letters: DeadLetters,
+    letters: L,
     metrics: Arc<Metrics>,
     cache: Cache,
     /// Of 1,000 creates written without looking, how many found something there, lately.
     surprises: AtomicU32,
 }
 
-impl Ledger {
-    pub(super) fn new(
-        bucket: Bucket,
-        names: Arc<Names>,
-        letters: DeadLetters,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        Self { bucket, names, letters, metrics, cache: Cache::new(), surprises: AtomicU32::new(0) }
+impl<S: Store, L: LetterBox> Ledger<S, L> {
+    pub(super) fn new(bucket: S, names: Arc<Names>, letters: L, metrics: Arc<Metrics>, cache: Cache) -> Self {
+        Self { bucket, names, letters, metrics, cache, surprises: AtomicU32::new(0) }
     }
 
     /// The bucket itself, for records that are no task's.
-    pub(super) fn bucket(&self) -> &Bucket {
+    pub(super) fn bucket(&self) -> &S {
         &self.bucket
     }
 
@@ -133,12 +129,8 @@ impl Ledger {
             unreadable.extend(ids);
             tried.why = Some(error);
         }
-        let writes = match self.bucket.writes().await {
-            Ok(writes) => writes,
-            Err(error) => return Tried { left: records, why: Some(error.into()), ..tried },
-        };
         let mut left = Vec::new();
-        let pending = records.into_iter().filter_map(|(id, record)| {
+        let pending = records.iter().cloned().filter_map(|(id, record)| {
             if unreadable.contains(&id) {
                 left.push((id, record));
                 return None;
@@ -158,7 +150,11 @@ impl Ledger {
             let write = self.write(&id, &merged, expected, None);
             Some((Pending { id, record, merged, expected }, write))
         });
-        for (write, outcome) in writes.each(pending).await {
+        let outcomes = match self.bucket.each(pending).await {
+            Ok(outcomes) => outcomes,
+            Err(error) => return Tried { left: records, why: Some(error.into()), ..tried },
+        };
+        for (write, outcome) in outcomes {
             let Pending { id, record, merged, expected } = write;
             if expected == Revision::default() && tries == 0 {
                 self.note_surprise(matches!(&outcome, Err(error) if error.is_contended()));
@@ -218,6 +214,20 @@ impl Ledger {
             }
         }
         Ok(found)
+    }
+
+    /// The same. That a task has no record is believed only of the stream's leader: another replica of the stream may be
+    /// behind.
+    pub(super) async fn read_surely(&self, ids: &[TaskId]) -> Result<HashMap<TaskId, Known>, LedgerError> {
+        let mut known = self.read(ids).await?;
+        for id in ids {
+            if !known.contains_key(id)
+                && let Some(found) = self.newest(id).await?
+            {
+                known.insert(id.clone(), found);
+            }
+        }
+        Ok(known)
     }
 
     async fn stored(&self, ids: &[TaskId]) -> Result<Vec<(TaskId, Stored)>, ReadError> {
@@ -323,8 +333,7 @@ impl Ledger {
                 return Ok(None);
             };
             record.follows = expected;
-            let outcome =
-                self.bucket.compare_and_set(self.names.task(id), json(&record)?, expected, None).await;
+            let outcome = self.bucket.compare_and_set(self.names.task(id), json(&record)?, expected).await;
             self.cache.forget(id);
             match outcome {
                 Ok(_) => return Ok(Some(expected)),
@@ -343,18 +352,18 @@ impl Ledger {
         by: &Settler,
         time_to_live: Duration,
     ) -> (Vec<(TaskId, Known)>, Option<LedgerError>) {
-        let writes = match self.bucket.writes().await {
-            Ok(writes) => writes,
-            Err(error) => return (records, Some(error.into())),
-        };
-        let records = records.into_iter().map(|(id, known)| {
+        let writes = records.clone().into_iter().map(|(id, known)| {
             let mut record = Record::clone(&known.record);
             (record.expires_by, record.follows) = (Some(by.clone()), known.revision);
             let write = self.write(&id, &record, known.revision, Some(time_to_live));
             ((id, known), write)
         });
+        let outcomes = match self.bucket.each(writes).await {
+            Ok(outcomes) => outcomes,
+            Err(error) => return (records, Some(error.into())),
+        };
         let (mut left, mut error) = (Vec::new(), None);
-        for ((id, known), outcome) in writes.each(records).await {
+        for ((id, known), outcome) in outcomes {
             self.cache.forget(&id);
             match outcome {
                 Ok(_) => crash::point("expiring"),

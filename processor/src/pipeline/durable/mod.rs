@@ -36,6 +36,7 @@ mod room;
 mod salvage;
 mod session;
 mod shares;
+mod store;
 mod streams;
 mod stuck;
 mod subscription;
@@ -63,6 +64,7 @@ use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
 use self::bucket::Bucket;
+use self::cache::Cache;
 use self::dead_letters::DeadLetters;
 use self::holder::{Holder, READ_AHEAD};
 use self::ledger::Ledger;
@@ -205,7 +207,13 @@ impl Member {
         let names = Arc::new(Names::new(nats, durable));
         let bucket = Bucket::new(jetstream.clone(), &names.ledger_stream, metrics.forged_answers.clone());
         let letters = DeadLetters::new(jetstream.clone(), Arc::clone(&names), Arc::clone(&metrics));
-        let ledger = Ledger::new(bucket.clone(), Arc::clone(&names), letters.clone(), Arc::clone(&metrics));
+        let ledger = Ledger::new(
+            bucket.clone(),
+            Arc::clone(&names),
+            letters.clone(),
+            Arc::clone(&metrics),
+            Cache::new(),
+        );
         Self {
             replica: Uuid::new_v4().simple().to_string()[..12].into(),
             ledger: Arc::new(ledger),

@@ -4,7 +4,6 @@
 //! Here [`Projection`], which decides, meets the clock and the network: its actions are carried out, and what comes of them is
 //! reported to it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use super::crash;
 use super::dead_letters::DeadLetters;
 use super::feed::{Change, Feed};
 use super::holder::{Held, Holder, now as wall};
-use super::ledger::{Ledger, LedgerError};
+use super::ledger::Ledger;
 use super::names::Names;
 use super::projection::{Action, Done, Leaving, Outside, PAUSE, Projection, Setup, Term, tenth};
 use super::record::Settler;
@@ -268,7 +267,7 @@ impl<K: BulkApi> Projector<K> {
                 Action::Read(ids) => {
                     let ledger = Arc::clone(&self.parts.ledger);
                     self.beside.spawn(async move {
-                        let known = read_surely(&ledger, &ids).await;
+                        let known = ledger.read_surely(&ids).await;
                         Done::Read(ids, known)
                     });
                 }
@@ -364,18 +363,4 @@ async fn expire(
         records = left;
     }
     Done::Expired(expired)
-}
-
-/// What the ledger holds for these tasks. That one has no record is believed only of the stream's leader:
-/// another replica of the stream may be behind.
-async fn read_surely(ledger: &Ledger, ids: &[TaskId]) -> Result<HashMap<TaskId, Known>, LedgerError> {
-    let mut known = ledger.read(ids).await?;
-    for id in ids {
-        if !known.contains_key(id)
-            && let Some(found) = ledger.newest(id).await?
-        {
-            known.insert(id.clone(), found);
-        }
-    }
-    Ok(known)
 }

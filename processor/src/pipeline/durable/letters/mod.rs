@@ -20,6 +20,7 @@ use self::entry::{Entry, task_in};
 use self::replay::Replay;
 use self::store::Store;
 use super::bucket::Bucket;
+use super::cache::Cache;
 use super::dead_letters::DeadLetters;
 use super::ledger::Ledger;
 use super::names::Names;
@@ -128,7 +129,7 @@ impl Desk {
         let metrics = Arc::new(Metrics::new()?);
         let bucket = Bucket::new(jetstream.clone(), &names.ledger_stream, metrics.forged_answers.clone());
         let letters = DeadLetters::new(jetstream.clone(), Arc::clone(&names), Arc::clone(&metrics));
-        let ledger = Ledger::new(bucket, Arc::clone(&names), letters, metrics);
+        let ledger = Ledger::new(bucket, Arc::clone(&names), letters, metrics, Cache::new());
         Ok(Self { url, jetstream, names, store, ledger })
     }
 

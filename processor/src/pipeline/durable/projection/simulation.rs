@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::{Mutex, OnceLock};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -21,11 +22,16 @@ use tokio::time::Instant;
 use super::*;
 use crate::kv::{Failure, Spare};
 use crate::pipeline::durable::bucket::{ReadError, Stored, WriteError};
+use crate::pipeline::durable::cache::Cache;
 use crate::pipeline::durable::control::{Claimant, Control, Doubt, LEASE};
+use crate::pipeline::durable::dead_letters::LetterError;
 use crate::pipeline::durable::holder::Holder;
+use crate::pipeline::durable::lanes::Write;
+use crate::pipeline::durable::ledger::Ledger;
 use crate::pipeline::durable::record::{Due, Record};
 use crate::pipeline::durable::register::Register;
 use crate::pipeline::durable::shares::Share;
+use crate::pipeline::durable::store::{LetterBox, Store};
 use crate::pipeline::fold::Version;
 use crate::pipeline::fold_reference::{Happened, at, base, data, replay};
 use crate::pipeline::requests::{Answer, KeyOutcome, Request as KvRequest};
@@ -45,6 +51,8 @@ const MIN_WRITE_INTERVAL: Duration = Duration::from_secs(4);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// So few that holders have to wait for their next renewal.
 const READ_AHEAD: u64 = 2;
+/// Of each replica's ledger: so few bytes that tasks are forgotten.
+const CACHE: u64 = 2_000;
 const TICK: Duration = Duration::from_millis(250);
 
 /// The longest that a process is stopped or cut off, and that an event waits to be folded.
@@ -136,6 +144,7 @@ enum Step {
         replica: usize,
         done: bool,
     },
+    Fault(WriteFault),
     Kill(usize, Fate),
     Drain {
         replica: usize,
@@ -160,6 +169,7 @@ impl Step {
             Self::Event { .. }
             | Self::Fold(_)
             | Self::FoldAgain(_)
+            | Self::Fault(_)
             | Self::Apply(_)
             | Self::Answer(..)
             | Self::Advance(_) => {}
@@ -198,6 +208,12 @@ fn step() -> BoxedStrategy<Step> {
         1 => replica().prop_map(Step::CutOff),
         1 => replica().prop_map(Step::Reconnect),
         1 => (replica(), any::<bool>()).prop_map(|(replica, done)| Step::LoseAck { replica, done }),
+        2 => prop_oneof![
+            Just(WriteFault::Busy),
+            Just(WriteFault::Refused),
+            any::<bool>().prop_map(|done| WriteFault::LostAck { done }),
+        ]
+        .prop_map(Step::Fault),
         1 => (replica(), fate()).prop_map(|(p, fate)| Step::Kill(p, fate)),
         1 => (replica(), any::<bool>()).prop_map(|(replica, patient)| Step::Drain { replica, patient }),
     ]
@@ -233,58 +249,72 @@ impl ReferenceStateMachine for Truth {
 
 struct Entry {
     known: Known,
+    /// The same as it was written.
+    value: Bytes,
     expires_at: Option<Duration>,
+}
+
+/// What goes wrong with the next write of a task's record.
+#[derive(Clone, Copy, Debug)]
+enum WriteFault {
+    /// Another write of the record is on its way, and fails.
+    Busy,
+    /// There is no room for it.
+    Refused,
+    /// Its ack is lost, whether or not it was done.
+    LostAck { done: bool },
 }
 
 /// The bucket: one sequence for the records and the control record.
 #[derive(Default)]
 struct Bucket {
+    now: Duration,
+    fault: Option<WriteFault>,
     newest: Revision,
     records: BTreeMap<TaskId, Entry>,
     control: Option<(Control, Revision)>,
+    /// The same as it was written.
+    control_value: Bytes,
 }
 
 impl Bucket {
-    fn write(&mut self, id: &TaskId, mut record: Record, expires_at: Option<Duration>) {
+    /// Writes a task's record where its revision is the expected one.
+    fn set(&mut self, id: &TaskId, value: Bytes, write: &Expecting) -> Result<Revision, WriteError> {
+        let unknown = || WriteError::Unknown("no ack".to_owned());
+        let fault = self.fault.take();
+        match fault {
+            Some(WriteFault::Busy) => return Err(WriteError::Busy),
+            Some(WriteFault::Refused) => return Err(WriteError::Refused("no room".to_owned())),
+            Some(WriteFault::LostAck { done: false }) => return Err(unknown()),
+            Some(WriteFault::LostAck { done: true }) | None => {}
+        }
+        let found = self.records.get(id).map_or(Revision::default(), |entry| entry.known.revision);
+        if write.revision != found {
+            return Err(WriteError::Conflict);
+        }
         self.newest.0 += 1;
-        record.follows = self.records.get(id).map_or(Revision::default(), |entry| entry.known.revision);
-        let known = Known { record: Arc::new(record), revision: self.newest };
-        self.records.insert(id.clone(), Entry { known, expires_at });
+        let record = Arc::new(serde_json::from_slice(&value).unwrap());
+        let expires_at = write.time_to_live.map(|time| self.now + time);
+        let known = Known { record, revision: self.newest };
+        self.records.insert(id.clone(), Entry { known, value, expires_at });
+        if fault.is_some() { Err(unknown()) } else { Ok(self.newest) }
     }
 
-    fn fold(&mut self, event: &Happened) {
-        let (id, correlation_id) = (event.data.task_id(), CorrelationId::new("c").unwrap());
-        let new = Record::of(event.version, event.at, correlation_id, &event.data);
-        let merged = match self.records.get(id) {
-            None => new,
-            Some(entry) => {
-                let mut merged = Record::clone(&entry.known.record);
-                if !merged.merge(&new) {
-                    return;
-                }
-                merged
-            }
-        };
-        self.write(id, merged, None);
+    fn stored(&self, names: &Names, id: &TaskId) -> Option<Stored> {
+        let entry = self.records.get(id)?;
+        let (subject, revision) = (names.task(id), entry.known.revision);
+        Some(Stored { subject, revision, value: entry.value.clone() })
     }
 
-    fn set_control(&mut self, control: Control, expected: Revision) -> Result<Revision, WriteError> {
+    fn set_control(&mut self, value: Bytes, expected: Revision) -> Result<Revision, WriteError> {
         let found = self.control.as_ref().map_or(Revision::default(), |(_, revision)| *revision);
         if found != expected {
             return Err(WriteError::Conflict);
         }
         self.newest.0 += 1;
-        self.control = Some((control, self.newest));
+        self.control = Some((serde_json::from_slice(&value).unwrap(), self.newest));
+        self.control_value = value;
         Ok(self.newest)
-    }
-
-    /// The records that still are of these revisions.
-    fn at(&self, due: &[(IdHash, Revision)]) -> HashMap<Revision, (TaskId, Known)> {
-        let at = |revision| {
-            let (id, entry) = self.records.iter().find(|(_, entry)| entry.known.revision == revision)?;
-            Some((revision, (id.clone(), entry.known.clone())))
-        };
-        due.iter().filter_map(|(_, revision)| at(*revision)).collect()
     }
 
     /// The newest changes after this revision, in their order.
@@ -300,6 +330,84 @@ impl Bucket {
     }
 }
 
+/// How a record is to be written.
+struct Expecting {
+    revision: Revision,
+    time_to_live: Option<Duration>,
+}
+
+/// The bucket as the ledger of a replica sees it. The world lays its bucket there while a ledger works.
+#[derive(Clone, Default)]
+struct SimulatedStore(Arc<Mutex<Bucket>>);
+
+impl SimulatedStore {
+    fn task(subject: &str) -> TaskId {
+        setup().names.task_of(subject).unwrap()
+    }
+}
+
+impl Store for SimulatedStore {
+    async fn get(&self, subject: &str) -> Result<Option<Stored>, ReadError> {
+        Ok(self.0.lock().unwrap().stored(&setup().names, &Self::task(subject)))
+    }
+
+    async fn get_at(&self, revision: Revision) -> Result<Option<Stored>, ReadError> {
+        let bucket = self.0.lock().unwrap();
+        let found = bucket.records.iter().find(|(_, entry)| entry.known.revision == revision);
+        Ok(found.and_then(|(id, _)| bucket.stored(&setup().names, id)))
+    }
+
+    async fn get_many(&self, subjects: &[String]) -> Result<Vec<Stored>, ReadError> {
+        let (bucket, setup) = (self.0.lock().unwrap(), setup());
+        Ok(subjects.iter().filter_map(|subject| bucket.stored(&setup.names, &Self::task(subject))).collect())
+    }
+
+    async fn compare_and_set(
+        &self,
+        subject: String,
+        value: Vec<u8>,
+        revision: Revision,
+    ) -> Result<Revision, WriteError> {
+        let expecting = Expecting { revision, time_to_live: None };
+        self.0.lock().unwrap().set(&Self::task(&subject), value.into(), &expecting)
+    }
+
+    async fn each<T: Send>(
+        &self,
+        writes: impl Iterator<Item = (T, Result<Write, WriteError>)> + Send,
+    ) -> Result<Vec<(T, Result<Revision, WriteError>)>, WriteError> {
+        let mut bucket = self.0.lock().unwrap();
+        let mut set = |Write { subject, value, expected, time_to_live }: Write| {
+            let expecting = Expecting { revision: expected.unwrap(), time_to_live };
+            bucket.set(&Self::task(&subject), value.into(), &expecting)
+        };
+        Ok(writes.map(|(what, write)| (what, write.and_then(&mut set))).collect())
+    }
+}
+
+/// No record here is unreadable.
+struct NoLetters;
+
+impl LetterBox for NoLetters {
+    async fn store(&self, _: &Letter) -> Result<(), LetterError> {
+        unreachable!("a record cannot be read")
+    }
+}
+
+type SimulatedLedger = Arc<Ledger<SimulatedStore, NoLetters>>;
+
+fn ledger(store: &SimulatedStore) -> SimulatedLedger {
+    let Setup { names, metrics, .. } = setup();
+    Arc::new(Ledger::new(store.clone(), names, NoLetters, metrics, Cache::of(CACHE)))
+}
+
+/// As ingest has it.
+fn record_of(event: &Happened) -> (TaskId, Arc<Record>) {
+    let correlation_id = CorrelationId::new("c").unwrap();
+    let record = Record::of(event.version, event.at, correlation_id, &event.data);
+    (event.data.task_id().clone(), Arc::new(record))
+}
+
 /// The bucket as the holder of one replica sees it, at one moment.
 #[derive(Clone)]
 struct SimulatedRegister {
@@ -312,11 +420,11 @@ struct SimulatedRegister {
 
 impl Register for SimulatedRegister {
     async fn get(&self, subject: &str) -> Result<Option<Stored>, ReadError> {
-        let control = self.bucket.lock().unwrap().control.clone();
-        Ok(control.map(|(control, revision)| Stored {
+        let bucket = self.bucket.lock().unwrap();
+        Ok(bucket.control.as_ref().map(|(_, revision)| Stored {
             subject: subject.to_owned(),
-            revision,
-            value: serde_json::to_vec(&control).unwrap().into(),
+            revision: *revision,
+            value: bucket.control_value.clone(),
         }))
     }
 
@@ -340,8 +448,7 @@ impl Register for SimulatedRegister {
         if lost_ack == Some(false) {
             return Err(unknown());
         }
-        let control = serde_json::from_slice(&value).unwrap();
-        let written = self.bucket.lock().unwrap().set_control(control, expected);
+        let written = self.bucket.lock().unwrap().set_control(value.into(), expected);
         if lost_ack.is_some() { Err(unknown()) } else { written }
     }
 
@@ -384,6 +491,7 @@ struct Replica {
     stopped: Option<Duration>,
     cut_off: Option<Duration>,
     lost_ack: Option<bool>,
+    ledger: SimulatedLedger,
     /// It has sent something as a former holder, and has not handed it over.
     spoils: bool,
     role: Role,
@@ -396,9 +504,9 @@ enum Role {
 }
 
 impl Replica {
-    fn new(uid: u64, clock: Instant) -> Self {
-        let role = Role::Waiting { seen: None };
-        Self { uid, clock, stopped: None, cut_off: None, lost_ack: None, spoils: false, role }
+    fn new(uid: u64, clock: Instant, store: &SimulatedStore) -> Self {
+        let (role, ledger) = (Role::Waiting { seen: None }, ledger(store));
+        Self { uid, clock, stopped: None, cut_off: None, lost_ack: None, ledger, spoils: false, role }
     }
 
     fn name(&self) -> String {
@@ -417,6 +525,8 @@ impl Replica {
 struct World {
     now: Duration,
     bucket: Bucket,
+    /// Where the ledgers look for it.
+    store: SimulatedStore,
     kv: BTreeMap<TaskId, Task>,
     requests: Vec<Request>,
     replicas: Vec<Replica>,
@@ -546,13 +656,14 @@ impl Projecting {
 
 impl World {
     fn new(truth: &Truth) -> Self {
-        let epoch = Instant::now();
+        let (epoch, store) = (Instant::now(), SimulatedStore::default());
         Self {
             now: Duration::ZERO,
             bucket: Bucket::default(),
             kv: truth.known_to_kv.iter().map(|id| (id.clone(), base(id))).collect(),
             requests: Vec::new(),
-            replicas: (0..REPLICAS as u64).map(|uid| Replica::new(uid, epoch)).collect(),
+            replicas: (0..REPLICAS as u64).map(|uid| Replica::new(uid, epoch, &store)).collect(),
+            store,
             uids: REPLICAS as u64,
             dice: truth.seed,
             held: VecDeque::new(),
@@ -741,9 +852,39 @@ impl World {
 
     // The ledger.
 
+    /// What a ledger does; nothing where it waits before it tries again.
+    fn with_ledger<T, F: Future<Output = T>>(
+        &mut self,
+        p: usize,
+        work: impl FnOnce(SimulatedLedger) -> F,
+    ) -> Option<T> {
+        self.bucket.now = self.now;
+        *self.store.0.lock().unwrap() = std::mem::take(&mut self.bucket);
+        let runtime = runtime().enter();
+        let done = work(Arc::clone(&self.replicas[p].ledger)).now_or_never();
+        drop(runtime);
+        self.bucket = std::mem::take(&mut self.store.0.lock().unwrap());
+        done
+    }
+
+    /// An event is folded by one of the replicas; or by none now, and is delivered again.
+    fn fold(&mut self, event: &Happened) -> bool {
+        let connected: Vec<_> =
+            (0..self.replicas.len()).filter(|p| self.replicas[*p].is_connected()).collect();
+        if connected.is_empty() {
+            return false;
+        }
+        self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let p = connected[usize::try_from(self.dice >> 33).unwrap() % connected.len()];
+        let record = record_of(event);
+        let applied = self.with_ledger(p, |ledger| async move { ledger.apply([record]).await });
+        matches!(applied, Some(Ok(())))
+    }
+
     fn fold_held(&mut self, which: usize) {
-        if let Some((event, since)) = self.held.remove(which) {
-            self.bucket.fold(&event);
+        let Some((event, since)) = self.held.get(which).cloned() else { return };
+        if self.fold(&event) {
+            self.held.remove(which);
             self.folded.push((event, since));
         }
     }
@@ -765,51 +906,57 @@ impl World {
                 }
                 return self.turn(p, false);
             }
-            Beside::ToDo(action, since) => self.carry_out(p, action, since),
+            Beside::ToDo(action, since) => match self.carry_out(p, &action, since) {
+                Some(done) => done,
+                None => {
+                    // It waits before it tries again.
+                    if let Some((projecting, _)) = self.projecting(p) {
+                        projecting.beside.push_back(Beside::ToDo(action, since));
+                    }
+                    return;
+                }
+            },
         };
         if let Some((projecting, _)) = self.projecting(p) {
             projecting.beside.push_back(Beside::Done(done));
         }
     }
 
-    fn carry_out(&mut self, p: usize, action: Action, since: Instant) -> Done {
-        let found = |bucket: &Bucket, id: &TaskId| bucket.records.get(id).map(|entry| entry.known.clone());
+    /// As the driver does it.
+    fn carry_out(&mut self, p: usize, action: &Action, since: Instant) -> Option<Done> {
         match action {
             Action::Renew { held, settled, read } => {
+                let (held, settled, read) = (held.clone(), *settled, *read);
                 let renewal =
-                    self.hold(p, since, |holder| async move { holder.renew(held, settled, read).await });
-                Done::Renewed(renewal.unwrap(), None)
+                    self.hold(p, since, |holder| async move { holder.renew(held, settled, read).await })?;
+                Some(Done::Renewed(renewal, None))
             }
             Action::Read(ids) => {
-                let known =
-                    ids.iter().filter_map(|id| Some((id.clone(), found(&self.bucket, id)?))).collect();
-                Done::Read(ids, Ok(known))
+                let read = ids.clone();
+                let known = self.with_ledger(p, |ledger| async move { ledger.read_surely(&read).await })?;
+                Some(Done::Read(ids.clone(), known))
             }
             Action::ReadAt(due) => {
-                let found = self.bucket.at(&due);
-                Done::ReadAt(due, Ok(found))
+                let revisions = due.iter().map(|(_, revision)| *revision).collect();
+                let found = self.with_ledger(p, |ledger| async move { ledger.read_at(revisions).await })?;
+                Some(Done::ReadAt(due.clone(), found))
             }
             Action::Join { id, known, .. } => {
-                let before = found(&self.bucket, &id);
-                let joined = before.as_ref().and_then(|before| {
-                    let mut record = Record::clone(&before.record);
-                    record.join(known.as_ref()).then_some(record)
-                });
-                let replaced = before.filter(|_| joined.is_some()).map(|before| before.revision);
-                joined.into_iter().for_each(|record| self.bucket.write(&id, record, None));
-                Done::Joined(id, Ok(replaced))
+                let (joined, known) = (id.clone(), known.clone());
+                let recorded =
+                    self.with_ledger(p, |ledger| async move { ledger.join(&joined, known.as_ref()).await })?;
+                Some(Done::Joined(id.clone(), recorded))
             }
-            Action::Bury { id, revision, .. } => Done::Buried(id, revision),
+            Action::Bury { id, revision, .. } => Some(Done::Buried(id.clone(), *revision)),
             Action::Expire { records, settler, memory } => {
-                let expires_at = self.now + memory;
-                for (id, known) in &records {
-                    if found(&self.bucket, id).is_some_and(|found| found.revision == known.revision) {
-                        let record =
-                            Record { expires_by: Some(settler.clone()), ..Record::clone(&known.record) };
-                        self.bucket.write(id, record, Some(expires_at));
-                    }
-                }
-                Done::Expired(records.into_iter().map(|(id, known)| (id, known.revision)).collect())
+                let (expiring, settler, memory) = (records.clone(), settler.clone(), *memory);
+                let (_, error) =
+                    self.with_ledger(
+                        p,
+                        |ledger| async move { ledger.expire(expiring, &settler, memory).await },
+                    )?;
+                let expired = records.iter().map(|(id, known)| (id.clone(), known.revision)).collect();
+                error.is_none().then_some(Done::Expired(expired))
             }
             Action::Send(_)
             | Action::Lend { .. }
@@ -915,7 +1062,7 @@ impl World {
     fn replace(&mut self, p: usize, fate: Option<Fate>) {
         let (uid, clock) = (self.replicas[p].uid, self.replicas[p].clock);
         self.lose_all_of(uid, fate);
-        self.replicas[p] = Replica::new(self.uids, clock);
+        self.replicas[p] = Replica::new(self.uids, clock, &self.store);
         self.uids += 1;
     }
 
@@ -946,8 +1093,10 @@ impl World {
         self.apply_what_is_late();
         let now = self.now;
         self.bucket.records.retain(|_, entry| entry.expires_at.is_none_or(|at| at > now));
-        while self.held.front().is_some_and(|(_, since)| *since + LONGEST_AWAY < now) {
-            self.fold_held(0);
+        for _ in 0..self.held.len() {
+            if self.held.front().is_some_and(|(_, since)| *since + LONGEST_AWAY < now) {
+                self.fold_held(0);
+            }
         }
         for p in 0..self.replicas.len() {
             let replica = &mut self.replicas[p];
@@ -1027,12 +1176,13 @@ impl World {
             }
             Step::Fold(which) if !self.held.is_empty() => self.fold_held(which.index(self.held.len())),
             Step::FoldAgain(which) if !self.folded.is_empty() => {
-                let (event, since) = &self.folded[which.index(self.folded.len())];
-                if *since + MAX_AGE > self.now {
-                    self.bucket.fold(event);
+                let (event, since) = self.folded[which.index(self.folded.len())].clone();
+                if since + MAX_AGE > self.now {
+                    self.fold(&event);
                 }
             }
             Step::Fold(_) | Step::FoldAgain(_) => {}
+            Step::Fault(fault) => self.bucket.fault = Some(fault),
             Step::Feed(p, most) => self.feed(p, most, false),
             Step::Beside(p, which) => {
                 let begun = self.projecting(p).map_or(0, |(projecting, _)| projecting.beside.len());
@@ -1103,13 +1253,14 @@ impl World {
 
     /// No more faults, and every step is done at once.
     fn recover(&mut self, time: Duration) {
-        while !self.held.is_empty() {
-            self.fold_held(0);
-        }
         for p in 0..self.replicas.len() {
             self.go_on(p, false);
             self.replicas[p].cut_off = None;
             self.replicas[p].lost_ack = None;
+        }
+        self.bucket.fault = None;
+        while !self.held.is_empty() {
+            self.fold_held(0);
         }
         let end = self.now + time;
         while self.now < end {
@@ -1198,7 +1349,8 @@ proptest! {
         hot in proptest::collection::btree_set(0..12_usize, 0..6),
         rounds in proptest::collection::vec((any::<Index>(), prop::bool::weighted(0.3), 0..4_u64), 20..60),
     ) {
-        let mut bucket = Bucket::default();
+        let store = SimulatedStore::default();
+        let ledger = ledger(&store);
         let mut now = Instant::now();
         let control = Control {
             holder: None, term: 1, settled: Revision(0), sure: Revision(0), reading: Revision::last(), spare: 0,
@@ -1214,10 +1366,10 @@ proptest! {
             changes.extend(cold.then(|| which.index(tasks)));
             for n in changes {
                 sequence += 1;
-                bucket.fold(&created(n, sequence));
+                ledger.apply([record_of(&created(n, sequence))]).now_or_never().unwrap().unwrap();
                 waits.entry(task(n)).or_default();
             }
-            projecting.feed(&bucket, usize::MAX, now);
+            projecting.feed(&store.0.lock().unwrap(), usize::MAX, now);
             // As it holds the control record all along.
             projecting.projection.held.since = now;
             loop {
@@ -1228,7 +1380,7 @@ proptest! {
                     let pairs = body.unwrap().to_json();
                     for (n, id) in ids.iter().enumerate() {
                         let value = serde_json::from_str(pairs[n]["value"].as_str().unwrap()).unwrap();
-                        let newest = bucket.records[id].known.record.due(id);
+                        let newest = store.0.lock().unwrap().records[id].known.record.due(id);
                         prop_assert_eq!(Due::Put(value), newest, "the value is read when it is sent");
                         waits.remove(id);
                     }
@@ -1236,8 +1388,9 @@ proptest! {
                 }
                 let Some(Beside::ToDo(action, _)) = projecting.beside.pop_front() else { break };
                 if let Action::ReadAt(due) = action {
-                    let found = bucket.at(&due);
-                    projecting.projection.done(Done::ReadAt(due, Ok(found)), now);
+                    let revisions = due.iter().map(|(_, revision)| *revision).collect();
+                    let found = ledger.read_at(revisions).now_or_never().unwrap();
+                    projecting.projection.done(Done::ReadAt(due, found), now);
                 }
             }
             waits.values_mut().for_each(|waits| *waits += 1);
