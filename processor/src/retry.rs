@@ -1,5 +1,7 @@
 //! When a failed write is tried again, and when it is given up. Pure: the caller brings the dice.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::num::NonZeroU32;
 use std::time::Duration;
 

@@ -1,6 +1,8 @@
 //! From a spec to what may change in a running replica. Pure. The API server has checked most of it; a file has not been
 //! near one.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::num::{NonZeroU16, NonZeroU32};
 
 use super::{Mode, TaskPipelineSpec, defaults};

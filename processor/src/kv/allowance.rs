@@ -4,6 +4,8 @@
 //! many seconds (<https://developers.cloudflare.com/fundamentals/api/reference/limits/>). Where they do not,
 //! nothing is concluded.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::time::Duration;
 
 use tokio::time::Instant;

@@ -1,5 +1,7 @@
 //! What an answer of the API means. Pure: a status, headers and a body in, a verdict out.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 

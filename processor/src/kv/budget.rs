@@ -1,6 +1,8 @@
 //! The request budget: a token bucket that keeps any window within the limit. Pure: the caller brings the
 //! clock.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::num::NonZeroU32;
 use std::time::Duration;
 

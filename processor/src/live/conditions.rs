@@ -1,6 +1,8 @@
 //! What the replica that writes to KV says of its pipeline: five conditions, and whether its settings were accepted. Pure;
 //! [`super::report`] looks and writes. No message has a number that moves, so that a steady state writes nothing.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use std::time::Duration;
 

@@ -1,6 +1,8 @@
 //! The objects of a pipeline, as they should be. Pure: a validated pipeline in, objects out. The replica count is not in
 //! here; see [`super::replicas`].
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};

@@ -1,6 +1,8 @@
 //! Whether an object in the cluster already says what it should. Pure. The API server adds defaults, leaves out what is
 //! empty and writes quantities its own way, and others add fields of theirs; so it is enough that all we want is there.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use serde_json::Value;
 
 /// The first place where `live` does not say what `wanted` does, as a path; none where it has all of it. Lists have to be of

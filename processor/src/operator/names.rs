@@ -1,5 +1,7 @@
 //! What the operator calls what it makes, and how it marks it. Pure.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::BTreeMap;
 
 use kube::ResourceExt;

@@ -2,6 +2,8 @@
 //! whoever runs the operator allows it. Sidecar injectors, Vault and Multus act on annotations and labels, with the rights of the
 //! namespace; labels join Services and network policies; a priority class and many replicas push other pods out. Pure.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::sync::Arc;
 
 use super::invalid::{Invalid, invalid};

@@ -1,5 +1,7 @@
 //! Which of a namespace's pipelines were there first. Whoever may make pipelines takes nothing from those that are there. Pure.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

@@ -1,6 +1,8 @@
 //! The operator's part of a pipeline's status. Pure: what is so in, conditions out; a condition's time moves only when
 //! its status does.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;

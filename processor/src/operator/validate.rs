@@ -1,6 +1,8 @@
 //! Whether a pipeline can be run as it stands, with what it refers to. Pure: the answer is what to build, or what has to be
 //! mended, in words for whoever has to mend it.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use kube::ResourceExt;
 
 use crate::api::{Mode, TaskPipeline};

@@ -5,6 +5,8 @@
 //! in which a create sets everything, an update changes what exists and is nothing otherwise, and a delete
 //! removes.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::fmt;
 use std::marker::PhantomData;
 

@@ -1,6 +1,8 @@
 //! A message's headers as NATS stores them, read as strictly as the NATS client does. The server stores any bytes; the
 //! client takes what breaks a rule for a broken connection, or for a word of the server. Pure.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::str::FromStr;
 
 use async_nats::HeaderMap;

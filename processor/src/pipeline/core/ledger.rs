@@ -5,6 +5,8 @@
 //! event is not folded before it has landed, but read when it is sent: that costs little, and its texts would be in
 //! memory twice. Several are folded as they come, so that one more never costs more for those before it.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::HashMap;
 
 use foldhash::fast::RandomState;

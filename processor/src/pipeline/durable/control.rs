@@ -4,6 +4,8 @@
 //! There is one for each KV namespace. It is written by compare-and-set, at least every [`RENEWAL`] by its
 //! holder. One that stands still for [`LEASE`] may be taken over. Clocks of two machines are never compared.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};

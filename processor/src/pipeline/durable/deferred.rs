@@ -4,6 +4,8 @@
 //! A task is found by a hash of its id, so that an entry takes some 100 bytes however long the id is. The hash has 128 bits
 //! and a seed of the process's own: no two ids share one, not even by intent.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
 use std::sync::LazyLock;

@@ -1,6 +1,8 @@
 //! Whether a stream that was there before us can be used. Pure: its configuration in, what is wrong and what should be
 //! known out.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy};

@@ -1,6 +1,8 @@
 //! Messages that the stream dropped before they were delivered: by a limit, by their age, or because somebody purged it.
 //! They are seen as gaps between two deliveries, where the consumer lets all subjects through. Pure.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::BTreeMap;
 
 /// How many deliveries are remembered: more than workers have in flight.

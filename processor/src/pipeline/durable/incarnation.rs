@@ -6,6 +6,8 @@
 //! newest message that a replica has taken in, which every replica records before it writes to the ledger what
 //! the message says.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use serde::{Deserialize, Serialize};
 
 use crate::pipeline::fold::Version;

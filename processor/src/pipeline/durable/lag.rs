@@ -1,6 +1,8 @@
 //! How long the oldest change waits to be settled in KV. Pure, and to some seconds: where the feed was is remembered now
 //! and then, instead of a moment for each task.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::VecDeque;
 use std::time::Duration;
 

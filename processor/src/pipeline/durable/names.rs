@@ -1,6 +1,8 @@
 //! What everything is called in NATS. All names derive from the stream's and the queue group's, so that two
 //! pipelines on one server do not meet. Pure.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};

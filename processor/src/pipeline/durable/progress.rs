@@ -3,6 +3,8 @@
 //! A projector that stands still though work waits, and nothing excuses it, is a defect or has lost something that it needs.
 //! It says so, and then gives up the control record: another replica, or the same one again, begins from the watermark.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::time::Duration;
 
 use tokio::time::Instant;

@@ -2,6 +2,8 @@
 //! control record, as arguments, and answers with [`Action`]s, which its driver carries out and reports as [`Done`]. So a simulation
 //! drives the very code that ships.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 mod answers;
 mod sending;
 #[cfg(test)]
@@ -86,8 +88,8 @@ pub(super) enum Action {
     Read(Vec<TaskId>),
     /// Read the records at these revisions.
     ReadAt(Vec<(IdHash, Revision)>),
-    /// Record what KV knew of a task, after storing the letter that tells what is lost by it.
-    Join { id: TaskId, known: Option<Task>, letter: Option<Letter>, correlation_id: String },
+    /// Record what KV knew of a task, after storing the letter, if there is one.
+    Join(Box<Join>),
     /// Store a letter about a task that KV refuses.
     Bury { id: TaskId, revision: Revision, letter: Box<Letter> },
     /// Give these records their time to live.
@@ -98,6 +100,17 @@ pub(super) enum Action {
     LeaveLeft,
     /// Forget everything that is being done, and read the changes after this revision.
     Restart(Revision),
+}
+
+/// What KV knew of a task, to be recorded.
+#[derive(Clone)]
+pub(super) struct Join {
+    pub(super) id: TaskId,
+    /// The task, if KV has it.
+    pub(super) known: Option<Task>,
+    /// Tells what is lost by it.
+    pub(super) letter: Option<Letter>,
+    pub(super) correlation_id: String,
 }
 
 /// What was done.

@@ -23,7 +23,7 @@ use super::feed::{Change, Feed};
 use super::holder::{Held, Holder, now as wall};
 use super::ledger::Ledger;
 use super::names::Names;
-use super::projection::{Action, Done, Leaving, Outside, PAUSE, Projection, Setup, Term, tenth};
+use super::projection::{Action, Done, Join, Leaving, Outside, PAUSE, Projection, Setup, Term, tenth};
 use super::record::Settler;
 use super::rests::Rests;
 use super::shares::Limits;
@@ -278,7 +278,8 @@ impl<K: BulkApi> Projector<K> {
                         Done::ReadAt(due, found)
                     });
                 }
-                Action::Join { id, known, letter, correlation_id } => {
+                Action::Join(join) => {
+                    let Join { id, known, letter, correlation_id } = *join;
                     let (ledger, letters) = (Arc::clone(&self.parts.ledger), self.parts.letters.clone());
                     let metrics = Arc::clone(&self.parts.metrics);
                     self.beside.spawn(async move {

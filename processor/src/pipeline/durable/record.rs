@@ -1,5 +1,7 @@
 //! A task's record in the ledger: what is known of the task, and who was the last to change it. Pure.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use serde::{Deserialize, Serialize};
 use taskpipeline_contract::{CorrelationId, EventData, Task, TaskId, Timestamp};
 

@@ -3,6 +3,8 @@
 //! Of each task a hash is kept, some 50 bytes however long its id is, and of the most that are kept the oldest is
 //! forgotten: then its next write may come sooner than the interval says, which costs money and harms nothing.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 

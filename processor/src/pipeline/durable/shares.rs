@@ -3,6 +3,8 @@
 //! What fills its share is left in NATS: a look-up is read again by a second feed, everything else by its revision
 //! (see [`super::deferred`]).
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 /// What a task waits for, as far as it takes memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Share {

@@ -7,7 +7,10 @@ use super::dead_letters::{DeadLetters, LetterError};
 use super::lanes::Write;
 use crate::pipeline::dead_letters::Letter;
 
-/// See the module's head.
+/// What became of each of some writes.
+pub(super) type Outcomes<T> = Vec<(T, Result<Revision, WriteError>)>;
+
+/// A store of records, each written by compare-and-set.
 pub(super) trait Store: Send + Sync + 'static {
     /// Reads a record as the stream's leader has it.
     fn get(&self, subject: &str) -> impl Future<Output = Result<Option<Stored>, ReadError>> + Send;
@@ -33,7 +36,7 @@ pub(super) trait Store: Send + Sync + 'static {
     fn each<T: Send>(
         &self,
         writes: impl Iterator<Item = (T, Result<Write, WriteError>)> + Send,
-    ) -> impl Future<Output = Result<Vec<(T, Result<Revision, WriteError>)>, WriteError>> + Send;
+    ) -> impl Future<Output = Result<Outcomes<T>, WriteError>> + Send;
 }
 
 impl Store for Bucket {
@@ -61,7 +64,7 @@ impl Store for Bucket {
     async fn each<T: Send>(
         &self,
         writes: impl Iterator<Item = (T, Result<Write, WriteError>)> + Send,
-    ) -> Result<Vec<(T, Result<Revision, WriteError>)>, WriteError> {
+    ) -> Result<Outcomes<T>, WriteError> {
         Ok(self.writes().await?.each(writes).await)
     }
 }

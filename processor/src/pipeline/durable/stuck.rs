@@ -1,5 +1,7 @@
 //! Where to look for messages that keep the ack floor where it is. Pure.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::ops::RangeInclusive;
 
 /// How many messages are looked through at a time: as many as can be unacknowledged. Acknowledged ones lie between them.

@@ -1,6 +1,8 @@
 //! The durable consumer by which all replicas read one life of the stream: what it has to be like, and whether one that
 //! is there is. Pure.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull::Config;

@@ -5,6 +5,8 @@
 //! nothing older can land after it. A request whose outcome is unknown may take effect for some time (the
 //! *settle time*); until then its tasks stay *in doubt*, and are written once more after it.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;

@@ -4,6 +4,8 @@
 //! A request is due at once when none is in flight and the budget allows, and gathers what arrives while one is out. A key is never
 //! in two requests at once. The schedule knows no task's value and no policy of retrying: its owner brings both.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 mod blame;
 mod gate;
 mod pace;

@@ -1,6 +1,8 @@
 //! Whether a letter may be replayed. Pure: the letter and what is known of its task in, a decision out. A refusal
 //! says what is refused, why, and what to do.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::HashSet;
 use std::time::Duration;
 

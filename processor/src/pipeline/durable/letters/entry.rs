@@ -1,6 +1,8 @@
 //! From messages of the dead letter stream to letters: one letter where it came in parts, one where it came
 //! twice. Pure.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value;

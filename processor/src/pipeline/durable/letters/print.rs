@@ -1,5 +1,7 @@
 //! One letter with all that is in it, for people. Pure.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::fmt::Write;
 
 use base64::Engine;

@@ -1,5 +1,7 @@
 //! The list of letters, as a table for people and as JSON for programs. Pure.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::fmt::Write;
 
 use serde::Serialize;

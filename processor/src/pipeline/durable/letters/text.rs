@@ -3,6 +3,8 @@
 //! A letter holds what someone sent who broke the rules: it must not be able to move the cursor, to hide what
 //! it says, or to look like a line of ours.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::fmt::Write;
 
 /// How many bytes a line of the hex dump holds.

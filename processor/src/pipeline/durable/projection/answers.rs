@@ -7,7 +7,7 @@ use taskpipeline_contract::{Task, TaskId, TaskKey};
 use tokio::time::Instant;
 use tracing::{enabled, info, warn};
 
-use super::{Action, Projection};
+use super::{Action, Join, Projection};
 use crate::kv::Failure;
 use crate::pipeline::dead_letters::{Letter, Reason};
 use crate::pipeline::durable::crash;
@@ -107,7 +107,7 @@ impl Projection {
     /// Has what KV knew recorded, after the letter that tells what is lost by it.
     fn join(&mut self, id: &TaskId, known: Option<Task>, letter: Option<Letter>) {
         let (id, correlation_id) = (id.clone(), self.correlation_id(id).to_owned());
-        self.actions.push_back(Action::Join { id, known, letter, correlation_id });
+        self.actions.push_back(Action::Join(Box::new(Join { id, known, letter, correlation_id })));
     }
 
     /// A task that KV does not take, or whose value in KV is none, becomes a dead letter.

@@ -31,7 +31,7 @@ use crate::pipeline::durable::ledger::Ledger;
 use crate::pipeline::durable::record::{Due, Record};
 use crate::pipeline::durable::register::Register;
 use crate::pipeline::durable::shares::Share;
-use crate::pipeline::durable::store::{LetterBox, Store};
+use crate::pipeline::durable::store::{LetterBox, Outcomes, Store};
 use crate::pipeline::fold::Version;
 use crate::pipeline::fold_reference::{Happened, at, base, data, replay};
 use crate::pipeline::requests::{Answer, KeyOutcome, Request as KvRequest};
@@ -375,7 +375,7 @@ impl Store for SimulatedStore {
     async fn each<T: Send>(
         &self,
         writes: impl Iterator<Item = (T, Result<Write, WriteError>)> + Send,
-    ) -> Result<Vec<(T, Result<Revision, WriteError>)>, WriteError> {
+    ) -> Result<Outcomes<T>, WriteError> {
         let mut bucket = self.0.lock().unwrap();
         let mut set = |Write { subject, value, expected, time_to_live }: Write| {
             let expecting = Expecting { revision: expected.unwrap(), time_to_live };
@@ -597,7 +597,7 @@ enum Beside {
     /// Begun then, by the replica's clock.
     ToDo(Action, Instant),
     /// And is to be reported.
-    Done(Done),
+    Done(Box<Done>),
 }
 
 struct Projecting {
@@ -898,7 +898,7 @@ impl World {
         let Some(beside) = projecting.beside.remove(which) else { return };
         let done = match beside {
             Beside::Done(done) => {
-                let term = projecting.projection.done(done, now);
+                let term = projecting.projection.done(*done, now);
                 if term == Term::Lost {
                     let held = Box::new(projecting.projection.held().clone());
                     self.replicas[p].role = Role::HandingOver(held);
@@ -918,7 +918,7 @@ impl World {
             },
         };
         if let Some((projecting, _)) = self.projecting(p) {
-            projecting.beside.push_back(Beside::Done(done));
+            projecting.beside.push_back(Beside::Done(Box::new(done)));
         }
     }
 
@@ -941,8 +941,8 @@ impl World {
                 let found = self.with_ledger(p, |ledger| async move { ledger.read_at(revisions).await })?;
                 Some(Done::ReadAt(due.clone(), found))
             }
-            Action::Join { id, known, .. } => {
-                let (joined, known) = (id.clone(), known.clone());
+            Action::Join(join) => {
+                let (id, joined, known) = (&join.id, join.id.clone(), join.known.clone());
                 let recorded =
                     self.with_ledger(p, |ledger| async move { ledger.join(&joined, known.as_ref()).await })?;
                 Some(Done::Joined(id.clone(), recorded))

@@ -1,6 +1,8 @@
 //! What KV should hold against what it shows. Pure: the ledger's records and what was seen in KV in, differences
 //! out. It may not decide that a difference is real: a look at KV may be old, so each is looked at again.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,7 @@
 //! What a comparison has found, for people and for programs. Pure.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 

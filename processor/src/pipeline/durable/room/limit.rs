@@ -1,5 +1,7 @@
 //! How much room each stream may take up, and whether it is nearly used up. Pure.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::collections::BTreeSet;
 use std::fmt;
 

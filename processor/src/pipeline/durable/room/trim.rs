@@ -1,6 +1,8 @@
 //! Which events may go from the stream: those that everyone has acknowledged, the oldest first, where they take up more
 //! than half of its room. As long as there is room they stay, for a ledger that has to be built again. Pure.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use async_nats::jetstream::consumer::{AckPolicy, Info};
 use async_nats::jetstream::stream::State;
 
