@@ -43,19 +43,25 @@ impl Tally {
     }
 }
 
+/// A step, and how it ended.
+struct Row {
+    name: &'static str,
+    well: bool,
+    time: Duration,
+    /// If it ran tests.
+    tests: Option<Tally>,
+}
+
 /// What has been run so far, and how it ended.
 pub(crate) struct Report {
     started: Instant,
-    rows: Vec<(&'static str, bool, Duration)>,
-    /// The step that ran the tests.
-    tests: Option<&'static str>,
-    tally: Tally,
+    rows: Vec<Row>,
 }
 
 impl Report {
     /// Nothing was run yet.
     pub(crate) fn begin() -> Self {
-        Self { started: Instant::now(), rows: Vec::new(), tests: None, tally: Tally::default() }
+        Self { started: Instant::now(), rows: Vec::new() }
     }
 
     /// Runs tests, which are counted.
@@ -68,8 +74,7 @@ impl Report {
         let started = Instant::now();
         let mut tally = Tally::default();
         let outcome = shop.progress.step_aloud(name, || work(&mut tally));
-        self.row(name, started, outcome);
-        (self.tests, self.tally) = (Some(name), tally);
+        self.row(name, started, outcome, Some(tally));
     }
 
     /// Runs a step; what it gives when it ends well.
@@ -81,36 +86,44 @@ impl Report {
     ) -> Option<T> {
         let started = Instant::now();
         let outcome = shop.progress.step(name, work);
-        self.row(name, started, outcome)
+        self.row(name, started, outcome, None)
     }
 
-    fn row<T>(&mut self, name: &'static str, started: Instant, outcome: Result<T>) -> Option<T> {
-        self.rows.push((name, outcome.is_ok(), started.elapsed()));
+    fn row<T>(
+        &mut self,
+        name: &'static str,
+        started: Instant,
+        outcome: Result<T>,
+        tests: Option<Tally>,
+    ) -> Option<T> {
+        self.rows.push(Row { name, well: outcome.is_ok(), time: started.elapsed(), tests });
         outcome.inspect_err(complain).ok()
     }
 
     /// Prints the table and, last of all, the counts.
-    pub(crate) fn finish(mut self, tested: bool) -> ExitCode {
+    pub(crate) fn finish(self, tested: bool) -> ExitCode {
         say("");
-        for (name, well, time) in &self.rows {
+        for Row { name, well, time, .. } in &self.rows {
             say(format_args!("{name:<22}{:<8}{:>9}", if *well { "ok" } else { "FAILED" }, seconds(*time)));
         }
         say(format_args!("{:<30}{:>9}", "in all", seconds(self.started.elapsed())));
-        let broken = self.rows.iter().filter(|(_, well, _)| !well).count();
-        self.settle(broken, tested);
-        let Tally { passed, failed, skipped } = self.tally;
+        let Tally { passed, failed, skipped } = self.total(tested);
         say(format_args!("{passed} passed, {failed} failed, {skipped} skipped"));
-        if broken == 0 && failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        let well = self.rows.iter().all(|row| row.well);
+        if well && failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 
-    /// A step that fails counts as a failure, the tests' own only when no test of them does; and so do tests
-    /// that were asked for and did not get their turn.
-    fn settle(&mut self, broken: usize, tested: bool) {
-        let tests = self.rows.iter().find(|(name, ..)| Some(*name) == self.tests).map(|(_, well, _)| *well);
-        let told_already = tests == Some(false) && self.tally.failed > 0;
-        let lost = tested && tests.is_none() && broken == 0;
-        let more = broken - usize::from(told_already) + usize::from(lost);
-        self.tally.failed += u64::try_from(more).unwrap_or(u64::MAX);
+    /// The tests of all steps. A step that fails counts as a failure, one that runs tests only when no test of it failed; and so do
+    /// tests that were asked for and did not get their turn.
+    fn total(&self, tested: bool) -> Tally {
+        let mut total = Tally::default();
+        self.rows.iter().filter_map(|row| row.tests.as_ref()).for_each(|tally| total.add(tally));
+        let told_already = |row: &&Row| row.tests.as_ref().is_some_and(|tally| tally.failed > 0);
+        let broken = self.rows.iter().filter(|row| !row.well);
+        let untold = broken.clone().filter(|row| !told_already(row)).count();
+        let lost = tested && broken.count() == 0 && self.rows.iter().all(|row| row.tests.is_none());
+        total.failed += u64::try_from(untold + usize::from(lost)).unwrap_or(u64::MAX);
+        total
     }
 }
 
@@ -144,12 +157,20 @@ mod tests {
     }
 
     fn settled(rows: &[(&'static str, bool)], tally: Tally, tested: bool) -> Tally {
-        let rows: Vec<_> = rows.iter().map(|(name, well)| (*name, *well, Duration::ZERO)).collect();
-        let broken = rows.iter().filter(|(_, well, _)| !well).count();
-        let tests = rows.iter().map(|(name, ..)| *name).find(|name| *name == "test");
-        let mut report = Report { rows, tests, tally, ..Report::begin() };
-        report.settle(broken, tested);
-        report.tally
+        let row = |(name, well): &(&'static str, bool)| {
+            let tests = ["test", "more tests"].contains(name).then_some(tally);
+            Row { name, well: *well, time: Duration::ZERO, tests }
+        };
+        Report { rows: rows.iter().map(row).collect(), ..Report::begin() }.total(tested)
+    }
+
+    #[test]
+    fn the_tests_of_all_steps_count() {
+        let good = Tally { passed: 9, failed: 0, skipped: 0 };
+        assert_eq!(settled(&[("test", true), ("fmt", true), ("more tests", true)], good, true).passed, 18);
+        let bad = Tally { passed: 8, failed: 1, skipped: 0 };
+        let both = settled(&[("test", false), ("more tests", false)], bad, true);
+        assert_eq!(both, Tally { passed: 16, failed: 2, skipped: 0 });
     }
 
     #[test]
