@@ -442,3 +442,40 @@ fn rollup() -> async_nats::HeaderMap {
     headers.insert("Nats-Rollup", "all");
     headers
 }
+
+/// Each has an account of its own, so that what one publishes with an ack is answered to that one alone. Message ids belong to the
+/// stream, and so to all of them (docs/security.md).
+#[tokio::test(flavor = "multi_thread")]
+async fn two_producers_do_not_hear_each_others_acks_and_share_message_ids() {
+    let nats = BundledNats::start_with_two_producers().await.unwrap();
+    let kv = kv().await;
+    let replica = Processor::start(&nats.serves(ProcessorOptions::new(&nats.nodes()[0], &kv))).await.unwrap();
+    let listener = nats.raw("other").await.unwrap();
+    listener.send(b"SUB _INBOX.> 1\r\n").await.unwrap();
+    listener.round_trip().await.unwrap();
+    let (producer, other) = (nats.client("producer").await.unwrap(), nats.client("other").await.unwrap());
+    let creates = |prefix: &'static str| (0..50).map(move |n| ("created", created(&format!("{prefix}-{n}"))));
+    assert_eq!(store(&producer, creates("first")).await.unwrap(), 50, "each is acknowledged to its producer");
+    let heard = async || {
+        listener.round_trip().await.unwrap();
+        let is_message = |line: &&String| line.starts_with("MSG") || line.starts_with("HMSG");
+        listener.lines().iter().filter(is_message).count()
+    };
+    let of_the_other = heard().await;
+    assert_eq!(store(&other, creates("second")).await.unwrap(), 50);
+    let own = heard().await;
+    has(&kv, &replica, 100).await;
+
+    let publish = async |client: &async_nats::Client, id: &str| {
+        let message = jetstream::message::PublishMessage::build().payload(created(id).to_string().into());
+        let message = message.message_id("the same");
+        let sent = jetstream::new(client.clone()).send_publish("tasks.created", message).await.unwrap();
+        sent.await.unwrap().duplicate
+    };
+    let duplicates = (publish(&producer, "third").await, publish(&other, "fourth").await);
+    println!(
+        "50 acks of the one, {of_the_other} heard by the other, which heard {own} of its own; the second use of a message id is \
+         a duplicate: {duplicates:?}"
+    );
+    assert_eq!((of_the_other, own, duplicates), (0, 50, (false, true)));
+}

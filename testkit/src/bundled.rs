@@ -46,6 +46,31 @@ impl BundledNats {
         NatsCluster::of(three(Some(HARNESS)).await?).await
     }
 
+    /// Starts one server with a second producer, `other`, as the chart configures each of `nats.auth.producers`.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with_two_producers() -> anyhow::Result<Self> {
+        let text = configuration(&manifests().join("nats/nats.yaml"))?;
+        let (_, account) = text.split_once("\n      producer {\n").context("no account of a producer")?;
+        let (account, _) =
+            account.split_once("\n      }\n").context("the account of the producer has no end")?;
+        let account = account.replace("user: producer", "user: other");
+        let text = text.replace(r#"accounts: ["producer"]"#, r#"accounts: ["producer", "other"]"#);
+        let text = text.replacen(
+            "\n      producer {\n",
+            &format!("\n      other {{\n{account}\n      }}\n      producer {{\n"),
+            1,
+        );
+        let configuration = Configuration {
+            environment: environment("bundled", &[]),
+            text: here(&text, None)?,
+            account: ACCOUNT,
+            login: None,
+        };
+        Ok(Self { nodes: vec![NatsServer::start_configured(configuration).await?] })
+    }
+
     /// Starts three servers that form a cluster.
     ///
     /// # Errors
