@@ -238,7 +238,10 @@ impl Projection {
         self.follow_left();
         self.take_in_left(now);
         self.expire();
-        self.renew(now);
+        // With nothing in flight, another renewal would only keep it from leaving; where each takes a second, for ever.
+        if !stopping || self.schedule.in_flight() > 0 {
+            self.renew(now);
+        }
         if !stopping && self.may_send(now) {
             self.lend(now);
             self.send_what_can_be_sent(now);

@@ -397,7 +397,7 @@ impl LetterBox for NoLetters {
 type SimulatedLedger = Arc<Ledger<SimulatedStore, NoLetters>>;
 
 fn ledger(store: &SimulatedStore) -> SimulatedLedger {
-    let Setup { names, metrics, .. } = setup();
+    let Setup { names, metrics, .. } = setup().clone();
     Arc::new(Ledger::new(store.clone(), names, NoLetters, metrics, Cache::of(CACHE)))
 }
 
@@ -557,22 +557,18 @@ fn limits() -> Limits {
     }
 }
 
-fn setup() -> Setup {
-    static SHARED: OnceLock<(Arc<Metrics>, Arc<Health>, Arc<Names>)> = OnceLock::new();
-    let (metrics, health, names) = SHARED.get_or_init(|| {
-        let names = Names::of("TASKS", "tasks-processor", "tasks");
-        (Arc::new(Metrics::new().unwrap()), Arc::new(Health::default()), Arc::new(names))
-    });
-    Setup {
+fn setup() -> &'static Setup {
+    static SETUP: OnceLock<Setup> = OnceLock::new();
+    SETUP.get_or_init(|| Setup {
         settle_after: SETTLE_AFTER,
         memory: Some(MEMORY),
         read_ahead: READ_AHEAD,
         target: Target::new("http://kv"),
         limits: limits(),
-        names: Arc::clone(names),
-        metrics: Arc::clone(metrics),
-        health: Arc::clone(health),
-    }
+        names: Arc::new(Names::of("TASKS", "tasks-processor", "tasks")),
+        metrics: Arc::new(Metrics::new().unwrap()),
+        health: Arc::new(Health::default()),
+    })
 }
 
 fn runtime() -> &'static tokio::runtime::Runtime {
@@ -612,7 +608,7 @@ struct Projecting {
 
 impl Projecting {
     fn new(held: Held, seed: u64, now: Instant) -> Self {
-        let (setup, tuning, position) = (setup(), tuning(), held.control.settled);
+        let (setup, tuning, position) = (setup().clone(), tuning(), held.control.settled);
         let (metrics, health) = (Arc::clone(&setup.metrics), Arc::clone(&setup.health));
         let mut schedule = Schedule::new(&tuning, tenth(tuning.request_budget), metrics, health, seed, now);
         schedule.retune(&tuning, tenth(tuning.request_budget), now);
@@ -980,7 +976,7 @@ impl World {
         let before = self.bucket.control.as_ref().map(|(_, revision)| *revision);
         let bucket = Arc::new(Mutex::new(std::mem::take(&mut self.bucket)));
         let lost_ack = Arc::new(Mutex::new(self.replicas[p].lost_ack.take()));
-        let setup = setup();
+        let setup = setup().clone();
         let holder = Holder {
             bucket: SimulatedRegister {
                 bucket: Arc::clone(&bucket),
@@ -1264,7 +1260,7 @@ impl World {
         }
         let end = self.now + time;
         while self.now < end {
-            self.advance(TICK);
+            self.advance(2 * TICK);
             for p in 0..self.replicas.len() {
                 self.feed(p, usize::MAX, false);
             }
@@ -1500,4 +1496,40 @@ fn a_former_holder_that_is_drained_before_it_sees_what_it_is_hands_over_all_the_
     world.take(Step::Tick(0), &truth);
     world.recover(3 * SETTLE_AFTER);
     world.check_end(&truth);
+}
+
+/// Where NATS takes longer for a renewal than the next one is due.
+#[test]
+fn a_replica_that_drains_leaves_though_each_renewal_takes_longer_than_a_second() {
+    let mut now = Instant::now();
+    let control = Control {
+        holder: None,
+        term: 1,
+        settled: Revision(0),
+        sure: Revision(0),
+        reading: Revision::last(),
+        spare: 0,
+        clean: true,
+        beat: 0,
+        renewed: 0,
+    };
+    let spare = Spare { requests: 1.0, refilling: Duration::ZERO };
+    let held = Held { control, revision: Revision(1), since: now, doubt: None, spare, shared: false };
+    let mut projecting = Projecting::new(held, 1, now);
+    now += RENEWAL;
+    projecting.turn(now);
+    projecting.stopping = true;
+    let mut renewals = 0;
+    while !projecting.projection.may_leave() {
+        assert!(renewals < 3, "it renews, and does not leave");
+        let Some(Beside::ToDo(Action::Renew { held, .. }, since)) = projecting.beside.pop_front() else {
+            panic!("nothing is under way, and it does not leave")
+        };
+        renewals += 1;
+        now += RENEWAL + TICK;
+        let renewed = Renewal::Held(Held { since, ..held });
+        projecting.projection.done(Done::Renewed(renewed, None), now);
+        projecting.turn(now);
+    }
+    assert_eq!(renewals, 1);
 }
