@@ -21,8 +21,7 @@ const VARIABLES: &str = include_str!("../../.env.example");
 const WRANGLER: &str = include_str!("../../edge/wrangler.toml");
 const NATS: &str = include_str!("../../charts/taskpipeline/charts/nats/values.yaml");
 
-/// The one image without a digest: no digest of its release was known when it was taken, and the releases before it lack what it
-/// mends.
+/// The only image without a digest: none of this release was known when it was pinned, and older releases lack its fixes.
 const UNPINNED: &str = "nats";
 
 static MODEL: LazyLock<Value> = LazyLock::new(|| load(FILE).unwrap());

@@ -113,7 +113,7 @@ pub(super) struct Join {
     pub(super) correlation_id: String,
 }
 
-/// What was done.
+/// The result of an [`Action`].
 pub(super) enum Done {
     /// And what a command asks for.
     Renewed(Renewal, Option<Asked>),
@@ -131,7 +131,7 @@ pub(super) enum Done {
     Buried(TaskId, Revision),
 }
 
-/// Whether a term goes on.
+/// The state of a term after a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Term {
     /// It does.
@@ -149,7 +149,7 @@ pub(super) struct Projection {
     unsettled: Unsettled,
     /// Whether what was left in NATS is being read.
     following: bool,
-    /// What was read of that, as far as it was not taken in.
+    /// Changes that were read from there and not taken in yet.
     left: VecDeque<Change>,
     /// When tasks were written, where they rest for long.
     rests: Rests,
@@ -238,7 +238,8 @@ impl Projection {
         self.follow_left();
         self.take_in_left(now);
         self.expire();
-        // With nothing in flight, another renewal would only keep it from leaving; where each takes a second, for ever.
+        // A replica that drains does not renew once nothing is in flight: with a slow NATS the next renewal would always be due,
+        // and the replica would never leave.
         if !stopping || self.schedule.in_flight() > 0 {
             self.renew(now);
         }

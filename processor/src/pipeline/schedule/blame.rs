@@ -11,8 +11,6 @@
 //! after it all that was refused alone is sent once more, and after that another control. Who is refused between the two is
 //! at fault.
 
-#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
-
 use std::collections::HashMap;
 
 use taskpipeline_contract::TaskId;

@@ -1,7 +1,5 @@
 //! Whether anything may be sent to KV at all. Pure: verdicts and moments in, yes or "not before" out.
 
-#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
-
 use std::time::Duration;
 
 use tokio::time::Instant;

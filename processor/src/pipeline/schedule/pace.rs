@@ -4,8 +4,6 @@
 //! budget is left, the longer it lets them gather, so that the budget never runs dry and a reserve stays for
 //! what fills a request by itself.
 
-#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
-
 use std::time::Duration;
 
 /// The most requests of one kind that are out at a time. Four cover the latency of full batches; more would

@@ -3,8 +3,6 @@
 //! A key keeps the place it got when it first became dirty, is never handed out twice at a time, and rests
 //! between two requests, so that a task which changes all the time neither starves nor is starved.
 
-#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
-
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use foldhash::fast::RandomState;

@@ -3,8 +3,6 @@
 //!
 //! Cloudflare allows 10,000 keys, and has answered puts of 5,000 with 524; wrangler sends 1,000.
 
-#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
-
 use std::time::Duration;
 
 use tokio::time::Instant;

@@ -1,7 +1,5 @@
 //! The keys that KV refused alone while it accepted nothing else of their attempt: whose fault that was is open. Pure.
 
-#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
-
 use std::collections::HashMap;
 
 use taskpipeline_contract::TaskId;

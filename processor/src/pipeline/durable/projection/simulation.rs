@@ -429,7 +429,7 @@ impl Register for SimulatedRegister {
     }
 
     async fn all(&self, _: &str) -> Result<Vec<Stored>, ReadError> {
-        // Of this one namespace, which is no other's.
+        // There is only one namespace, so there is no other control record.
         Ok(Vec::new())
     }
 
