@@ -18,6 +18,16 @@ const NATS: &str = "nats://127.0.0.1:4222";
 const PROCESSOR: &str = "http://127.0.0.1:3001";
 const PROMETHEUS: &str = "http://127.0.0.1:9090";
 
+/// How much memory, in MiB, a service may use that has just started: twice what was measured, so that a leak or a second program shows.
+const MEMORY: [(&str, u64); 6] = [
+    ("edge", 1_100),
+    ("grafana", 500),
+    ("kv-api", 120),
+    ("nats", 60),
+    ("processor", 60),
+    ("prometheus", 160),
+];
+
 /// Whom each service runs as. The image of NATS names nobody, and a new volume belongs to root; it is root without any capability.
 const USERS: [(&str, &str); 6] = [
     ("edge", "1000"),
@@ -151,14 +161,17 @@ async fn every_container_is_confined_and_nothing_listens_beyond_this_machine() {
         };
         let read_only = container["HostConfig"]["ReadonlyRootfs"].as_bool().unwrap();
         let user = value("Uid").split('\t').next().unwrap().to_owned();
+        let memory = resident(pid).unwrap() / 1024;
         println!(
             "{service}: user {user}, read-only root {read_only}, capabilities {}, no new privileges {}, {} MiB resident",
             value("CapEff"),
             value("NoNewPrivs"),
-            resident(pid).unwrap() / 1024,
+            memory,
         );
         let (_, wanted) = USERS.iter().find(|(name, _)| *name == service).unwrap();
         assert_eq!(user, *wanted, "{service}");
+        let (_, most) = MEMORY.iter().find(|(name, _)| *name == service).unwrap();
+        assert!((1..=*most).contains(&memory), "{service} uses {memory} MiB, more than {most}");
         assert_eq!(value("CapEff").trim_start_matches('0'), "", "{service}");
         assert_eq!(value("CapBnd").trim_start_matches('0'), "", "{service}");
         assert_eq!(value("NoNewPrivs"), "1", "{service}");
