@@ -8,9 +8,9 @@ use taskpipeline_contract::{EventKind, RuleError, TaskId, TaskKey};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use crate::config::Settings;
-use crate::kv::{BulkApi, ClientError, Failure, Namespace};
 use crate::producer::{Producer, ProducerError};
+use taskpipeline_kv::{BulkApi, ClientError, Failure, Namespace};
+use taskpipeline_pipeline::settings::Settings;
 
 /// How often KV is asked.
 const LOOK: Duration = Duration::from_millis(500);
@@ -20,15 +20,15 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// What it can be told.
 #[derive(Debug, Args)]
-pub struct Check {
+pub(crate) struct Check {
     /// How long to wait for the task to land, and then for it to go
-    #[arg(long, default_value = "60s", value_parser = crate::config::parse_duration)]
+    #[arg(long, default_value = "60s", value_parser = taskpipeline_pipeline::settings::parse_duration)]
     within: Duration,
 }
 
 /// Why the pipeline does not work, as far as can be told from outside.
 #[derive(Debug, thiserror::Error)]
-pub enum CheckError {
+pub(crate) enum CheckError {
     /// NATS did not take the event, or nobody there listens.
     #[error(transparent)]
     Producer(#[from] ProducerError),
@@ -63,12 +63,12 @@ impl Check {
     ///
     /// # Errors
     /// Where the task does not land, or does not go again.
-    pub async fn run(&self, settings: &Settings) -> Result<String, CheckError> {
-        let producer = Producer::connect(&settings.nats.connection).await?;
-        let kv = Namespace::new(&settings.kv, settings.tuning.request_timeout)?;
+    pub(crate) async fn run(&self, settings: &Settings) -> Result<String, CheckError> {
+        let producer = Producer::connect(&settings.connection).await?;
+        let kv = Namespace::new(&settings.kv, settings.pipeline.tuning.request_timeout)?;
         let name = format!("check-{}", Uuid::new_v4());
         let id = TaskId::new(&name)?;
-        let subject = |kind: EventKind| kind.subject(&settings.nats.subject_prefix);
+        let subject = |kind: EventKind| kind.subject(&settings.pipeline.events.subject_prefix);
         let began = Instant::now();
         for (kind, wanted) in [(EventKind::Created, true), (EventKind::Deleted, false)] {
             let (asked, mut published) = (Instant::now(), None::<Instant>);

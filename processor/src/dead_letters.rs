@@ -8,13 +8,13 @@ use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use serde::de::value::Error as NotAReason;
 
-use crate::config::Pipeline;
-use crate::pipeline::Reason;
-use crate::pipeline::letters::{Desk, LettersError, Selection, Tally, Which, line};
+use taskpipeline_pipeline::Reason;
+use taskpipeline_pipeline::letters::{Desk, LettersError, Selection, Tally, Which, line};
+use taskpipeline_pipeline::settings::Stored;
 
 /// What to do with the dead letters.
 #[derive(Debug, Subcommand)]
-pub enum DeadLetters {
+pub(crate) enum DeadLetters {
     /// Lists them, the newest last
     List(List),
     /// Shows everything about one of them
@@ -29,7 +29,7 @@ pub enum DeadLetters {
 
 /// How to list them.
 #[derive(Debug, Args)]
-pub struct List {
+pub(crate) struct List {
     /// As JSON, for programs
     #[arg(long)]
     json: bool,
@@ -40,7 +40,7 @@ pub struct List {
 
 /// Which one to show.
 #[derive(Debug, Args)]
-pub struct Show {
+pub(crate) struct Show {
     /// Its sequence in the list, or its id
     #[arg(value_name = "SEQ|ID")]
     letter: String,
@@ -51,7 +51,7 @@ pub struct Show {
 
 /// Which ones to replay, and how.
 #[derive(Debug, Args)]
-pub struct Replay {
+pub(crate) struct Replay {
     #[command(flatten)]
     letters: Letters,
     /// Have them count as the newest events, whatever has changed since; and send even what is no event
@@ -61,7 +61,7 @@ pub struct Replay {
 
 /// Which ones to drop.
 #[derive(Debug, Args)]
-pub struct Drop {
+pub(crate) struct Drop {
     #[command(flatten)]
     letters: Letters,
     /// Really all of them
@@ -101,7 +101,7 @@ fn reason(text: &str) -> Result<Reason, NotAReason> {
 /// Why the command did not do all that it was to do.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct DeadLettersError(#[from] Problem);
+pub(crate) struct DeadLettersError(#[from] Problem);
 
 #[derive(Debug, thiserror::Error)]
 enum Problem {
@@ -120,7 +120,7 @@ impl DeadLetters {
     ///
     /// # Errors
     /// Where NATS cannot be used, or anything was refused or failed.
-    pub async fn run(&self, pipeline: &Pipeline) -> Result<(), DeadLettersError> {
+    pub(crate) async fn run(&self, pipeline: &Stored) -> Result<(), DeadLettersError> {
         Ok(self.carry_out(&Desk::open(pipeline).await.map_err(Problem::from)?).await?)
     }
 

@@ -1,25 +1,33 @@
 //! The `taskpipeline` command: subcommands, nothing else.
 
-use std::path::PathBuf;
+mod check;
+#[cfg(feature = "cluster")]
+mod cluster;
+mod dead_letters;
+mod environment;
+mod http;
+mod logs;
+mod producer;
+mod publish;
+mod resync;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use taskpipeline_processor::check::Check;
-use taskpipeline_processor::config::{LogFormat, NatsConnection, Pipeline, Settings};
-use taskpipeline_processor::crd::{Crd, CrdError};
-use taskpipeline_processor::dead_letters::DeadLetters;
-use taskpipeline_processor::live::report::Report;
-use taskpipeline_processor::live::resource::Own;
-use taskpipeline_processor::live::{self, Live};
-use taskpipeline_processor::operator::Operator;
-use taskpipeline_processor::pipeline;
-use taskpipeline_processor::publish::Publish;
-use taskpipeline_processor::resync::Resync;
-use taskpipeline_processor::telemetry::{Telemetry, logs};
+use taskpipeline_pipeline::live::Live;
+use taskpipeline_pipeline::settings::Tuning;
+use taskpipeline_pipeline::telemetry::Telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tracing::info;
+
+use self::check::Check;
+use self::dead_letters::DeadLetters;
+use self::environment::LogFormat;
+use self::publish::Publish;
+use self::resync::Resync;
 
 /// Under full load a quarter of the processor's time went into glibc's malloc. With jemalloc the same load took a
 /// quarter less CPU and as much memory. It is told to keep few arenas, by `.cargo/config.toml`.
@@ -38,11 +46,9 @@ struct Cli {
 enum Command {
     /// Runs the pipeline, configured by environment variables (see .env.example)
     Run(Run),
-    /// Makes of each TaskPipeline in a cluster a running processor, and keeps it so
-    Operator(Operator),
-    /// Prints the CustomResourceDefinition of TaskPipelines, or brings it up to date in a cluster; exits with 2 where a newer
-    /// one is there
-    Crd(Crd),
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    Cluster(cluster::Command),
     /// Publishes a task, sees it land in KV, and deletes it again: whether the pipeline works
     Check(Check),
     /// Publishes an event, to try the pipeline
@@ -58,12 +64,9 @@ enum Command {
 /// What `taskpipeline run` can be told.
 #[derive(clap::Args)]
 struct Run {
-    /// A file with a TaskPipeline, which is followed as it changes; secrets stay in the environment
-    #[arg(long, conflicts_with = "resource")]
-    file: Option<PathBuf>,
-    /// The TaskPipeline in the cluster whose settings are followed, in the namespace of POD_NAMESPACE
-    #[arg(long)]
-    resource: Option<String>,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    followed: cluster::Followed,
 }
 
 #[tokio::main]
@@ -84,35 +87,21 @@ async fn run(command: Command) -> anyhow::Result<()> {
             logs::start(LogFormat::from_env());
             run_pipeline(run).await
         }
-        Command::Operator(operator) => {
-            logs::start(LogFormat::from_env());
-            Ok(operator.run(shutdown()?).await?)
-        }
-        Command::Crd(crd) => {
-            match crd.run().await {
-                Ok(said) => print!("{said}"),
-                // To be told from what may pass: trying again does not make it older.
-                Err(newer @ CrdError::Newer { .. }) => {
-                    eprintln!("error: {newer}");
-                    std::process::exit(2);
-                }
-                Err(other) => return Err(other.into()),
-            }
-            Ok(())
-        }
+        #[cfg(feature = "cluster")]
+        Command::Cluster(command) => command.run().await,
         Command::Check(check) => {
-            println!("{}", check.run(&Settings::from_env()?).await?);
+            println!("{}", check.run(&environment::settings()?).await?);
             Ok(())
         }
         Command::Publish(publish) => {
-            let done = publish.run(&NatsConnection::from_env()?).await?;
+            let done = publish.run(&environment::producer()?).await?;
             println!("{done}");
             Ok(())
         }
-        Command::DeadLetters(letters) => Ok(letters.run(&Pipeline::from_env()?).await?),
+        Command::DeadLetters(letters) => Ok(letters.run(&environment::stored()?).await?),
         Command::Resync(resync) => {
             logs::start_for_command();
-            let outcome = resync.run(Settings::from_env()?, shutdown()?).await?;
+            let outcome = resync.run(environment::settings()?, shutdown()?).await?;
             print!("{}", outcome.text);
             if !outcome.equal {
                 std::process::exit(2);
@@ -124,53 +113,33 @@ async fn run(command: Command) -> anyhow::Result<()> {
 
 async fn run_pipeline(run: Run) -> anyhow::Result<()> {
     let shutdown = shutdown()?;
+    #[cfg(not(feature = "cluster"))]
+    let Run {} = run;
+    #[cfg(feature = "cluster")]
+    if run.followed.is_any() {
+        return run.followed.run(shutdown).await;
+    }
+    // The environment does not change.
+    let environment::Run { settings, http } = environment::run(&environment::process)?;
     let telemetry = Telemetry::new()?;
-    let metrics = || Arc::clone(&telemetry.metrics);
-    if let Some(file) = run.file {
-        let seen = live::file::look(&file);
-        let (pipeline, tuning) = live::file::read(&file)?;
-        let settings = Settings::of(&pipeline.spec, tuning.clone())?;
-        let (live, changes) = Live::new(tuning, settings.delivery.clone(), metrics());
-        tokio::spawn(live::file::follow(file, seen, live));
-        return Ok(pipeline::run(settings, changes, telemetry, shutdown).await?);
-    }
-    let mut settings = Settings::from_env()?;
-    let Some(name) = run.resource else {
-        // The environment does not change.
-        let (_live, changes) = Live::new(settings.tuning.clone(), settings.delivery.clone(), metrics());
-        return Ok(pipeline::run(settings, changes, telemetry, shutdown).await?);
-    };
-    let own = Own {
-        namespace: std::env::var("POD_NAMESPACE").context("POD_NAMESPACE is not set")?,
-        name,
-        state: std::env::var_os("STATE_DIRECTORY").map(PathBuf::from),
-    };
-    let client = live::resource::client().await?;
-    let pipeline = own.read(&client).await;
-    if let Some(pipeline) = &pipeline {
-        match live::resource::tuning(pipeline) {
-            Ok(tuning) if settings.delivery.admits(&tuning).is_ok() => settings.tuning = tuning,
-            // The resource is newer than this pod, which is about to be replaced.
-            Ok(_) => tracing::warn!(
-                "the TaskPipeline's requestTimeout does not go with the SETTLE_AFTER of this pod, the defaults are used"
-            ),
-            Err(why) => {
-                tracing::warn!("the TaskPipeline's settings are refused, the defaults are used: {why}");
-            }
-        }
-    }
-    let (live, changes) = Live::new(settings.tuning.clone(), settings.delivery.clone(), metrics());
-    let (latest, seen) = watch::channel(pipeline);
-    let report = Report {
-        own: own.clone(),
-        client: client.clone(),
-        telemetry: telemetry.clone(),
-        refused: live.refused(),
-        latest: seen,
-    };
-    tokio::spawn(report.run());
-    tokio::spawn(own.follow(client, live, latest));
-    Ok(pipeline::run(settings, changes, telemetry, shutdown).await?)
+    let (_live, changes) = Live::new(
+        settings.pipeline.tuning.clone(),
+        settings.pipeline.delivery.clone(),
+        Arc::clone(&telemetry.metrics),
+    );
+    serve_and_run(environment::Run { settings, http }, changes, telemetry, shutdown).await
+}
+
+/// Serves health and metrics, and runs the pipeline until `shutdown` resolves.
+async fn serve_and_run(
+    environment::Run { settings, http }: environment::Run,
+    changes: watch::Receiver<Tuning>,
+    telemetry: Telemetry,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let address = http::serve(http, http::replica(telemetry.clone())).await?;
+    info!("taskpipeline {} serves health and metrics on http://{address}", env!("CARGO_PKG_VERSION"));
+    Ok(taskpipeline_pipeline::run(settings, changes, telemetry, shutdown).await?)
 }
 
 /// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once: whoever sends it does

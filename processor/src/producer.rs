@@ -10,8 +10,8 @@ use async_nats::{Client, Event as NatsEvent, ServerError};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::config::NatsConnection;
-use crate::pipeline::connect_options;
+use taskpipeline_pipeline::connect_options;
+use taskpipeline_pipeline::settings::NatsConnection;
 
 /// How long a stream may take to acknowledge; in mode Core there is none that would.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -49,7 +49,7 @@ impl fmt::Display for Published {
 
 /// Why an event was not published, or is lost.
 #[derive(Debug, thiserror::Error)]
-pub enum ProducerError {
+pub(crate) enum ProducerError {
     /// NATS is not there, or does not let us.
     #[error("cannot publish to NATS at {url}: {reason}; is it running, and is NATS_URL right?")]
     Nats {

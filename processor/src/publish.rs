@@ -6,12 +6,12 @@ use serde_json::{Map, Value};
 use taskpipeline_contract::{DecodeError, Event, EventKind};
 use uuid::Uuid;
 
-use crate::config::NatsConnection;
 use crate::producer::{Producer, ProducerError};
+use taskpipeline_pipeline::settings::NatsConnection;
 
 /// The event to publish.
 #[derive(Debug, Subcommand)]
-pub enum Publish {
+pub(crate) enum Publish {
     /// A task came to be.
     Created(Fields),
     /// Some fields of a task changed.
@@ -22,7 +22,7 @@ pub enum Publish {
 
 /// Its fields, or the whole of it.
 #[derive(Debug, Args)]
-pub struct Fields {
+pub(crate) struct Fields {
     /// The task's id
     #[arg(long)]
     id: Option<String>,
@@ -47,7 +47,7 @@ pub struct Fields {
 
 /// Why nothing was published.
 #[derive(Debug, thiserror::Error)]
-pub enum PublishError {
+pub(crate) enum PublishError {
     /// The event breaks the contract.
     #[error("nothing was published")]
     Invalid(#[from] DecodeError),
@@ -61,7 +61,7 @@ impl Publish {
     ///
     /// # Errors
     /// Says which fields are wrong, or why NATS did not take it.
-    pub async fn run(&self, connection: &NatsConnection) -> Result<String, PublishError> {
+    pub(crate) async fn run(&self, connection: &NatsConnection) -> Result<String, PublishError> {
         let (kind, fields) = match self {
             Self::Created(fields) => (EventKind::Created, fields),
             Self::Updated(fields) => (EventKind::Updated, fields),

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::config::Settings;
-use crate::pipeline::resync::{self, Wanted};
+use taskpipeline_pipeline::resync::{self, Wanted};
+use taskpipeline_pipeline::settings::Settings;
 
-pub use crate::pipeline::resync::ResyncError;
+pub(crate) use taskpipeline_pipeline::resync::ResyncError;
 
 /// What to do, and how.
 #[derive(Debug, Args)]
-pub struct Resync {
+pub(crate) struct Resync {
     /// Compares KV with the ledger and writes nothing
     #[arg(long)]
     verify: bool,
@@ -32,17 +32,17 @@ pub struct Resync {
     #[arg(long, conflicts_with_all = ["verify", "repair", "delete_unmanaged", "values", "json"])]
     restart: bool,
     /// After how long keys that differ are looked at again: KV's answers may be a minute old
-    #[arg(long, default_value = "65s", value_parser = crate::config::parse_duration, value_name = "TIME")]
+    #[arg(long, default_value = "65s", value_parser = taskpipeline_pipeline::settings::parse_duration, value_name = "TIME")]
     recheck_after: Duration,
 }
 
 /// What to print, and whether KV is as it should be.
 #[derive(Debug)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// For standard output.
-    pub text: String,
+    pub(crate) text: String,
     /// Nothing differs, as far as was looked.
-    pub equal: bool,
+    pub(crate) equal: bool,
 }
 
 impl Resync {
@@ -50,7 +50,7 @@ impl Resync {
     ///
     /// # Errors
     /// Where it does not come to its end; it may be run again.
-    pub async fn run(
+    pub(crate) async fn run(
         &self,
         settings: Settings,
         shutdown: impl Future<Output = ()>,

@@ -26,7 +26,7 @@ async fn fast_kv() -> Simulator {
 
 fn options(nats: &NatsCluster, kv: &Simulator) -> ProcessorOptions {
     nats.serves(ProcessorOptions::new(nats.node(0).unwrap(), kv))
-        .set("RUST_LOG", "warn,taskpipeline_processor=info")
+        .set("RUST_LOG", "warn,taskpipeline_pipeline=info")
         .set("REQUEST_BUDGET", "1000000/5m")
         .set("MIN_WRITE_INTERVAL", "50ms")
 }

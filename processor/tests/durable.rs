@@ -21,7 +21,7 @@ async fn fast_kv() -> Simulator {
 
 fn quiet(nats: &NatsServer, kv: &Simulator) -> ProcessorOptions {
     ProcessorOptions::new(nats, kv)
-        .set("RUST_LOG", "warn,taskpipeline_processor=warn")
+        .set("RUST_LOG", "warn,taskpipeline_pipeline=warn")
         .set("REQUEST_BUDGET", "1000000/5m")
 }
 

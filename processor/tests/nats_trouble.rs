@@ -167,8 +167,8 @@ async fn a_server_that_allows_few_unacknowledged_messages_and_small_pulls_is_use
     std::fs::write(&file, limits).unwrap();
     let nats = NatsServer::start_with(&["--config", file.to_str().unwrap()]).await.unwrap();
     let kv = Simulator::start(Config::default()).await.unwrap();
-    let options = ProcessorOptions::new(&nats, &kv)
-        .set("RUST_LOG", "warn,taskpipeline_processor::pipeline::durable=info");
+    let options =
+        ProcessorOptions::new(&nats, &kv).set("RUST_LOG", "warn,taskpipeline_pipeline::durable=info");
     let replica = Processor::start(&options).await.unwrap();
     let client = nats.client().await.unwrap();
     publish_creates(&client, EVENTS).await.unwrap();

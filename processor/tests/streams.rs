@@ -22,7 +22,7 @@ async fn fast_kv() -> Simulator {
 
 fn options(nats: &NatsServer, kv: &Simulator) -> ProcessorOptions {
     ProcessorOptions::new(nats, kv)
-        .set("RUST_LOG", "warn,taskpipeline_processor=info")
+        .set("RUST_LOG", "warn,taskpipeline_pipeline=info")
         .set("REQUEST_BUDGET", "1000000/5m")
         .set("MIN_WRITE_INTERVAL", "50ms")
         .set("ACK_WAIT", "3s")

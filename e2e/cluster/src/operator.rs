@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Client, ResourceExt};
-use taskpipeline_processor::api::TaskPipeline;
-use taskpipeline_processor::crd::crd;
+use taskpipeline_operator::api::TaskPipeline;
+use taskpipeline_operator::crd::crd;
 
 use crate::{Chart, Forward, Helm, Namespace, eventually, pods, sum};
 

@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Secret;
 use serde_json::{Value, json};
-use taskpipeline_processor::api::TaskPipeline;
+use taskpipeline_operator::api::TaskPipeline;
 
 use crate::{Namespace, SimulatorPod};
 

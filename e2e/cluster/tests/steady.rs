@@ -14,7 +14,7 @@ use taskpipeline_e2e_cluster::{
     Namespace, NatsPod, OperatorPods, SimulatorPod, condition, create, eventually, kv_secret, minimal,
     samples,
 };
-use taskpipeline_processor::api::TaskPipeline;
+use taskpipeline_operator::api::TaskPipeline;
 use tokio::time::Instant;
 
 const SOON: Duration = Duration::from_secs(60);

@@ -15,7 +15,7 @@ use taskpipeline_e2e_cluster::{
     Chart, Helm, Image, Namespace, OperatorPods, PROCESSORS, Release, condition, crd_is_removed, eventually,
     forward, log_in, present, ready,
 };
-use taskpipeline_processor::api::TaskPipeline;
+use taskpipeline_operator::api::TaskPipeline;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 

@@ -9,7 +9,7 @@ use serde_json::json;
 use taskpipeline_e2e_cluster::{
     Namespace, NatsPod, OperatorPods, Producer, SimulatorPod, condition, eventually, kv_secret, minimal,
 };
-use taskpipeline_processor::api::TaskPipeline;
+use taskpipeline_operator::api::TaskPipeline;
 
 const SOON: Duration = Duration::from_secs(60);
 const GONE: Duration = Duration::from_secs(60);

@@ -8,7 +8,7 @@ use kube::core::DynamicObject;
 use kube::discovery::ApiResource;
 use serde_json::{Value, json};
 use taskpipeline_e2e_cluster::{Namespace, crd_is_installed, minimal};
-use taskpipeline_processor::api::TaskPipeline;
+use taskpipeline_operator::api::TaskPipeline;
 
 async fn namespace() -> Namespace {
     let namespace = Namespace::new("api").await.unwrap();

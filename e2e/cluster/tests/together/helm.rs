@@ -18,7 +18,7 @@ use taskpipeline_e2e_cluster::{
     Chart, Helm, Namespace, PROCESSORS, Release, condition, create, eventually, forward, log_in, present,
     ready, within,
 };
-use taskpipeline_processor::api::TaskPipeline;
+use taskpipeline_operator::api::TaskPipeline;
 use taskpipeline_simulator::{Fault, Rule, Scope};
 use tokio::time::Instant;
 

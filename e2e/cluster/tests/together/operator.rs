@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 use taskpipeline_e2e_cluster::{Image, Namespace, OperatorPods, eventually, kv_secret, minimal, within};
-use taskpipeline_processor::api::TaskPipeline;
+use taskpipeline_operator::api::TaskPipeline;
 
 const SOON: Duration = Duration::from_secs(60);
 const RECONCILES: &str = "taskpipeline_operator_reconcile_duration_seconds_count";

@@ -16,7 +16,7 @@ use taskpipeline_e2e_cluster::{
     Forward, Namespace, NatsPod, OperatorPods, PROCESSORS, Producer, SimulatorPod, condition, create,
     eventually, kv_secret, minimal, present, ready, sum, within,
 };
-use taskpipeline_processor::api::TaskPipeline;
+use taskpipeline_operator::api::TaskPipeline;
 use taskpipeline_simulator::{Fault, Rule, Scope};
 use tokio::time::Instant;
 

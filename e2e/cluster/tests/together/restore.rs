@@ -14,7 +14,7 @@ use taskpipeline_e2e_cluster::{
     Chart, Ended, Namespace, PROCESSORS, Release, condition, copy_volume, create, delete_volume, eventually,
     exec, forward, log_in, present, ready,
 };
-use taskpipeline_processor::api::TaskPipeline;
+use taskpipeline_operator::api::TaskPipeline;
 
 const SOON: Duration = Duration::from_secs(60);
 const SERVERS: &str = "app.kubernetes.io/component=nats-server";

@@ -148,7 +148,7 @@ async fn the_processors_service_account_cannot_read_secrets() {
     refused.push(secrets.list(&ListParams::default()).await.expect_err("it lists Secrets").to_string());
     assert!(refused.iter().all(|why| why.contains("forbidden")), "{refused:?}");
     // The token is good: what it may, it can.
-    let pipelines: Api<taskpipeline_processor::api::TaskPipeline> = Api::namespaced(client, &namespace.name);
+    let pipelines: Api<taskpipeline_operator::api::TaskPipeline> = Api::namespaced(client, &namespace.name);
     pipelines.get("tasks").await.unwrap();
     println!("refused {} times: {}", refused.len(), refused[0]);
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use taskpipeline_e2e_cluster::{
     Chart, Helm, Namespace, OperatorPods, crd_is_installed, eventually, minimal, ready,
 };
-use taskpipeline_processor::api::TaskPipeline;
+use taskpipeline_operator::api::TaskPipeline;
 
 const SOON: Duration = Duration::from_secs(60);
 

@@ -1,0 +1,269 @@
+//! The request budget: a token bucket that keeps any window within the limit. Pure: the caller brings the
+//! clock.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How many requests the API may see in any window of a period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestBudget {
+    /// The most requests in any window.
+    pub requests: NonZeroU32,
+    /// The window's length.
+    pub period: Duration,
+}
+
+impl Default for RequestBudget {
+    /// 1,100 in 5 minutes: Cloudflare's 1,200 less a margin for what else uses the token, such as a
+    /// dashboard, and for requests that reach Cloudflare closer together than they were sent.
+    fn default() -> Self {
+        Self { requests: NonZeroU32::MIN.saturating_add(1_099), period: Duration::from_secs(300) }
+    }
+}
+
+impl RequestBudget {
+    /// The part of one of so many that share it and do not know of each other.
+    #[must_use]
+    pub fn shared_by(self, replicas: NonZeroU32) -> Self {
+        let requests = NonZeroU32::new(self.requests.get() / replicas.get()).unwrap_or(NonZeroU32::MIN);
+        Self { requests, ..self }
+    }
+}
+
+/// What a holder leaves of a budget to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spare {
+    /// Requests that may be sent at once.
+    pub requests: f64,
+    /// For how long more have come in since.
+    pub refilling: Duration,
+}
+
+/// How many requests a projector that was stopped may still send when it goes on, before it finds out that
+/// another has its place: as many as it would have sent at that moment.
+const LATE: f64 = 4.0;
+
+/// What a pipeline may send at once whose spending nobody remembers: it may have been another's a moment ago.
+pub const UNKNOWN: f64 = 4.0;
+
+/// A bucket of capacity B that refills at (limit - B) / period, so that a full bucket spent at once and
+/// all that flows in during the window after it are together no more than the limit.
+#[derive(Debug)]
+pub struct Budget {
+    capacity: f64,
+    per_second: f64,
+    tokens: f64,
+    at: Instant,
+}
+
+impl Budget {
+    /// A full bucket: nothing was spent for a period. B is a twentieth of the limit: enough to answer a burst at
+    /// once, and small enough that the steady rate is 95 % of the limit. Of it, the bucket holds what late
+    /// requests leave.
+    #[must_use]
+    pub fn new(budget: RequestBudget, now: Instant) -> Self {
+        let limit = f64::from(budget.requests.get());
+        let reserve = (limit / 20.0).floor().max(1.0);
+        // A limit of 1 leaves nothing to refill with; one request a period is still within it.
+        let refill = (limit - reserve).max(if limit > 1.0 { 0.0 } else { 1.0 });
+        let capacity = (reserve - LATE).max(1.0);
+        let per_second = refill / budget.period.as_secs_f64().max(0.001);
+        Self { capacity, per_second, tokens: capacity, at: now }
+    }
+
+    /// One of which it is not known what was spent of it.
+    #[must_use]
+    pub fn unknown(budget: RequestBudget, now: Instant) -> Self {
+        Self::resumed(budget, Spare { requests: UNKNOWN, refilling: Duration::ZERO }, now)
+    }
+
+    /// One that another has left.
+    #[must_use]
+    pub fn resumed(budget: RequestBudget, spare: Spare, now: Instant) -> Self {
+        let full = Self::new(budget, now);
+        let tokens = spare.requests + spare.refilling.as_secs_f64() * full.per_second;
+        Self { tokens: tokens.clamp(0.0, full.capacity), ..full }
+    }
+
+    /// Takes the token for one request, or says when there will be one.
+    ///
+    /// # Errors
+    /// The moment at which a token will be there.
+    pub fn take(&mut self, now: Instant) -> Result<(), Instant> {
+        self.ready(now)?;
+        self.tokens -= 1.0;
+        Ok(())
+    }
+
+    /// Whether there is a token now.
+    ///
+    /// # Errors
+    /// The moment at which a token will be there.
+    pub fn ready(&mut self, now: Instant) -> Result<(), Instant> {
+        self.refill(now);
+        if self.tokens >= 1.0 {
+            return Ok(());
+        }
+        let missing = (1.0 - self.tokens) / self.per_second;
+        // Rounded up: asked again at that very moment, the token must be there.
+        Err(now + Duration::from_secs_f64(missing) + Duration::from_millis(1))
+    }
+
+    /// How many requests could be sent now, for the metric.
+    pub fn available(&mut self, now: Instant) -> f64 {
+        self.refill(now);
+        self.tokens.floor()
+    }
+
+    /// How many requests could be sent now.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "0 to the capacity, part of a u32"
+    )]
+    pub fn whole(&mut self, now: Instant) -> u32 {
+        self.refill(now);
+        self.tokens as u32
+    }
+
+    /// How full it is, from 0.0 to 1.0.
+    pub fn level(&mut self, now: Instant) -> f64 {
+        self.refill(now);
+        self.tokens / self.capacity
+    }
+
+    /// The time in which it gains one request.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        Duration::from_secs_f64(1.0 / self.per_second)
+    }
+
+    /// No more than so many are left, as KV itself says.
+    pub fn at_most(&mut self, requests: u32, now: Instant) {
+        self.refill(now);
+        self.tokens = self.tokens.min(f64::from(requests));
+    }
+
+    /// From now on another limit holds. What was spent stays spent.
+    pub fn change(&mut self, budget: RequestBudget, now: Instant) {
+        let spare = Spare { requests: self.available(now), refilling: Duration::ZERO };
+        *self = Self::resumed(budget, spare, now);
+    }
+
+    fn refill(&mut self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.tokens = (self.tokens + elapsed * self.per_second).min(self.capacity);
+        self.at = now.max(self.at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn budget(requests: u32, seconds: u64) -> RequestBudget {
+        RequestBudget { requests: NonZeroU32::new(requests).unwrap(), period: Duration::from_secs(seconds) }
+    }
+
+    /// Asks at the given gaps for ever more, and returns the most that any window of the period saw and
+    /// how many requests were let through in all.
+    fn most_in_a_window(limit: RequestBudget, gaps: &[u64]) -> (usize, usize) {
+        let start = Instant::now();
+        let mut bucket = Budget::new(limit, start);
+        let (mut now, mut window, mut most, mut sent) = (start, VecDeque::new(), 0, 0);
+        for gap in gaps.iter().cycle().take(20_000) {
+            now += Duration::from_millis(*gap);
+            if bucket.take(now).is_ok() {
+                sent += 1;
+                window.push_back(now);
+                while window.front().is_some_and(|&first| now - first >= limit.period) {
+                    window.pop_front();
+                }
+                most = most.max(window.len());
+            }
+        }
+        (most, sent)
+    }
+
+    proptest! {
+        #[test]
+        fn no_window_ever_sees_more_than_the_limit(
+            requests in 1_u32..2_000, seconds in 1_u64..600,
+            gaps in proptest::collection::vec(0_u64..2_000, 1..20)
+        ) {
+            let (most, _) = most_in_a_window(budget(requests, seconds), &gaps);
+            prop_assert!(most <= requests as usize, "{most} in a window, {requests} allowed");
+        }
+    }
+
+    #[test]
+    fn most_of_the_limit_is_used_in_the_long_run() {
+        // 20,000 asks 50 ms apart: 1,000 s, in which 1,100 a 300 s would be 3,667.
+        let (most, sent) = most_in_a_window(budget(1_100, 300), &[50]);
+        assert!((1_045..=1_100).contains(&most), "{most}");
+        assert!(sent >= 3_480, "{sent}");
+    }
+
+    #[test]
+    fn a_budget_that_goes_from_hand_to_hand_is_never_spent_twice() {
+        let (limit, start) = (budget(1_100, 300), Instant::now());
+        let (mut now, mut spent) = (start, Vec::new());
+        let mut bucket = Budget::new(limit, now);
+        for round in 0..60 {
+            while bucket.take(now).is_ok() {
+                spent.push(now);
+            }
+            // It goes on sending for as long as a holder may, and is then stopped with late requests in hand.
+            for _ in 0..30 {
+                now += Duration::from_millis(100);
+                if bucket.take(now).is_ok() {
+                    spent.push(now);
+                }
+            }
+            now += Duration::from_secs(1);
+            let spare = Spare { requests: 0.0, refilling: Duration::from_secs(1) };
+            bucket = Budget::resumed(limit, spare, now);
+            // A former holder goes on with what it was about to send; in all as many as are left for that.
+            if round % 15 == 0 {
+                spent.push(now);
+            }
+        }
+        let most = (0..spent.len())
+            .map(|n| spent[n..].iter().take_while(|at| **at < spent[n] + limit.period).count())
+            .max();
+        assert!(most <= Some(1_100), "{most:?}");
+        assert!(spent.len() > 700, "{}", spent.len());
+    }
+
+    #[test]
+    fn what_kv_says_is_left_and_another_limit_count_at_once() {
+        let now = Instant::now();
+        let mut bucket = Budget::new(budget(1_100, 300), now);
+        bucket.at_most(2, now);
+        assert_eq!(bucket.available(now), 2.0);
+        bucket.change(budget(2_200, 300), now);
+        assert_eq!(bucket.available(now), 2.0);
+        bucket.change(budget(1, 300), now);
+        assert_eq!(bucket.available(now), 1.0);
+    }
+
+    #[test]
+    fn a_refusal_names_the_moment_of_the_next_token() {
+        let start = Instant::now();
+        for limit in [budget(1, 300), budget(2, 300), budget(1_100, 300)] {
+            let mut bucket = Budget::new(limit, start);
+            while bucket.take(start).is_ok() {}
+            let next = bucket.take(start).unwrap_err();
+            assert!(bucket.take(next - Duration::from_millis(50)).is_err());
+            assert!(bucket.take(next).is_ok(), "{limit:?}");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What one bulk put writes, already as the JSON that is sent: made task by task, in pieces. A whole body is 5 MB;
+//! pieces are given back while the rest is still being sent, and an allocator has them at hand for the next one.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use serde::Serialize;
+use taskpipeline_contract::{Task, TaskId, TaskKey, TaskMetadata};
+
+use super::Failure;
+
+/// How long a piece is, in bytes; a task that does not fit makes one longer.
+const PIECE: usize = 64 * 1024;
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub struct Puts {
+    ids: Vec<TaskId>,
+    pieces: VecDeque<Bytes>,
+    filling: Vec<u8>,
+    /// One task's JSON, kept for its capacity.
+    value: Vec<u8>,
+    error: Option<serde_json::Error>,
+}
+
+impl Puts {
+    /// Adds a task.
+    pub fn push(&mut self, task: &Task) {
+        if let Err(error) = self.write(task) {
+            self.error = Some(error);
+        }
+        self.ids.push(task.id.clone());
+        if self.filling.len() >= PIECE {
+            self.pieces.push_back(std::mem::take(&mut self.filling).into());
+        }
+    }
+
+    fn write(&mut self, task: &Task) -> Result<(), serde_json::Error> {
+        /// As bulk put takes it.
+        #[derive(Serialize)]
+        struct Pair<'a> {
+            key: TaskKey,
+            #[serde(serialize_with = "as_text")]
+            value: &'a [u8],
+            metadata: TaskMetadata,
+        }
+        self.value.clear();
+        serde_json::to_writer(&mut self.value, task)?;
+        let key = TaskKey::new(task.id.clone());
+        let pair = Pair { key, value: &self.value, metadata: TaskMetadata::from(task) };
+        if self.filling.capacity() == 0 {
+            self.filling.reserve(PIECE + PIECE / 8);
+        }
+        self.filling.push(if self.ids.is_empty() { b'[' } else { b',' });
+        serde_json::to_writer(&mut self.filling, &pair)
+    }
+
+    /// The tasks, in the order in which they were added.
+    pub fn ids(&self) -> &[TaskId] {
+        &self.ids
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// The body, and the tasks that are in it.
+    ///
+    /// # Errors
+    /// Where a task cannot be written as JSON, which none is known to be.
+    pub fn finish(mut self) -> (Vec<TaskId>, Result<PutBody, Failure>) {
+        self.filling.push(b']');
+        self.pieces.push_back(self.filling.into());
+        let left = self.pieces.iter().map(Bytes::len).sum::<usize>();
+        let body = PutBody { pieces: self.pieces, keys: self.ids.len(), left };
+        let body = match self.error {
+            None => Ok(body),
+            Some(error) => Err(Failure::Refused(format!("a task cannot be written as JSON: {error}"))),
+        };
+        (self.ids, body)
+    }
+}
+
+fn as_text<S: serde::Serializer>(json: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(std::str::from_utf8(json).map_err(serde::ser::Error::custom)?)
+}
+
+/// The body of a bulk put. Its length is known, so that it is sent as such and not in chunks.
+#[derive(Debug)]
+pub struct PutBody {
+    pieces: VecDeque<Bytes>,
+    keys: usize,
+    left: usize,
+}
+
+impl PutBody {
+    /// How many keys it writes.
+    pub(crate) fn keys(&self) -> usize {
+        self.keys
+    }
+
+    /// All of it at once, for a double of KV; null where it is not JSON.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let whole: Vec<u8> = self.pieces.iter().flatten().copied().collect();
+        serde_json::from_slice(&whole).unwrap_or_default()
+    }
+}
+
+impl http_body::Body for PutBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let piece = self.pieces.pop_front();
+        self.left -= piece.as_ref().map_or(0, Bytes::len);
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(u64::try_from(self.left).unwrap_or(u64::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use taskpipeline_contract::{Status, Timestamp};
+
+    use super::*;
+
+    fn task(number: usize) -> Task {
+        Task {
+            id: TaskId::new(format!("a/\"{number}")).unwrap(),
+            title: "Say \"hello\"".parse().unwrap(),
+            description: "line\nline \\ \u{1f600}".repeat(20).parse().unwrap(),
+            status: Status::Pending,
+            created_at: Timestamp::UNIX_EPOCH,
+            updated_at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn a_body_in_pieces_is_the_pairs_in_order_and_knows_its_length() {
+        let tasks: Vec<Task> = (0..500).map(task).collect();
+        let mut puts = Puts::default();
+        tasks.iter().for_each(|task| puts.push(task));
+        let (ids, body) = puts.finish();
+        let mut body = body.unwrap();
+        assert_eq!((ids.len(), body.keys()), (500, 500));
+        assert!(body.pieces.len() > 2, "{} pieces", body.pieces.len());
+        let pairs = body.to_json();
+        for (task, pair) in tasks.iter().zip(pairs.as_array().unwrap()) {
+            assert_eq!(pair["key"], TaskKey::new(task.id.clone()).to_string());
+            assert_eq!(serde_json::from_str::<Task>(pair["value"].as_str().unwrap()).unwrap(), *task);
+            let metadata: TaskMetadata = serde_json::from_value(pair["metadata"].clone()).unwrap();
+            assert_eq!(metadata, TaskMetadata::from(task));
+        }
+
+        let told = http_body::Body::size_hint(&body).exact().unwrap();
+        let mut sent = 0;
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        while let Poll::Ready(Some(Ok(frame))) =
+            http_body::Body::poll_frame(Pin::new(&mut body), &mut context)
+        {
+            sent += frame.into_data().unwrap().len();
+        }
+        assert_eq!(u64::try_from(sent).unwrap(), told);
+        assert!(http_body::Body::is_end_stream(&body));
+    }
+}

@@ -1,0 +1,210 @@
+//! What the operator lets those have who may edit pipelines: nothing of what reaches beyond a pipeline's own pods, unless
+//! whoever runs the operator allows it. Sidecar injectors, Vault and Multus act on annotations and labels, with the rights of the
+//! namespace; labels join Services and network policies; a priority class and many replicas push other pods out. Pure.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use taskpipeline_pipeline::settings::{PipelineSettings, Setting};
+
+use super::invalid::{Invalid, invalid};
+use super::seniority::older;
+use crate::api::TaskPipeline;
+
+/// The reason of a pipeline that is one too many.
+pub(crate) const TOO_MANY: &str = "TooManyPipelines";
+
+/// The longest drain: so long a deleted pod may stay.
+const MOST_GRACE: Duration = Duration::from_secs(600);
+
+/// See the module's head.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Policy {
+    /// What the keys of pods' labels and annotations may begin with; `*` allows any
+    #[arg(long, env = "ALLOW_METADATA", value_delimiter = ',')]
+    allow_metadata: Vec<String>,
+    /// The priority classes that pods may have; `*` allows any
+    #[arg(long, env = "ALLOW_PRIORITY_CLASSES", value_delimiter = ',')]
+    allow_priority_classes: Vec<String>,
+    /// How many replicas a pipeline may ask for
+    #[arg(long, env = "MOST_REPLICAS", default_value_t = Policy::default().most_replicas)]
+    most_replicas: i32,
+    /// How many pipelines of a namespace are carried out, the oldest first
+    #[arg(long, env = "MOST_PIPELINES", default_value_t = Policy::default().most_pipelines)]
+    most_pipelines: usize,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            allow_metadata: Vec::new(),
+            allow_priority_classes: Vec::new(),
+            most_replicas: 100,
+            most_pipelines: 100,
+        }
+    }
+}
+
+impl Policy {
+    /// Everything is allowed.
+    #[cfg(test)]
+    pub(super) fn open() -> Self {
+        let any = || vec!["*".to_owned()];
+        Self {
+            allow_metadata: any(),
+            allow_priority_classes: any(),
+            most_replicas: i32::MAX,
+            most_pipelines: usize::MAX,
+        }
+    }
+
+    /// # Errors
+    /// The first thing that is not allowed.
+    pub(crate) fn allows(&self, pipeline: &TaskPipeline, settings: &PipelineSettings) -> Result<(), Invalid> {
+        let spec = &pipeline.spec;
+        let processor = &spec.processor;
+        let all = [("labels", &processor.labels), ("annotations", &processor.annotations)];
+        for (field, key) in all.into_iter().flat_map(|(field, map)| map.keys().map(move |key| (field, key))) {
+            if !self
+                .allow_metadata
+                .iter()
+                .any(|allowed| allowed == "*" || !allowed.is_empty() && key.starts_with(allowed))
+            {
+                return Err(invalid(
+                    "MetadataNotAllowed",
+                    format!(
+                        "spec.processor.{field}: this operator allows no {key:?}, since other controllers may act on it with \
+                         rights of their own. Whoever runs the operator can allow it (--allow-metadata, in the chart \
+                         operator.allow.metadata)"
+                    ),
+                ));
+            }
+        }
+        if let Some(class) = &processor.priority_class_name
+            && !self.allow_priority_classes.iter().any(|allowed| allowed == "*" || allowed == class)
+        {
+            return Err(invalid(
+                "PriorityClassNotAllowed",
+                format!(
+                    "spec.processor.priorityClassName: this operator does not allow {class}, since it may push out pods of \
+                     others. Whoever runs the operator can allow it (--allow-priority-classes, in the chart \
+                     operator.allow.priorityClasses)"
+                ),
+            ));
+        }
+        if let Some(replicas) = spec.replicas.filter(|replicas| *replicas > self.most_replicas) {
+            return Err(invalid(
+                "TooManyReplicas",
+                format!(
+                    "spec.replicas is {replicas}, and this operator allows {}. Whoever runs the operator can allow more \
+                     (--most-replicas, in the chart operator.allow.replicas)",
+                    self.most_replicas
+                ),
+            ));
+        }
+        if settings.shutdown_grace > MOST_GRACE {
+            let fault = Setting::ShutdownGrace.is("must be at most 10m: so long a deleted pod may stay");
+            return Err(invalid("InvalidSpec", fault.by_path()));
+        }
+        Ok(())
+    }
+
+    /// Whether it is one of the pipelines that are carried out.
+    ///
+    /// # Errors
+    /// Where as many older ones are in its namespace as this operator carries out.
+    pub(crate) fn admits(&self, pipeline: &TaskPipeline, all: &[Arc<TaskPipeline>]) -> Result<(), Invalid> {
+        let most = self.most_pipelines;
+        if older(pipeline, all).take(most).count() < most {
+            return Ok(());
+        }
+        Err(invalid(
+            TOO_MANY,
+            format!(
+                "this operator carries out {most} pipelines of a namespace, the oldest ones. Delete one that is not needed, or \
+                 have whoever runs the operator allow more (--most-pipelines, in the chart operator.allow.pipelines)"
+            ),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pipeline(change: &Value) -> TaskPipeline {
+        let mut spec = json!({"nats": {"url": "nats://n"}, "kv": {"secretRef": {"name": "kv"}}});
+        spec.as_object_mut().unwrap().append(&mut change.as_object().unwrap().clone());
+        TaskPipeline::new("tasks", serde_json::from_value(spec).unwrap())
+    }
+
+    fn reason(policy: &Policy, change: &Value) -> &'static str {
+        let pipeline = pipeline(change);
+        let settings = PipelineSettings::try_from(&pipeline.spec).unwrap();
+        policy.allows(&pipeline, &settings).map_or_else(|forbidden| forbidden.reason, |()| "")
+    }
+
+    #[test]
+    fn the_oldest_pipelines_of_a_namespace_are_carried_out_and_those_of_others_do_not_count() {
+        let made = |namespace: &str, second: i64| {
+            let mut made = pipeline(&json!({}));
+            made.metadata.namespace = Some(namespace.to_owned());
+            made.metadata.uid = Some(format!("{namespace}-{second}"));
+            let at = k8s_openapi::jiff::Timestamp::from_second(second).unwrap();
+            made.metadata.creation_timestamp = Some(Time(at));
+            Arc::new(made)
+        };
+        let crowd = (0..10_000).map(|second| made("tenant", second));
+        let all: Vec<_> = crowd.chain([made("shop", 20_000)]).collect();
+        let policy = Policy::default();
+        let refused = all.iter().filter_map(|pipeline| policy.admits(pipeline, &all).err());
+        let refused: Vec<_> = refused.map(|invalid| invalid.reason).collect();
+        assert_eq!(refused, [TOO_MANY; 9_900]);
+        assert_eq!(policy.admits(&all[99], &all), Ok(()));
+        assert_eq!(policy.admits(&all[10_000], &all), Ok(()));
+    }
+
+    #[test]
+    fn nothing_that_reaches_beyond_its_pods_is_allowed_unless_it_is_said() {
+        let closed = Policy::default();
+        let metadata = |kind: &str, key: &str| json!({"processor": {kind: {key: "x"}}});
+        for kind in ["labels", "annotations"] {
+            for key in [
+                "team",
+                "vault.hashicorp.com/agent-inject",
+                "sidecar.istio.io/inject",
+                "k8s.v1.cni.cncf.io/networks",
+            ] {
+                assert_eq!(reason(&closed, &metadata(kind, key)), "MetadataNotAllowed", "{key}");
+            }
+        }
+        let class = json!({"processor": {"priorityClassName": "system-cluster-critical"}});
+        assert_eq!(reason(&closed, &class.clone()), "PriorityClassNotAllowed");
+        assert_eq!(reason(&closed, &json!({"replicas": 101})), "TooManyReplicas");
+        assert_eq!(reason(&closed, &json!({"replicas": 100})), "");
+        assert_eq!(reason(&closed, &json!({"processor": {"env": {"SHUTDOWN_GRACE": "11m"}}})), "InvalidSpec");
+        assert_eq!(reason(&closed, &json!({"processor": {"env": {"SHUTDOWN_GRACE": "10m"}}})), "");
+
+        let open = Policy {
+            allow_metadata: vec![String::new(), "example.org/".to_owned(), "team".to_owned()],
+            allow_priority_classes: vec!["system-cluster-critical".to_owned()],
+            most_replicas: 1,
+            most_pipelines: 1,
+        };
+        assert_eq!(reason(&open, &metadata("labels", "example.org/owner")), "");
+        assert_eq!(reason(&open, &metadata("annotations", "team")), "");
+        assert_eq!(
+            reason(&open, &metadata("annotations", "vault.hashicorp.com/agent-inject")),
+            "MetadataNotAllowed"
+        );
+        assert_eq!(reason(&open, &class), "");
+        assert_eq!(reason(&open, &json!({"replicas": 2})), "TooManyReplicas");
+        let any = Policy { allow_metadata: vec!["*".to_owned()], ..Policy::default() };
+        assert_eq!(reason(&any, &metadata("labels", "team")), "");
+    }
+}

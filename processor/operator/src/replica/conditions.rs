@@ -1,0 +1,211 @@
+//! What the replica that writes to KV says of its pipeline: five conditions, and whether its settings were accepted. Pure;
+//! [`super::report`] looks and writes. No message has a number that moves, so that a steady state writes nothing.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use std::time::Duration;
+
+use crate::api::{ConditionType, Said};
+use taskpipeline_pipeline::telemetry::health::{KvState, NatsState};
+
+/// Longer than this nothing should wait. In doubt after a fail-over, a task waits for the settle time.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// What a replica sees.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) nats: NatsState,
+    pub(super) kv: KvState,
+    /// Why events may be lost to their age soon.
+    pub(super) late: Option<String>,
+    /// Which streams are nearly full.
+    pub(super) filling: Option<String>,
+    /// Why the projector does not move though work waits.
+    pub(super) stalled: Option<String>,
+    /// How long the oldest event waits to be taken in, or the oldest change to be written.
+    pub(super) oldest: Duration,
+    /// How many dead letters there are, if that is known.
+    pub(super) dead_letters: Option<u64>,
+    /// Why the newest settings are not in effect.
+    pub(super) refused: Option<String>,
+}
+
+/// A condition without its time.
+struct Verdict {
+    kind: ConditionType,
+    /// Nothing: unknown.
+    is: Option<bool>,
+    reason: &'static str,
+    message: String,
+}
+
+/// See the module's head. `old`: the conditions as they are; `generation`: of the spec that was seen.
+pub(super) fn conditions(
+    seen: &Seen,
+    old: &[Condition],
+    generation: Option<i64>,
+    now: &Time,
+) -> Vec<Condition> {
+    [nats(seen), kv(seen), caught_up(seen), room(seen), dead_letters(seen), settings(seen)]
+        .into_iter()
+        .map(|verdict| {
+            let status = match verdict.is {
+                Some(true) => "True",
+                Some(false) => "False",
+                None => "Unknown",
+            };
+            let before = old.iter().find(|before| before.type_ == verdict.kind.as_str());
+            // Whoever has just taken over has seen nothing yet; what was known is still the best there is.
+            if let (None, Some(known)) = (verdict.is, before.filter(|before| before.status != "Unknown")) {
+                return Condition { observed_generation: generation, ..known.clone() };
+            }
+            let Verdict { kind, reason, message, .. } = verdict;
+            Said { kind, status, reason, message }.condition(generation, old, now)
+        })
+        .collect()
+}
+
+fn verdict(
+    kind: ConditionType,
+    is: Option<bool>,
+    reason: &'static str,
+    message: impl Into<String>,
+) -> Verdict {
+    Verdict { kind, is, reason, message: message.into() }
+}
+
+fn nats(seen: &Seen) -> Verdict {
+    let kind = ConditionType::NatsConnected;
+    match &seen.nats {
+        NatsState::Connected => verdict(kind, Some(true), "Connected", "connected"),
+        NatsState::Connecting(why) => {
+            let why = why.clone().unwrap_or_else(|| "not connected yet".to_owned());
+            verdict(kind, Some(false), "Connecting", why)
+        }
+        NatsState::Disconnected(why) => verdict(kind, Some(false), "Disconnected", why.clone()),
+    }
+}
+
+fn kv(seen: &Seen) -> Verdict {
+    let kind = ConditionType::KvReachable;
+    match &seen.kv {
+        KvState::Unknown => verdict(kind, None, "NothingWritten", "nothing was written yet"),
+        KvState::Reachable => {
+            verdict(kind, Some(true), "Reachable", "the last request was answered as it should be")
+        }
+        KvState::Failing(why) => verdict(kind, Some(false), "Failing", why.clone()),
+        KvState::Misconfigured(why) => verdict(kind, Some(false), "Misconfigured", why.clone()),
+    }
+}
+
+fn caught_up(seen: &Seen) -> Verdict {
+    let kind = ConditionType::CaughtUp;
+    if let Some(why) = &seen.stalled {
+        return verdict(kind, Some(false), "Stalled", why.clone());
+    }
+    if seen.late.is_some() {
+        let what = "events wait for more than half of the time that the stream keeps them, and are lost after that: add \
+                    replicas, or see what holds them up";
+        return verdict(kind, Some(false), "Late", what);
+    }
+    if seen.oldest > PATIENCE {
+        return verdict(kind, Some(false), "Behind", "events or changes have waited for more than 90 s");
+    }
+    verdict(kind, Some(true), "CaughtUp", "nothing waits for long")
+}
+
+fn room(seen: &Seen) -> Verdict {
+    let kind = ConditionType::RoomLeft;
+    match &seen.filling {
+        None => verdict(kind, Some(true), "Enough", "there is room in NATS"),
+        Some(what) => verdict(
+            kind,
+            Some(false),
+            "Filling",
+            format!(
+                "{what}; what does not fit is refused, and plain publishers are not told: give it more room"
+            ),
+        ),
+    }
+}
+
+fn dead_letters(seen: &Seen) -> Verdict {
+    let kind = ConditionType::DeadLettersEmpty;
+    match seen.dead_letters {
+        None => verdict(kind, None, "Unknown", "the dead letters cannot be counted"),
+        Some(0) => verdict(kind, Some(true), "Empty", "nothing was set aside"),
+        Some(_) => verdict(
+            kind,
+            Some(false),
+            "SomeAreThere",
+            "events or tasks were set aside: `taskpipeline dead-letters list` shows them",
+        ),
+    }
+}
+
+fn settings(seen: &Seen) -> Verdict {
+    let kind = ConditionType::SettingsAccepted;
+    match &seen.refused {
+        None => verdict(kind, Some(true), "Accepted", "the newest settings are in effect"),
+        Some(why) => {
+            verdict(kind, Some(false), "Refused", format!("the last good settings stay in effect: {why}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(second: i64) -> Time {
+        Time(k8s_openapi::jiff::Timestamp::from_second(second).unwrap())
+    }
+
+    fn seen() -> Seen {
+        Seen {
+            nats: NatsState::Connected,
+            kv: KvState::Reachable,
+            late: None,
+            filling: None,
+            stalled: None,
+            oldest: Duration::ZERO,
+            dead_letters: Some(0),
+            refused: None,
+        }
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_until_its_status_turns() {
+        let first = conditions(&seen(), &[], Some(1), &time(1));
+        assert!(first.iter().all(|condition| condition.status == "True"), "{first:?}");
+        let same = conditions(&seen(), &first, Some(1), &time(2));
+        assert_eq!(same, first, "nothing to be written");
+        let kv = KvState::Misconfigured("CF_API_TOKEN is not valid".to_owned());
+        let turned = conditions(&Seen { kv, ..seen() }, &first, Some(1), &time(3));
+        let of = |name: &str| turned.iter().find(|condition| condition.type_ == name).unwrap();
+        assert_eq!(
+            (of("KvReachable").status.as_str(), &of("KvReachable").last_transition_time),
+            ("False", &time(3))
+        );
+        assert_eq!(of("CaughtUp").last_transition_time, time(1));
+    }
+
+    #[test]
+    fn what_a_new_holder_has_not_seen_yet_stays_as_it_was_known() {
+        let first = conditions(&seen(), &[], Some(1), &time(1));
+        let new = Seen { kv: KvState::Unknown, dead_letters: None, ..seen() };
+        assert_eq!(conditions(&new, &first, Some(1), &time(2)), first);
+        let unknown = conditions(&new, &[], Some(1), &time(1));
+        assert_eq!(unknown[1].status, "Unknown", "nobody has known it");
+    }
+
+    #[test]
+    fn what_waits_too_long_is_behind() {
+        let status = |seen: &Seen| conditions(seen, &[], None, &time(0))[2].reason.clone();
+        assert_eq!(status(&Seen { oldest: PATIENCE, ..seen() }), "CaughtUp");
+        assert_eq!(status(&Seen { oldest: PATIENCE * 2, ..seen() }), "Behind");
+        assert_eq!(status(&Seen { late: Some(String::new()), ..seen() }), "Late");
+        assert_eq!(status(&Seen { stalled: Some(String::new()), ..seen() }), "Stalled");
+    }
+}

@@ -1,0 +1,122 @@
+//! A pipeline's resource in a file, for where there is no cluster. Reads it, and looks whether it has changed.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use taskpipeline_pipeline::live::Live;
+use taskpipeline_pipeline::settings::PipelineSettings;
+
+use crate::api::TaskPipeline;
+
+/// How often the file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Why a file is no resource.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It is not there, or may not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// It is no TaskPipeline.
+    #[error("{path} is no TaskPipeline: {reason}")]
+    Yaml {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it, and where.
+        reason: String,
+    },
+    /// What it says cannot work.
+    #[error("{path}: {reason}")]
+    Invalid {
+        /// Which file.
+        path: PathBuf,
+        /// Every field at fault.
+        reason: String,
+    },
+}
+
+/// Reads a file; answers the resource, and its settings.
+///
+/// # Errors
+/// Where it cannot be read, or what it says cannot work.
+pub fn read(path: &Path) -> Result<(TaskPipeline, PipelineSettings), FileError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+    let pipeline: TaskPipeline = serde_saphyr::from_str(&text)
+        .map_err(|error| FileError::Yaml { path: path.to_owned(), reason: error.to_string() })?;
+    let invalid = |reason: String| FileError::Invalid { path: path.to_owned(), reason };
+    pipeline.validate_cel().map_err(|errors| invalid(errors.to_string()))?;
+    let settings = PipelineSettings::try_from(&pipeline.spec).map_err(|error| invalid(error.to_string()))?;
+    Ok((pipeline, settings))
+}
+
+/// The state of a file in which [`follow`] looks for changes.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen(Option<SystemTime>);
+
+/// How the file is before it is read: what changes later is a change to [`follow`], whether or not the read saw it.
+#[must_use]
+pub fn look(path: &Path) -> Seen {
+    Seen(modified(path))
+}
+
+/// Takes over what changes in the file, for ever.
+pub async fn follow(path: PathBuf, Seen(mut seen): Seen, live: Live) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = modified(&path);
+        // One that is gone for a moment is being written anew.
+        if now == seen || now.is_none() {
+            continue;
+        }
+        seen = now;
+        match read(&path) {
+            Ok((_, settings)) => live.accept(settings.tuning),
+            Err(error) => live.refuse(&error.to_string()),
+        }
+    }
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use taskpipeline_pipeline::telemetry::metrics::Metrics;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_edit_between_the_first_read_of_a_file_and_its_watch_takes_effect() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipeline.yaml");
+        let write = |attempts: u32| {
+            let spec = "nats: {url: \"nats://n:4222\"}, kv: {secretRef: {name: kv}}";
+            let text = format!(
+                "apiVersion: taskpipeline.dev/v1alpha1\nkind: TaskPipeline\nmetadata: {{name: tasks}}\n\
+                 spec: {{{spec}, retry: {{maxAttempts: {attempts}}}}}\n"
+            );
+            std::fs::write(&path, text).unwrap();
+        };
+        write(3);
+        let seen = look(&path);
+        let (_, read) = read(&path).unwrap();
+        let (live, mut settings) = Live::new(read.tuning, read.delivery, Arc::new(Metrics::new().unwrap()));
+        // A clock of the file system may tick every few milliseconds only.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        write(7);
+        let following = tokio::spawn(follow(path.clone(), seen, live));
+        let changed = tokio::time::timeout(Duration::from_secs(10), settings.changed()).await;
+        following.abort();
+        changed.unwrap().unwrap();
+        assert_eq!(settings.borrow().retry.max_attempts.get(), 7);
+    }
+}

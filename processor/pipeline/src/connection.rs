@@ -1,0 +1,235 @@
+//! The connection to NATS: how to log in, how long to wait, and what is told of its ups and downs. Knows no
+//! subject.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, Event as NatsEvent};
+use secrecy::ExposeSecret;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use crate::error::RunError;
+use crate::settings::LoginFile;
+use crate::settings::{NatsAuth, NatsConnection};
+use crate::telemetry::health::{Health, NatsState};
+use crate::telemetry::metrics::Metrics;
+
+/// How many messages of one subscription may wait in the client. It is emptied into our own buffer all the time;
+/// should it overflow all the same, the client drops messages and reports a slow consumer.
+const SUBSCRIPTION_CAPACITY: usize = 3 * 65_536;
+
+/// The longest wait between two attempts to connect: while a replica waits, others or nobody get its events.
+const MOST_DELAY: Duration = Duration::from_secs(2);
+
+/// How long a server may take to connect and to say its first word: behind the sidecar of a service mesh, which waits for the
+/// client to speak first, that can take 10 s.
+const FIRST_WORD: Duration = Duration::from_secs(20);
+
+/// How often the log says that there is still no connection.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The options of every connection: name, login, encryption, time-outs.
+#[must_use]
+pub fn connect_options(connection: &NatsConnection) -> ConnectOptions {
+    let options = match &connection.auth {
+        NatsAuth::None => ConnectOptions::new(),
+        NatsAuth::UserAndPassword(user, password) => {
+            ConnectOptions::with_user_and_password(user.clone(), password.expose_secret().to_owned())
+        }
+        NatsAuth::Token(token) => ConnectOptions::with_token(token.expose_secret().to_owned()),
+        NatsAuth::TokenFile(file) => by_file(LoginFile::Token(file.clone())),
+        NatsAuth::CredentialsFile(file) => by_file(LoginFile::Credentials(file.clone())),
+        NatsAuth::NkeyFile(file) => by_file(LoginFile::Nkey(file.clone())),
+    };
+    let mut options = options
+        .name("taskpipeline")
+        .subscription_capacity(SUBSCRIPTION_CAPACITY)
+        .connection_timeout(FIRST_WORD)
+        .require_tls(connection.must_encrypt())
+        .reconnect_delay_callback(|attempts| reconnect_delay(attempts, rand::random()));
+    if let Some(file) = &connection.tls.ca {
+        options = options.add_root_certificates(file.clone());
+    }
+    if let Some((certificate, key)) = &connection.tls.client {
+        options = options.add_client_certificate(certificate.clone(), key.clone());
+    }
+    if connection.tls.first {
+        options = options.tls_first();
+    }
+    // The first line of a server, before TLS, names others. Whoever can write into it would have the login sent to a host that
+    // nobody has configured. Servers also name one another without a scheme, which the client takes for plain TCP.
+    options = options.ignore_discovered_servers();
+    match &connection.inbox_prefix {
+        Some(prefix) => options.custom_inbox_prefix(prefix),
+        None => options,
+    }
+}
+
+fn by_file(file: LoginFile) -> ConnectOptions {
+    ConnectOptions::with_auth_callback(move |nonce| file.clone().login(nonce))
+}
+
+/// 0.1 s doubled with each attempt up to [`MOST_DELAY`], of which `dice` in 0.0..1.0 takes off up to half,
+/// so that replicas do not all come back at the same moment.
+fn reconnect_delay(attempts: usize, dice: f64) -> Duration {
+    let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX).min(10);
+    let delay = (Duration::from_millis(100) * 2_u32.pow(doublings)).min(MOST_DELAY);
+    delay.mul_f64(1.0 - dice / 2.0)
+}
+
+/// Connects; waits for a server that is away, for ever. What happens to the connection is told in the log, in
+/// health and in the metrics, and `reconnected` counts up each time it comes to be.
+pub(super) async fn connect(
+    connection: &NatsConnection,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    connections: watch::Sender<u64>,
+) -> Result<Client, RunError> {
+    let (url, complaints) = (connection.to_string(), Complaints::default());
+    info!("connecting to NATS at {url}");
+    open(connection, connect_options(connection), move |event| {
+        if matches!(event, NatsEvent::Connected) {
+            connections.send_modify(|count| *count += 1);
+        }
+        note(event, &url, &complaints, &health, &metrics);
+    })
+    .await
+}
+
+/// Connects once more, for nothing but pulls: a message that the client cannot read cuts this connection alone. `is_up` is told
+/// each time it comes to be or ends, in that order.
+pub(super) async fn connect_for_pulls(
+    connection: &NatsConnection,
+    health: Arc<Health>,
+    is_up: watch::Sender<bool>,
+) -> Result<Client, RunError> {
+    let (url, complaints) = (connection.to_string(), Complaints::default());
+    let options = connect_options(connection).name("taskpipeline pulls");
+    open(connection, options, move |event| {
+        match event {
+            NatsEvent::Connected => {
+                is_up.send_replace(true);
+            }
+            NatsEvent::Disconnected => {
+                is_up.send_replace(false);
+            }
+            _ => {}
+        }
+        note_pulls(event, &url, &complaints, &health);
+    })
+    .await
+}
+
+async fn open(
+    connection: &NatsConnection,
+    options: ConnectOptions,
+    told: impl Fn(&NatsEvent) + Send + Sync + 'static,
+) -> Result<Client, RunError> {
+    let options = options.retry_on_initial_connect().max_reconnects(None).event_callback(move |event| {
+        told(&event);
+        std::future::ready(())
+    });
+    options
+        .connect(connection.servers.as_slice())
+        .await
+        .map_err(|error| RunError::Nats { url: connection.to_string(), reason: error.to_string() })
+}
+
+/// The same complaint again and again is said once in [`COMPLAINT_INTERVAL`].
+#[derive(Debug, Default)]
+struct Complaints(Mutex<Option<(String, Instant)>>);
+
+impl Complaints {
+    fn is_news(&self, complaint: &str, now: Instant) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = last
+            .as_ref()
+            .is_some_and(|(said, at)| said == complaint && now.duration_since(*at) < COMPLAINT_INTERVAL);
+        if !known {
+            *last = Some((complaint.to_owned(), now));
+        }
+        !known
+    }
+}
+
+fn note(event: &NatsEvent, url: &str, complaints: &Complaints, health: &Health, metrics: &Metrics) {
+    match event {
+        NatsEvent::Connected => {
+            info!("connected to NATS at {url}");
+            metrics.nats_connected.set(1);
+            health.set_nats(NatsState::Connected);
+        }
+        NatsEvent::Disconnected => {
+            warn!("lost the connection to NATS at {url}; reconnecting");
+            metrics.nats_connected.set(0);
+            health.set_nats(NatsState::Disconnected("reconnecting".to_owned()));
+        }
+        NatsEvent::SlowConsumer(_) => {
+            metrics.slow_consumers.inc();
+            warn!("events were dropped: they came faster than they could be taken in");
+        }
+        NatsEvent::ServerError(error) => {
+            warn!("NATS at {url} reports: {error}");
+            health.set_nats_error(&error.to_string());
+        }
+        NatsEvent::ClientError(error) => {
+            let error = error.to_string();
+            if complaints.is_news(&error, Instant::now()) {
+                warn!(
+                    "no connection to NATS at {url} ({error}). It is tried again all the time; is a server \
+                     there, and are NATS_URL and the login right?"
+                );
+            }
+            health.set_nats_error(&error);
+        }
+        NatsEvent::LameDuckMode => info!("the NATS server is about to stop; moving to another"),
+        NatsEvent::Draining | NatsEvent::Closed => {}
+    }
+}
+
+/// What the other connection has not told.
+fn note_pulls(event: &NatsEvent, url: &str, complaints: &Complaints, health: &Health) {
+    match event {
+        NatsEvent::Connected => health.set_pulls(None),
+        NatsEvent::Disconnected => {
+            debug!("lost the connection for pulls to NATS at {url}; reconnecting");
+            health.set_pulls(Some("reconnecting"));
+        }
+        NatsEvent::ServerError(error) => warn!("NATS at {url} reports, on the connection for pulls: {error}"),
+        NatsEvent::ClientError(error) => {
+            let error = error.to_string();
+            health.set_pulls(Some(&error));
+            if health.nats() == NatsState::Connected && complaints.is_news(&error, Instant::now()) {
+                warn!(
+                    "no second connection to NATS at {url}, by which events are pulled ({error}). It is tried again all \
+                     the time; are the connections of the account or the login limited?"
+                );
+            }
+        }
+        NatsEvent::SlowConsumer(_) | NatsEvent::LameDuckMode | NatsEvent::Draining | NatsEvent::Closed => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_complaint_is_news_when_it_is_another_or_half_a_minute_has_passed() {
+        let (complaints, now) = (Complaints::default(), Instant::now());
+        assert!(complaints.is_news("refused", now));
+        assert!(!complaints.is_news("refused", now + Duration::from_secs(29)));
+        assert!(complaints.is_news("login", now + Duration::from_secs(29)));
+        assert!(complaints.is_news("login", now + Duration::from_secs(59)));
+    }
+
+    #[test]
+    fn reconnecting_slows_down_to_a_cap_and_is_spread() {
+        assert_eq!(reconnect_delay(1, 0.0), Duration::from_millis(100));
+        assert_eq!(reconnect_delay(4, 0.0), Duration::from_millis(800));
+        assert_eq!(reconnect_delay(usize::MAX, 0.0), MOST_DELAY);
+        assert_eq!(reconnect_delay(usize::MAX, 1.0), MOST_DELAY / 2);
+    }
+}

@@ -1,0 +1,196 @@
+//! What everything is called in NATS. All names derive from the stream's and the queue group's, so that two
+//! pipelines on one server do not meet. Pure.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
+use std::fmt::Write;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use taskpipeline_contract::{EventKind, TaskId};
+
+use crate::dead_letters;
+use crate::fold::Version;
+use crate::settings::{DurableSettings, EventSettings};
+
+/// The names of one pipeline.
+#[derive(Clone, Debug)]
+pub(super) struct Names {
+    /// The stream that captures the events.
+    pub(super) stream: String,
+    /// What their subjects begin with.
+    pub(super) prefix: String,
+    /// Their three subjects.
+    pub(super) subjects: Vec<(String, EventKind)>,
+    pub(super) queue_group: String,
+    /// The stream under the ledger's bucket.
+    pub(super) ledger_stream: String,
+    ledger_prefix: String,
+    pub(super) dead_letter_stream: String,
+    pub(super) dead_letter_subject: String,
+}
+
+impl Names {
+    pub(super) fn new(events: &EventSettings, durable: &DurableSettings) -> Self {
+        Self::of(&durable.stream, &events.queue_group, &events.subject_prefix)
+    }
+
+    /// Of a pipeline with this stream, this queue group and this prefix of its subjects.
+    pub(super) fn of(stream: &str, queue_group: &str, prefix: &str) -> Self {
+        // Neither name has two dashes in a row, nor one at an end.
+        let bucket = format!("{stream}--{queue_group}");
+        Self {
+            stream: stream.to_owned(),
+            prefix: prefix.to_owned(),
+            subjects: EventKind::ALL.map(|kind| (kind.subject(prefix), kind)).to_vec(),
+            queue_group: queue_group.to_owned(),
+            ledger_stream: format!("KV_{bucket}"),
+            ledger_prefix: format!("$KV.{bucket}."),
+            dead_letter_stream: format!("{stream}-DEAD-LETTERS"),
+            dead_letter_subject: dead_letters::subject(prefix),
+        }
+    }
+
+    /// The kind of event that a subject carries.
+    pub(super) fn kind(&self, subject: &str) -> Option<EventKind> {
+        self.subjects.iter().find(|(known, _)| known == subject).map(|(_, kind)| *kind)
+    }
+
+    /// The durable consumer of this life of the stream.
+    pub(super) fn consumer(&self, incarnation: u32) -> String {
+        format!("{}-{incarnation}", self.queue_group)
+    }
+
+    /// Everything in the ledger's bucket.
+    pub(super) fn ledger_all(&self) -> String {
+        format!("{}>", self.ledger_prefix)
+    }
+
+    /// All tasks' records.
+    pub(super) fn tasks(&self) -> String {
+        format!("{}task.>", self.ledger_prefix)
+    }
+
+    /// One task's record.
+    pub(super) fn task(&self, id: &TaskId) -> String {
+        let mut subject = format!("{}task.", self.ledger_prefix);
+        encode(id.as_str(), &mut subject);
+        subject
+    }
+
+    /// The task that a record's subject names.
+    pub(super) fn task_of(&self, subject: &str) -> Option<TaskId> {
+        let encoded = subject.strip_prefix(&self.ledger_prefix)?.strip_prefix("task.")?;
+        TaskId::new(&decode(encoded)?).ok()
+    }
+
+    /// What is known of the stream: its lives, and how far they were read.
+    pub(super) fn source(&self) -> String {
+        format!("{}source", self.ledger_prefix)
+    }
+
+    /// How far one replica has read.
+    pub(super) fn high_water(&self, replica: &str) -> String {
+        format!("{}high-water.{replica}", self.ledger_prefix)
+    }
+
+    /// How far all replicas have read.
+    pub(super) fn high_waters(&self) -> String {
+        format!("{}high-water.*", self.ledger_prefix)
+    }
+
+    /// That an event which was delivered again and again is being looked at.
+    pub(super) fn suspect(&self, version: Version) -> String {
+        format!("{}suspect.{version}", self.ledger_prefix)
+    }
+
+    /// The control record for one KV namespace.
+    pub(super) fn control(&self, target: &Target) -> String {
+        format!("{}control.{}", self.ledger_prefix, target.0)
+    }
+
+    /// The control records of all KV namespaces that this ledger is projected to.
+    pub(super) fn controls(&self) -> String {
+        format!("{}control.*", self.ledger_prefix)
+    }
+
+    /// Requests that a command wants to send, or may.
+    pub(super) fn loan(&self, target: &Target) -> String {
+        format!("{}loan.{}", self.ledger_prefix, target.0)
+    }
+
+    /// That a resync of one KV namespace is under way.
+    pub(super) fn resync(&self, target: &Target) -> String {
+        format!("{}resync.{}", self.ledger_prefix, target.0)
+    }
+}
+
+/// A KV namespace of an account, as a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Target(String);
+
+impl Target {
+    /// By its address, which is hashed: an address may be longer than a subject's token.
+    pub(super) fn new(namespace_url: &str) -> Self {
+        let digest = Sha256::digest(namespace_url.as_bytes());
+        let mut name = String::with_capacity(16);
+        for byte in digest.iter().take(8) {
+            // Writing to a string does not fail.
+            let _ = write!(name, "{byte:02x}");
+        }
+        Self(name)
+    }
+}
+
+/// Letters, digits, `-` and `_` stand for themselves, and every other byte as `=` and two hex digits, so that
+/// any id is one token of a subject and a valid key of a bucket.
+fn encode(id: &str, into: &mut String) {
+    for byte in id.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => into.push(char::from(byte)),
+            _ => {
+                // Writing to a string does not fail.
+                let _ = write!(into, "={byte:02X}");
+            }
+        }
+    }
+}
+
+fn decode(encoded: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(encoded.len());
+    let mut rest = encoded.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'=' {
+            let digits = [rest.next()?, rest.next()?];
+            bytes.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_id_comes_back_from_its_subject(id in "\\PC{1,60}") {
+            prop_assume!(TaskId::new(&id).is_ok());
+            let mut encoded = String::new();
+            encode(&id, &mut encoded);
+            prop_assert!(encoded.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_=".contains(&b)));
+            prop_assert_eq!(decode(&encoded), Some(id));
+        }
+    }
+
+    #[test]
+    fn what_is_no_encoding_is_no_id() {
+        for text in ["=", "=4", "=GG", "=FF"] {
+            assert_eq!(decode(text), None, "{text}");
+        }
+    }
+}

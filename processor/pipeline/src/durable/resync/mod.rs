@@ -1,0 +1,331 @@
+//! `resync`: brings a whole KV namespace to what the ledger says, or compares the two and mends what differs.
+//!
+//! It never writes to KV itself: whatever is to be written again goes through the projector, so that what is
+//! promised of order and budget holds for it too. Either the control record is set back ([`course`]), or single
+//! records of the ledger are written again as they are. This file puts the steps together.
+
+mod compare;
+mod course;
+mod progress;
+mod reader;
+mod report;
+mod scan;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::GetStreamErrorKind;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use taskpipeline_contract::{CorrelationId, TaskId, Timestamp};
+use tokio::sync::watch;
+
+use super::Member;
+use super::bucket::{ReadError, WriteError};
+use super::holder::Holder;
+use super::ledger::LedgerError;
+use super::names::Target;
+use super::projector::Parts;
+use super::record::Record;
+use crate::connection::connect;
+use crate::error::RunError;
+use crate::settings::{Delivery, Settings, Tuning};
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::Metrics;
+use taskpipeline_kv::Namespace;
+
+use self::compare::Class;
+use self::course::Course;
+use self::progress::Progress;
+use self::reader::{Count, Counted, Reader};
+use self::scan::Scan;
+
+pub use self::report::Report;
+
+/// How long NATS may take to let us in.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// How many records are written again at a time.
+const AT_A_TIME: usize = 64;
+
+/// What tasks that only KV knew are followed by in logs once they are deleted.
+const CORRELATION_ID: &str = "taskpipeline-resync";
+
+/// Why a resync did not come to its end. What was done until then is good; it may be run again.
+#[derive(Debug, thiserror::Error)]
+pub enum ResyncError {
+    /// There is nothing to write from.
+    #[error(
+        "only DELIVERY_MODE=Durable keeps a ledger that KV can be brought to; Core has nothing to resync from"
+    )]
+    Core,
+    /// As for `run`.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// There is none of these names.
+    #[error(
+        "there is no stream {0}: has `taskpipeline run` ever run on this server, and are STREAM_NAME and \
+         QUEUE_GROUP the same as for it?"
+    )]
+    NoLedger(String),
+    /// KV does not answer as it should.
+    #[error("KV cannot be read: {0}")]
+    Kv(String),
+    /// NATS does not answer as it should.
+    #[error("{0}")]
+    Ledger(String),
+    /// A signal came.
+    #[error("interrupted; the same command begins anew")]
+    Stopped,
+    /// A signal came while KV was written.
+    #[error("interrupted at change {settled} of {up_to}; the same command goes on from there")]
+    Interrupted {
+        /// Up to where all is settled.
+        settled: u64,
+        /// Up to where it should be.
+        up_to: u64,
+    },
+}
+
+impl From<LedgerError> for ResyncError {
+    fn from(error: LedgerError) -> Self {
+        Self::Ledger(error.to_string())
+    }
+}
+
+impl From<ReadError> for ResyncError {
+    fn from(error: ReadError) -> Self {
+        Self::Ledger(error.to_string())
+    }
+}
+
+impl From<WriteError> for ResyncError {
+    fn from(error: WriteError) -> Self {
+        Self::Ledger(error.to_string())
+    }
+}
+
+/// What is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Compare only.
+    pub verify: bool,
+    /// Compare values too.
+    pub values: bool,
+    /// Mend all that is not [`Class::Unmanaged`].
+    pub repair: bool,
+    /// Delete what only KV knows.
+    pub delete_unmanaged: bool,
+    /// Take no notice of a resync that was interrupted.
+    pub restart: bool,
+    /// How old what KV answers may be.
+    pub recheck_after: Duration,
+}
+
+impl Wanted {
+    fn compares(&self) -> bool {
+        self.verify || self.mends()
+    }
+
+    fn mends(&self) -> bool {
+        self.repair || self.delete_unmanaged
+    }
+
+    fn mends_class(&self, class: Class) -> bool {
+        match class {
+            Class::Missing | Class::Stale | Class::Extra => self.repair,
+            Class::Unmanaged => self.delete_unmanaged,
+        }
+    }
+}
+
+/// Does what is wanted. Answers what the last comparison has found, where one was wanted.
+///
+/// # Errors
+/// Where it does not come to its end; `shutdown` ends it in order.
+pub async fn run(
+    settings: Settings,
+    wanted: &Wanted,
+    mut shutdown: Pin<&mut impl Future<Output = ()>>,
+) -> Result<Option<Report>, ResyncError> {
+    let progress = Progress::new();
+    let setting_up = Resync::new(&settings, *wanted, &progress);
+    let mut resync = tokio::select! {
+        resync = setting_up => resync?,
+        () = &mut shutdown => return Err(ResyncError::Stopped),
+    };
+    let done = if wanted.compares() {
+        resync.compare(shutdown).await.map(Some)
+    } else {
+        resync.write_all(shutdown).await.map(|()| None)
+    };
+    progress.end();
+    done
+}
+
+/// What all steps need.
+struct Resync<'a> {
+    wanted: Wanted,
+    member: Member,
+    holder: Holder,
+    kv: Counted,
+    reader: Reader,
+    tuning: Tuning,
+    settle_after: Duration,
+    max_age: Option<Duration>,
+    grace: Duration,
+    progress: &'a Progress,
+}
+
+impl<'a> Resync<'a> {
+    async fn new(settings: &Settings, wanted: Wanted, progress: &'a Progress) -> Result<Self, ResyncError> {
+        let Delivery::Durable(durable) = &settings.pipeline.delivery else { return Err(ResyncError::Core) };
+        let metrics = Arc::new(Metrics::new().map_err(RunError::from)?);
+        let health = Arc::new(Health::default());
+        let namespace =
+            Namespace::new(&settings.kv, settings.pipeline.tuning.request_timeout).map_err(RunError::from)?;
+        let (connected, mut connections) = watch::channel(0);
+        let client =
+            connect(&settings.connection, Arc::clone(&health), Arc::clone(&metrics), connected).await?;
+        // It goes on trying for ever, which is right for a replica.
+        if tokio::time::timeout(CONNECT, connections.wait_for(|count| *count > 0)).await.is_err() {
+            let url = settings.connection.to_string();
+            let reason = format!(
+                "no connection within {} s; is it running, and is NATS_URL right?",
+                CONNECT.as_secs()
+            );
+            return Err(RunError::Nats { url, reason }.into());
+        }
+        let member = Member::new(&client, &settings.pipeline.events, durable, connections, metrics, health);
+        // A ledger that is made here would be empty, and another than the one that is meant.
+        let _ = max_age(&member, &member.names.ledger_stream).await?;
+        let max_age = max_age(&member, &member.names.stream).await?;
+        let target = Target::new(settings.kv.namespace_url.as_str());
+        let kv = Counted { namespace, count: Count::default() };
+        let tuning = settings.pipeline.tuning.clone();
+        let parts = member.projector(
+            kv.clone(),
+            watch::channel(tuning.clone()).1,
+            durable.settle_after,
+            target,
+            max_age,
+        );
+        Ok(Self {
+            wanted,
+            reader: Reader::new(kv.clone(), parts.holder.clone(), tuning.clone()),
+            holder: parts.holder,
+            member,
+            kv,
+            tuning,
+            settle_after: durable.settle_after,
+            max_age,
+            grace: settings.pipeline.shutdown_grace,
+            progress,
+        })
+    }
+
+    /// Writes all of the ledger to KV.
+    async fn write_all(&self, shutdown: Pin<&mut impl Future<Output = ()>>) -> Result<(), ResyncError> {
+        let course = Course { holder: &self.holder, progress: self.progress, requests: &self.kv.count };
+        let mut shutdown = shutdown;
+        let marker = tokio::select! {
+            marker = course.begin(self.wanted.restart) => marker?,
+            () = &mut shutdown => return Err(ResyncError::Stopped),
+        };
+        course.settle(marker.up_to, self.projector(self.tuning.clone()), self.grace, shutdown).await?;
+        course.finish().await
+    }
+
+    /// Compares; mends what is wanted, and compares again.
+    async fn compare(
+        &mut self,
+        mut shutdown: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Report, ResyncError> {
+        let report = tokio::select! {
+            report = self.scan() => report?,
+            () = &mut shutdown => return Err(ResyncError::Stopped),
+        };
+        if !self.wanted.mends() {
+            return Ok(report);
+        }
+        let mended = tokio::select! {
+            mended = self.mend(&report) => mended?,
+            () = &mut shutdown => return Err(ResyncError::Stopped),
+        };
+        if mended == 0 {
+            return Ok(report);
+        }
+        let parts = self.projector(self.tuning.clone());
+        let course = Course { holder: &self.holder, progress: self.progress, requests: &self.kv.count };
+        let up_to = course.newest_task().await?;
+        course.settle(up_to, parts, self.grace, shutdown.as_mut()).await?;
+        let report = tokio::select! {
+            report = self.scan() => report?,
+            () = &mut shutdown => return Err(ResyncError::Stopped),
+        };
+        Ok(Report { mended, ..report })
+    }
+
+    async fn scan(&mut self) -> Result<Report, ResyncError> {
+        let course = Course { holder: &self.holder, progress: self.progress, requests: &self.kv.count };
+        let mut scan = Scan {
+            member: &self.member,
+            course: &course,
+            reader: &mut self.reader,
+            values: self.wanted.values,
+            recheck_after: self.wanted.recheck_after,
+        };
+        scan.run().await
+    }
+
+    /// Writes the ledger's records again, so that the projector writes to KV what they say. Answers how many.
+    async fn mend(&self, report: &Report) -> Result<usize, ResyncError> {
+        let correlation_id = CorrelationId::new(CORRELATION_ID)
+            .map_err(|error| ResyncError::Ledger(format!("{CORRELATION_ID}: {error}")))?;
+        let tombstone = &Record::tombstone(Timestamp::from(SystemTime::now()), correlation_id);
+        let of = |class: &Class| report.of(*class).iter().map(|id| (*class, id)).collect::<Vec<_>>();
+        let wanted: Vec<(Class, &TaskId)> =
+            Class::ALL.iter().filter(|class| self.wanted.mends_class(**class)).flat_map(of).collect();
+        if !wanted.is_empty() {
+            self.progress.say(&format!("mending {} differences", wanted.len()));
+        }
+        let ledger = &self.member.ledger;
+        let written = stream::iter(wanted)
+            .map(async |(class, id)| match class {
+                Class::Unmanaged => ledger.entomb(id, tombstone).await,
+                Class::Missing | Class::Stale | Class::Extra => ledger.touch(id).await,
+            })
+            .buffer_unordered(AT_A_TIME)
+            .try_fold(0, async |sum, written| Ok(sum + usize::from(written)))
+            .await?;
+        Ok(written)
+    }
+
+    fn projector(&self, tuning: Tuning) -> Parts<Counted> {
+        let target = self.holder.target.clone();
+        self.member.projector(
+            self.kv.clone(),
+            watch::channel(tuning).1,
+            self.settle_after,
+            target,
+            self.max_age,
+        )
+    }
+}
+
+/// How long a stream keeps its messages; nothing where it does for ever.
+async fn max_age(member: &Member, stream: &str) -> Result<Option<Duration>, ResyncError> {
+    match member.jetstream.get_stream(stream).await {
+        Ok(stream) => {
+            let age = stream.cached_info().config.max_age;
+            Ok((!age.is_zero()).then_some(age))
+        }
+        Err(error) => Err(match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                ResyncError::NoLedger(stream.to_owned())
+            }
+            _ => ResyncError::Ledger(format!("the stream {stream} cannot be looked up: {error}")),
+        }),
+    }
+}

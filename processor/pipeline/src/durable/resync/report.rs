@@ -1,0 +1,108 @@
+//! What a comparison has found, for people and for programs. Pure.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use serde_json::{Map, Value, json};
+use taskpipeline_contract::{TaskId, TaskKey};
+
+use super::compare::Class;
+
+/// How many keys of each class people get to see.
+const SHOWN: usize = 20;
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// How many tasks KV should hold.
+    pub(super) ledger_tasks: usize,
+    /// How many keys it lists under the tasks' prefix.
+    pub(super) kv_keys: usize,
+    pub(super) differences: BTreeMap<Class, Vec<TaskId>>,
+    /// Keys under the prefix that are no task's.
+    pub(super) strangers: Vec<String>,
+    /// How many differ only because they are on their way.
+    pub(super) pending: usize,
+    /// How many differences were mended before.
+    pub(super) mended: usize,
+}
+
+impl Report {
+    /// Whether KV is what the ledger says, and nothing else.
+    pub fn is_equal(&self) -> bool {
+        self.differences.is_empty() && self.strangers.is_empty()
+    }
+
+    pub(super) fn of(&self, class: Class) -> &[TaskId] {
+        self.differences.get(&class).map_or(&[], Vec::as_slice)
+    }
+
+    /// For people: counts, and the first keys of each class, so written that none can do harm to a terminal.
+    pub fn to_text(&self) -> String {
+        let mut text = format!("the ledger has {} tasks, KV has {} keys", self.ledger_tasks, self.kv_keys);
+        if self.mended > 0 {
+            let _ = write!(text, "; {} differences were mended", self.mended);
+        }
+        if self.pending > 0 {
+            let _ = write!(text, "; {} changes are on their way", self.pending);
+        }
+        text.push('\n');
+        for class in Class::ALL {
+            let keys = self.of(class).iter().map(|id| TaskKey::new(id.clone()).to_string());
+            list(&mut text, class.as_str(), keys);
+        }
+        list(&mut text, "no task's", self.strangers.iter().cloned());
+        text.push_str(if self.is_equal() { "KV is what the ledger says\n" } else { "KV differs\n" });
+        text
+    }
+
+    /// For programs: all of it.
+    pub fn to_json(&self) -> Value {
+        let mut json = Map::new();
+        json.insert("equal".to_owned(), self.is_equal().into());
+        json.insert("ledgerTasks".to_owned(), self.ledger_tasks.into());
+        json.insert("kvKeys".to_owned(), self.kv_keys.into());
+        json.insert("mended".to_owned(), self.mended.into());
+        json.insert("pending".to_owned(), self.pending.into());
+        for class in Class::ALL {
+            json.insert(class.as_str().to_owned(), json!(self.of(class)));
+        }
+        json.insert("notTasks".to_owned(), json!(self.strangers));
+        Value::Object(json)
+    }
+}
+
+fn list(text: &mut String, what: &str, keys: impl ExactSizeIterator<Item = String>) {
+    let count = keys.len();
+    if count == 0 {
+        return;
+    }
+    let _ = writeln!(text, "{what}: {count}");
+    for key in keys.take(SHOWN) {
+        let _ = writeln!(text, "  {key:?}");
+    }
+    if count > SHOWN {
+        let _ = writeln!(text, "  and {} more (--json names all)", count - SHOWN);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_see_the_first_of_each_class_and_programs_all() {
+        let ids: Vec<_> = (10..35).map(|n| TaskId::new(format!("t\u{202e}{n}")).unwrap()).collect();
+        let mut report = Report { ledger_tasks: 25, ..Report::default() };
+        assert!(report.is_equal());
+        report.differences.insert(Class::Missing, ids);
+        let text = report.to_text();
+        assert!(text.contains("missing: 25\n") && text.contains("and 5 more"), "{text}");
+        assert!(text.contains(r#""tasks:t\u{202e}10""#), "{text}");
+        let json = report.to_json();
+        assert_eq!(json["missing"].as_array().unwrap().len(), 25);
+        assert_eq!((&json["equal"], &json["extra"]), (&json!(false), &json!([])));
+    }
+}

@@ -1,0 +1,303 @@
+//! The part of the schedule that draws the consequences of KV's answers: what a key's request came to, whose fault a refusal is,
+//! and what that means for the requests to come.
+
+use std::time::Duration;
+
+use rand::RngExt;
+use taskpipeline_contract::TaskId;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::blame::{AttemptId, Ruling};
+use super::{Aside, Batch, Schedule, longest_delay};
+use crate::requests::{Answer, KeyOutcome};
+use crate::settings::Tuning;
+use crate::telemetry::health::KvState;
+use taskpipeline_kv::Operation;
+use taskpipeline_kv::{Allowance, Failure, LONGEST_WAIT};
+
+/// What became of a key's request. Keys that KV only has to be asked again for another's fault, or a
+/// configuration's, do not show: they are queued again.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// Written or deleted.
+    Landed,
+    /// Its value, or that it has none.
+    Read(Option<String>),
+    /// To be tried again after a delay.
+    TryAgain {
+        /// What went wrong.
+        failure: Failure,
+        /// Whether the write may have happened, or happen yet, all the same.
+        in_doubt: bool,
+        /// Whether KV took the request and named this key as not written.
+        named: bool,
+    },
+    /// KV refuses this key, and has accepted others that were sent with it.
+    Refused(String),
+    /// KV refuses this key, and nothing says whether it is the key's fault: it waits.
+    Unexplained(String),
+}
+
+/// An answer as it came in.
+pub(crate) struct Reply {
+    pub(crate) answer: Answer,
+    pub(crate) sent: Instant,
+    pub(crate) attempt: AttemptId,
+    /// What KV said beside it is left of the token's limit, if it did.
+    pub(crate) allowance: Option<Allowance>,
+}
+
+/// What became of one request.
+pub(crate) struct Answered {
+    pub(crate) operation: Operation,
+    /// When it was sent.
+    pub(crate) sent: Instant,
+    pub(crate) verdicts: Vec<(TaskId, Verdict)>,
+}
+
+impl Schedule {
+    /// What an answer means.
+    pub(crate) fn judged(&mut self, reply: Reply, now: Instant) -> Answered {
+        let Reply { answer: Answer { operation, mut ids, result }, sent, attempt, allowance } = reply;
+        match operation {
+            Operation::Get => self.reads_in_flight -= 1,
+            Operation::Put | Operation::Delete => self.writes_in_flight -= 1,
+        }
+        let took = now.duration_since(sent);
+        self.metrics.request(operation, ids.len(), result.as_ref().err(), took);
+        self.gate.learn(result.as_ref().err(), now);
+        if let Some(allowance) = allowance {
+            self.heed(allowance, now);
+        }
+        // Of the control there is nothing to tell.
+        if ids == self.control {
+            ids.clear();
+        }
+        if operation != Operation::Get && !ids.is_empty() {
+            self.resize(ids.len(), result.as_ref().err(), now);
+        }
+        let verdicts = match result {
+            Ok(outcomes) => self.judge_success(operation, ids, outcomes, attempt, now),
+            Err(failure) => self.judge_failure(operation, ids, failure, attempt, now),
+        };
+        Answered { operation, sent, verdicts }
+    }
+
+    fn judge_success(
+        &mut self,
+        operation: Operation,
+        ids: Vec<TaskId>,
+        outcomes: Vec<KeyOutcome>,
+        attempt: AttemptId,
+        now: Instant,
+    ) -> Vec<(TaskId, Verdict)> {
+        self.health.set_kv(KvState::Reachable);
+        let witness = outcomes.iter().any(|outcome| !matches!(outcome, KeyOutcome::NotWritten));
+        if witness && operation != Operation::Get {
+            let refused_all = self.gate.is_probing();
+            self.gate.wrote();
+            if refused_all {
+                // KV takes tasks again, so that those it refused need not wait out their delays.
+                self.rouse_suspects();
+            }
+        }
+        self.acquit(&ids);
+        let ruling = self.blame.accepted(attempt, witness, self.dice.random());
+        let mut verdicts: Vec<_> =
+            ids.into_iter().zip(outcomes).map(|(id, outcome)| (id, verdict(outcome))).collect();
+        verdicts.append(&mut self.carry_out(operation, attempt, ruling, now));
+        verdicts
+    }
+
+    /// Heeds what KV says is left of the token's limit.
+    fn heed(&mut self, allowance: Allowance, now: Instant) {
+        let out = u32::try_from(self.in_flight()).unwrap_or(u32::MAX);
+        self.budget.at_most(allowance.remaining.saturating_sub(out), now);
+        if allowance.remaining <= out {
+            if allowance.resets_in > LONGEST_WAIT {
+                warn!(
+                    asked_seconds = allowance.resets_in.as_secs(),
+                    "KV says that nothing is left of its limit for longer than its limits last; waiting {} s",
+                    LONGEST_WAIT.as_secs()
+                );
+            }
+            self.gate.wait(allowance.resets_in, now);
+        }
+        if let Some(others) = self.others.learn(allowance, now) {
+            self.metrics.requests_of_others.inc_by(others.into());
+            warn!(
+                "others use the same Cloudflare token: {others} requests of late that are not of this pipeline. Together \
+                 they must stay below Cloudflare's limit: give each pipeline a token of its own account, or lower \
+                 its request budget"
+            );
+        }
+    }
+
+    /// Learns from what became of a write of so many keys how many the next should have.
+    fn resize(&mut self, keys: usize, failure: Option<&Failure>, now: Instant) {
+        match failure {
+            None => self.size.taken(keys, now),
+            Some(Failure::TooLarge(_) | Failure::TooSlow(_)) if self.size.failed(keys, now) => {
+                debug!("{keys} keys were too much for KV: {} at a time from now on", self.size.keys());
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn judge_failure(
+        &mut self,
+        operation: Operation,
+        ids: Vec<TaskId>,
+        failure: Failure,
+        attempt: AttemptId,
+        now: Instant,
+    ) -> Vec<(TaskId, Verdict)> {
+        let (mut verdicts, ruling) = match failure {
+            Failure::Transient(_) | Failure::TooSlow(_) | Failure::Throttled(_) => {
+                self.health.set_kv(KvState::Failing(failure.to_string()));
+                let in_doubt = !matches!(failure, Failure::Throttled(_)) && operation != Operation::Get;
+                let again = || Verdict::TryAgain { failure: failure.clone(), in_doubt, named: false };
+                let verdicts = ids.into_iter().map(|id| (id, again())).collect();
+                (verdicts, self.blame.failed(attempt))
+            }
+            Failure::Config(what) | Failure::DailyQuota(what) => {
+                self.report_misconfigured(what, now);
+                ids.iter().for_each(|id| self.queue(operation).retry(id, now));
+                (Vec::new(), self.blame.failed(attempt))
+            }
+            Failure::Refused(ref what) | Failure::TooLarge(ref what) => {
+                debug!("{} keys refused ({what})", ids.len());
+                let too_large = matches!(failure, Failure::TooLarge(_));
+                let dice = self.dice.random();
+                (Vec::new(), self.blame.refused(attempt, ids, what, too_large, dice))
+            }
+        };
+        verdicts.append(&mut self.carry_out(operation, attempt, ruling, now));
+        verdicts
+    }
+
+    /// Sends on, gives back and judges the keys of an attempt.
+    fn carry_out(
+        &mut self,
+        operation: Operation,
+        attempt: AttemptId,
+        ruling: Ruling,
+        now: Instant,
+    ) -> Vec<(TaskId, Verdict)> {
+        for ids in ruling.next {
+            let batch = match operation {
+                Operation::Get => Batch::Read(ids),
+                Operation::Put | Operation::Delete => Batch::Write(ids),
+            };
+            self.set_aside.push_back((attempt, Aside::Batch(batch)));
+        }
+        if ruling.control {
+            self.set_aside.push_back((attempt, Aside::Control));
+        }
+        let tried = ruling.unexplained.len() + ruling.untried.len();
+        if let Some((id, what)) = ruling.unexplained.first() {
+            if tried > 1 && operation != Operation::Get && !ruling.others_accepted {
+                self.gate.refused_all(now);
+                self.report_misconfigured(
+                    format!(
+                        "KV refuses every task that was tried, which says nothing about the tasks: check what stands \
+                         between here and Cloudflare, and the account ({what})"
+                    ),
+                    now,
+                );
+            } else {
+                warn!(
+                    task_id = id.as_str(),
+                    "KV refuses a task, and accepted no other before and after it: {what}"
+                );
+            }
+        }
+        let mut verdicts = Vec::new();
+        match ruling.unexplained.first() {
+            // Reads that are refused must not take the requests of others: those that were not tried wait too.
+            Some((_, what)) if operation == Operation::Get => {
+                verdicts
+                    .extend(ruling.untried.into_iter().map(|id| (id, Verdict::Unexplained(what.clone()))));
+            }
+            _ => ruling.untried.iter().for_each(|id| self.queue(operation).retry(id, now)),
+        }
+        for (id, what) in ruling.blamed {
+            // A read that is refused proves nothing of a task.
+            if operation == Operation::Get {
+                verdicts.push((id, Verdict::Unexplained(what)));
+            } else {
+                self.acquit(std::slice::from_ref(&id));
+                verdicts.push((id, Verdict::Refused(what)));
+            }
+        }
+        let unexplained = ruling.unexplained.into_iter();
+        verdicts.extend(unexplained.map(|(id, what)| (id, Verdict::Unexplained(what))));
+        verdicts
+    }
+
+    /// The batch that was handed out last came to nothing: none of its keys had anything left to be asked.
+    pub(super) fn note_vanished(&mut self, now: Instant) {
+        let Some(attempt) = self.attempt.take() else { return };
+        let ruling = self.blame.vanished(attempt, self.dice.random());
+        // Only writes can: what is read is read.
+        for (id, _) in self.carry_out(Operation::Put, attempt, ruling, now) {
+            self.writes.retry(&id, now);
+        }
+    }
+
+    fn report_misconfigured(&mut self, what: String, now: Instant) {
+        if self.gate.may_report(now) {
+            warn!("KV cannot be used: {what}. Events wait, and it is tried again now and then");
+        }
+        self.health.set_kv(KvState::Misconfigured(what));
+    }
+
+    /// A key was refused, which proves nothing. It is tried again by the delays of the policy, which does not count as
+    /// an attempt; if it is to be written, then earlier together with others. Answers when.
+    pub(crate) fn wait_refused(
+        &mut self,
+        operation: Operation,
+        id: &TaskId,
+        tuning: &Tuning,
+        dice: f64,
+        now: Instant,
+    ) -> Duration {
+        let (writes, reads) = (&self.writes, &self.reads);
+        let times = self.suspects.times(id, |id| writes.contains(id) || reads.contains(id));
+        let delay = tuning.retry.delays.get(times).map(|delay| delay.mul_f64(1.0 + dice / 10.0));
+        let delay = delay.unwrap_or_else(|| longest_delay(tuning, dice));
+        let until = now + delay;
+        self.queue(operation).retry(id, until);
+        self.suspects.refused(id, Some(until).filter(|_| operation != Operation::Get));
+        self.health.set_refused(self.suspects.describe());
+        delay
+    }
+
+    /// What was refused without a witness goes with the next write of others, which shows whose fault it was.
+    pub(super) fn rouse_suspects(&mut self) {
+        if !self.gate.is_probing() {
+            let writes = &mut self.writes;
+            self.suspects.rouse(|id, until| writes.rouse(id, until));
+        }
+    }
+
+    /// Nothing is open about these keys any more.
+    pub(super) fn acquit(&mut self, ids: &[TaskId]) {
+        if self.suspects.acquit(ids) {
+            self.health.set_refused(self.suspects.describe());
+        }
+    }
+}
+
+fn verdict(outcome: KeyOutcome) -> Verdict {
+    match outcome {
+        KeyOutcome::Landed => Verdict::Landed,
+        KeyOutcome::Read(value) => Verdict::Read(value),
+        KeyOutcome::NotWritten => Verdict::TryAgain {
+            failure: Failure::Transient("KV names this key as not written".to_owned()),
+            in_doubt: false,
+            named: true,
+        },
+    }
+}

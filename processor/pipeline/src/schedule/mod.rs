@@ -1,0 +1,400 @@
+//! Decides which keys go into which request to KV, when, and what an answer means for each of them, for the projectors of both
+//! modes. Pure: it takes the moment and the answers as arguments, and sends nothing; see [`super::requests`].
+//!
+//! A request is due at once when none is in flight and the budget allows, and gathers what arrives while one is out. A key is never
+//! in two requests at once. The schedule knows no task's value and no policy of retrying: its owner brings both.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
+mod answers;
+mod blame;
+mod gate;
+mod pace;
+mod queue;
+mod size;
+mod suspects;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use taskpipeline_contract::TaskId;
+use tokio::time::Instant;
+
+use super::requests::{Flight, Request};
+use crate::settings::Tuning;
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::Metrics;
+use taskpipeline_kv::Operation;
+use taskpipeline_kv::{Budget, Failure, MAX_KEYS_PER_READ, Others, RequestBudget, Spare};
+
+pub(super) use self::answers::{Answered, Reply, Verdict};
+pub(super) use self::blame::AttemptId;
+use self::blame::{Blame, Patience};
+use self::gate::Gate;
+use self::pace::{Situation, Worth, patience, spacing};
+use self::queue::KeyQueue;
+use self::size::BatchSize;
+use self::suspects::Suspects;
+
+/// The wait where the policy names none.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// Keys to be asked of KV now. They are in flight as far as their queue knows.
+pub(super) enum Batch {
+    /// To be written, or deleted where there is nothing to write.
+    Write(Vec<TaskId>),
+    /// To be read.
+    Read(Vec<TaskId>),
+    /// A request that KV has no reason to refuse, and that is about no task.
+    Control(Request),
+}
+
+/// A request that follows from another that was refused.
+enum Aside {
+    /// Some of its keys.
+    Batch(Batch),
+    /// What KV has no reason to refuse.
+    Control,
+}
+
+/// The keys that wait, and all that decides when they go.
+pub(super) struct Schedule {
+    dice: StdRng,
+    size: BatchSize,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    pub(super) writes: KeyQueue,
+    pub(super) reads: KeyQueue,
+    /// The requests that follow from others that were refused.
+    set_aside: VecDeque<(AttemptId, Aside)>,
+    /// Ids that no task has, one: KV has no reason to refuse that it is deleted.
+    control: Vec<TaskId>,
+    blame: Blame,
+    /// What the batch that was handed out last belongs to, if it follows from another.
+    attempt: Option<AttemptId>,
+    suspects: Suspects,
+    /// Keys that were handed out to be written and are to be deleted: they wait for others, to fill a request.
+    deletes: Vec<TaskId>,
+    /// Since when the first of them waits.
+    deletes_since: Instant,
+    request_budget: RequestBudget,
+    budget: Budget,
+    /// What of the budget may go into reads.
+    read_budget: Budget,
+    gate: Gate,
+    /// What others spend of the same token.
+    others: Others,
+    last_sent: Option<Instant>,
+    /// Counts the requests, to take turns by.
+    turn: u32,
+    writes_in_flight: usize,
+    reads_in_flight: usize,
+    /// When time alone makes a request possible that is not now.
+    wake_at: Option<Instant>,
+    /// Whether there is room for more than is queued here.
+    more_may_come: bool,
+}
+
+impl Schedule {
+    /// With an unknown part of its budget left. `reads` is a budget within the budget; all chance follows from `seed`.
+    pub(super) fn new(
+        tuning: &Tuning,
+        reads: RequestBudget,
+        metrics: Arc<Metrics>,
+        health: Arc<Health>,
+        seed: u64,
+        now: Instant,
+    ) -> Self {
+        let mut dice = StdRng::seed_from_u64(seed);
+        Self {
+            request_budget: tuning.request_budget,
+            budget: Budget::unknown(tuning.request_budget, now),
+            read_budget: Budget::new(reads, now),
+            size: BatchSize::new(tuning.max_keys.get().into()),
+            metrics,
+            health,
+            writes: KeyQueue::default(),
+            reads: KeyQueue::default(),
+            set_aside: VecDeque::new(),
+            control: control(dice.random()),
+            blame: Blame::default(),
+            attempt: None,
+            suspects: Suspects::default(),
+            deletes: Vec::new(),
+            deletes_since: now,
+            gate: Gate::default(),
+            others: Others::default(),
+            last_sent: None,
+            turn: 0,
+            writes_in_flight: 0,
+            reads_in_flight: 0,
+            wake_at: None,
+            more_may_come: true,
+            dice,
+        }
+    }
+
+    /// A number of at least 0 and below 1, by chance.
+    pub(super) fn throw(&mut self) -> f64 {
+        self.dice.random()
+    }
+
+    /// From now on these settings hold; `reads` is a budget within theirs.
+    pub(super) fn retune(&mut self, tuning: &Tuning, reads: RequestBudget, now: Instant) {
+        if tuning.request_budget != self.request_budget {
+            self.request_budget = tuning.request_budget;
+            self.budget.change(tuning.request_budget, now);
+            self.read_budget.change(reads, now);
+        }
+        self.size.limit(tuning.max_keys.get().into());
+    }
+
+    /// Moves on the keys that have rested. Answers those that one of the queues has forgotten.
+    pub(super) fn wake(&mut self, now: Instant) -> Vec<TaskId> {
+        let mut rested = self.writes.wake(now);
+        rested.append(&mut self.reads.wake(now));
+        self.acquit(&rested);
+        rested
+    }
+
+    /// As [`Self::wake`]. Answers those that want nothing more of KV.
+    pub(super) fn wake_rested(&mut self, now: Instant) -> Vec<TaskId> {
+        let mut rested = self.wake(now);
+        rested.retain(|id| !self.writes.contains(id) && !self.reads.contains(id));
+        rested
+    }
+
+    /// When there is something to do though nothing happens until then.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        [self.wake_at, self.writes.next_wake(), self.reads.next_wake()].into_iter().flatten().min()
+    }
+
+    /// Whether keys could go into a request.
+    pub(super) fn has_ready(&self) -> bool {
+        self.writes.ready() > 0
+            || self.reads.ready() > 0
+            || !self.set_aside.is_empty()
+            || !self.deletes.is_empty()
+    }
+
+    /// Whether there is a reason for which nothing is sent, or nothing lands: a request that is out, or a moment that has
+    /// to come first (of the budget, of `Retry-After`, of the next attempt).
+    pub(super) fn is_excused(&self, now: Instant) -> bool {
+        self.in_flight() > 0 || self.next_wake().is_some_and(|at| at > now)
+    }
+
+    /// How many requests are out.
+    pub(super) fn in_flight(&self) -> usize {
+        self.writes_in_flight + self.reads_in_flight
+    }
+
+    /// The keys to send now, if anything may and should be sent; a request of the budget is spent on them.
+    /// `more_may_come`: whether there is room for more than is queued here.
+    pub(super) fn next_batch(&mut self, more_may_come: bool, now: Instant) -> Option<Batch> {
+        (self.wake_at, self.more_may_come) = (None, more_may_come);
+        self.note_vanished(now);
+        let write = self.is_worth_sending(self.writes.ready(), self.writes_in_flight, self.size.keys(), now);
+        let mut read =
+            self.is_worth_sending(self.reads.ready(), self.reads_in_flight, MAX_KEYS_PER_READ, now);
+        let deletes = self.deletes_are_due(now);
+        let aside = deletes || (!self.set_aside.is_empty() && pace::has_place(self.in_flight()));
+        if !aside && !write && !read {
+            return None;
+        }
+        if let Err(until) = self.gate.admits(self.in_flight(), now) {
+            self.wake_at = until;
+            return None;
+        }
+        // Taking turns: neither what is tried again in parts nor what is new keeps the other waiting.
+        let aside = aside && (deletes || !write || !self.turn.is_multiple_of(2));
+        // Neither a flood of creates nor one of updates keeps the other waiting.
+        let mut reads_turn = !aside && read && (!write || self.reads_in_flight == 0);
+        if reads_turn && let Err(until) = self.read_budget.ready(now) {
+            self.wake_by(until);
+            (read, reads_turn) = (false, false);
+        }
+        if !aside && !write && !read {
+            return None;
+        }
+        if let Err(until) = self.budget.take(now) {
+            self.wake_at = Some(until);
+            return None;
+        }
+        self.last_sent = Some(now);
+        self.turn = self.turn.wrapping_add(1);
+        if deletes {
+            let rest = self.deletes.split_off(self.deletes.len().min(self.size.keys()));
+            return Some(Batch::Write(std::mem::replace(&mut self.deletes, rest)));
+        }
+        if aside && let Some((attempt, aside)) = self.take_aside() {
+            self.attempt = Some(attempt);
+            return Some(match aside {
+                Aside::Batch(batch) => batch,
+                Aside::Control => Batch::Control(Request::Delete(self.control.clone())),
+            });
+        }
+        if reads_turn {
+            // Just seen to be there.
+            let _ = self.read_budget.take(now);
+            return Some(Batch::Read(self.reads.take(MAX_KEYS_PER_READ)));
+        }
+        self.rouse_suspects();
+        Some(Batch::Write(self.writes.take(self.size.keys())))
+    }
+
+    /// The next part of a request that was refused: most often of the newest one, so that what came last does not wait
+    /// for a thousand parts of what came before, and now and then of the oldest.
+    fn take_aside(&mut self) -> Option<(AttemptId, Aside)> {
+        if self.turn.is_multiple_of(8) {
+            return self.set_aside.pop_front();
+        }
+        let newest = self.set_aside.iter().map(|(attempt, _)| *attempt).max()?;
+        let at = self.set_aside.iter().position(|(attempt, _)| *attempt == newest)?;
+        self.set_aside.remove(at)
+    }
+
+    fn is_worth_sending(&mut self, ready: usize, in_flight: usize, full: usize, now: Instant) -> bool {
+        let situation = Situation {
+            ready,
+            in_flight,
+            full,
+            since_last: self.last_sent.map_or(Duration::MAX, |at| now.duration_since(at)),
+            spacing: spacing(self.budget.level(now), self.budget.interval()),
+            more_may_come: self.more_may_come,
+        };
+        match situation.worth_sending() {
+            Worth::Now => true,
+            Worth::No => false,
+            Worth::Later(wait) => {
+                self.wake_by(now + wait);
+                false
+            }
+        }
+    }
+
+    /// Whether the deletes that wait for others have waited long enough.
+    fn deletes_are_due(&mut self, now: Instant) -> bool {
+        if self.deletes.is_empty() || !pace::has_place(self.in_flight()) {
+            return false;
+        }
+        // Nothing is gained by waiting where nobody else waits for a request.
+        let idle = self.writes.ready() == 0 && self.in_flight() == 0;
+        if idle || self.deletes.len() >= self.size.keys() {
+            return true;
+        }
+        let until = self.deletes_since + patience(self.budget.level(now), self.budget.interval());
+        if until > now {
+            self.wake_by(until);
+        }
+        until <= now
+    }
+
+    fn wake_by(&mut self, at: Instant) {
+        self.wake_at = Some(self.wake_at.map_or(at, |other| other.min(at)));
+    }
+
+    /// More keys to be written, at most so many, to fill a request of which some turned out to be deletes.
+    pub(super) fn more(&mut self, keys: usize) -> Vec<TaskId> {
+        self.writes.take(keys)
+    }
+
+    /// How many more keys than these a request takes. None where it is to tell which keys KV refuses.
+    pub(super) fn room_beside(&self, keys: usize) -> usize {
+        if self.attempt.is_some() { 0 } else { self.size.keys().saturating_sub(keys) }
+    }
+
+    /// These keys, which were handed out to be written, are to be deleted: soon, together with others.
+    pub(super) fn delete_soon(&mut self, keys: Vec<TaskId>, now: Instant) {
+        if self.deletes.is_empty() {
+            self.deletes_since = now;
+        }
+        self.deletes.extend(keys);
+    }
+
+    /// Takes requests out of the budget for a command that asks for so many: one at a time while there is something
+    /// to be written here, and never more than half of what is there.
+    pub(super) fn lend(&mut self, wanted: u32, now: Instant) -> u32 {
+        let idle = self.writes.ready() == 0 && self.reads.ready() == 0;
+        let most = if idle { (self.budget.whole(now) / 2).clamp(1, wanted.max(1)) } else { 1 };
+        (0..most).take_while(|_| self.budget.take(now).is_ok()).map(|_| 1).sum()
+    }
+
+    /// Goes on with what another has left of the budget.
+    pub(super) fn resume(&mut self, spare: Spare, now: Instant) {
+        self.budget = Budget::resumed(self.request_budget, spare, now);
+    }
+
+    /// How many requests could be sent at once: what is left for the next.
+    pub(super) fn spare(&mut self, now: Instant) -> u32 {
+        self.budget.whole(now)
+    }
+
+    /// Counts a request, made of keys that were handed out, as sent: it is to be.
+    pub(super) fn begin(&mut self, request: Request) -> Flight {
+        match request.operation() {
+            Operation::Get => self.reads_in_flight += 1,
+            Operation::Put | Operation::Delete => self.writes_in_flight += 1,
+        }
+        self.others.sent();
+        let attempt = self.attempt.take().unwrap_or_else(|| {
+            self.blame.begin(match request.operation() {
+                _ if self.gate.is_probing() => Patience::Probe,
+                Operation::Get => Patience::Read,
+                Operation::Put | Operation::Delete => Patience::Write,
+            })
+        });
+        Flight { request, attempt }
+    }
+
+    /// Forgets all keys and requests, but not what was spent of the budget, what KV asked for, and which keys were
+    /// written a moment ago.
+    pub(super) fn restart(&mut self) {
+        self.writes.restart();
+        self.reads.restart();
+        self.set_aside.clear();
+        self.blame.clear();
+        self.attempt = None;
+        self.suspects.clear();
+        self.health.set_refused(None);
+        self.deletes.clear();
+        (self.writes_in_flight, self.reads_in_flight, self.wake_at) = (0, 0, None);
+    }
+
+    /// The queue that a request of this kind takes its keys from.
+    pub(super) fn queue(&mut self, operation: Operation) -> &mut KeyQueue {
+        match operation {
+            Operation::Get => &mut self.reads,
+            Operation::Put | Operation::Delete => &mut self.writes,
+        }
+    }
+
+    /// Shows itself in the metrics.
+    pub(super) fn show(&mut self, now: Instant) {
+        self.metrics.requests_in_flight.set(i64::try_from(self.in_flight()).unwrap_or(i64::MAX));
+        self.metrics.budget_available.set(self.budget.available(now));
+        self.metrics.batch_keys.set(i64::try_from(self.size.keys()).unwrap_or(i64::MAX));
+    }
+}
+
+/// An id by chance, which no task has.
+fn control(dice: u128) -> Vec<TaskId> {
+    TaskId::new(format!("taskpipeline-control-{dice:032x}")).into_iter().collect()
+}
+
+/// How long a failed attempt waits at the most, however often it has failed: the longest of the delays.
+pub(super) fn longest_delay(tuning: &Tuning, dice: f64) -> Duration {
+    tuning.retry.delays.iter().max().copied().unwrap_or(SHORTEST).mul_f64(1.0 + dice / 10.0)
+}
+
+/// How long to wait after `attempts` failed attempts, at least as long as KV asked for; nothing when they are
+/// used up. One throw of the dice does for all keys of a request: what failed together comes back together.
+pub(super) fn delay_after(tuning: &Tuning, attempts: u32, failure: &Failure, dice: f64) -> Option<Duration> {
+    let delay = tuning.retry.delay_after(attempts, dice)?;
+    Some(match failure {
+        Failure::Throttled(wait) => delay.max(*wait),
+        _ => delay,
+    })
+}

@@ -1,0 +1,119 @@
+//! The settings by the two names under which people set them: an environment variable, and a field of a TaskPipeline.
+
+use std::fmt;
+
+/// A setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Setting {
+    /// [`super::NatsConnection::servers`]
+    NatsUrl,
+    /// [`super::EventSettings::subject_prefix`]
+    SubjectPrefix,
+    /// [`super::EventSettings::queue_group`]
+    QueueGroup,
+    /// Which [`super::Delivery`].
+    DeliveryMode,
+    /// [`super::DurableSettings::stream`]
+    StreamName,
+    /// [`super::DurableSettings::replicas`]
+    StreamReplicas,
+    /// [`super::DurableSettings::max_age`]
+    StreamMaxAge,
+    /// [`super::DurableSettings::max_event_bytes`]
+    StreamMaxEventBytes,
+    /// [`super::Room::events`]
+    StreamMaxBytes,
+    /// [`super::Room::ledger`]
+    LedgerMaxBytes,
+    /// [`super::Room::dead_letters`]
+    DeadLettersMaxBytes,
+    /// [`super::DurableSettings::ack_wait`]
+    AckWait,
+    /// [`super::DurableSettings::settle_after`]
+    SettleAfter,
+    /// [`super::CoreSettings::replicas`]
+    CoreReplicas,
+    /// [`super::RetryPolicy::max_attempts`]
+    RetryMaxAttempts,
+    /// [`super::RetryPolicy::delays`]
+    RetryDelays,
+    /// [`super::Tuning::request_budget`]
+    RequestBudget,
+    /// [`super::Tuning::request_timeout`]
+    RequestTimeout,
+    /// [`super::Tuning::min_write_interval`]
+    MinWriteInterval,
+    /// [`super::Tuning::max_keys`]
+    BatchMaxKeys,
+    /// [`super::PipelineSettings::shutdown_grace`]
+    ShutdownGrace,
+}
+
+/// A setting that cannot work, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Which setting.
+    pub setting: Setting,
+    /// What it must be.
+    pub rule: String,
+}
+
+impl Setting {
+    /// The environment variable.
+    #[must_use]
+    pub fn variable(self) -> &'static str {
+        self.names().0
+    }
+
+    /// The field's path in a TaskPipeline.
+    #[must_use]
+    pub fn path(self) -> &'static str {
+        self.names().1
+    }
+
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::NatsUrl => ("NATS_URL", "spec.nats.url"),
+            Self::SubjectPrefix => ("SUBJECT_PREFIX", "spec.nats.subjectPrefix"),
+            Self::QueueGroup => ("QUEUE_GROUP", "spec.nats.queueGroup"),
+            Self::DeliveryMode => ("DELIVERY_MODE", "spec.delivery.mode"),
+            Self::StreamName => ("STREAM_NAME", "spec.delivery.stream.name"),
+            Self::StreamReplicas => ("STREAM_REPLICAS", "spec.delivery.stream.replicas"),
+            Self::StreamMaxAge => ("STREAM_MAX_AGE", "spec.delivery.stream.maxAge"),
+            Self::StreamMaxEventBytes => ("STREAM_MAX_EVENT_BYTES", "spec.delivery.stream.maxEventBytes"),
+            Self::StreamMaxBytes => ("STREAM_MAX_BYTES", "spec.delivery.room.events"),
+            Self::LedgerMaxBytes => ("LEDGER_MAX_BYTES", "spec.delivery.room.ledger"),
+            Self::DeadLettersMaxBytes => ("DEAD_LETTERS_MAX_BYTES", "spec.delivery.room.deadLetters"),
+            Self::AckWait => ("ACK_WAIT", "spec.processor.env.ACK_WAIT"),
+            Self::SettleAfter => ("SETTLE_AFTER", "spec.kv.settleAfter"),
+            Self::CoreReplicas => ("CORE_REPLICAS", "spec.replicas"),
+            Self::RetryMaxAttempts => ("RETRY_MAX_ATTEMPTS", "spec.retry.maxAttempts"),
+            Self::RetryDelays => ("RETRY_DELAYS", "spec.retry.delays"),
+            Self::RequestBudget => ("REQUEST_BUDGET", "spec.kv.requestBudget"),
+            Self::RequestTimeout => ("REQUEST_TIMEOUT", "spec.kv.requestTimeout"),
+            Self::MinWriteInterval => ("MIN_WRITE_INTERVAL", "spec.kv.minWriteInterval"),
+            Self::BatchMaxKeys => ("BATCH_MAX_KEYS", "spec.kv.batch.maxKeys"),
+            Self::ShutdownGrace => ("SHUTDOWN_GRACE", "spec.processor.env.SHUTDOWN_GRACE"),
+        }
+    }
+
+    /// It cannot work: it must be something else.
+    #[must_use]
+    pub fn is(self, rule: impl fmt::Display) -> Fault {
+        Fault { setting: self, rule: rule.to_string() }
+    }
+}
+
+impl Fault {
+    /// For people who set the environment.
+    #[must_use]
+    pub fn by_variable(&self) -> String {
+        format!("{}: {}", self.setting.variable(), self.rule)
+    }
+
+    /// For people who edit a TaskPipeline.
+    #[must_use]
+    pub fn by_path(&self) -> String {
+        format!("{}: {}", self.setting.path(), self.rule)
+    }
+}

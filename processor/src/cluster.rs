@@ -1,0 +1,150 @@
+//! The commands and options that have to do with TaskPipelines, in a cluster or in a file.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Subcommand;
+use taskpipeline_operator::api::Mode;
+use taskpipeline_operator::controller::Operator;
+use taskpipeline_operator::crd::{Crd, CrdError};
+use taskpipeline_operator::replica::file;
+use taskpipeline_operator::replica::report::Report;
+use taskpipeline_operator::replica::resource::{self, Own};
+use taskpipeline_pipeline::live::Live;
+use taskpipeline_pipeline::settings::{Delivery, Settings};
+use taskpipeline_pipeline::telemetry::Telemetry;
+use tokio::sync::watch;
+use tracing::info;
+
+use crate::environment::{self, LogFormat};
+use crate::{http, logs, serve_and_run, shutdown};
+
+/// What a cluster needs.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Makes of each TaskPipeline in a cluster a running processor, and keeps it so
+    Operator(Box<Operator>),
+    /// Prints the CustomResourceDefinition of TaskPipelines, or brings it up to date in a cluster; exits with 2 where a newer
+    /// one is there
+    Crd(Crd),
+}
+
+impl Command {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Operator(operator) => {
+                logs::start(LogFormat::from_env());
+                let shutdown = shutdown()?;
+                let address = operator.address();
+                let prepared = operator.prepare().await?;
+                let address = http::serve(address, prepared.routes()).await?;
+                info!(
+                    "taskpipeline operator {} serves health and metrics on http://{address}",
+                    env!("CARGO_PKG_VERSION")
+                );
+                Ok(prepared.run(shutdown).await?)
+            }
+            Self::Crd(crd) => {
+                match crd.run().await {
+                    Ok(said) => print!("{said}"),
+                    // To be told from what may pass: trying again does not make it older.
+                    Err(newer @ CrdError::Newer { .. }) => {
+                        eprintln!("error: {newer}");
+                        std::process::exit(2);
+                    }
+                    Err(other) => return Err(other.into()),
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The TaskPipeline that a replica follows, if any.
+#[derive(clap::Args)]
+pub(crate) struct Followed {
+    /// A file with a TaskPipeline, which is followed as it changes; secrets stay in the environment
+    #[arg(long, conflicts_with = "resource")]
+    file: Option<PathBuf>,
+    /// The TaskPipeline in the cluster whose settings are followed, in the namespace of POD_NAMESPACE
+    #[arg(long)]
+    resource: Option<String>,
+}
+
+impl Followed {
+    /// Whether one is followed at all.
+    pub(crate) fn is_any(&self) -> bool {
+        self.file.is_some() || self.resource.is_some()
+    }
+
+    /// Runs the pipeline by it, until `shutdown` resolves.
+    pub(crate) async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        match (self.file, self.resource) {
+            (Some(path), _) => by_file(path, shutdown).await,
+            (None, Some(name)) => by_resource(name, shutdown).await,
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+/// The file says everything but secrets and addresses to listen on, which are the environment's.
+async fn by_file(path: PathBuf, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let telemetry = Telemetry::new()?;
+    let seen = file::look(&path);
+    let (pipeline, mut settings) = file::read(&path)?;
+    let spec = pipeline.spec;
+    let mode = if spec.delivery.mode == Mode::Core { "Core" } else { "Durable" };
+    let lookup = |name: &str| match name {
+        "NATS_URL" => Some(spec.nats.url.clone()),
+        "DELIVERY_MODE" => Some(mode.to_owned()),
+        // A pod has them from the resource.
+        _ => spec.processor.env.get(name).cloned().or_else(|| environment::process(name)),
+    };
+    let environment::Run { settings: Settings { connection, kv, pipeline: around }, http } =
+        environment::run(&lookup)?;
+    settings.shutdown_grace = around.shutdown_grace;
+    match (&mut settings.delivery, around.delivery) {
+        (Delivery::Core(core), Delivery::Core(around)) => *core = around,
+        (Delivery::Durable(durable), Delivery::Durable(around)) => durable.ack_wait = around.ack_wait,
+        _ => {}
+    }
+    let (live, changes) =
+        Live::new(settings.tuning.clone(), settings.delivery.clone(), Arc::clone(&telemetry.metrics));
+    tokio::spawn(file::follow(path, seen, live));
+    let settings = Settings { connection, kv, pipeline: settings };
+    serve_and_run(environment::Run { settings, http }, changes, telemetry, shutdown).await
+}
+
+/// The environment says what cannot change while a pod lives, the resource what may.
+async fn by_resource(name: String, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let telemetry = Telemetry::new()?;
+    let run = environment::run(&environment::process)?;
+    let own = Own {
+        namespace: std::env::var("POD_NAMESPACE").context("POD_NAMESPACE is not set")?,
+        name,
+        state: std::env::var_os("STATE_DIRECTORY").map(PathBuf::from),
+    };
+    let client = resource::client().await?;
+    let pipeline = own.read(&client).await;
+    let pipeline_settings = &run.settings.pipeline;
+    let (live, changes) = Live::new(
+        pipeline_settings.tuning.clone(),
+        pipeline_settings.delivery.clone(),
+        Arc::clone(&telemetry.metrics),
+    );
+    if let Some(pipeline) = &pipeline {
+        resource::hand_over(pipeline, &live);
+    }
+    let (latest, seen) = watch::channel(pipeline);
+    let report = Report {
+        own: own.clone(),
+        client: client.clone(),
+        telemetry: telemetry.clone(),
+        refused: live.refused(),
+        latest: seen,
+    };
+    tokio::spawn(report.run());
+    tokio::spawn(own.follow(client, live, latest));
+    serve_and_run(run, changes, telemetry, shutdown).await
+}

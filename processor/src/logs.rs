@@ -1,0 +1,248 @@
+//! Logs on standard output: one line a step for people, or one JSON object a line for collectors.
+//!
+//! What came from outside (ids, error texts) reaches these lines, so both forms escape control and
+//! direction-changing characters.
+
+use std::fmt;
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::{Format, Json, JsonFields, Writer};
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::environment::LogFormat;
+
+/// What is shown where `RUST_LOG` says nothing: our steps, and what libraries think is wrong.
+const DEFAULT_FILTER: &str = "warn,taskpipeline=info";
+
+/// Starts logging, by `RUST_LOG`.
+pub(crate) fn start(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter);
+    // A second subscriber in one process is a test's; the first one stays.
+    let _ = match format {
+        LogFormat::Text => builder.event_format(OneLine).try_init(),
+        LogFormat::Json => builder.fmt_fields(JsonFields::new()).event_format(SafeJson::new()).try_init(),
+    };
+}
+
+/// Starts logging for a command that has its result on standard output: on standard error, and only what is
+/// wrong unless `RUST_LOG` says otherwise.
+pub(crate) fn start_for_command() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = builder.event_format(OneLine).try_init();
+}
+
+/// An event as one JSON object a line. JSON allows characters raw that change how a terminal or a browser shows the line; they
+/// are escaped.
+struct SafeJson(Format<Json>);
+
+impl SafeJson {
+    fn new() -> Self {
+        let format = tracing_subscriber::fmt::format().json();
+        Self(format.flatten_event(true).with_current_span(false).with_span_list(false))
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for SafeJson
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut line = String::new();
+        self.0.format_event(context, Writer::new(&mut line), event)?;
+        let mut plain_from = 0;
+        // Such a character can only be in a string: outside of strings JSON has none but the line's end.
+        for (at, c) in line.char_indices().filter(|(_, c)| changes_display(*c) && *c != '\n') {
+            write!(writer, "{}\\u{:04x}", &line[plain_from..at], u32::from(c))?;
+            plain_from = at + c.len_utf8();
+        }
+        writer.write_str(&line[plain_from..])
+    }
+}
+
+/// `2026-11-22T08:00:00.000000Z  INFO [test-001] Received tasks.created`
+struct OneLine;
+
+impl<S, N> FormatEvent<S, N> for OneLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut line = Line::default();
+        event.record(&mut line);
+        SystemTime.format_time(&mut writer)?;
+        write!(writer, " {:>5} ", event.metadata().level())?;
+        if let Some(id) = &line.correlation_id {
+            write!(writer, "[{}] ", Id(id))?;
+        }
+        write!(writer, "{}", Printable(&line.message))?;
+        // Where the message tells it already, a field is not told again.
+        let fields = line.fields.iter().filter(|(name, _)| !TOLD.contains(name));
+        for (name, value) in fields {
+            write!(writer, " {name}={}", Value(value))?;
+        }
+        writeln!(writer)
+    }
+}
+
+/// The parts of an event that make the line.
+#[derive(Default)]
+struct Line {
+    correlation_id: Option<String>,
+    message: String,
+    fields: Vec<(&'static str, String)>,
+}
+
+/// Fields of our own messages that stand in the message itself.
+const TOLD: [&str; 3] = ["key", "subject", "attempt"];
+
+impl Visit for Line {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "correlation_id" => self.correlation_id = Some(value.to_owned()),
+            _ => self.record_debug(field, &value),
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        match field.name() {
+            "message" => self.message = format!("{value:?}"),
+            name => self.fields.push((name, format!("{value:?}"))),
+        }
+    }
+}
+
+/// An id between brackets: it has none of its own, so that it does not end early.
+struct Id<'a>(&'a str);
+
+impl fmt::Display for Id<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in self.0.split_inclusive(['[', ']']) {
+            match part.strip_suffix(['[', ']']) {
+                Some(plain) if part.ends_with('[') => write!(f, "{}\\u{{5b}}", Printable(plain))?,
+                Some(plain) => write!(f, "{}\\u{{5d}}", Printable(plain))?,
+                None => Printable(part).fmt(f)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A field's value: in quotes, where it could be taken for several fields.
+struct Value<'a>(&'a str);
+
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_quoted = self.0.len() > 1 && self.0.starts_with('"') && self.0.ends_with('"');
+        if !is_quoted && self.0.contains(|c: char| c.is_whitespace() || c == '=' || c == '"') {
+            return Printable(&format!("{:?}", self.0)).fmt(f);
+        }
+        Printable(self.0).fmt(f)
+    }
+}
+
+/// Text with whatever could change how a terminal shows it written as an escape.
+struct Printable<'a>(&'a str);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut plain_from = 0;
+        for (at, c) in self.0.char_indices().filter(|(_, c)| changes_display(*c)) {
+            write!(f, "{}\\u{{{:x}}}", &self.0[plain_from..at], u32::from(c))?;
+            plain_from = at + c.len_utf8();
+        }
+        f.write_str(&self.0[plain_from..])
+    }
+}
+
+/// Control characters, line separators, and Unicode's direction controls and isolates.
+fn changes_display(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use tracing::{info, warn};
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is logged meanwhile, as text or as JSON.
+    fn logged(json: bool, log: impl FnOnce()) -> String {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let builder = tracing_subscriber::fmt().with_writer(move || writer.clone());
+        if json {
+            let subscriber = builder.fmt_fields(JsonFields::new()).event_format(SafeJson::new()).finish();
+            tracing::subscriber::with_default(subscriber, log);
+        } else {
+            tracing::subscriber::with_default(builder.event_format(OneLine).finish(), log);
+        }
+        let bytes = lines.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn json_logs_escape_what_changes_how_a_line_is_shown_and_stay_json() {
+        let id = "a\u{202e}b\u{2028}c\u{85}d\u{7f}e\u{1b}[31m";
+        let line = logged(true, || warn!(task_id = id, "Refused {id}"));
+        assert!(!line.trim_end_matches('\n').contains(changes_display), "{line:?}");
+        let object: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(object["task_id"], id);
+        assert_eq!(object["message"], format!("Refused {id}"));
+        assert_eq!(line.matches('\n').count(), 1);
+    }
+
+    #[test]
+    fn an_id_or_a_value_does_not_look_like_another_field() {
+        let forged = "c]  ERROR [x";
+        let error = "no route task_id=other level=ERROR";
+        let line =
+            logged(false, || info!(correlation_id = forged, error = %error, path = "a=b c", "Received"));
+        assert!(line.contains(r"[c\u{5d}  ERROR \u{5b}x] Received"), "{line}");
+        assert!(line.contains(r#" error="no route task_id=other level=ERROR""#), "{line}");
+        assert!(line.contains(r#" path="a=b c""#), "{line}");
+        let plain = logged(false, || info!(correlation_id = "test-001", attempt = 1, count = 3, "Received"));
+        assert!(plain.ends_with("INFO [test-001] Received count=3\n"), "{plain}");
+    }
+
+    #[test]
+    fn nothing_that_came_from_outside_can_change_a_line() {
+        let text = "a\nb\u{1b}[31m\u{202e}c é 😀";
+        assert_eq!(Printable(text).to_string(), r"a\u{a}b\u{1b}[31m\u{202e}c é 😀");
+    }
+}
