@@ -19,7 +19,7 @@ async fn kv() -> Simulator {
 
 fn options(nats: &NatsServer, kv: &Simulator) -> ProcessorOptions {
     ProcessorOptions::new(nats, kv)
-        .set("RUST_LOG", "warn,taskpipeline_pipeline::durable::holder=info")
+        .set("RUST_LOG", "warn,taskpipeline_pipeline::durable::control::holder=info")
         .set("REQUEST_BUDGET", "1000000/5m")
         .set("SETTLE_AFTER", "3s")
         .set("REQUEST_TIMEOUT", "1s")

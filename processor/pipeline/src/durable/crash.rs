@@ -9,17 +9,17 @@ mod armed {
     use nix::sys::signal::{Signal, raise};
 
     /// `{point}:{n}` from a variable: the nth passage of a point.
-    pub(super) struct Armed {
+    pub(crate) struct Armed {
         point: String,
         left: AtomicU64,
     }
 
     /// `TASKPIPELINE_CRASH_AT`
-    pub(super) static CRASH: LazyLock<Option<Armed>> =
+    pub(crate) static CRASH: LazyLock<Option<Armed>> =
         LazyLock::new(|| Armed::from_env("TASKPIPELINE_CRASH_AT"));
 
     /// `TASKPIPELINE_STOP_AT`
-    pub(super) static STOP: LazyLock<Option<Armed>> =
+    pub(crate) static STOP: LazyLock<Option<Armed>> =
         LazyLock::new(|| Armed::from_env("TASKPIPELINE_STOP_AT"));
 
     impl Armed {
@@ -30,13 +30,13 @@ mod armed {
         }
 
         /// Whether this is the passage.
-        pub(super) fn is_at(&self, point: &str) -> bool {
+        pub(crate) fn is_at(&self, point: &str) -> bool {
             self.point == point && self.left.fetch_sub(1, Ordering::SeqCst) == 1
         }
     }
 
     /// All threads stand still from here on, until SIGCONT comes.
-    pub(super) fn stand_still() {
+    pub(crate) fn stand_still() {
         // To this very thread: a signal to the process is another thread's to take, and on a machine that has more to do
         // this one would go on meanwhile.
         let _ = raise(Signal::SIGSTOP);
@@ -46,7 +46,7 @@ mod armed {
 /// The process ends here, without a word to anyone, if `TASKPIPELINE_CRASH_AT` is `{point}:{n}` and this is the
 /// nth time; with `TASKPIPELINE_STOP_AT` it stands still.
 #[cfg(feature = "crash-points")]
-pub(super) fn point(name: &str) {
+pub(crate) fn point(name: &str) {
     if armed::CRASH.as_ref().is_some_and(|armed| armed.is_at(name)) {
         eprintln!("crash point {name}");
         std::process::abort();
@@ -59,4 +59,4 @@ pub(super) fn point(name: &str) {
 
 /// Nothing.
 #[cfg(not(feature = "crash-points"))]
-pub(super) fn point(_name: &str) {}
+pub(crate) fn point(_name: &str) {}

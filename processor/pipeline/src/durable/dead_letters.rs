@@ -8,21 +8,21 @@ use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use taskpipeline_contract::TaskId;
 
-use super::bucket::Stored;
-use super::cache::Known;
-use super::crash;
-use super::holder::now;
-use super::ingest::timestamp;
-use super::lanes::note_forged;
-use super::names::Names;
 use crate::dead_letters::{Letter, Origin, encode};
+use crate::durable::bucket::Stored;
+use crate::durable::bucket::lanes::note_forged;
+use crate::durable::clock::now;
+use crate::durable::clock::timestamp;
+use crate::durable::crash;
+use crate::durable::ledger::cache::Known;
+use crate::durable::names::Names;
 use crate::reason::Reason;
 use crate::telemetry::metrics::Metrics;
 
 /// Why a letter is not stored; it may be tried again under the same id.
 #[derive(Debug, thiserror::Error)]
 #[error("a dead letter cannot be stored in {stream}: {reason}")]
-pub(super) struct LetterError {
+pub(crate) struct LetterError {
     stream: String,
     reason: String,
 }
@@ -30,7 +30,7 @@ pub(super) struct LetterError {
 impl Letter {
     /// For a task that cannot be written as the ledger has it. No one event is to blame, so there is no
     /// payload, but the task and the versions of the events it was made of.
-    pub(super) fn of_task(
+    pub(crate) fn of_task(
         names: &Names,
         id: &TaskId,
         known: &Known,
@@ -64,7 +64,7 @@ impl Letter {
 
 impl Letter {
     /// For a task's record that something else has written over, so that it cannot be read.
-    pub(super) fn of_record(names: &Names, id: &TaskId, stored: &Stored, detail: &str) -> Self {
+    pub(crate) fn of_record(names: &Names, id: &TaskId, stored: &Stored, detail: &str) -> Self {
         let group = &names.queue_group;
         Self {
             id: format!("{group}-record-{}", stored.revision.0),
@@ -88,26 +88,26 @@ impl Letter {
 
 /// See the module's head.
 #[derive(Clone)]
-pub(super) struct DeadLetters {
+pub(crate) struct DeadLetters {
     jetstream: Context,
     names: Arc<Names>,
     metrics: Arc<Metrics>,
 }
 
 impl DeadLetters {
-    pub(super) fn new(jetstream: Context, names: Arc<Names>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(jetstream: Context, names: Arc<Names>, metrics: Arc<Metrics>) -> Self {
         Self { jetstream, names, metrics }
     }
 
     /// How many messages their stream holds, which are as many as the letters but for large ones in parts; nothing
     /// while NATS does not say.
-    pub(super) async fn count(&self) -> Option<u64> {
+    pub(crate) async fn count(&self) -> Option<u64> {
         let stream = self.jetstream.get_stream(&self.names.dead_letter_stream).await.ok()?;
         Some(stream.cached_info().state.messages)
     }
 
     /// Stores a letter; the server takes it once, however often it comes within its window of duplicates.
-    pub(super) async fn store(&self, letter: &Letter) -> Result<(), LetterError> {
+    pub(crate) async fn store(&self, letter: &Letter) -> Result<(), LetterError> {
         let failed = |reason: String| LetterError { stream: self.names.dead_letter_stream.clone(), reason };
         let most = self.jetstream.client().server_info().max_payload;
         let parts = encode(letter, most).map_err(|error| failed(error.to_string()))?;

@@ -13,7 +13,7 @@ use tracing::warn;
 ///
 /// # Errors
 /// Where it cannot be created even so.
-pub(super) async fn create_consumer(
+pub(crate) async fn create_consumer(
     stream: &Stream,
     mut config: PullConfig,
 ) -> Result<PullConsumer, ConsumerCreateStrictError> {
@@ -41,7 +41,7 @@ fn is_excess(error: &ConsumerCreateStrictError) -> bool {
 }
 
 /// How many messages a pull may ask for, if that is what an error says.
-pub(super) fn largest_pull(error: &str) -> Option<usize> {
+pub(crate) fn largest_pull(error: &str) -> Option<usize> {
     let (_, limit) = error.split_once("MaxRequestBatch of ")?;
     let digits = limit.find(|c: char| !c.is_ascii_digit()).unwrap_or(limit.len());
     limit[..digits].parse().ok().filter(|limit| *limit > 0)

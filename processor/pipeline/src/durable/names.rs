@@ -15,28 +15,28 @@ use crate::settings::{DurableSettings, EventSettings};
 
 /// The names of one pipeline.
 #[derive(Clone, Debug)]
-pub(super) struct Names {
+pub(crate) struct Names {
     /// The stream that captures the events.
-    pub(super) stream: String,
+    pub(crate) stream: String,
     /// What their subjects begin with.
-    pub(super) prefix: String,
+    pub(crate) prefix: String,
     /// Their three subjects.
-    pub(super) subjects: Vec<(String, EventKind)>,
-    pub(super) queue_group: String,
+    pub(crate) subjects: Vec<(String, EventKind)>,
+    pub(crate) queue_group: String,
     /// The stream under the ledger's bucket.
-    pub(super) ledger_stream: String,
+    pub(crate) ledger_stream: String,
     ledger_prefix: String,
-    pub(super) dead_letter_stream: String,
-    pub(super) dead_letter_subject: String,
+    pub(crate) dead_letter_stream: String,
+    pub(crate) dead_letter_subject: String,
 }
 
 impl Names {
-    pub(super) fn new(events: &EventSettings, durable: &DurableSettings) -> Self {
+    pub(crate) fn new(events: &EventSettings, durable: &DurableSettings) -> Self {
         Self::of(&durable.stream, &events.queue_group, &events.subject_prefix)
     }
 
     /// Of a pipeline with this stream, this queue group and this prefix of its subjects.
-    pub(super) fn of(stream: &str, queue_group: &str, prefix: &str) -> Self {
+    pub(crate) fn of(stream: &str, queue_group: &str, prefix: &str) -> Self {
         // Neither name has two dashes in a row, nor one at an end.
         let bucket = format!("{stream}--{queue_group}");
         Self {
@@ -52,86 +52,86 @@ impl Names {
     }
 
     /// The kind of event that a subject carries.
-    pub(super) fn kind(&self, subject: &str) -> Option<EventKind> {
+    pub(crate) fn kind(&self, subject: &str) -> Option<EventKind> {
         self.subjects.iter().find(|(known, _)| known == subject).map(|(_, kind)| *kind)
     }
 
     /// The durable consumer of this life of the stream.
-    pub(super) fn consumer(&self, incarnation: u32) -> String {
+    pub(crate) fn consumer(&self, incarnation: u32) -> String {
         format!("{}-{incarnation}", self.queue_group)
     }
 
     /// Everything in the ledger's bucket.
-    pub(super) fn ledger_all(&self) -> String {
+    pub(crate) fn ledger_all(&self) -> String {
         format!("{}>", self.ledger_prefix)
     }
 
     /// All tasks' records.
-    pub(super) fn tasks(&self) -> String {
+    pub(crate) fn tasks(&self) -> String {
         format!("{}task.>", self.ledger_prefix)
     }
 
     /// One task's record.
-    pub(super) fn task(&self, id: &TaskId) -> String {
+    pub(crate) fn task(&self, id: &TaskId) -> String {
         let mut subject = format!("{}task.", self.ledger_prefix);
         encode(id.as_str(), &mut subject);
         subject
     }
 
     /// The task that a record's subject names.
-    pub(super) fn task_of(&self, subject: &str) -> Option<TaskId> {
+    pub(crate) fn task_of(&self, subject: &str) -> Option<TaskId> {
         let encoded = subject.strip_prefix(&self.ledger_prefix)?.strip_prefix("task.")?;
         TaskId::new(&decode(encoded)?).ok()
     }
 
     /// What is known of the stream: its lives, and how far they were read.
-    pub(super) fn source(&self) -> String {
+    pub(crate) fn source(&self) -> String {
         format!("{}source", self.ledger_prefix)
     }
 
     /// How far one replica has read.
-    pub(super) fn high_water(&self, replica: &str) -> String {
+    pub(crate) fn high_water(&self, replica: &str) -> String {
         format!("{}high-water.{replica}", self.ledger_prefix)
     }
 
     /// How far all replicas have read.
-    pub(super) fn high_waters(&self) -> String {
+    pub(crate) fn high_waters(&self) -> String {
         format!("{}high-water.*", self.ledger_prefix)
     }
 
     /// That an event which was delivered again and again is being looked at.
-    pub(super) fn suspect(&self, version: Version) -> String {
+    pub(crate) fn suspect(&self, version: Version) -> String {
         format!("{}suspect.{version}", self.ledger_prefix)
     }
 
     /// The control record for one KV namespace.
-    pub(super) fn control(&self, target: &Target) -> String {
+    pub(crate) fn control(&self, target: &Target) -> String {
         format!("{}control.{}", self.ledger_prefix, target.0)
     }
 
     /// The control records of all KV namespaces that this ledger is projected to.
-    pub(super) fn controls(&self) -> String {
+    pub(crate) fn controls(&self) -> String {
         format!("{}control.*", self.ledger_prefix)
     }
 
     /// Requests that a command wants to send, or may.
-    pub(super) fn loan(&self, target: &Target) -> String {
+    pub(crate) fn loan(&self, target: &Target) -> String {
         format!("{}loan.{}", self.ledger_prefix, target.0)
     }
 
     /// That a resync of one KV namespace is under way.
-    pub(super) fn resync(&self, target: &Target) -> String {
+    pub(crate) fn resync(&self, target: &Target) -> String {
         format!("{}resync.{}", self.ledger_prefix, target.0)
     }
 }
 
 /// A KV namespace of an account, as a name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Target(String);
+pub(crate) struct Target(String);
 
 impl Target {
     /// By its address, which is hashed: an address may be longer than a subject's token.
-    pub(super) fn new(namespace_url: &str) -> Self {
+    pub(crate) fn new(namespace_url: &str) -> Self {
         let digest = Sha256::digest(namespace_url.as_bytes());
         let mut name = String::with_capacity(16);
         for byte in digest.iter().take(8) {

@@ -133,7 +133,7 @@ pub(super) mod tests {
     use super::*;
 
     /// An envelope of a letter of an event as it lies in the stream.
-    pub(in super::super) fn message(id: &str, part: usize, parts: usize, payload: &[u8]) -> Value {
+    pub(crate) fn message(id: &str, part: usize, parts: usize, payload: &[u8]) -> Value {
         json!({"id": id, "part": part, "parts": parts, "reason": "invalid", "detail": "no", "faults": [],
             "attempts": 0, "subject": "tasks.created", "receivedAt": "2026-11-22T08:00:00.000Z",
             "headers": {}, "version": {"incarnation": 1, "sequence": 5}, "deliveries": 1,

@@ -20,12 +20,12 @@ use async_nats::jetstream::Context;
 use self::entry::{Entry, task_in};
 use self::replay::Replay;
 use self::store::Store;
-use super::bucket::Bucket;
-use super::cache::Cache;
-use super::dead_letters::DeadLetters;
-use super::ledger::Ledger;
-use super::names::Names;
 use crate::connect_options;
+use crate::durable::bucket::Bucket;
+use crate::durable::dead_letters::DeadLetters;
+use crate::durable::ledger::Ledger;
+use crate::durable::ledger::cache::Cache;
+use crate::durable::names::Names;
 use crate::settings::Stored;
 use crate::telemetry::metrics::Metrics;
 
@@ -52,7 +52,7 @@ impl Desk {
             .connect(connection.servers.as_slice())
             .await
             .map_err(|error| failed(error.to_string()))?;
-        let jetstream = super::context(&client);
+        let jetstream = crate::durable::jetstream::context(&client);
         let names = Arc::new(Names::new(&pipeline.events, &pipeline.durable));
         let store = Store::open(jetstream.clone(), &names)
             .await

@@ -18,8 +18,8 @@ use super::entry::Entry;
 use super::store::{Opened, StoreError};
 use super::{Desk, name};
 use crate::dead_letters::Envelope;
-use crate::durable::incarnation::Source;
 use crate::durable::ledger::LedgerError;
+use crate::durable::stream::incarnation::Source;
 
 /// How long the replicas may take to catch up with what was published until now.
 const CATCH_UP: Duration = Duration::from_secs(5);

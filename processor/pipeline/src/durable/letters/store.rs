@@ -11,10 +11,10 @@ use taskpipeline_contract::Timestamp;
 
 use super::entry::{Entry, Index, decoded, parse};
 use crate::dead_letters::Envelope;
-use crate::durable::ingest::timestamp;
+use crate::durable::clock::nanos;
+use crate::durable::clock::timestamp;
 use crate::durable::limits;
 use crate::durable::names::Names;
-use crate::durable::session::nanos;
 
 /// How many messages are read at a time.
 const BATCH: usize = 256;

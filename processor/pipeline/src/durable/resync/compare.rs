@@ -10,9 +10,9 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use taskpipeline_contract::{Task, TaskId, TaskMetadata};
 
-use super::super::bucket::Revision;
-use super::super::cache::Known;
-use super::super::record::{Due, Record};
+use crate::durable::bucket::Revision;
+use crate::durable::ledger::cache::Known;
+use crate::durable::ledger::record::{Due, Record};
 
 /// What a value or its metadata says, in eight bytes: a million tasks have to fit into memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

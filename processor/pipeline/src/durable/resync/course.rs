@@ -10,13 +10,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::super::bucket::{Revision, WriteError};
-use super::super::control::{Control, LEASE};
-use super::super::holder::{Holder, now};
-use super::super::projector::{self, Parts};
 use super::ResyncError;
 use super::progress::Progress;
 use super::reader::{Count, Counted};
+use crate::durable::bucket::{Revision, WriteError};
+use crate::durable::clock::now;
+use crate::durable::control::holder::Holder;
+use crate::durable::control::record::{Control, LEASE};
+use crate::durable::projector::{self, Parts};
 
 /// How often is looked how far it is.
 const LOOK: Duration = Duration::from_millis(500);

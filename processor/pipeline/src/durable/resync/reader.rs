@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use taskpipeline_contract::{KEY_PREFIX, TaskKey};
 use tracing::warn;
 
-use super::super::holder::Holder;
-use super::super::loan::Borrower;
 use super::ResyncError;
+use crate::durable::control::holder::Holder;
+use crate::durable::control::loan::Borrower;
 use crate::schedule::delay_after;
 use crate::settings::Tuning;
 use taskpipeline_kv::{BulkApi, Entry, Failure, KeyPage, Namespace, PutBody};

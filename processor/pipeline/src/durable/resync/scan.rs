@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use taskpipeline_contract::{TaskId, TaskKey};
 
-use super::super::Member;
-use super::super::bucket::Revision;
-use super::super::feed::Feed;
 use super::ResyncError;
 use super::compare::{Class, Digest, Expected, Seen, Table, compare};
 use super::course::Course;
 use super::reader::Reader;
 use super::report::Report;
+use crate::durable::bucket::Revision;
+use crate::durable::ledger::feed::Feed;
+use crate::durable::member::Member;
 use taskpipeline_kv::{Entry, ListedKey, MAX_KEYS_PER_READ};
 
 /// How many changes are taken from the feed, and how many records are read, at a time.

@@ -1,0 +1,75 @@
+//! Watches how long events wait to be taken in: one that waits for ever ages out of the stream and is lost, so
+//! it is told while there is still time. And how many were set aside.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tracing::{error, info};
+
+use crate::durable::bucket::raw::{self, Raw};
+use crate::durable::clock::now;
+use crate::durable::dead_letters::DeadLetters;
+use crate::durable::stream::session::Session;
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::Metrics;
+
+/// How often at the most it is looked at.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Looks as long as the session lasts.
+pub(crate) fn watch(
+    session: Arc<Session>,
+    letters: DeadLetters,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+) -> JoinHandle<()> {
+    // Often enough to see an event get old, however short the stream's memory is.
+    let look = session.max_age.map_or(LOOK, |age| (age / 20).clamp(Duration::from_millis(500), LOOK));
+    metrics.stream_max_age.set(session.max_age.unwrap_or_default().as_secs_f64());
+    tokio::spawn(async move {
+        let mut late = false;
+        loop {
+            tokio::time::sleep(look).await;
+            if let Some(count) = letters.count().await {
+                health.set_dead_letters(count);
+                metrics.dead_letters_stored.set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
+            // While NATS does not answer, that is what is told.
+            let Ok(age) = oldest(&session).await else { continue };
+            metrics.oldest_event_age.set(age.as_secs_f64());
+            let nearing = session.max_age.filter(|most| age > *most / 2);
+            match nearing {
+                Some(most) if !late => {
+                    let (age, most) = (age.as_secs(), most.as_secs());
+                    error!(
+                        "the oldest event that is not taken in is {age} s old, and the stream keeps events for \
+                         {most} s: add replicas, or raise the stream's max_age, before events are lost"
+                    );
+                    late = true;
+                }
+                None if late => {
+                    info!("no event waits longer than half of what the stream keeps any more");
+                    late = false;
+                }
+                _ => {}
+            }
+            health.set_late(nearing.map(|most| {
+                format!("the oldest event waits for {} s of {} s", age.as_secs(), most.as_secs())
+            }));
+        }
+    })
+}
+
+/// The age of the oldest event that the consumer has not seen acknowledged.
+async fn oldest(session: &Session) -> Result<Duration, ()> {
+    let info = session.consumer.get_info().await.map_err(|_| ())?;
+    if info.num_pending == 0 && info.num_ack_pending == 0 {
+        return Ok(Duration::ZERO);
+    }
+    let name = &session.streams.events.cached_info().config.name;
+    let next =
+        raw::next(&session.jetstream, name, info.ack_floor.stream_sequence + 1).await.map_err(|_| ())?;
+    let Some(Raw { time, .. }) = next else { return Ok(Duration::ZERO) };
+    Ok(Duration::from_millis(u64::try_from(now().saturating_sub(time / 1_000_000)).unwrap_or(0)))
+}

@@ -1,0 +1,209 @@
+//! Keeps the workers of ingest running: a new session and new workers whenever the connection was made anew,
+//! or the stream, its consumer or the ledger is not as it was.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Client;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use crate::durable::dead_letters::DeadLetters;
+use crate::durable::drain::stopped;
+use crate::durable::intake::age;
+use crate::durable::intake::ingest::{Ingest, IngestError};
+use crate::durable::intake::mark::Mark;
+use crate::durable::intake::retry_queue::{RetryQueue, Storage};
+use crate::durable::intake::salvage::Salvage;
+use crate::durable::intake::suspects::Suspects;
+use crate::durable::ledger::Ledger;
+use crate::durable::names::Names;
+use crate::durable::stream::room::Rooms;
+use crate::durable::stream::session::{Session, SessionError, Sessions};
+use crate::durable::stream::streams::StreamsError;
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::Metrics;
+
+/// How many pulls of a replica are under way: one waits for the ledger while others decode.
+const WORKERS: usize = 4;
+
+/// The first and the longest wait before a session is tried again.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// How long workers may take to finish what they have in hand.
+const FINISH: Duration = Duration::from_secs(8);
+
+/// The first session. What someone has to change is an error; what may come is waited for.
+///
+/// # Errors
+/// What has to be changed.
+pub(crate) async fn first(
+    sessions: &Sessions,
+    connections: &mut watch::Receiver<u64>,
+) -> Result<Session, String> {
+    // Of the first connection, too, the client tells when it gets to it. One that the session does not know of would be
+    // taken for another, and whatever the server has handed out by then would come again only after `ack_wait`.
+    let _ = connections.wait_for(|count| *count > 0).await;
+    let mut pause = PAUSES.0;
+    loop {
+        connections.mark_unchanged();
+        match sessions.begin().await {
+            Ok(session) => return Ok(session),
+            Err(SessionError::Streams(StreamsError::Unfit(reason))) => return Err(reason),
+            Err(error) => warn!("not started yet: {error}"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// See the module's head.
+pub(crate) struct Supervisor {
+    pub(crate) sessions: Sessions,
+    pub(crate) rooms: Arc<Rooms>,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) letters: DeadLetters,
+    pub(crate) names: Arc<Names>,
+    pub(crate) mark: Arc<Mark>,
+    pub(crate) suspects: Arc<Suspects>,
+    pub(crate) connections: watch::Receiver<u64>,
+    /// The connection by which events are pulled.
+    pub(crate) pulls: Client,
+    pub(crate) link: watch::Receiver<bool>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) ack_wait: Duration,
+}
+
+impl Supervisor {
+    /// Runs until `stop` says so and the workers have finished.
+    pub(crate) async fn run(mut self, first: Session, mut stop: watch::Receiver<Option<Instant>>) {
+        let mut next = Some(first);
+        let mut pull_failed = false;
+        loop {
+            let session = match next.take() {
+                Some(session) => session,
+                None => tokio::select! {
+                    session = self.session() => session,
+                    () = stopped(&mut stop) => return,
+                },
+            };
+            let session = Arc::new(session);
+            self.mark.begin(session.source.current().incarnation).await;
+            let (letters, health, metrics) =
+                (self.letters.clone(), Arc::clone(&self.health), Arc::clone(&self.metrics));
+            let watching = [
+                age::watch(Arc::clone(&session), letters, health, metrics),
+                Arc::clone(&self.rooms).watch(Arc::clone(&session)),
+            ];
+            let ended = self.work(&session, &mut stop, pull_failed).await;
+            pull_failed = matches!(ended, Some(IngestError::Pull(_)));
+            for watch in watching {
+                watch.abort();
+            }
+            match ended {
+                None => return,
+                Some(IngestError::Reconnected) => debug!("the session begins anew after a reconnect"),
+                Some(error) => {
+                    warn!("{error}; looking at the stream again");
+                    tokio::time::sleep(PAUSES.0).await;
+                }
+            }
+            // The server may be another than before, or have been thrown back.
+            self.ledger.forget_all();
+        }
+    }
+
+    async fn session(&mut self) -> Session {
+        let mut pause = PAUSES.0;
+        let mut complained = String::new();
+        loop {
+            self.connections.mark_unchanged();
+            match self.sessions.begin().await {
+                Ok(session) => {
+                    if !complained.is_empty() {
+                        info!("events are pulled again");
+                    }
+                    return session;
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    if error != complained {
+                        warn!("no events can be pulled: {error}");
+                        complained = error;
+                    }
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    /// Why the workers have ended; nothing, if they were to.
+    async fn work(
+        &self,
+        session: &Arc<Session>,
+        stop: &mut watch::Receiver<Option<Instant>>,
+        pull_failed: bool,
+    ) -> Option<IngestError> {
+        let (finish, finishing) = watch::channel(false);
+        let mut workers = JoinSet::new();
+        let storage = Storage {
+            ledger: Arc::clone(&self.ledger),
+            letters: self.letters.clone(),
+            mark: Arc::clone(&self.mark),
+        };
+        let (retry_queue, retry_loop) =
+            RetryQueue::new(storage.clone(), self.ack_wait, Arc::clone(&self.metrics));
+        let worker = Ingest {
+            session: Arc::clone(session),
+            storage,
+            retry_queue,
+            suspects: Arc::clone(&self.suspects),
+            names: Arc::clone(&self.names),
+            metrics: Arc::clone(&self.metrics),
+            ack_wait: self.ack_wait,
+        };
+        for _ in 0..WORKERS {
+            let (connections, link) = (self.connections.clone(), self.link.clone());
+            workers.spawn(worker.clone().run(finishing.clone(), connections, link));
+        }
+        let salvage = Salvage::new(worker, Arc::clone(&self.health), self.pulls.clone(), self.link.clone());
+        workers.spawn(async move {
+            salvage.run(finishing, pull_failed).await;
+            Ok(())
+        });
+        // It ends when the workers have, so that what they leave is given back.
+        let mut retrying = tokio::spawn(retry_loop.run());
+        let ended = tokio::select! {
+            ended = workers.join_next() => Some(match ended {
+                Some(Ok(Err(error))) => error,
+                Some(Err(error)) => IngestError::Pull(error.to_string()),
+                Some(Ok(Ok(()))) | None => IngestError::Pull("a worker has ended".to_owned()),
+            }),
+            ended = &mut retrying => Some(match ended {
+                Ok(Err(refusal)) => refusal.into(),
+                Err(error) => IngestError::Pull(error.to_string()),
+                Ok(Ok(())) => IngestError::Pull("what has to wait is not kept any more".to_owned()),
+            }),
+            () = stopped(stop) => None,
+        };
+        finish.send_replace(true);
+        let finished = tokio::time::timeout(FINISH, async {
+            while let Some(ended) = workers.join_next().await {
+                if let Ok(Err(error)) = ended {
+                    debug!("{error}");
+                }
+            }
+            if !retrying.is_finished() {
+                let _ = (&mut retrying).await;
+            }
+        });
+        if finished.await.is_err() {
+            debug!("a worker does not finish; what it has in hand is delivered again");
+        }
+        ended
+    }
+}

@@ -1,0 +1,223 @@
+//! The feed: the ledger's changes from a revision on, in their order, as fast as they are taken. A task that
+//! has changed since is seen once, at its newest change. Decides nothing.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::pull::Config as PullConfig;
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, ReplayPolicy};
+use futures_util::StreamExt;
+use prometheus::IntCounter;
+use taskpipeline_contract::TaskId;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tracing::{debug, error, info, warn};
+
+use crate::durable::bucket::Revision;
+use crate::durable::bucket::lanes::note_forged;
+use crate::durable::ledger::cache::Known;
+use crate::durable::ledger::record::Record;
+use crate::durable::limits;
+use crate::durable::names::Names;
+
+/// How many changes are fetched at a time; the next are asked for before these have been taken.
+const FETCH: usize = 1_000;
+
+/// How often the server says that it is there when there is nothing to fetch.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// How long the server remembers a feed that is not read.
+const INACTIVE: Duration = Duration::from_secs(60);
+
+/// The wait before a feed that broke is made again, and the longest one where it cannot be made.
+const PAUSE: Duration = Duration::from_millis(200);
+const MOST_PAUSE: Duration = Duration::from_secs(2);
+
+/// A task's record as it was written.
+pub(crate) struct Change {
+    pub(crate) id: TaskId,
+    pub(crate) known: Known,
+    /// How many changes there are behind this one.
+    pub(crate) behind: u64,
+}
+
+/// See the module's head. It ends when it is dropped.
+pub(crate) struct Feed {
+    changes: mpsc::Receiver<Change>,
+    broken: Arc<Mutex<Option<String>>>,
+    reading: JoinHandle<()>,
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}
+
+impl Feed {
+    /// Reads what was written after this revision. `forged` counts what does not come from the ledger.
+    pub(crate) fn after(
+        revision: Revision,
+        jetstream: Context,
+        names: Arc<Names>,
+        connections: watch::Receiver<u64>,
+        forged: IntCounter,
+    ) -> Self {
+        let (sender, changes) = mpsc::channel(FETCH);
+        let broken = Arc::default();
+        let reader = Reader {
+            jetstream,
+            names,
+            connections,
+            position: revision,
+            most: FETCH,
+            sender,
+            broken: Arc::clone(&broken),
+            forged,
+        };
+        Self { changes, broken, reading: tokio::spawn(reader.run()) }
+    }
+
+    /// Why it cannot be read; nothing while it can.
+    pub(crate) fn broken(&self) -> Option<String> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The next changes, at least one.
+    pub(crate) async fn next(&mut self, into: &mut Vec<Change>, most: usize) {
+        if self.changes.recv_many(into, most).await == 0 {
+            // The reader never ends by itself.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+struct Reader {
+    jetstream: Context,
+    names: Arc<Names>,
+    connections: watch::Receiver<u64>,
+    position: Revision,
+    /// How many changes the server lets us fetch at a time.
+    most: usize,
+    sender: mpsc::Sender<Change>,
+    broken: Arc<Mutex<Option<String>>>,
+    forged: IntCounter,
+}
+
+impl Reader {
+    async fn run(mut self) {
+        let mut pause = PAUSE;
+        loop {
+            self.connections.mark_unchanged();
+            let why = match self.consumer().await {
+                Ok(consumer) => {
+                    *self.broken() = None;
+                    pause = PAUSE;
+                    self.read(&consumer).await
+                }
+                Err(why) => {
+                    pause = (pause * 2).min(MOST_PAUSE);
+                    self.note(&why);
+                    why
+                }
+            };
+            if let Some(allowed) = limits::largest_pull(&why).filter(|allowed| *allowed < self.most) {
+                info!(allowed, "NATS lets changes be fetched in smaller parts only (max_request_batch)");
+                self.most = allowed;
+            }
+            debug!(from = self.position.0, why, "the ledger's feed is made again");
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn broken(&self) -> MutexGuard<'_, Option<String>> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same reason is logged once.
+    fn note(&self, why: &str) {
+        let mut broken = self.broken();
+        if broken.as_deref() != Some(why) {
+            warn!(error = why, "cannot read the ledger's changes; retrying");
+        }
+        *broken = Some(why.to_owned());
+    }
+
+    async fn consumer(&self) -> Result<PullConsumer, String> {
+        let config = PullConfig {
+            description: Some("The projector's feed".to_owned()),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.position.0 + 1 },
+            ack_policy: AckPolicy::None,
+            filter_subject: self.names.tasks(),
+            replay_policy: ReplayPolicy::Instant,
+            inactive_threshold: INACTIVE,
+            memory_storage: true,
+            num_replicas: 1,
+            ..PullConfig::default()
+        };
+        let made = self.jetstream.create_consumer_on_stream(config, &self.names.ledger_stream).await;
+        made.map_err(|error| error.to_string())
+    }
+
+    /// Reads until something is wrong, and answers what.
+    async fn read(&mut self, consumer: &PullConsumer) -> String {
+        let fetching =
+            consumer.stream().max_messages_per_batch(self.most).heartbeat(HEARTBEAT).messages().await;
+        let mut fetched = match fetching {
+            Ok(fetched) => fetched,
+            Err(error) => return error.to_string(),
+        };
+        let mut expected = 1;
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = fetched.next() => message,
+                _ = self.connections.changed() => return "the connection was made anew".to_owned(),
+            };
+            let message = match message {
+                Some(Ok(message)) => message,
+                Some(Err(error)) => return error.to_string(),
+                None => return "the server has ended it".to_owned(),
+            };
+            // What does not come from the consumer has no subject for its ack.
+            let Ok(info) = message.info() else {
+                note_forged(&self.forged);
+                continue;
+            };
+            // Without acks, nothing else tells that a message got lost.
+            if info.consumer_sequence != expected {
+                return format!("change {expected} is missing");
+            }
+            expected += 1;
+            let (revision, behind) = (Revision(info.stream_sequence), info.pending);
+            if let Some(change) = self.decode(&message.subject, &message.payload, revision, behind)
+                && self.sender.send(change).await.is_err()
+            {
+                return "nobody reads it".to_owned();
+            }
+            self.position = revision;
+        }
+    }
+
+    fn decode(&self, subject: &str, payload: &[u8], revision: Revision, behind: u64) -> Option<Change> {
+        let Some(id) = self.names.task_of(subject) else {
+            warn!("{subject} in the ledger is no task's record; it is left alone");
+            return None;
+        };
+        if payload.is_empty() {
+            debug!("somebody has deleted the ledger's record {subject}");
+            return None;
+        }
+        match serde_json::from_slice::<Record>(payload) {
+            Ok(record) => {
+                let known = Known { record: Arc::new(record), revision };
+                Some(Change { id, known, behind })
+            }
+            Err(error) => {
+                error!("the ledger's record {subject} cannot be read and is left alone: {error}");
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,474 @@
+//! The ledger: the latest state of each task, in a bucket of which any replica may write any record, by
+//! compare-and-set. A conflict is read again and folded again. Decides nothing about what is written to KV.
+pub(crate) mod cache;
+pub(crate) mod feed;
+pub(crate) mod record;
+pub(crate) mod store;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use taskpipeline_contract::{Task, TaskId};
+use tracing::{debug, warn};
+
+use crate::dead_letters::Letter;
+use crate::durable::bucket::lanes::Write;
+use crate::durable::bucket::{Bucket, ReadError, Stored, WriteError};
+use crate::durable::crash;
+use crate::durable::dead_letters::{DeadLetters, LetterError};
+use crate::durable::ledger::cache::{Cache, Known};
+use crate::durable::ledger::record::{Due, Record, Settler};
+use crate::durable::ledger::store::{LetterBox, Store};
+use crate::durable::names::Names;
+use crate::telemetry::metrics::Metrics;
+
+pub(crate) use crate::durable::bucket::Revision;
+
+/// How often a write is tried again before its events are left for another delivery.
+const MOST_TRIES: u32 = 50;
+
+/// The longest wait between two tries.
+const MOST_PAUSE: Duration = Duration::from_millis(500);
+
+/// How many records are read by their revisions at a time.
+const READS_AT_A_TIME: usize = 64;
+
+/// How long a record's JSON is besides its texts, about.
+const BYTES_BESIDE_TEXTS: usize = 512;
+
+/// Why the ledger does not say or take what it should; nothing is lost, and it may be asked again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LedgerError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("the ledger's record {subject} cannot be read: {reason}. Was it written by something else?")]
+    Foreign { subject: String, reason: String },
+    #[error(transparent)]
+    Letter(#[from] LetterError),
+}
+
+/// Tasks whose records NATS does not take.
+#[derive(Debug)]
+pub(crate) struct NotStored {
+    pub(crate) tasks: Vec<TaskId>,
+    pub(crate) why: LedgerError,
+}
+
+/// See the module's head.
+pub(crate) struct Ledger<S = Bucket, L = DeadLetters> {
+    bucket: S,
+    names: Arc<Names>,
+    letters: L,
+    metrics: Arc<Metrics>,
+    cache: Cache,
+    /// Of 1,000 creates written without looking, how many found something there, lately.
+    surprises: AtomicU32,
+}
+
+impl<S: Store, L: LetterBox> Ledger<S, L> {
+    pub(crate) fn new(bucket: S, names: Arc<Names>, letters: L, metrics: Arc<Metrics>, cache: Cache) -> Self {
+        Self { bucket, names, letters, metrics, cache, surprises: AtomicU32::new(0) }
+    }
+
+    /// The bucket itself, for records that are no task's.
+    pub(crate) fn bucket(&self) -> &S {
+        &self.bucket
+    }
+
+    /// The connection was lost: the server may have been thrown back, and what was read may never have been.
+    pub(crate) fn forget_all(&self) {
+        self.cache.forget_all();
+    }
+
+    /// Folds what these records say into the ledger's. When it is done, all of them are stored.
+    ///
+    /// # Errors
+    /// Those that NATS does not take, and why; the others are stored. It does no harm to apply one again.
+    pub(crate) async fn apply(
+        &self,
+        records: impl IntoIterator<Item = (TaskId, Arc<Record>)>,
+    ) -> Result<(), NotStored> {
+        let mut contended: Vec<_> = records.into_iter().collect();
+        let (mut left, mut why) = (Vec::new(), None);
+        for tries in 0..MOST_TRIES {
+            if tries > 1 {
+                let pause = Duration::from_millis(2) * 2_u32.pow(tries.min(8));
+                tokio::time::sleep(pause.min(MOST_PAUSE).mul_f64(rand::random())).await;
+            }
+            let outcome = self.try_to_apply(std::mem::take(&mut contended), tries).await;
+            left.extend(outcome.left);
+            why = outcome.why.or(why);
+            contended = outcome.contended;
+            if contended.is_empty() {
+                break;
+            }
+            debug!("{} records are folded again, the {}. time", contended.len(), tries + 1);
+        }
+        if !contended.is_empty() {
+            why.get_or_insert(WriteError::Conflict.into());
+            left.append(&mut contended);
+        }
+        match why {
+            Some(why) => Err(NotStored { tasks: left.into_iter().map(|(id, _)| id).collect(), why }),
+            None => Ok(()),
+        }
+    }
+
+    async fn try_to_apply(&self, records: Vec<(TaskId, Arc<Record>)>, tries: u32) -> Tried {
+        struct Pending {
+            id: TaskId,
+            record: Arc<Record>,
+            merged: Arc<Record>,
+            expected: Revision,
+        }
+        let mut tried = Tried::default();
+        let (known, unread) = self.known(&records, tries).await;
+        let mut unreadable = HashSet::new();
+        if let Some((ids, error)) = unread {
+            unreadable.extend(ids);
+            tried.why = Some(error);
+        }
+        let mut left = Vec::new();
+        let pending = records.iter().cloned().filter_map(|(id, record)| {
+            if unreadable.contains(&id) {
+                left.push((id, record));
+                return None;
+            }
+            let (merged, expected) = match known.get(&id) {
+                Some(Slot::Known(known)) => {
+                    let mut merged = Record::clone(&known.record);
+                    if !merged.merge(&record) {
+                        return None;
+                    }
+                    merged.follows = known.revision;
+                    (Arc::new(merged), known.revision)
+                }
+                Some(Slot::Vacant(revision)) => (Arc::clone(&record), *revision),
+                None => (Arc::clone(&record), Revision::default()),
+            };
+            let write = self.write(&id, &merged, expected, None);
+            Some((Pending { id, record, merged, expected }, write))
+        });
+        let outcomes = match self.bucket.each(pending).await {
+            Ok(outcomes) => outcomes,
+            Err(error) => return Tried { left: records, why: Some(error.into()), ..tried },
+        };
+        for (write, outcome) in outcomes {
+            let Pending { id, record, merged, expected } = write;
+            if expected == Revision::default() && tries == 0 {
+                self.note_surprise(matches!(&outcome, Err(error) if error.is_contended()));
+            }
+            let failed = match outcome {
+                Ok(revision) => {
+                    self.cache.put(&id, Known { record: merged, revision });
+                    continue;
+                }
+                Err(failed) => failed,
+            };
+            // What the cache says is not so any more.
+            self.cache.forget(&id);
+            if failed.is_contended() {
+                self.metrics.ledger_conflicts.inc();
+                tried.contended.push((id, record));
+            } else {
+                tried.left.push((id, record));
+                tried.why = Some(failed.into());
+            }
+        }
+        tried.left.append(&mut left);
+        tried
+    }
+
+    /// What the ledger holds for these tasks; what has no record is missing.
+    pub(crate) async fn read(&self, ids: &[TaskId]) -> Result<HashMap<TaskId, Known>, LedgerError> {
+        let mut known = HashMap::with_capacity(ids.len());
+        for (id, stored) in self.stored(ids).await? {
+            match decode(&stored) {
+                Ok(Found::Record(record)) => {
+                    known.insert(id, record);
+                }
+                Ok(Found::Empty) => {}
+                // The next event of the task sets it aside.
+                Err(error) => warn!("{error}"),
+            }
+        }
+        Ok(known)
+    }
+
+    /// The records that were written at these revisions, with the tasks that they are of; what was replaced since is
+    /// missing.
+    pub(crate) async fn read_at(
+        &self,
+        revisions: Vec<Revision>,
+    ) -> Result<HashMap<Revision, (TaskId, Known)>, LedgerError> {
+        let reading = revisions.into_iter().map(|revision| self.bucket.get_at(revision));
+        let mut answers = futures_util::stream::iter(reading).buffer_unordered(READS_AT_A_TIME);
+        let mut found = HashMap::new();
+        while let Some(answer) = answers.next().await {
+            let Some(stored) = answer? else { continue };
+            let Some(id) = self.names.task_of(&stored.subject) else { continue };
+            // The feed handles a message that is not a record.
+            if let Ok(Found::Record(known)) = decode(&stored) {
+                found.insert(stored.revision, (id, known));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The same. That a task has no record is believed only of the stream's leader: another replica of the stream may be
+    /// behind.
+    pub(crate) async fn read_surely(&self, ids: &[TaskId]) -> Result<HashMap<TaskId, Known>, LedgerError> {
+        let mut known = self.read(ids).await?;
+        for id in ids {
+            if !known.contains_key(id)
+                && let Some(found) = self.newest(id).await?
+            {
+                known.insert(id.clone(), found);
+            }
+        }
+        Ok(known)
+    }
+
+    async fn stored(&self, ids: &[TaskId]) -> Result<Vec<(TaskId, Stored)>, ReadError> {
+        let subjects: Vec<_> = ids.iter().map(|id| self.names.task(id)).collect();
+        let stored = self.bucket.get_many(&subjects).await?.into_iter();
+        Ok(stored.filter_map(|stored| Some((self.names.task_of(&stored.subject)?, stored))).collect())
+    }
+
+    /// What is in the records' places, to be written over.
+    async fn slots(&self, ids: &[TaskId]) -> Result<HashMap<TaskId, Slot>, LedgerError> {
+        let mut slots = HashMap::with_capacity(ids.len());
+        for (id, stored) in self.stored(ids).await? {
+            let slot = match decode(&stored) {
+                Ok(Found::Record(known)) => Slot::Known(known),
+                Ok(Found::Empty) => Slot::Vacant(stored.revision),
+                Err(error) => {
+                    self.set_aside(&id, &stored, &error).await?;
+                    Slot::Vacant(stored.revision)
+                }
+            };
+            slots.insert(id, slot);
+        }
+        Ok(slots)
+    }
+
+    /// Keeps what cannot be read as a dead letter, before it is written over.
+    async fn set_aside(&self, id: &TaskId, stored: &Stored, error: &LedgerError) -> Result<(), LedgerError> {
+        warn!("{error}. It is kept as a dead letter, and replaced");
+        self.letters.store(&Letter::of_record(&self.names, id, stored, &error.to_string())).await?;
+        Ok(())
+    }
+
+    /// Records what KV knew of a task before any event, if that is still not known. Answers which revision of its
+    /// record was replaced by that; nothing, if none was.
+    pub(crate) async fn join(
+        &self,
+        id: &TaskId,
+        known_to_kv: Option<&Task>,
+    ) -> Result<Option<Revision>, LedgerError> {
+        let joined = |known: Option<&Record>| {
+            let mut record = known?.clone();
+            record.join(known_to_kv).then_some(record)
+        };
+        self.change(id, joined).await
+    }
+
+    /// What the stream's leader holds for one task: for decisions, where being a little behind would matter.
+    pub(crate) async fn newest(&self, id: &TaskId) -> Result<Option<Known>, LedgerError> {
+        let Some(stored) = self.bucket.get(&self.names.task(id)).await? else { return Ok(None) };
+        match decode(&stored) {
+            Ok(Found::Record(known)) => Ok(Some(known)),
+            Ok(Found::Empty) => Ok(None),
+            Err(error) => {
+                warn!("{error}");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Writes a task's record once more as it is, so that the projector takes it up again. It lives on for
+    /// that, should it have had a time to live. Answers whether there is one.
+    pub(crate) async fn touch(&self, id: &TaskId) -> Result<bool, LedgerError> {
+        let changed = self.change(id, |known| Some(Record { expires_by: None, ..known?.clone() })).await?;
+        Ok(changed.is_some())
+    }
+
+    /// Records that a task which only KV knows is to be gone, unless something is known of it by now. Answers
+    /// whether it was recorded.
+    pub(crate) async fn entomb(&self, id: &TaskId, tombstone: &Record) -> Result<bool, LedgerError> {
+        let entombed = |known: Option<&Record>| match known {
+            None => Some(tombstone.clone()),
+            // Updates of a task that KV did not know when it was asked.
+            Some(known) if known.due(id) == Due::Nothing => {
+                let mut record = Record { expires_by: None, ..known.clone() };
+                record.task.merge(&tombstone.task);
+                Some(record)
+            }
+            Some(_) => None,
+        };
+        Ok(self.change(id, entombed).await?.is_some())
+    }
+
+    /// Reads a record and writes what becomes of it, until nothing came between. Answers the revision that was replaced,
+    /// 0 where there was none; nothing, if nothing was to be written.
+    async fn change(
+        &self,
+        id: &TaskId,
+        becomes: impl Fn(Option<&Record>) -> Option<Record> + Send,
+    ) -> Result<Option<Revision>, LedgerError> {
+        let mut tries = 0;
+        loop {
+            let stored = self.bucket.get(&self.names.task(id)).await?;
+            let expected = stored.as_ref().map_or_else(Revision::default, |stored| stored.revision);
+            let known = match stored.as_ref().map(|stored| (stored, decode(stored))) {
+                Some((_, Ok(Found::Record(known)))) => Some(known),
+                Some((_, Ok(Found::Empty))) | None => None,
+                Some((stored, Err(error))) => {
+                    self.set_aside(id, stored, &error).await?;
+                    None
+                }
+            };
+            let Some(mut record) = becomes(known.as_ref().map(|known| &*known.record)) else {
+                return Ok(None);
+            };
+            record.follows = expected;
+            let outcome = self.bucket.compare_and_set(self.names.task(id), json(&record)?, expected).await;
+            self.cache.forget(id);
+            match outcome {
+                Ok(_) => return Ok(Some(expected)),
+                Err(error) if tries >= 9 => return Err(error.into()),
+                Err(_) => tries += 1,
+            }
+            tokio::time::sleep(Duration::from_millis(20).mul_f64(rand::random())).await;
+        }
+    }
+
+    /// Gives these records a time to live, each if it still is the one of its revision; one that has changed need not
+    /// have one. Answers those that NATS did not take, and why.
+    pub(crate) async fn expire(
+        &self,
+        records: Vec<(TaskId, Known)>,
+        by: &Settler,
+        time_to_live: Duration,
+    ) -> (Vec<(TaskId, Known)>, Option<LedgerError>) {
+        let writes = records.clone().into_iter().map(|(id, known)| {
+            let mut record = Record::clone(&known.record);
+            (record.expires_by, record.follows) = (Some(by.clone()), known.revision);
+            let write = self.write(&id, &record, known.revision, Some(time_to_live));
+            ((id, known), write)
+        });
+        let outcomes = match self.bucket.each(writes).await {
+            Ok(outcomes) => outcomes,
+            Err(error) => return (records, Some(error.into())),
+        };
+        let (mut left, mut error) = (Vec::new(), None);
+        for ((id, known), outcome) in outcomes {
+            self.cache.forget(&id);
+            match outcome {
+                Ok(_) => crash::point("expiring"),
+                Err(WriteError::Conflict) => {}
+                Err(failed) => {
+                    error = Some(failed.into());
+                    left.push((id, known));
+                }
+            }
+        }
+        (left, error)
+    }
+
+    /// The records as they are known without reading where that can be, for a first try; as they are, after
+    /// a conflict. And those that cannot be read at the moment, and why.
+    async fn known(
+        &self,
+        records: &[(TaskId, Arc<Record>)],
+        tries: u32,
+    ) -> (HashMap<TaskId, Slot>, Option<(Vec<TaskId>, LedgerError)>) {
+        let mut known = HashMap::with_capacity(records.len());
+        let mut unknown = Vec::new();
+        let creates_look = self.surprises.load(Ordering::Relaxed) > 300;
+        for (id, record) in records {
+            match self.cache.get(id) {
+                Some(cached) if tries == 0 => {
+                    known.insert(id.clone(), Slot::Known(cached));
+                }
+                // Most creates are of new tasks, and then there is nothing to read.
+                _ if tries == 0 && !creates_look && record.task.is_created() => {}
+                _ => unknown.push(id.clone()),
+            }
+        }
+        if unknown.is_empty() {
+            return (known, None);
+        }
+        match self.slots(&unknown).await {
+            Ok(slots) => {
+                known.extend(slots);
+                (known, None)
+            }
+            Err(error) => (known, Some((unknown, error))),
+        }
+    }
+
+    fn note_surprise(&self, surprised: bool) {
+        let before = self.surprises.load(Ordering::Relaxed);
+        let after = if surprised { before + (1_000 - before) / 32 } else { before - before / 32 };
+        self.surprises.store(after, Ordering::Relaxed);
+    }
+
+    fn write(
+        &self,
+        id: &TaskId,
+        record: &Record,
+        expected: Revision,
+        time_to_live: Option<Duration>,
+    ) -> Result<Write, WriteError> {
+        let (subject, value) = (self.names.task(id), json(record)?);
+        Ok(Write { subject, value, expected: Some(expected), time_to_live })
+    }
+}
+
+fn json(record: &Record) -> Result<Vec<u8>, WriteError> {
+    let mut bytes = Vec::with_capacity(record.text_bytes() + BYTES_BESIDE_TEXTS);
+    serde_json::to_writer(&mut bytes, record)
+        .map_err(|error| WriteError::Unknown(format!("a record cannot be written as JSON: {error}")))?;
+    Ok(bytes)
+}
+
+/// What is in a record's place.
+enum Slot {
+    Known(Known),
+    /// Nothing that counts, written as this revision.
+    Vacant(Revision),
+}
+
+/// What a message in a record's place is.
+enum Found {
+    Record(Known),
+    /// What is left of a record that somebody has deleted (`nats kv del`).
+    Empty,
+}
+
+/// What became of a try to write some records.
+#[derive(Default)]
+struct Tried {
+    /// Others write them too.
+    contended: Vec<(TaskId, Arc<Record>)>,
+    /// NATS does not take them, or does not let them be read.
+    left: Vec<(TaskId, Arc<Record>)>,
+    why: Option<LedgerError>,
+}
+
+fn decode(stored: &Stored) -> Result<Found, LedgerError> {
+    if stored.value.is_empty() {
+        return Ok(Found::Empty);
+    }
+    let record = serde_json::from_slice(&stored.value).map_err(|error| LedgerError::Foreign {
+        subject: stored.subject.clone(),
+        reason: error.to_string(),
+    })?;
+    Ok(Found::Record(Known { record: Arc::new(record), revision: stored.revision }))
+}

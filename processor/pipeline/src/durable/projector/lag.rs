@@ -1,0 +1,54 @@
+//! How long the oldest change waits to be settled in KV. Pure, and to some seconds: where the feed was is remembered now
+//! and then, instead of a moment for each task.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::durable::bucket::Revision;
+
+/// How often the feed's position is remembered.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub(crate) struct Lag {
+    /// Up to where changes were read at these moments, as far as they are not settled.
+    marks: VecDeque<(Instant, Revision)>,
+}
+
+impl Lag {
+    /// All changes up to `read` were read by now, and all up to `settled` are settled. Answers for how long at least the
+    /// oldest that is not has been waiting.
+    pub(crate) fn see(&mut self, read: Revision, settled: Revision, now: Instant) -> Duration {
+        while self.marks.front().is_some_and(|(_, read)| *read <= settled) {
+            self.marks.pop_front();
+        }
+        if read > settled && self.marks.back().is_none_or(|(at, _)| now.duration_since(*at) >= EVERY) {
+            self.marks.push_back((now, read));
+        }
+        self.marks.front().map_or(Duration::ZERO, |(at, _)| now.duration_since(*at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_gets_older_until_it_is_settled_and_what_came_after_it_does_not_matter() {
+        let (mut lag, start) = (Lag::default(), Instant::now());
+        let mut see = |read, settled, second| {
+            lag.see(Revision(read), Revision(settled), start + Duration::from_secs(second)).as_secs()
+        };
+        assert_eq!(see(5, 5, 0), 0, "all is settled");
+        assert_eq!(see(9, 5, 1), 0);
+        assert_eq!(see(50, 8, 31), 30);
+        assert_eq!(see(60, 9, 32), 1, "the next that waits came at 31 s at the latest");
+        assert_eq!(see(60, 60, 33), 0);
+        assert_eq!(see(61, 60, 90), 0);
+    }
+}

@@ -1,0 +1,377 @@
+//! The projector of mode `Durable`: one replica at a time brings KV to what the ledger says. That it is the only
+//! one cannot be promised; that KV ends up as the ledger says does not depend on it.
+//!
+//! Here [`Projection`], which decides, meets the clock and the network: its actions are carried out, and what comes of them is
+//! reported to it.
+pub(crate) mod deferred;
+pub(crate) mod lag;
+pub(crate) mod progress;
+pub(crate) mod projection;
+pub(crate) mod rests;
+pub(crate) mod shares;
+pub(crate) mod unsettled;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::connection::State as NatsState;
+use async_nats::jetstream::Context;
+use taskpipeline_contract::TaskId;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+use crate::dead_letters::Letter;
+use crate::durable::bucket::Revision;
+use crate::durable::clock::now as wall;
+use crate::durable::control::holder::{Held, Holder};
+use crate::durable::crash;
+use crate::durable::dead_letters::DeadLetters;
+use crate::durable::drain::{deadline, stopped};
+use crate::durable::ledger::Ledger;
+use crate::durable::ledger::cache::Known;
+use crate::durable::ledger::feed::{Change, Feed};
+use crate::durable::ledger::record::Settler;
+use crate::durable::names::Names;
+use crate::durable::projector::projection::{
+    Action, Done, Join, Leaving, Outside, PAUSE, Projection, Setup, Term, tenth,
+};
+use crate::durable::projector::rests::Rests;
+use crate::durable::projector::shares::Limits;
+use crate::requests::Requests;
+use crate::schedule::Schedule;
+use crate::settings::Tuning;
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::Metrics;
+use taskpipeline_kv::BulkApi;
+
+/// How many changes are taken in between two turns.
+const TAKE_IN: usize = 256;
+
+/// How long a replica that has stalled leaves the control record to others.
+const AFTER_A_STALL: Duration = Duration::from_secs(10);
+
+/// How often a record is tried to be given its time to live, before it is left in the ledger for good.
+const EXPIRE_TRIES: usize = 5;
+
+/// What the projector of a replica needs, whether or not it is its turn.
+pub(crate) struct Parts<K> {
+    pub(crate) kv: K,
+    pub(crate) tuning: Tuning,
+    /// The settings as they are changed.
+    pub(crate) changes: watch::Receiver<Tuning>,
+    pub(crate) settle_after: Duration,
+    /// How long a settled record lives that says nothing but that there is no task; for ever, if nothing.
+    pub(crate) memory: Option<Duration>,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) holder: Holder,
+    pub(crate) letters: DeadLetters,
+    pub(crate) names: Arc<Names>,
+    pub(crate) jetstream: Context,
+    pub(crate) connections: watch::Receiver<u64>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) health: Arc<Health>,
+}
+
+impl<K> Parts<K> {
+    fn setup(&self) -> Setup {
+        Setup {
+            settle_after: self.settle_after,
+            memory: self.memory,
+            read_ahead: self.holder.ahead,
+            target: self.holder.target.clone(),
+            limits: Limits::default(),
+            names: Arc::clone(&self.names),
+            metrics: Arc::clone(&self.metrics),
+            health: Arc::clone(&self.health),
+        }
+    }
+
+    /// Reads the ledger's changes after this revision.
+    fn feed(&self, after: Revision) -> Feed {
+        Feed::after(
+            after,
+            self.jetstream.clone(),
+            Arc::clone(&self.names),
+            self.connections.clone(),
+            self.metrics.forged_answers.clone(),
+        )
+    }
+}
+
+/// The driver of one term.
+struct Projector<K> {
+    parts: Parts<K>,
+    projection: Projection,
+    requests: Requests<K>,
+    feed: Feed,
+    /// Reads the look-ups that were left in NATS, where there are any.
+    second: Option<Feed>,
+    /// What is done beside: reads and writes of the ledger, dead letters, the renewal.
+    beside: JoinSet<Done>,
+}
+
+/// How a term ends.
+enum Ended {
+    Drained,
+    Lost,
+    /// It did not move though work waited.
+    Stalled,
+}
+
+/// Projects whenever it is this replica's turn, until `stop` names the moment by which it has to end.
+pub(crate) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<Option<Instant>>) {
+    let begun = Instant::now();
+    let mut schedule = Schedule::new(
+        &parts.tuning,
+        tenth(parts.tuning.request_budget),
+        Arc::clone(&parts.metrics),
+        Arc::clone(&parts.health),
+        rand::random(),
+        begun,
+    );
+    let mut requests = Requests::new(parts.kv.clone());
+    let mut parts = parts;
+    let mut rests = Rests::new(begun);
+    loop {
+        let Some(held) = parts.holder.acquire(&mut stop).await else { return };
+        parts.metrics.projector_active.set(1);
+        let mut projector = Projector::new(parts, requests, schedule, rests, held);
+        projector.retune();
+        let ended = projector.project(&mut stop).await;
+        projector.parts.metrics.projector_active.set(0);
+        projector.parts.metrics.unsettled_tasks.set(0);
+        projector.parts.metrics.deferred_tasks.set(0);
+        projector.parts.metrics.changes_behind.set(0);
+        projector.parts.metrics.oldest_change_age.set(0.0);
+        match ended {
+            Ended::Drained => return,
+            Ended::Lost => {}
+            Ended::Stalled => {
+                projector.requests.abort();
+                projector.release().await;
+                // What they lack may be there in a moment: they must not take it while nobody reads them.
+                drop((projector.feed, projector.second));
+                (parts, requests) = (projector.parts, projector.requests);
+                (schedule, rests) = projector.projection.into_parts();
+                schedule.restart();
+                requests.restart();
+                tokio::select! {
+                    // Others go first.
+                    () = tokio::time::sleep(AFTER_A_STALL) => continue,
+                    () = stopped(&mut stop) => return,
+                }
+            }
+        }
+        warn!("another replica writes to KV now");
+        let handover = projector.parts.holder.hand_over(projector.projection.held());
+        tokio::select! {
+            () = handover => {}
+            () = deadline(&mut stop) => return,
+        }
+        (parts, requests) = (projector.parts, projector.requests);
+        (schedule, rests) = projector.projection.into_parts();
+        schedule.restart();
+        requests.restart();
+    }
+}
+
+impl<K: BulkApi> Projector<K> {
+    fn new(parts: Parts<K>, requests: Requests<K>, schedule: Schedule, rests: Rests, held: Held) -> Self {
+        let feed = parts.feed(held.control.settled);
+        let (setup, tuning) = (parts.setup(), parts.tuning.clone());
+        let projection = Projection::new(setup, tuning, schedule, rests, held, Instant::now());
+        Self { parts, projection, requests, feed, second: None, beside: JoinSet::new() }
+    }
+
+    async fn project(&mut self, stop: &mut watch::Receiver<Option<Instant>>) -> Ended {
+        let (mut changes, mut left) = (Vec::with_capacity(TAKE_IN), Vec::new());
+        let mut stopping = false;
+        let mut until = stop.clone();
+        let mut out_of_time = Box::pin(async move { deadline(&mut until).await });
+        loop {
+            let now = Instant::now();
+            self.projection.turn(stopping, now);
+            self.carry_out();
+            if stopping && self.projection.may_leave() {
+                self.release().await;
+                return Ended::Drained;
+            }
+            if !stopping && self.has_given_up(now) {
+                return Ended::Stalled;
+            }
+            self.projection.show(now);
+            let wake_at = self.projection.next_wake(now);
+            tokio::select! {
+                () = self.feed.next(&mut changes, TAKE_IN), if !stopping && self.projection.wants_changes() => {
+                    self.projection.changes(changes.drain(..), Instant::now());
+                }
+                () = next_left(&mut self.second, &mut left, TAKE_IN), if !stopping && self.projection.wants_left() => {
+                    self.projection.left(left.drain(..), Instant::now());
+                }
+                Some(reply) = self.requests.next() => match reply {
+                    Ok(reply) => self.projection.answered(reply, Instant::now(), wall()),
+                    Err(error) => {
+                        error!("a request to KV fell over: {error}");
+                        return Ended::Lost;
+                    }
+                },
+                Some(done) = self.beside.join_next() => match done {
+                    Ok(done) => {
+                        if self.projection.done(done, Instant::now()) == Term::Lost {
+                            return Ended::Lost;
+                        }
+                    }
+                    Err(error) => {
+                        error!("a part of the projector fell over: {error}");
+                        return Ended::Lost;
+                    }
+                },
+                Ok(()) = self.parts.changes.changed() => self.retune(),
+                () = tokio::time::sleep_until(wake_at) => {}
+                () = stopped(stop), if !stopping => stopping = true,
+                () = &mut out_of_time => {
+                    self.requests.abort();
+                    self.release().await;
+                    return Ended::Drained;
+                }
+            }
+        }
+    }
+
+    /// The settings have changed.
+    fn retune(&mut self) {
+        let tuning = self.parts.changes.borrow_and_update().clone();
+        self.requests.set_timeout(tuning.request_timeout);
+        self.projection.retune(tuning.clone(), Instant::now());
+        self.parts.tuning = tuning;
+    }
+
+    fn has_given_up(&mut self, now: Instant) -> bool {
+        let outside = Outside {
+            broken: self.feed.broken().or_else(|| self.second.as_ref().and_then(Feed::broken)),
+            connected: self.parts.jetstream.client().connection_state() == NatsState::Connected,
+        };
+        self.projection.has_given_up(&outside, now)
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(action) = self.projection.action() {
+            match action {
+                Action::Send(flight) => self.requests.send(flight),
+                Action::Renew { held, settled, read } => {
+                    let holder = self.parts.holder.clone();
+                    self.beside.spawn(async move {
+                        let renewal = holder.renew(held, settled, read).await;
+                        Done::Renewed(renewal, holder.asked().await)
+                    });
+                }
+                Action::Lend { asked, requests } => {
+                    let holder = self.parts.holder.clone();
+                    self.beside.spawn(async move {
+                        holder.grant(asked, requests).await;
+                        Done::Lent
+                    });
+                }
+                Action::Read(ids) => {
+                    let ledger = Arc::clone(&self.parts.ledger);
+                    self.beside.spawn(async move {
+                        let known = ledger.read_surely(&ids).await;
+                        Done::Read(ids, known)
+                    });
+                }
+                Action::ReadAt(due) => {
+                    let ledger = Arc::clone(&self.parts.ledger);
+                    self.beside.spawn(async move {
+                        let found = ledger.read_at(due.iter().map(|(_, revision)| *revision).collect()).await;
+                        Done::ReadAt(due, found)
+                    });
+                }
+                Action::Join(join) => {
+                    let Join { id, known, letter, correlation_id } = *join;
+                    let (ledger, letters) = (Arc::clone(&self.parts.ledger), self.parts.letters.clone());
+                    let metrics = Arc::clone(&self.parts.metrics);
+                    self.beside.spawn(async move {
+                        if let Some(letter) = letter {
+                            store(&letters, &letter).await;
+                        }
+                        let recorded = ledger.join(&id, known.as_ref()).await;
+                        crash::point("joined");
+                        match &recorded {
+                            Ok(Some(_)) if known.is_none() => {
+                                metrics.updates_unknown.inc();
+                                warn!(
+                                    correlation_id,
+                                    "The task tasks:{id} does not exist; its update changes nothing"
+                                );
+                            }
+                            Ok(_) => {}
+                            Err(error) => {
+                                warn!("what KV knows of tasks:{id} cannot be recorded: {error}");
+                                tokio::time::sleep(PAUSE).await;
+                            }
+                        }
+                        Done::Joined(id, recorded)
+                    });
+                }
+                Action::Bury { id, revision, letter } => {
+                    let letters = self.parts.letters.clone();
+                    self.beside.spawn(async move {
+                        store(&letters, &letter).await;
+                        Done::Buried(id, revision)
+                    });
+                }
+                Action::Expire { records, settler, memory } => {
+                    let ledger = Arc::clone(&self.parts.ledger);
+                    self.beside.spawn(async move { expire(&ledger, records, &settler, memory).await });
+                }
+                Action::FollowLeft(after) => self.second = Some(self.parts.feed(after)),
+                Action::LeaveLeft => self.second = None,
+                Action::Restart(after) => {
+                    (self.feed, self.second) = (self.parts.feed(after), None);
+                    self.requests.restart();
+                    self.beside = JoinSet::new();
+                }
+            }
+        }
+    }
+
+    async fn release(&mut self) {
+        let Leaving { held, settled, clean, spare } = self.projection.leaving(Instant::now());
+        self.parts.holder.release(held, settled, clean, spare).await;
+    }
+}
+
+/// The next changes of the second feed, at least one.
+async fn next_left(second: &mut Option<Feed>, into: &mut Vec<Change>, most: usize) {
+    match second {
+        Some(feed) => feed.next(into, most).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Stores a letter, however long it takes: what it tells of is settled only then.
+async fn store(letters: &DeadLetters, letter: &Letter) {
+    while let Err(error) = letters.store(letter).await {
+        warn!("{error}");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn expire(
+    ledger: &Ledger,
+    mut records: Vec<(TaskId, Known)>,
+    settler: &Settler,
+    memory: Duration,
+) -> Done {
+    let expired = records.iter().map(|(id, known)| (id.clone(), known.revision)).collect();
+    for _ in 0..EXPIRE_TRIES {
+        let (left, error) = ledger.expire(records, settler, memory).await;
+        let Some(error) = error else { break };
+        warn!("the records of {} deleted tasks cannot be given their time to live: {error}", left.len());
+        tokio::time::sleep(PAUSE).await;
+        records = left;
+    }
+    Done::Expired(expired)
+}

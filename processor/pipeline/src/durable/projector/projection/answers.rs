@@ -1,0 +1,200 @@
+//! The part of the projection that draws the consequences of KV's answers: what landed is settled and may expire, what KV knew
+//! is recorded, what failed is tried again, and what is at fault becomes a dead letter.
+
+use std::time::Duration;
+
+use taskpipeline_contract::{Task, TaskId, TaskKey};
+use tokio::time::Instant;
+use tracing::{enabled, info, warn};
+
+use super::{Action, Join, Projection};
+use crate::dead_letters::Letter;
+use crate::durable::crash;
+use crate::durable::ledger::record::{Due, Record, Settler};
+use crate::durable::projector::deferred::Why;
+use crate::durable::projector::shares::Share;
+use crate::durable::projector::unsettled::Landed;
+use crate::reason::Reason;
+use crate::schedule::{Answered, Reply, Verdict, delay_after, longest_delay};
+use taskpipeline_kv::Failure;
+use taskpipeline_kv::Operation;
+
+/// How many records are given their time to live at a time: thousands of deletes land at once.
+const EXPIRE: usize = 1_000;
+
+impl Projection {
+    /// KV has answered. `wall`: the time of day, in ms since 1970.
+    pub(crate) fn answered(&mut self, reply: Reply, now: Instant, wall: i64) {
+        crash::point("answered");
+        let Answered { operation, sent, verdicts } = self.schedule.judged(reply, now);
+        self.answered += u64::try_from(verdicts.len()).unwrap_or(0);
+        // One moment for all, so that what was written together rests together.
+        let dice = self.schedule.throw();
+        let (landed, rested) = (At { now, wall }, now + self.tuning.min_write_interval);
+        for (id, verdict) in verdicts {
+            match verdict {
+                Verdict::Landed => self.landed(operation, &id, sent, rested, landed),
+                Verdict::Read(value) => self.learned(&id, value.as_deref(), now),
+                Verdict::TryAgain { failure, .. } if operation == Operation::Get => {
+                    let Some(attempt) = self.unsettled.look_up_failed(&id) else {
+                        // It is written meanwhile.
+                        self.schedule.reads.settle(&id, now);
+                        continue;
+                    };
+                    let at = now + self.failed(&id, &failure, attempt, dice);
+                    self.schedule.reads.retry(&id, at);
+                }
+                Verdict::TryAgain { failure, in_doubt, named } => {
+                    let attempt = self.unsettled.failed(&id, in_doubt, now);
+                    let at = now + self.failed(&id, &failure, attempt, dice);
+                    if named {
+                        self.retry_later(&id, at, now);
+                    } else {
+                        self.schedule.queue(operation).retry(&id, at);
+                    }
+                }
+                Verdict::Refused(what) => {
+                    // Nothing of it was written.
+                    self.schedule.writes.settle(&id, now);
+                    if self.unsettled.refused(&id) {
+                        self.bury(&id, Reason::RefusedByKv, &what, now);
+                    } else {
+                        // The task has changed since, and KV may take what it is now.
+                        self.unsettled.forgive(&id);
+                        self.route(&id, now);
+                    }
+                }
+                Verdict::Unexplained(what) => {
+                    let delay = self.schedule.wait_refused(operation, &id, &self.tuning, dice, now);
+                    let (correlation_id, seconds) = (self.correlation_id(&id), delay.as_secs_f64());
+                    warn!(correlation_id, "Refused, which proves nothing: {what}; next in {seconds:.1} s");
+                }
+            }
+        }
+        crash::point("settled");
+    }
+
+    fn landed(&mut self, operation: Operation, id: &TaskId, sent: Instant, rested: Instant, at: At) {
+        if let Some(record) = self.unsettled.record(id) {
+            self.setup.metrics.landed(age(record, at.wall));
+            if enabled!(tracing::Level::INFO) {
+                let (key, correlation_id) = (TaskKey::new(id.clone()), self.correlation_id(id));
+                info!(correlation_id, %key, "{} {key} successful", operation.verb());
+            }
+        }
+        let landed = self.unsettled.landed(id, sent);
+        self.rest_after(id, &landed, rested, at.now);
+        if landed == Landed::Settled {
+            self.finish(id);
+        }
+    }
+
+    /// KV has said what it knows of a task that updates are waiting for.
+    fn learned(&mut self, id: &TaskId, value: Option<&str>, now: Instant) {
+        crash::point("looked-up");
+        self.schedule.reads.settle(id, now);
+        self.unsettled.forgive(id);
+        let known = match value.map(serde_json::from_str::<Task>) {
+            Some(Ok(task)) => Some(task),
+            None => None,
+            Some(Err(error)) => {
+                let detail = format!("the value of tasks:{id} in KV is not a task: {error}");
+                return self.bury(id, Reason::UnreadableInKv, &detail, now);
+            }
+        };
+        self.join(id, known, None);
+    }
+
+    /// Has what KV knew recorded, after the letter that tells what is lost by it.
+    fn join(&mut self, id: &TaskId, known: Option<Task>, letter: Option<Letter>) {
+        let (id, correlation_id) = (id.clone(), self.correlation_id(id).to_owned());
+        self.actions.push_back(Action::Join(Box::new(Join { id, known, letter, correlation_id })));
+    }
+
+    /// A task that KV does not take, or whose value in KV is none, becomes a dead letter.
+    fn bury(&mut self, id: &TaskId, reason: Reason, detail: &str, now: Instant) {
+        let attempts = self.unsettled.attempts(id);
+        let Some(known) = self.unsettled.known(id) else { return };
+        if reason == Reason::RefusedByKv {
+            self.unsettled.forgive(id);
+            if !self.unsettled.has_room_for(Share::Letter) {
+                let dice = self.schedule.throw();
+                let later = now + longest_delay(&self.tuning, dice);
+                return self.unsettled.defer(id, later, Why::Retry);
+            }
+            self.unsettled.wait_for(id, Share::Letter);
+        }
+        warn!(correlation_id = self.correlation_id(id), "Dead letter ({}): {detail}", reason.as_str());
+        let letter = Letter::of_task(&self.setup.names, id, &known, reason, detail, attempts.max(1));
+        if reason == Reason::UnreadableInKv {
+            return self.join(id, None, Some(letter));
+        }
+        let (id, revision, letter) = (id.clone(), known.revision, Box::new(letter));
+        self.actions.push_back(Action::Bury { id, revision, letter });
+    }
+
+    /// One more failed attempt. Answers how long until the next one is due. When all attempts are used up, the
+    /// task waits for the longest delay and the count starts again: the projector never drops a task.
+    fn failed(&mut self, id: &TaskId, failure: &Failure, attempt: u32, dice: f64) -> Duration {
+        let tuning = &self.tuning;
+        let most = tuning.retry.max_attempts;
+        let used_up = delay_after(tuning, attempt, failure, dice).is_none();
+        let delay =
+            delay_after(tuning, attempt, failure, dice).unwrap_or_else(|| longest_delay(tuning, dice));
+        let (correlation_id, seconds) = (self.correlation_id(id), delay.as_secs_f64());
+        warn!(correlation_id, attempt, "Attempt {attempt}/{most} failed: {failure}; next in {seconds:.1} s");
+        self.setup.metrics.retries.inc();
+        if used_up {
+            self.setup.metrics.attempts_used_up.inc();
+            self.unsettled.forgive(id);
+        }
+        delay
+    }
+
+    /// Nothing is left to be done in KV: a record that says nothing but that there is no task may expire.
+    pub(super) fn finish(&mut self, id: &TaskId) {
+        let Some(known) = self.unsettled.known(id) else { return };
+        let revision = known.revision;
+        let lives_on = matches!(known.record.due(id), Due::Put(_));
+        if self.setup.memory.is_none() || lives_on || known.record.expires_by.is_some() {
+            self.unsettled.settle(id, revision);
+            return;
+        }
+        self.to_expire.push_back((id.clone(), known));
+    }
+
+    /// Who this projector is in the records that it lets expire.
+    pub(super) fn settler(&self) -> Settler {
+        Settler::Of { target: self.setup.target.clone(), term: self.held.control.term }
+    }
+
+    /// Gives the next settled records their time to live.
+    pub(super) fn expire(&mut self) {
+        let Some(memory) = self.setup.memory.filter(|_| !self.expiring && !self.to_expire.is_empty()) else {
+            return;
+        };
+        let memory = self.held.time_to_live(memory);
+        self.expiring = true;
+        let records = self.to_expire.drain(..self.to_expire.len().min(EXPIRE)).collect();
+        let settler = self.settler();
+        self.actions.push_back(Action::Expire { records, settler, memory });
+    }
+
+    pub(super) fn correlation_id(&self, id: &TaskId) -> &str {
+        self.unsettled.record(id).map_or("", |record| record.last.value.correlation_id.as_str())
+    }
+}
+
+/// A moment by both clocks.
+#[derive(Clone, Copy)]
+struct At {
+    now: Instant,
+    /// In ms since 1970.
+    wall: i64,
+}
+
+/// How long ago the stream took in the event that changed the task last.
+fn age(record: &Record, wall: i64) -> Duration {
+    let at = record.last.value.at.to_unix_millis();
+    Duration::from_millis(u64::try_from(wall.saturating_sub(at)).unwrap_or(0))
+}

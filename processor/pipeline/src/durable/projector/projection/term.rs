@@ -1,0 +1,147 @@
+//! The part of the projection that holds the control record: renews it, lends of the budget, gives it up where nothing moves, and
+//! lets it go.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+use super::{Action, Projection, RENEW_AGAIN, Term};
+use crate::durable::control::holder::{Held, Renewal};
+use crate::durable::control::record::{MAY_SEND, RENEWAL, Settled};
+use crate::durable::projector::progress::{Course, Signs, Stall};
+use crate::durable::projector::shares::Share;
+use crate::durable::projector::unsettled::Unsettled;
+
+/// How often it is looked whether the projector moves.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What a projection cannot see of the world by itself.
+pub(crate) struct Outside {
+    /// Why the ledger's changes cannot be read, if so.
+    pub(crate) broken: Option<String>,
+    /// Whether NATS is connected.
+    pub(crate) connected: bool,
+}
+
+/// With what the control record is let go.
+pub(crate) struct Leaving {
+    pub(crate) held: Held,
+    pub(crate) settled: Settled,
+    /// Whether no request can take effect any more.
+    pub(crate) clean: bool,
+    /// How many requests of the budget are left.
+    pub(crate) spare: u32,
+}
+
+impl Projection {
+    /// Looks whether it moves, and says so if it does not. Answers whether another should try.
+    pub(crate) fn has_given_up(&mut self, outside: &Outside, now: Instant) -> bool {
+        if now < self.look_at {
+            return false;
+        }
+        self.look_at = now + LOOK;
+        let signs = Signs {
+            position: (self.read, self.unsettled.settled(), self.answered),
+            may_work: outside.connected && self.may_send(now),
+            unread: outside.broken.is_some(),
+            waits: self.schedule.has_ready() || !self.unsettled.has_room_for(Share::Write),
+            excused: self.schedule.is_excused(now),
+        };
+        let (stall, gives_up) = match self.progress.see(&signs, now) {
+            Course::Well => {
+                self.setup.health.set_stalled(None);
+                return false;
+            }
+            Course::Stalled(stall) => (stall, false),
+            Course::GivesUp(stall) => (stall, true),
+        };
+        let why = match (stall, &outside.broken) {
+            (Stall::Unread, Some(broken)) => format!(
+                "the ledger's changes cannot be read: {broken}. Check the limits and permissions of the NATS account"
+            ),
+            _ => "changes wait and none is written, for no known reason. Please report this as a bug"
+                .to_owned(),
+        };
+        if self.setup.health.stalled().as_deref() != Some(&*why) {
+            error!(reason = why, "the projector does not move");
+        }
+        if gives_up {
+            self.setup.metrics.projector_stalls.inc();
+            error!("gave up writing to KV, for another replica to try");
+        }
+        self.setup.health.set_stalled(Some(why));
+        gives_up
+    }
+
+    /// Whether this replica can be sure enough that no other projects.
+    pub(super) fn may_send(&self, now: Instant) -> bool {
+        now.duration_since(self.held.since) < MAY_SEND
+    }
+
+    pub(super) fn renew(&mut self, now: Instant) {
+        if self.renewing || now < self.renew_at {
+            return;
+        }
+        self.renewing = true;
+        let settled = self.unsettled.known_settled(now);
+        self.actions.push_back(Action::Renew { held: self.held.clone(), settled, read: self.read });
+    }
+
+    pub(super) fn renewed(&mut self, renewal: Renewal, now: Instant) -> Term {
+        match renewal {
+            Renewal::Held(held) => {
+                self.renew_at = held.since + RENEWAL;
+                self.held = held;
+                self.take_in_what_may_be(now);
+            }
+            Renewal::Restarted(held) => {
+                warn!("a former holder has handed over what came after change {}", held.control.settled.0);
+                let settled = held.control.settled;
+                let setup = &self.setup;
+                self.unsettled = Unsettled::new(&setup.limits, settled, held.doubt, setup.settle_after, now);
+                self.following = false;
+                self.left.clear();
+                self.ahead.clear();
+                self.read = settled;
+                self.schedule.restart();
+                self.actions.clear();
+                self.actions.push_back(Action::Restart(settled));
+                self.to_expire.clear();
+                (self.expiring, self.reading, self.reading_deferred) = (false, 0, false);
+                self.renew_at = held.since + RENEWAL;
+                self.held = held;
+            }
+            Renewal::Lost => return Term::Lost,
+            Renewal::Unknown(what) => {
+                warn!("that this replica writes to KV cannot be recorded: {what}");
+                self.renew_at = now + RENEW_AGAIN;
+            }
+        }
+        Term::GoesOn
+    }
+
+    /// What a command has asked for comes before the next request.
+    pub(super) fn lend(&mut self, now: Instant) {
+        let Some(asked) = self.asked.take() else { return };
+        match self.schedule.lend(asked.loan.wanted, now) {
+            0 => self.asked = Some(asked),
+            requests => self.actions.push_back(Action::Lend { asked, requests }),
+        }
+    }
+
+    /// With what the control record is let go now.
+    pub(crate) fn leaving(&mut self, now: Instant) -> Leaving {
+        Leaving {
+            held: self.held.clone(),
+            settled: self.unsettled.known_settled(now),
+            clean: self.schedule.in_flight() == 0 && self.unsettled.is_clean(now),
+            spare: self.schedule.spare(now),
+        }
+    }
+
+    /// The control record as it was held last.
+    pub(crate) fn held(&self) -> &Held {
+        &self.held
+    }
+}

@@ -1,0 +1,122 @@
+//! When each task was written last, while that keeps it from being written again: for long `minWriteInterval`s. Pure.
+//!
+//! Of each task a hash is kept, some 50 bytes however long its id is, and of the most that are kept the oldest is
+//! forgotten: then its next write may come sooner than the interval says, which costs money and harms nothing.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+use taskpipeline_contract::TaskId;
+use tokio::time::Instant;
+
+use crate::durable::projector::deferred::IdHash;
+
+/// The most that are kept: some 22 MB.
+const MOST: usize = 450_000;
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Rests {
+    began: Instant,
+    /// In ms since `began`.
+    written: HashMap<IdHash, u32, RandomState>,
+    /// In the order in which they were written. One that was written again stands here twice.
+    order: VecDeque<(IdHash, u32)>,
+    forgotten: u64,
+}
+
+impl Rests {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { began: now, written: HashMap::default(), order: VecDeque::new(), forgotten: 0 }
+    }
+
+    /// A task was written; nothing older than `interval` is of interest.
+    pub(crate) fn written(&mut self, id: &TaskId, interval: Duration, now: Instant) {
+        self.forget_before(interval, now);
+        let (hash, at) = (IdHash::of(id), self.millis(now));
+        self.written.insert(hash, at);
+        self.order.push_back((hash, at));
+        while self.order.len() > MOST {
+            self.forgotten += u64::from(self.drop_oldest());
+        }
+    }
+
+    /// Until when a task rests; nothing where it does not.
+    pub(crate) fn until(&self, id: &TaskId, interval: Duration, now: Instant) -> Option<Instant> {
+        if self.written.is_empty() {
+            return None;
+        }
+        let at = self.written.get(&IdHash::of(id))?;
+        let until = self.began + Duration::from_millis((*at).into()) + interval;
+        (until > now).then_some(until)
+    }
+
+    /// How many rests were forgotten before their end, since this was asked last.
+    pub(crate) fn take_forgotten(&mut self) -> u64 {
+        std::mem::take(&mut self.forgotten)
+    }
+
+    fn forget_before(&mut self, interval: Duration, now: Instant) {
+        let oldest = now.checked_sub(interval).map_or(0, |oldest| self.millis(oldest));
+        while self.order.front().is_some_and(|(_, at)| *at < oldest) {
+            self.drop_oldest();
+        }
+    }
+
+    /// Answers whether that one still counted.
+    fn drop_oldest(&mut self) -> bool {
+        let Some((hash, at)) = self.order.pop_front() else { return false };
+        let counts = self.written.get(&hash) == Some(&at);
+        if counts {
+            self.written.remove(&hash);
+        }
+        counts
+    }
+
+    /// 49 days fit, and a replica that runs longer starts again with nothing.
+    fn millis(&mut self, now: Instant) -> u32 {
+        let since = now.saturating_duration_since(self.began).as_millis();
+        u32::try_from(since).unwrap_or_else(|_| {
+            *self = Self { forgotten: self.forgotten, ..Self::new(now) };
+            0
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: usize) -> TaskId {
+        TaskId::new(format!("task-{n}")).unwrap()
+    }
+
+    #[test]
+    fn a_task_rests_from_its_last_write_on_for_as_long_as_the_interval_is_now() {
+        let now = Instant::now();
+        let (minute, mut rests) = (Duration::from_secs(60), Rests::new(now));
+        rests.written(&id(1), minute, now);
+        rests.written(&id(1), minute, now + minute / 2);
+        let until = |rests: &Rests, interval, at| rests.until(&id(1), interval, at);
+        assert_eq!(until(&rests, minute, now + minute), Some(now + minute * 3 / 2));
+        assert_eq!(until(&rests, minute / 4, now + minute), None, "a shorter interval holds at once");
+        assert_eq!(until(&rests, minute, now + minute * 3 / 2), None);
+        rests.written(&id(2), minute, now + minute * 2);
+        assert_eq!(rests.written.len(), 1, "what has rested is forgotten");
+    }
+
+    #[test]
+    fn of_more_than_are_kept_the_oldest_are_forgotten_and_counted() {
+        let now = Instant::now();
+        let (day, mut rests) = (Duration::from_secs(86_400), Rests::new(now));
+        for n in 0..MOST + 10 {
+            rests.written(&id(n), day, now);
+        }
+        assert_eq!((rests.written.len(), rests.take_forgotten()), (MOST, 10));
+        assert!(rests.until(&id(9), day, now).is_none() && rests.until(&id(10), day, now).is_some());
+        assert_eq!(rests.take_forgotten(), 0);
+    }
+}

@@ -1,0 +1,731 @@
+//! The tasks whose state in the ledger is not known to be KV's. Pure: changes, sendings and outcomes in;
+//! what is settled, what is to be written again and when, out.
+//!
+//! A task is unsettled from the first change that KV may lack until a write of its newest state has landed and
+//! nothing older can land after it. A request whose outcome is unknown may take effect for some time (the
+//! *settle time*); until then its tasks stay *in doubt*, and are written once more after it.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+use taskpipeline_contract::TaskId;
+use tokio::time::Instant;
+
+use crate::durable::bucket::Revision;
+use crate::durable::control::record::{Doubt, Settled};
+use crate::durable::ledger::cache::Known;
+use crate::durable::ledger::record::{Due, Record};
+use crate::durable::projector::deferred::{Deferral, Deferred, IdHash, Why};
+use crate::durable::projector::shares::{Limits, Occupied, Share};
+
+/// What a task occupies without its record: here, in the queue, and its id.
+const BYTES_PER_TASK: usize = 300;
+
+/// What a record occupies besides its texts.
+const BYTES_PER_RECORD: usize = 400;
+
+/// What follows from a landed write.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Landed {
+    /// Changed since: another write follows.
+    Changed,
+    /// To be written once more when its doubt is over.
+    InDoubt,
+    /// Settled.
+    Settled,
+}
+
+/// What became of a change that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// It is to be seen to, unless it is older than what is known of its task.
+    In,
+    /// Its share of the memory is full: it waits in NATS.
+    Left,
+}
+
+/// Look-ups that wait in NATS.
+#[derive(Clone, Copy, Debug)]
+struct LeftLookUps {
+    /// None before this one.
+    from: Revision,
+    /// None after this one.
+    last: Revision,
+}
+
+#[derive(Debug)]
+struct Task {
+    /// The first change that KV may lack.
+    low: Revision,
+    /// The newest change that was seen.
+    seen: Revision,
+    /// What it says; not kept while nothing is to be written.
+    record: Option<Arc<Record>>,
+    /// The revision in the request that is out.
+    sent: Option<Revision>,
+    /// A write sent from this moment on ends the doubt.
+    doubtful_until: Option<Instant>,
+    attempts: u32,
+    /// Which share of the memory it counts to.
+    share: Share,
+}
+
+impl Task {
+    /// What it occupies.
+    fn bytes(&self) -> usize {
+        BYTES_PER_TASK + self.record.as_deref().map_or(0, bytes)
+    }
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Unsettled {
+    settle_after: Duration,
+    /// What the last holder may have sent is in doubt until this moment.
+    inherited: Option<(Doubt, Instant)>,
+    tasks: HashMap<TaskId, Task, RandomState>,
+    lows: BTreeSet<Revision>,
+    /// In the order in which their doubts end.
+    doubts: VecDeque<(Instant, TaskId)>,
+    /// Tasks that were read again, and settled, at a revision that the feed has not got to: what it still has of
+    /// them is older, and must not be written any more.
+    ahead: HashMap<TaskId, Revision>,
+    /// The same in the order of revisions.
+    ahead_in_order: BTreeMap<Revision, TaskId>,
+    /// What the tasks above occupy.
+    occupied: Occupied,
+    /// Tasks that wait in NATS.
+    deferred: Deferred,
+    left_look_ups: Option<LeftLookUps>,
+    /// The newest change that was seen of any task.
+    position: Revision,
+}
+
+impl Unsettled {
+    /// Everything up to `settled` is settled. `doubt`: what may have been sent by another.
+    pub(crate) fn new(
+        limits: &Limits,
+        settled: Revision,
+        doubt: Option<Doubt>,
+        settle_after: Duration,
+        now: Instant,
+    ) -> Self {
+        Self {
+            settle_after,
+            inherited: doubt.map(|doubt| (doubt, now + settle_after)),
+            tasks: HashMap::default(),
+            lows: BTreeSet::new(),
+            doubts: VecDeque::new(),
+            ahead: HashMap::new(),
+            ahead_in_order: BTreeMap::new(),
+            occupied: Occupied::new(limits),
+            deferred: Deferred::default(),
+            left_look_ups: None,
+            position: settled,
+        }
+    }
+
+    /// Whether another change may be taken in.
+    pub(crate) fn has_room(&self) -> bool {
+        self.occupied.has_room(Share::Write) && self.deferred.has_room()
+    }
+
+    /// Whether another task may wait for this.
+    pub(crate) fn has_room_for(&self, share: Share) -> bool {
+        self.occupied.has_room(share)
+    }
+
+    /// Whether a task that was left in NATS, or whose doubt is over, may come back, however many tasks there are: only
+    /// this way do they get fewer.
+    pub(crate) fn has_room_to_come_back(&self) -> bool {
+        self.occupied.has_room_to_come_back()
+    }
+
+    /// How many tasks are not settled, as far as they are counted: look-ups that wait in NATS are not.
+    pub(crate) fn len(&self) -> usize {
+        self.tasks.len() + self.deferred.len()
+    }
+
+    /// Every record with this revision or a lower one is settled.
+    pub(crate) fn settled(&self) -> Revision {
+        let lowest = self.lows.first().copied();
+        let left = self.left_look_ups.map(|left| left.from);
+        let lowest = [lowest, self.deferred.lowest(), left].into_iter().flatten().min();
+        lowest.map_or(self.position, |low| Revision(low.0.saturating_sub(1)).min(self.position))
+    }
+
+    /// The same, and up to where nothing older can take effect: no further than it was known to the last holder,
+    /// until the doubt about what that one sent is over.
+    pub(crate) fn known_settled(&self, now: Instant) -> Settled {
+        let settled = self.settled();
+        let sure = match self.inherited {
+            Some((doubt, until)) if now < until => doubt.settled.min(settled),
+            _ => settled,
+        };
+        Settled { settled, sure }
+    }
+
+    /// Whether a request sent so far may still do anything.
+    pub(crate) fn is_clean(&self, now: Instant) -> bool {
+        self.inherited.is_none_or(|(_, until)| until <= now)
+            && self.tasks.values().all(|task| task.sent.is_none() && task.doubtful_until.is_none())
+            && self.deferred.is_clean()
+    }
+
+    /// A change was read from the ledger, in the order of revisions. It is taken in, unless it would have to wait and
+    /// there is no room for that. `rests_until`: when its task may be written again, if that is long from now.
+    pub(crate) fn read(
+        &mut self,
+        id: &TaskId,
+        known: Known,
+        rests_until: Option<Instant>,
+        now: Instant,
+    ) -> Taken {
+        if self.tasks.contains_key(id) || self.ahead.contains_key(id) {
+            self.changed(id, known, now);
+            return Taken::In;
+        }
+        let revision = known.revision;
+        if self.deferred.contains(id) {
+            self.move_to(revision);
+            let Some(deferral) = self.deferred.changed(id, revision) else { return Taken::Left };
+            self.come_back(id, &deferral, known);
+            return Taken::In;
+        }
+        let looked_up = known.record.is_to_be_looked_up();
+        if looked_up && (self.left_look_ups.is_some() || !self.has_room_for(Share::LookUp)) {
+            self.move_to(revision);
+            let left = LeftLookUps { from: revision, last: revision };
+            self.left_look_ups.get_or_insert(left).last = revision;
+            return Taken::Left;
+        }
+        let rests_until = rests_until.filter(|_| !looked_up && !self.has_room_for(Share::Rest));
+        // A task that never was is not to be written, and waits for nothing.
+        let Some(at) = rests_until.filter(|_| known.record.due(id) != Due::Nothing) else {
+            self.changed(id, known, now);
+            return Taken::In;
+        };
+        self.move_to(revision);
+        let doubtful_until = self.inherited_by(revision, known.record.follows, now);
+        let (low, seen, why) = (revision, revision, Why::Rest);
+        self.deferred.add(id, Deferral { low, seen, at, why, doubtful_until, attempts: 0 });
+        Taken::Left
+    }
+
+    /// The same change as [`Self::read`] has left, or one after it, was read again. Answers whether its task is to be looked
+    /// up now; nothing, while there is no room for it.
+    pub(crate) fn read_left(&mut self, id: &TaskId, known: &Known, now: Instant) -> Option<bool> {
+        let Some(left) = self.left_look_ups else { return Some(false) };
+        let revision = known.revision;
+        let is_ours = revision <= self.position
+            && known.record.is_to_be_looked_up()
+            && !self.tasks.contains_key(id)
+            && !self.ahead.contains_key(id)
+            && !self.deferred.contains(id);
+        if is_ours && !self.has_room_for(Share::LookUp) {
+            return None;
+        }
+        if is_ours {
+            self.changed(id, known.clone(), now);
+            self.wait_for(id, Share::LookUp);
+        }
+        self.left_look_ups = (revision < left.last).then_some(LeftLookUps { from: revision.plus(1), ..left });
+        Some(is_ours)
+    }
+
+    /// Where the look-ups begin that wait in NATS, if there are any.
+    pub(crate) fn left_from(&self) -> Option<Revision> {
+        self.left_look_ups.map(|left| left.from)
+    }
+
+    /// Tasks that waited in NATS and are to be read now, at most so many, with the revisions of their records.
+    pub(crate) fn take_deferred(&mut self, most: usize, now: Instant) -> Vec<(IdHash, Revision)> {
+        self.deferred.take_due(most, now)
+    }
+
+    /// The record at this revision was read. Answers whether its task is here again, to be seen to.
+    pub(crate) fn found_deferred(&mut self, hash: IdHash, id: &TaskId, known: Known, now: Instant) -> bool {
+        let Some(deferral) = self.deferred.found(hash, known.revision, now) else { return false };
+        self.come_back(id, &deferral, known);
+        true
+    }
+
+    /// The record of this revision was replaced.
+    pub(crate) fn missed_deferred(&mut self, hash: IdHash, revision: Revision, now: Instant) {
+        self.deferred.missed(hash, revision, now);
+    }
+
+    /// These could not be read.
+    pub(crate) fn unread_deferred(&mut self, hashes: impl IntoIterator<Item = IdHash>, at: Instant) {
+        hashes.into_iter().for_each(|hash| self.deferred.again(hash, at));
+    }
+
+    /// No task that waits in NATS for this waits longer than until then.
+    pub(crate) fn hasten(&mut self, why: Why, latest: Instant) {
+        self.deferred.hasten(why, latest);
+    }
+
+    /// When the next task that waits in NATS is to be read.
+    pub(crate) fn next_deferred(&self) -> Option<Instant> {
+        self.deferred.next_due()
+    }
+
+    /// How many tasks wait in NATS, as far as they are counted.
+    pub(crate) fn deferred(&self) -> usize {
+        self.deferred.len()
+    }
+
+    fn come_back(&mut self, id: &TaskId, deferral: &Deferral, known: Known) {
+        let Deferral { low, doubtful_until, attempts, .. } = *deferral;
+        let Known { record, revision } = known;
+        let record = Some(record);
+        let share = Share::Write;
+        let task = Task { low, seen: revision, record, sent: None, doubtful_until, attempts, share };
+        self.occupied.add(share, task.bytes());
+        self.lows.insert(low);
+        self.tasks.insert(id.clone(), task);
+    }
+
+    /// Counts a task to another share.
+    pub(crate) fn wait_for(&mut self, id: &TaskId, share: Share) {
+        if let Some(task) = self.tasks.get_mut(id)
+            && task.share != share
+        {
+            self.occupied.remove(task.share, task.bytes());
+            task.share = share;
+            self.occupied.add(share, task.bytes());
+        }
+    }
+
+    /// What a task is counted to.
+    pub(crate) fn share(&self, id: &TaskId) -> Option<Share> {
+        self.tasks.get(id).map(|task| task.share)
+    }
+
+    /// Leaves a task in NATS that is in no request, until then.
+    pub(crate) fn defer(&mut self, id: &TaskId, at: Instant, why: Why) {
+        let Some(task) = self.tasks.remove(id) else { return };
+        self.occupied.remove(task.share, task.bytes());
+        self.lows.remove(&task.low);
+        let Task { low, seen, doubtful_until, attempts, .. } = task;
+        self.deferred.add(id, Deferral { low, seen, at, why, doubtful_until, attempts });
+    }
+
+    /// Leaves a task in NATS that has landed in doubt, until the doubt is over.
+    pub(crate) fn defer_in_doubt(&mut self, id: &TaskId) {
+        if let Some(until) = self.tasks.get(id).and_then(|task| task.doubtful_until) {
+            self.defer(id, until, Why::Doubt);
+        }
+    }
+
+    /// Until when a change is in doubt that was read just now, for what the last holder may have sent.
+    fn inherited_by(&self, revision: Revision, follows: Revision, now: Instant) -> Option<Instant> {
+        let (doubt, until) = self.inherited?;
+        (now < until && doubt.is_about(revision, follows)).then_some(until)
+    }
+
+    /// A change was read from the ledger, in the order of revisions.
+    pub(crate) fn changed(&mut self, id: &TaskId, known: Known, now: Instant) {
+        let Known { record, revision } = known;
+        let is_old = self.ahead.get(id).is_some_and(|seen| revision <= *seen);
+        self.move_to(revision);
+        if is_old {
+            return;
+        }
+        if let Some(task) = self.tasks.get_mut(id) {
+            // Read again for its doubt, it may be ahead of what the feed had read before.
+            if revision < task.seen {
+                return;
+            }
+            task.seen = revision;
+            self.occupied.remove(task.share, task.bytes());
+            task.record = Some(record);
+            self.occupied.add(task.share, task.bytes());
+        } else {
+            let doubtful_until = self.inherited_by(revision, record.follows, now);
+            let (low, seen, record, share) = (revision, revision, Some(record), Share::Write);
+            let task = Task { low, seen, record, sent: None, doubtful_until, attempts: 0, share };
+            self.occupied.add(share, task.bytes());
+            self.lows.insert(low);
+            self.tasks.insert(id.clone(), task);
+        }
+    }
+
+    /// A change was read that says what was settled before.
+    pub(crate) fn passed(&mut self, id: &TaskId, revision: Revision) {
+        self.move_to(revision);
+        self.settle(id, revision);
+    }
+
+    /// What the newest change says, if it has to be written or was sent.
+    pub(crate) fn record(&self, id: &TaskId) -> Option<&Arc<Record>> {
+        self.tasks.get(id)?.record.as_ref()
+    }
+
+    /// The newest change and its revision.
+    pub(crate) fn known(&self, id: &TaskId) -> Option<Known> {
+        let task = self.tasks.get(id)?;
+        Some(Known { record: Arc::clone(task.record.as_ref()?), revision: task.seen })
+    }
+
+    /// How many writes of the task have failed in a row.
+    pub(crate) fn attempts(&self, id: &TaskId) -> u32 {
+        self.tasks.get(id).map_or(0, |task| task.attempts)
+    }
+
+    /// What the record says now is sent.
+    pub(crate) fn sent(&mut self, id: &TaskId) {
+        self.wait_for(id, Share::Write);
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.sent = Some(task.seen);
+        }
+    }
+
+    /// What was sent at this moment has landed. A settled task stays until [`Self::settle`].
+    pub(crate) fn landed(&mut self, id: &TaskId, sent_at: Instant) -> Landed {
+        let Some(task) = self.tasks.get_mut(id) else { return Landed::Settled };
+        task.attempts = 0;
+        let sent = task.sent.take().unwrap_or_default();
+        if task.doubtful_until.is_some_and(|until| until <= sent_at) {
+            task.doubtful_until = None;
+        }
+        match task.doubtful_until {
+            _ if task.seen > sent => {
+                if task.doubtful_until.is_none() {
+                    // KV has all up to what was sent; the next that it lacks has the newest revision.
+                    self.lows.remove(&task.low);
+                    task.low = task.seen;
+                    self.lows.insert(task.low);
+                }
+                Landed::Changed
+            }
+            Some(until) => {
+                self.occupied.remove(task.share, task.bytes());
+                (task.record, task.share) = (None, Share::Doubt);
+                self.occupied.add(task.share, task.bytes());
+                let at = self.doubts.partition_point(|(other, _)| *other <= until);
+                self.doubts.insert(at, (until, id.clone()));
+                Landed::InDoubt
+            }
+            None => Landed::Settled,
+        }
+    }
+
+    /// The request failed. `in_doubt`: it may take effect all the same. Answers how often it has failed in a row.
+    pub(crate) fn failed(&mut self, id: &TaskId, in_doubt: bool, now: Instant) -> u32 {
+        let Some(task) = self.tasks.get_mut(id) else { return 1 };
+        task.sent = None;
+        task.attempts += 1;
+        if in_doubt {
+            task.doubtful_until = task.doubtful_until.max(Some(now + self.settle_after));
+        }
+        task.attempts
+    }
+
+    /// A look-up failed. Answers how often in a row; nothing where the task is not to be looked up any more, and a write
+    /// of it may be under way.
+    pub(crate) fn look_up_failed(&mut self, id: &TaskId) -> Option<u32> {
+        let task = self.tasks.get_mut(id).filter(|task| task.share == Share::LookUp)?;
+        task.attempts += 1;
+        Some(task.attempts)
+    }
+
+    /// KV refuses what was sent last. What was sent before it may still take effect. Answers whether that is what the newest
+    /// change says.
+    pub(crate) fn refused(&mut self, id: &TaskId) -> bool {
+        self.tasks.get_mut(id).is_some_and(|task| task.sent.take() == Some(task.seen))
+    }
+
+    /// What KV refuses is seen to, and settled; but as long as something older is in doubt, the task waits for the end of
+    /// that in NATS, and is tried once more: a change that comes meanwhile has to know of the doubt.
+    pub(crate) fn buried(&mut self, id: &TaskId, up_to: Revision, now: Instant) {
+        let Some(task) = self.tasks.get(id).filter(|task| task.seen <= up_to) else { return };
+        match task.doubtful_until {
+            Some(until) if until > now => self.defer(id, until, Why::Doubt),
+            _ => self.settle(id, up_to),
+        }
+    }
+
+    /// Failed attempts are counted anew.
+    pub(crate) fn forgive(&mut self, id: &TaskId) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.attempts = 0;
+        }
+    }
+
+    /// The request that was out is over for good, and nothing of it can land any more.
+    pub(crate) fn ended(&mut self, id: &TaskId) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            (task.sent, task.doubtful_until, task.attempts) = (None, None, 0);
+        }
+    }
+
+    /// KV has what the ledger has, unless it was changed since; then it stays here.
+    pub(crate) fn settle(&mut self, id: &TaskId, up_to: Revision) {
+        if self.tasks.get(id).is_none_or(|task| task.seen > up_to) {
+            return;
+        }
+        if let Some(task) = self.tasks.remove(id) {
+            self.lows.remove(&task.low);
+            self.occupied.remove(task.share, task.bytes());
+            if task.seen > self.position {
+                self.ahead.insert(id.clone(), task.seen);
+                self.ahead_in_order.insert(task.seen, id.clone());
+            }
+        }
+    }
+
+    /// The feed has got to this revision.
+    fn move_to(&mut self, revision: Revision) {
+        self.position = self.position.max(revision);
+        while let Some(first) = self.ahead_in_order.first_entry().filter(|first| *first.key() <= revision) {
+            let (seen, id) = first.remove_entry();
+            if self.ahead.get(&id) == Some(&seen) {
+                self.ahead.remove(&id);
+            }
+        }
+    }
+
+    /// Tasks to be written once more now, at most so many: their records are to be read again.
+    pub(crate) fn take_doubtful(&mut self, most: usize, now: Instant) -> Vec<TaskId> {
+        let mut due = Vec::new();
+        while due.len() < most && self.doubts.front().is_some_and(|(until, _)| *until <= now) {
+            let Some((_, id)) = self.doubts.pop_front() else { break };
+            // One with a record is about to be written anyway; one that landed twice in its doubt stands here twice.
+            if self.tasks.get(&id).is_some_and(|task| task.record.is_none()) && !due.contains(&id) {
+                due.push(id);
+            }
+        }
+        due
+    }
+
+    /// These could not be read: they are due again at once.
+    pub(crate) fn give_back(&mut self, ids: Vec<TaskId>, at: Instant) {
+        for id in ids {
+            self.doubts.push_front((at, id));
+        }
+    }
+
+    /// When the next doubt is over.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.doubts.front().map(|(until, _)| *until)
+    }
+
+    /// A record that was read again: for its doubt, or since what is here of it may be old.
+    pub(crate) fn read_again(&mut self, id: &TaskId, known: Known) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        let is_news = task.seen < known.revision || (task.record.is_none() && task.seen == known.revision);
+        if is_news {
+            // Its change comes by the feed too, and is then no news; or it came already, before an older one was taken in
+            // as a look-up that had been left.
+            task.seen = known.revision;
+            self.occupied.remove(task.share, task.bytes());
+            (task.record, task.share) = (Some(known.record), Share::Write);
+            self.occupied.add(task.share, task.bytes());
+        }
+    }
+}
+
+fn bytes(record: &Record) -> usize {
+    BYTES_PER_RECORD + record.text_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use taskpipeline_contract::{CorrelationId, EventData, Timestamp};
+
+    use super::*;
+    use crate::fold::Version;
+
+    #[test]
+    fn what_the_feed_still_has_of_a_task_that_was_settled_ahead_of_it_is_not_written() {
+        let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
+        let mut unsettled =
+            Unsettled::new(&Limits::default(), Revision(0), Some(EVERYTHING), settle_after, now);
+        let id = TaskId::new("a").unwrap();
+        let known = |revision| {
+            let (version, cause) = (Version::new(1, revision), CorrelationId::new("c").unwrap());
+            let record = Record::of(version, Timestamp::UNIX_EPOCH, cause, &EventData::Deleted(id.clone()));
+            Known { record: Arc::new(record), revision: Revision(revision) }
+        };
+        unsettled.changed(&id, known(1), now);
+        unsettled.sent(&id);
+        assert_eq!(unsettled.landed(&id, now), Landed::InDoubt);
+        let later = now + settle_after;
+        assert_eq!(unsettled.take_doubtful(9, later), std::slice::from_ref(&id));
+        unsettled.read_again(&id, known(52));
+        unsettled.sent(&id);
+        assert_eq!(unsettled.landed(&id, later), Landed::Settled);
+        unsettled.settle(&id, Revision(52));
+        assert_eq!(unsettled.settled(), Revision(1));
+        for old in [45, 52] {
+            unsettled.changed(&id, known(old), later);
+            assert!(unsettled.record(&id).is_none(), "{old} was to be written");
+        }
+        assert_eq!(unsettled.settled(), Revision(52));
+        assert!(unsettled.ahead.is_empty() && unsettled.ahead_in_order.is_empty());
+        unsettled.changed(&id, known(60), later);
+        assert!(unsettled.record(&id).is_some());
+    }
+
+    #[test]
+    fn as_many_deferred_tasks_as_there_may_be_are_not_taken_for_writes_that_wait() {
+        let now = Instant::now();
+        let nothing =
+            Limits { write: 1_000_000, others: Limits::default().others.map(|(share, _)| (share, 0)) };
+        let mut unsettled = Unsettled::new(&nothing, Revision(0), None, Duration::from_secs(30), now);
+        let hour = Some(now + Duration::from_secs(3_600));
+        let mut revision = 0;
+        while unsettled.has_room() {
+            revision += 1;
+            let id = TaskId::new(format!("task-{revision}")).unwrap();
+            assert_eq!(unsettled.read(&id, deleted(&id, revision), hour, now), Taken::Left);
+        }
+        assert_eq!(unsettled.deferred(), 229_000);
+        assert!(unsettled.has_room_for(Share::Write), "nothing waits for KV, and the writer has not stalled");
+    }
+
+    fn deleted(id: &TaskId, revision: u64) -> Known {
+        let (version, cause) = (Version::new(1, revision), CorrelationId::new("c").unwrap());
+        let record = Record::of(version, Timestamp::UNIX_EPOCH, cause, &EventData::Deleted(id.clone()));
+        Known { record: Arc::new(record), revision: Revision(revision) }
+    }
+
+    #[test]
+    fn a_refusal_does_not_end_the_doubt_about_what_was_sent_before_it() {
+        let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
+        let mut unsettled = Unsettled::new(&Limits::default(), Revision(0), None, settle_after, now);
+        let id = TaskId::new("a").unwrap();
+        unsettled.changed(&id, deleted(&id, 1), now);
+        unsettled.sent(&id);
+        unsettled.failed(&id, true, now);
+        // The next change is refused, and kept as a dead letter; the first may still take effect.
+        unsettled.changed(&id, deleted(&id, 2), now);
+        unsettled.sent(&id);
+        assert!(unsettled.refused(&id));
+        unsettled.buried(&id, Revision(2), now);
+        assert_eq!(unsettled.settled(), Revision(0));
+        // The one after it is written at once, and again after the doubt.
+        assert_eq!(unsettled.read(&id, deleted(&id, 3), None, now), Taken::In);
+        unsettled.sent(&id);
+        assert_eq!(unsettled.landed(&id, now), Landed::InDoubt);
+        unsettled.buried(&id, Revision(3), now + settle_after);
+        assert_eq!(unsettled.settled(), Revision(3));
+    }
+
+    #[test]
+    fn a_refusal_of_an_older_value_says_nothing_of_what_the_task_is_now() {
+        let now = Instant::now();
+        let mut unsettled =
+            Unsettled::new(&Limits::default(), Revision(0), None, Duration::from_secs(30), now);
+        let id = TaskId::new("a").unwrap();
+        assert!(!unsettled.refused(&id), "nothing is known of it");
+        unsettled.changed(&id, deleted(&id, 1), now);
+        unsettled.sent(&id);
+        unsettled.changed(&id, deleted(&id, 2), now);
+        assert!(!unsettled.refused(&id));
+        unsettled.sent(&id);
+        assert!(unsettled.refused(&id));
+        assert!(!unsettled.refused(&id), "it is sent no more");
+    }
+
+    #[test]
+    fn a_look_up_that_fails_says_nothing_of_a_write_that_is_under_way() {
+        use taskpipeline_contract::TaskPatch;
+
+        let now = Instant::now();
+        let mut unsettled =
+            Unsettled::new(&Limits::default(), Revision(0), None, Duration::from_secs(30), now);
+        let id = TaskId::new("a").unwrap();
+        let patch = TaskPatch { id: id.clone(), title: None, description: None, status: None };
+        let (version, cause) = (Version::new(1, 1), CorrelationId::new("c").unwrap());
+        let record = Record::of(version, Timestamp::UNIX_EPOCH, cause, &EventData::Updated(patch));
+        unsettled.changed(&id, Known { record: Arc::new(record), revision: Revision(1) }, now);
+        unsettled.wait_for(&id, Share::LookUp);
+        assert_eq!(unsettled.look_up_failed(&id), Some(1));
+        // Deleted while the next look-up is out.
+        unsettled.changed(&id, deleted(&id, 2), now);
+        unsettled.sent(&id);
+        assert_eq!(unsettled.look_up_failed(&id), None);
+        assert_eq!(unsettled.landed(&id, now), Landed::Settled);
+    }
+
+    #[test]
+    fn a_look_up_that_was_left_and_is_read_from_an_old_copy_is_replaced_by_what_is_read_again() {
+        use taskpipeline_contract::TaskPatch;
+
+        let now = Instant::now();
+        let mut unsettled =
+            Unsettled::new(&Limits::default(), Revision(0), None, Duration::from_secs(30), now);
+        let id = TaskId::new("a").unwrap();
+        let patch = TaskPatch { id: id.clone(), title: None, description: None, status: None };
+        let known = |data: &EventData, revision| {
+            let (version, cause) = (Version::new(1, revision), CorrelationId::new("c").unwrap());
+            let record = Record::of(version, Timestamp::UNIX_EPOCH, cause, data);
+            Known { record: Arc::new(record), revision: Revision(revision) }
+        };
+        let (update, delete) = (EventData::Updated(patch), EventData::Deleted(id.clone()));
+        unsettled.changed(&id, known(&update, 3), now);
+        // The newer change was seen to already, and is not seen again.
+        unsettled.read_again(&id, known(&delete, 7));
+        assert_eq!(unsettled.record(&id).unwrap().due(&id), Due::Delete);
+        unsettled.read_again(&id, known(&update, 3));
+        assert_eq!(unsettled.record(&id).unwrap().due(&id), Due::Delete);
+    }
+
+    #[test]
+    fn what_the_last_holder_cannot_have_sent_is_written_once() {
+        let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
+        let doubt = Doubt { settled: Revision(10), up_to: Revision(20) };
+        let mut unsettled = Unsettled::new(&Limits::default(), Revision(10), Some(doubt), settle_after, now);
+        let mut landed = |revision, follows, at| {
+            let id = TaskId::new(format!("task-{revision}")).unwrap();
+            let (version, cause) = (Version::new(1, revision), CorrelationId::new("c").unwrap());
+            let mut record =
+                Record::of(version, Timestamp::UNIX_EPOCH, cause, &EventData::Deleted(id.clone()));
+            record.follows = Revision(follows);
+            unsettled.changed(&id, Known { record: Arc::new(record), revision: Revision(revision) }, at);
+            unsettled.sent(&id);
+            unsettled.landed(&id, at)
+        };
+        assert_eq!(landed(15, 0, now), Landed::InDoubt);
+        assert_eq!(landed(25, 15, now), Landed::InDoubt);
+        assert_eq!(landed(26, 0, now), Landed::Settled);
+        assert_eq!(landed(27, 9, now), Landed::Settled);
+        assert_eq!(landed(30, 15, now + settle_after), Landed::Settled);
+    }
+
+    const EVERYTHING: Doubt = Doubt { settled: Revision(0), up_to: Revision(u64::MAX) };
+
+    #[test]
+    fn as_many_tasks_in_doubt_as_there_may_be_do_not_keep_themselves_from_being_written_again() {
+        let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
+        let mut unsettled =
+            Unsettled::new(&Limits::default(), Revision(0), Some(EVERYTHING), settle_after, now);
+        let mut revision = 0;
+        while unsettled.has_room() && unsettled.has_room_for(Share::Doubt) {
+            revision += 1;
+            let id = TaskId::new(format!("task-{revision}")).unwrap();
+            let cause = CorrelationId::new("c").unwrap();
+            let record = Record::of(
+                Version::new(1, revision),
+                Timestamp::UNIX_EPOCH,
+                cause,
+                &EventData::Deleted(id.clone()),
+            );
+            unsettled.changed(&id, Known { record: Arc::new(record), revision: Revision(revision) }, now);
+            unsettled.sent(&id);
+            assert_eq!(unsettled.landed(&id, now), Landed::InDoubt);
+        }
+        let len = unsettled.len();
+        assert_eq!(unsettled.occupied.total(), len * BYTES_PER_TASK, "no record is kept in memory");
+        assert!(len > 13_000, "{len}");
+        assert!(unsettled.has_room() && unsettled.has_room_to_come_back());
+        assert_eq!(unsettled.take_doubtful(500, now + settle_after).len(), 500);
+        assert_eq!(unsettled.settled(), Revision(0));
+    }
+}

@@ -1,0 +1,9 @@
+//! The stream of events: made or taken as it is, which life it is in, and the session by which it is read.
+
+pub(crate) mod fitness;
+pub(crate) mod gaps;
+pub(crate) mod incarnation;
+pub(crate) mod room;
+pub(crate) mod session;
+pub(crate) mod streams;
+pub(crate) mod subscription;

@@ -1,0 +1,217 @@
+//! Keeps room in the store. Each stream gets a limit, acknowledged events are purged before they fill their stream, and a
+//! stream that is nearly full is reported before NATS refuses a message. This module reads and writes NATS; [`limit`] and
+//! [`trim`] decide.
+
+pub(crate) mod limit;
+mod trim;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::Info as ConsumerInfo;
+use async_nats::jetstream::context::CreateStreamErrorKind;
+use async_nats::jetstream::stream::{DiscardPolicy, Info, Stream};
+use futures_util::TryStreamExt;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+use self::limit::{Change, Filling};
+use self::trim::Held;
+use crate::durable::stream::session::Session;
+use crate::durable::stream::streams::{Kind, Streams};
+use crate::settings::{Room, Size};
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::Metrics;
+
+/// The interval between two reports, and the interval on the writer, which reports to the resource.
+const LOOK: Duration = Duration::from_secs(10);
+const LOOK_OF_WRITER: Duration = Duration::from_secs(1);
+
+/// The writer's interval between two checks for events to purge: a burst between two checks has half of the room.
+const DROP: Duration = Duration::from_millis(250);
+
+/// The pause after a purge that failed. A cluster without a leader also fails to purge, for seconds.
+const REFUSED: Duration = Duration::from_secs(60);
+
+/// See the module's head. One for all sessions of a replica.
+pub(crate) struct Rooms {
+    pub(crate) jetstream: Context,
+    pub(crate) room: Room,
+    pub(crate) health: Arc<Health>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// The last warning about each stream, so that it is logged once.
+    pub(crate) said: Mutex<HashMap<Kind, String>>,
+    /// The streams whose change NATS did not answer: most likely, the login lacks the permission.
+    pub(crate) silent: Mutex<HashSet<Kind>>,
+}
+
+impl Rooms {
+    /// Reports and purges as long as the session lasts.
+    pub(crate) fn watch(self: Arc<Self>, session: Arc<Session>) -> JoinHandle<()> {
+        tokio::spawn(async move {
+            let mut filling = Filling::default();
+            let (mut looked, mut checked, mut may_drop) = (None::<Instant>, None::<Instant>, Instant::now());
+            loop {
+                let is_writer = self.metrics.projector_active.get() == 1;
+                let every = if is_writer { LOOK_OF_WRITER } else { LOOK };
+                if looked.is_none_or(|looked| looked.elapsed() >= every) {
+                    looked = Some(Instant::now());
+                    self.look(&session.streams, &mut filling).await;
+                }
+                let every = if is_writer { DROP } else { LOOK_OF_WRITER };
+                let is_due = checked.is_none_or(|checked| checked.elapsed() >= every);
+                if is_due && Instant::now() >= may_drop {
+                    checked = Some(Instant::now());
+                    let dropped = self.drop_acknowledged(&session.streams.events, is_writer).await;
+                    may_drop = Instant::now() + if dropped.is_err() { REFUSED } else { Duration::ZERO };
+                }
+                // A replica that becomes the writer checks at once, not after its last interval.
+                tokio::time::sleep(DROP).await;
+            }
+        })
+    }
+
+    /// Gives the streams that were made by a replica the limits that they should have. Before anything is written: a full
+    /// one takes no record either.
+    pub(crate) async fn set_limits(&self, streams: &Streams) {
+        let each = streams.all().map(|(kind, stream)| async move {
+            // Each try would take as long as an answer may take.
+            if self.silent.lock().unwrap_or_else(PoisonError::into_inner).contains(&kind) {
+                return;
+            }
+            // The session has just looked the stream up.
+            let info = stream.cached_info();
+            match limit::change(kind, &info.config, info.state.bytes, &self.room) {
+                Change::Nothing => {}
+                Change::Refused(why) => self.say(kind, why),
+                Change::To(size) => self.set_limit(kind, info, size).await,
+            }
+        });
+        futures_util::future::join_all(each).await;
+    }
+
+    async fn set_limit(&self, kind: Kind, info: &Info, size: Size) {
+        let mut config = info.config.clone();
+        config.max_bytes = limit::max_bytes(size);
+        // What does not fit is refused: whoever sent it knows, and what is there stays.
+        config.discard = DiscardPolicy::New;
+        let name = &config.name;
+        match self.jetstream.update_stream(&config).await {
+            Ok(_) => info!("the stream {name} may take up {size} from now on"),
+            Err(error) => {
+                if error.kind() == CreateStreamErrorKind::TimedOut {
+                    self.silent.lock().unwrap_or_else(PoisonError::into_inner).insert(kind);
+                }
+                let what = format!(
+                    "the stream {name} cannot be given a limit of {size} ({}): {error}. Without it, it takes up room that \
+                     others need. Allow the processor's login to publish on $JS.API.STREAM.UPDATE.{name}, or set the limit by \
+                     `nats stream edit {name} --max-bytes={size}B --discard=new`",
+                    kind.setting()
+                );
+                self.say(kind, what);
+            }
+        }
+    }
+
+    async fn look(&self, streams: &Streams, filling: &mut Filling) {
+        for (kind, stream) in streams.all() {
+            // While NATS does not answer, that is what is told.
+            let Ok(info) = stream.get_info().await else { return };
+            let label = [kind.label()];
+            let limit = u64::try_from(info.config.max_bytes).unwrap_or(0);
+            self.metrics.stream_bytes.with_label_values(&label).set(clamped(info.state.bytes));
+            self.metrics.stream_max_bytes.with_label_values(&label).set(clamped(limit));
+            filling.see(&info.config.name, info.state.bytes, limit);
+        }
+        if let Ok(account) = self.jetstream.query_account().await {
+            let (used, limit) = limit::of_account(&account, streams.events.cached_info());
+            self.metrics.account_bytes.set(clamped(used));
+            self.metrics.account_max_bytes.set(clamped(limit));
+            filling.see(limit::ACCOUNT, used, limit);
+        }
+        let said = filling.to_string();
+        let said = (!said.is_empty()).then_some(said);
+        if self.health.filling() != said {
+            match &said {
+                Some(what) => error!(
+                    "{what}: when it is full, NATS refuses what comes, and tells plain publishers nothing. Give it more room \
+                     (spec.delivery.room, the NATS account's limit, the volume)"
+                ),
+                None => info!("there is enough room in NATS again"),
+            }
+            self.health.set_filling(said);
+        }
+    }
+
+    /// Drops events that all consumers have acknowledged, where they take up too much of the room.
+    ///
+    /// # Errors
+    /// Where the server does not do it.
+    async fn drop_acknowledged(&self, stream: &Stream, is_writer: bool) -> Result<(), ()> {
+        let Ok(info) = stream.get_info().await else { return Ok(()) };
+        // Other readers may need the events in a stream that somebody else created.
+        let may = limit::is_ours(Kind::Events, &info.config) && !info.config.deny_purge;
+        let held = Held::of(&info.state);
+        let room = match u64::try_from(info.config.max_bytes) {
+            Ok(limit) if limit > 0 => limit,
+            // It holds too much to be given a limit.
+            _ => limit::wanted(Kind::Events, &self.room).bytes(),
+        };
+        if !may || !held.is_too_much(room, is_writer) {
+            return Ok(());
+        }
+        let consumers = match consumers(stream).await {
+            Ok(consumers) => consumers,
+            Err(why) => {
+                debug!("what the consumers have acknowledged is not known: {why}");
+                return Ok(());
+            }
+        };
+        let Some(up_to) = held.may_go(room, trim::acknowledged(&consumers, held.last)) else { return Ok(()) };
+        match stream.purge().sequence(up_to).await {
+            Ok(purged) => {
+                self.metrics.events_trimmed.inc_by(purged.purged);
+                debug!("{} events that are in the ledger were dropped, up to event {up_to}", purged.purged);
+                Ok(())
+            }
+            Err(error) => {
+                let name = &info.config.name;
+                self.say(
+                    Kind::Events,
+                    format!(
+                        "events that are in the ledger cannot be dropped from the stream {name}: {error}. They stay for its \
+                         max_age, and may fill it. Allow the processor's login to publish on $JS.API.STREAM.PURGE.{name}"
+                    ),
+                );
+                Err(())
+            }
+        }
+    }
+
+    /// Warns, once for as long as it stays the same.
+    fn say(&self, kind: Kind, what: String) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.get(&kind) != Some(&what) {
+            warn!("{what}");
+            said.insert(kind, what);
+        }
+    }
+}
+
+/// Of everyone: others may read the same stream.
+async fn consumers(stream: &Stream) -> Result<Vec<ConsumerInfo>, String> {
+    let names: Vec<String> =
+        stream.consumer_names().try_collect().await.map_err(|error| error.to_string())?;
+    let mut infos = Vec::with_capacity(names.len());
+    for name in names {
+        infos.push(stream.consumer_info(&name).await.map_err(|error| error.to_string())?);
+    }
+    Ok(infos)
+}
+
+fn clamped(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,344 @@
+//! The three streams: the one that captures the events, the one under the ledger, and that of the dead letters.
+//! Makes what is missing, each with room of its own, uses what fits, and refuses what does not, saying why.
+
+use async_nats::jetstream::context::{
+    AccountErrorKind, CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind,
+};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Stream};
+use async_nats::jetstream::{Context, ErrorCode};
+use tracing::{info, warn};
+
+use crate::durable::names::Names;
+use crate::durable::stream::fitness::{self, Fitness};
+use crate::durable::stream::room::limit;
+use crate::settings::DurableSettings;
+use crate::settings::Size;
+
+/// Per-message time to live and sound compare-and-set with replicas came with it.
+const OLDEST_SERVER: (u64, u64) = (2, 11);
+
+/// Why the streams cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StreamsError {
+    /// It may work in a moment.
+    #[error("{0}")]
+    Away(String),
+    /// Someone has to change something.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+/// Which of the three.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Events,
+    Ledger,
+    DeadLetters,
+}
+
+impl Kind {
+    /// By it a stream that a replica has made is known.
+    pub(crate) fn description(self) -> &'static str {
+        match self {
+            Self::Events => "Task events, until the replicas have taken them in",
+            Self::Ledger => "The latest state of each task",
+            Self::DeadLetters => "Events that could not go on, until someone looks at them",
+        }
+    }
+
+    /// In metrics.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Ledger => "ledger",
+            Self::DeadLetters => "dead_letters",
+        }
+    }
+
+    /// Where its room is said.
+    pub(crate) fn setting(self) -> &'static str {
+        match self {
+            Self::Events => "STREAM_MAX_BYTES (spec.delivery.room.events)",
+            Self::Ledger => "LEDGER_MAX_BYTES (spec.delivery.room.ledger)",
+            Self::DeadLetters => "DEAD_LETTERS_MAX_BYTES (spec.delivery.room.deadLetters)",
+        }
+    }
+}
+
+/// See the module's head.
+#[derive(Clone)]
+pub(crate) struct Streams {
+    pub(crate) events: Stream,
+    ledger: Stream,
+    dead_letters: Stream,
+}
+
+impl Streams {
+    /// All of them.
+    pub(crate) fn all(&self) -> [(Kind, &Stream); 3] {
+        [(Kind::Events, &self.events), (Kind::Ledger, &self.ledger), (Kind::DeadLetters, &self.dead_letters)]
+    }
+}
+
+/// Makes sure that the server can do what this mode needs, and that all three streams are there.
+pub(crate) async fn ensure(
+    jetstream: &Context,
+    names: &Names,
+    settings: &DurableSettings,
+) -> Result<Streams, StreamsError> {
+    check_server(jetstream).await?;
+    let mut maker = Maker { jetstream, settings, smaller: 0 };
+    let events = maker.ensure(Kind::Events, events(names, settings)).await?;
+    use_of(&events, &fitness::of_events(&events.cached_info().config, names), "name another in STREAM_NAME")?;
+    let ledger = maker.ensure(Kind::Ledger, ledger(names, settings)).await?;
+    let other = "set another QUEUE_GROUP, which begins with a new ledger";
+    use_of(&ledger, &fitness::of_ledger(&ledger.cached_info().config, names), other)?;
+    let letters = maker.ensure(Kind::DeadLetters, dead_letters(names, settings)).await?;
+    use_of(
+        &letters,
+        &fitness::of_letters(&letters.cached_info().config, names),
+        "delete it when its letters are dealt with",
+    )?;
+    Ok(Streams { events, ledger, dead_letters: letters })
+}
+
+/// Refuses a stream that does not fit, and tells what may go wrong with one that does.
+fn use_of(stream: &Stream, fitness: &Fitness, or_else: &str) -> Result<(), StreamsError> {
+    let name = &stream.cached_info().config.name;
+    for warning in &fitness.warnings {
+        warn!("the stream {name}: {warning}");
+    }
+    if fitness.misfits.is_empty() {
+        return Ok(());
+    }
+    Err(StreamsError::Unfit(format!(
+        "the stream {name} is there and cannot be used: {}. Change it, or {or_else}",
+        fitness.misfits.join("; ")
+    )))
+}
+
+async fn check_server(jetstream: &Context) -> Result<(), StreamsError> {
+    let no_jetstream = || {
+        StreamsError::Unfit(
+            "this NATS server has no JetStream (for this account): turn it on, or set DELIVERY_MODE=Core, \
+             which delivers at most once"
+                .to_owned(),
+        )
+    };
+    match jetstream.query_account().await {
+        Ok(_) => {}
+        Err(error) => {
+            return Err(match error.kind() {
+                AccountErrorKind::JetStream(error)
+                    if error.error_code() == ErrorCode::JETSTREAM_NOT_ENABLED
+                        || error.error_code() == ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT =>
+                {
+                    no_jetstream()
+                }
+                AccountErrorKind::JetStreamUnavailable => no_jetstream(),
+                _ => StreamsError::Away(format!("JetStream does not answer: {error}")),
+            });
+        }
+    }
+    let version = jetstream.client().server_info().version;
+    let mut numbers = version.split(['.', '-']).map(|part| part.parse::<u64>().unwrap_or(0));
+    if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < OLDEST_SERVER {
+        let (major, minor) = OLDEST_SERVER;
+        return Err(StreamsError::Unfit(format!(
+            "this NATS server is {version}: {major}.{minor} or newer is needed, or DELIVERY_MODE=Core, which \
+             delivers at most once"
+        )));
+    }
+    Ok(())
+}
+
+/// What is asked for, in sixteenths, where there is no room for as much: so little that what comes after it finds room, too,
+/// and no power of two, which a store's size mostly is.
+const LESS: u64 = 3;
+
+/// Makes streams where there are none.
+struct Maker<'a> {
+    jetstream: &'a Context,
+    settings: &'a DurableSettings,
+    /// How often a stream before this one had to be made smaller to find room.
+    smaller: u32,
+}
+
+impl Maker<'_> {
+    /// One of ours that was made by an earlier version is closed to purges, like a new one. Without the right to change it, it
+    /// stays as it is.
+    async fn closed(&self, kind: Kind, wanted: &Config, stream: Stream) -> Stream {
+        let mut config = stream.cached_info().config.clone();
+        if !limit::is_ours(kind, &config) || !wanted.deny_purge || config.deny_purge {
+            return stream;
+        }
+        close(&mut config);
+        let changed = match self.jetstream.update_stream(&config).await {
+            Ok(_) => self.jetstream.get_stream(&config.name).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        changed.unwrap_or_else(|error| {
+            warn!(stream = config.name, error, "cannot deny purges of a stream that is never to be purged");
+            stream
+        })
+    }
+
+    async fn ensure(&mut self, kind: Kind, mut config: Config) -> Result<Stream, StreamsError> {
+        let name = config.name.clone();
+        match self.jetstream.get_stream(&name).await {
+            Ok(stream) => return Ok(self.closed(kind, &config, stream).await),
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                }
+                _ => {
+                    return Err(StreamsError::Away(format!(
+                        "the stream {name} cannot be looked up: {error}"
+                    )));
+                }
+            },
+        }
+        config.description = Some(kind.description().to_owned());
+        config.discard = DiscardPolicy::New;
+        let said = limit::said(kind, &self.settings.room);
+        let wanted = limit::wanted(kind, &self.settings.room);
+        let mut size = match said {
+            Some(said) => said,
+            None => (0..self.smaller).fold(wanted, |size, _| less(size)),
+        };
+        loop {
+            config.max_bytes = limit::max_bytes(size);
+            let error = match self.jetstream.create_stream(config.clone()).await {
+                Ok(stream) => {
+                    info!("made the stream {name} on {}, with room for {size}", config.subjects.join(", "));
+                    if size < wanted {
+                        warn!(
+                            "the stream {name} has room for {size} only, since NATS has no more: give it more, and set {}",
+                            kind.setting()
+                        );
+                    }
+                    return Ok(stream);
+                }
+                Err(error) => error,
+            };
+            let CreateStreamErrorKind::JetStream(reason) = error.kind() else {
+                return Err(cannot_be_made(&config, &error));
+            };
+            if !is_for_want_of_room(&reason) {
+                return Err(cannot_be_made(&config, &error));
+            }
+            if said.is_some() || size == Size::within(0) {
+                return Err(StreamsError::Unfit(format!(
+                    "the stream {name} cannot be made: {reason}. NATS has no room for {size}: give it more (max_file_store, \
+                     the account's limits), or set a smaller {}",
+                    kind.setting()
+                )));
+            }
+            self.smaller += 1;
+            size = less(size);
+        }
+    }
+}
+
+/// Denies a purge to everybody where the product never purges. The stream of an earlier version allows one.
+fn close(config: &mut Config) {
+    config.deny_purge = true;
+    // NATS allows a rollup, which is a purge, only together with purges.
+    config.allow_rollup = false;
+}
+
+fn less(size: Size) -> Size {
+    Size::within(size.bytes() / 16 * LESS)
+}
+
+/// Why not, and whether it is worth trying again.
+fn cannot_be_made(config: &Config, error: &CreateStreamError) -> StreamsError {
+    let (name, subjects) = (&config.name, config.subjects.join(", "));
+    match error.kind() {
+        // Another replica was first.
+        CreateStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NAME_EXIST => {
+            StreamsError::Away(format!("the stream {name} was made by someone else just now"))
+        }
+        CreateStreamErrorKind::JetStream(error)
+            if error.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP =>
+        {
+            StreamsError::Unfit(format!(
+                "another stream captures some of {subjects} already: name it in STREAM_NAME if it \
+                 captures all of the events, or take them out of it"
+            ))
+        }
+        CreateStreamErrorKind::TimedOut | CreateStreamErrorKind::JetStreamUnavailable => {
+            StreamsError::Away(format!("the stream {name} cannot be made: {error}"))
+        }
+        CreateStreamErrorKind::JetStream(error) if may_pass(&error) => StreamsError::Away(format!(
+            "the stream {name} cannot be made: {error}. It is tried again; are enough servers up and in the \
+             cluster for STREAM_REPLICAS, and is there room on them?"
+        )),
+        _ => StreamsError::Unfit(format!("the stream {name} cannot be made: {error}")),
+    }
+}
+
+/// Whether a smaller limit might be granted.
+fn is_for_want_of_room(error: &async_nats::jetstream::Error) -> bool {
+    const CODES: [ErrorCode; 4] = [
+        ErrorCode::ACCOUNT_RESOURCES_EXCEEDED,
+        ErrorCode::INSUFFICIENT_RESOURCES,
+        ErrorCode::STORAGE_RESOURCES_EXCEEDED,
+        ErrorCode::STREAM_MAX_STREAM_BYTES_EXCEEDED,
+    ];
+    let code = error.error_code();
+    // A cluster names what each of its servers lacks.
+    let says = |what| error.to_string().contains(what);
+    CODES.contains(&code) || code == ErrorCode::CLUSTER_NO_PEERS && says("insufficient storage")
+}
+
+/// Whether it is the state that a cluster is in at the moment: without a leader, or with servers away.
+fn may_pass(error: &async_nats::jetstream::Error) -> bool {
+    const CODES: [ErrorCode; 7] = [
+        ErrorCode::CLUSTER_INCOMPLETE,
+        ErrorCode::CLUSTER_NO_PEERS,
+        ErrorCode::CLUSTER_NOT_ACTIVE,
+        ErrorCode::CLUSTER_NOT_ASSIGNED,
+        ErrorCode::CLUSTER_NOT_AVAILABLE,
+        ErrorCode::CLUSTER_NOT_LEADER,
+        ErrorCode::STREAM_OFFLINE,
+    ];
+    CODES.contains(&error.error_code())
+}
+
+fn events(names: &Names, settings: &DurableSettings) -> Config {
+    Config {
+        name: names.stream.clone(),
+        subjects: names.subjects.iter().map(|(subject, _)| subject.clone()).collect(),
+        max_age: settings.max_age,
+        max_message_size: settings.max_event_bytes,
+        num_replicas: settings.replicas,
+        allow_direct: true,
+        ..Config::default()
+    }
+}
+
+fn ledger(names: &Names, settings: &DurableSettings) -> Config {
+    Config {
+        name: names.ledger_stream.clone(),
+        subjects: vec![names.ledger_all()],
+        max_messages_per_subject: 1,
+        num_replicas: settings.replicas,
+        allow_direct: true,
+        deny_delete: true,
+        deny_purge: true,
+        // Without `subject_delete_marker_ttl`, which would put empty markers where a record expires.
+        allow_message_ttl: true,
+        ..Config::default()
+    }
+}
+
+fn dead_letters(names: &Names, settings: &DurableSettings) -> Config {
+    Config {
+        name: names.dead_letter_stream.clone(),
+        subjects: vec![names.dead_letter_subject.clone()],
+        num_replicas: settings.replicas,
+        allow_direct: true,
+        deny_purge: true,
+        ..Config::default()
+    }
+}
