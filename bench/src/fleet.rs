@@ -174,6 +174,15 @@ impl Fleet {
         Ok(Self { replicas, launch })
     }
 
+    /// Has a system that keeps its events in a stream make what it needs, and ends it again.
+    pub(crate) async fn make_streams(kind: Kind, setup: &Setup, stage: &Stage) -> anyhow::Result<()> {
+        if kind.has_stream() {
+            let maker = System { kind: Kind::Durable, replicas: 1 };
+            Self::start(maker, setup, stage).await?.terminate().await?;
+        }
+        Ok(())
+    }
+
     /// Waits until each replica is ready.
     pub(crate) async fn wait_ready(&self) -> anyhow::Result<()> {
         for replica in &self.replicas {

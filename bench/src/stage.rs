@@ -9,10 +9,8 @@ use taskpipeline_simulator::{Config, Latency, RateLimit, Simulator};
 use taskpipeline_testkit::NatsServer;
 use tokio::time::Instant;
 
-use crate::fleet::{Fleet, Setup};
 use crate::meter::Meter;
 use crate::stats::count;
-use crate::system::{Kind, System};
 
 /// The two.
 #[derive(Debug)]
@@ -37,15 +35,6 @@ impl Stage {
         let nats = NatsServer::start().await?;
         let kv = Simulator::start(Config { rate_limit, latency, ..Config::default() }).await?;
         Ok(Self { nats, kv })
-    }
-
-    /// Has a system that keeps its events in a stream make what it needs, and ends it again.
-    pub(crate) async fn make_streams(&self, kind: Kind, setup: &Setup) -> anyhow::Result<()> {
-        if kind.has_stream() {
-            let maker = System { kind: Kind::Durable, replicas: 1 };
-            Fleet::start(maker, setup, self).await?.terminate().await?;
-        }
-        Ok(())
     }
 
     /// Has the meter watch the two.

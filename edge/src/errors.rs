@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::correlation::Correlation;
-use crate::query::UNKNOWN_CURSOR;
+use crate::cursor::UNKNOWN_CURSOR;
 use crate::reader::ReadError;
 
 /// One part of the request at fault.

@@ -3,6 +3,7 @@
 //! One `axum` router over a [`TaskReader`] runs in workerd (the `worker` module, wasm only) and natively
 //! (tests and the demo, over a [`MemoryReader`]). Nothing here writes to KV or knows how tasks came there.
 
+mod assets;
 mod cached;
 mod catalog;
 mod correlation;

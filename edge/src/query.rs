@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use taskpipeline_contract::Status;
 
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, UNKNOWN_CURSOR};
 use crate::errors::Fault;
 use crate::links;
 use crate::reader::MAX_LIST_KEYS;
@@ -100,9 +100,6 @@ fn limit(text: &str) -> Result<usize, String> {
 fn cursor(text: &str) -> Result<Cursor, String> {
     Cursor::parse(text).ok_or_else(|| UNKNOWN_CURSOR.to_owned())
 }
-
-/// What is wrong with a cursor that no list gave.
-pub(crate) const UNKNOWN_CURSOR: &str = "must be a cursor that an earlier list gave";
 
 #[cfg(test)]
 mod tests {

@@ -3,11 +3,8 @@
 //! Routes return data or an [`EdgeError`]; only this module decides whether an error is HTML or JSON.
 
 mod api;
-mod assets;
 mod health;
 mod pages;
-
-pub(crate) use assets::{ICON_URL, STYLESHEET_URL};
 
 use std::sync::Arc;
 
@@ -26,7 +23,7 @@ use crate::correlation::{self, Correlation};
 use crate::errors::{EdgeError, ErrorBody, Fault};
 use crate::query::ListQuery;
 use crate::reader::TaskReader;
-use crate::{headers, links, report, views};
+use crate::{assets, headers, links, report, views};
 
 /// The edge over a store of tasks.
 ///

@@ -7,12 +7,12 @@ use askama::Template;
 use taskpipeline_contract::{Status, Task, Timestamp};
 use time::macros::format_description;
 
+use crate::assets::{ICON_URL, STYLESHEET_URL};
 use crate::catalog::{Page, Summary};
 use crate::correlation::Correlation;
 use crate::errors::{EdgeError, Fault};
 use crate::links;
 use crate::query::ListQuery;
-use crate::routes::{ICON_URL, STYLESHEET_URL};
 
 /// The list page.
 pub(crate) fn list(query: &ListQuery, page: Page<Summary>) -> Result<String, EdgeError> {

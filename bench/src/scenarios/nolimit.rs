@@ -33,7 +33,7 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
     // Each event is about a task of its own, or fewer keys would be written than events came.
     let mix = Mix::creates(events.max(knobs.ids));
     let stage = Stage::new(false, Latency::LIKELY).await?;
-    stage.make_streams(system.kind, &setup).await?;
+    Fleet::make_streams(system.kind, &setup, &stage).await?;
     let mut meter = Meter::default();
     if stored {
         store(&stage, mix, events).await?;

@@ -1,5 +1,4 @@
-//! Requests to KV, each from the keys it is about to what became of each of them, and those that are in flight. Builds and
-//! sends; decides nothing about what comes next.
+//! The requests to KV that are in flight. Sends, and takes the answers; decides nothing.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -8,15 +7,8 @@ use taskpipeline_contract::{TaskId, TaskKey};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
-use super::schedule::{AttemptId, Reply};
-use taskpipeline_kv::Operation;
-use taskpipeline_kv::{BulkApi, Failure, Puts};
-
-/// A request to be sent, and which attempt of the schedule it belongs to.
-pub(crate) struct Flight {
-    pub(crate) request: Request,
-    pub(crate) attempt: AttemptId,
-}
+use crate::schedule::{Answer, AttemptId, Flight, KeyOutcome, Reply, Request};
+use taskpipeline_kv::BulkApi;
 
 /// The requests that are out.
 pub(crate) struct Requests<K> {
@@ -39,7 +31,7 @@ impl<K: BulkApi> Requests<K> {
         let kv = self.kv.clone();
         self.out.spawn(async move {
             let sent = Instant::now();
-            (request.send(kv).await, sent, attempt)
+            (send(request, kv).await, sent, attempt)
         });
     }
 
@@ -68,73 +60,28 @@ impl<K: BulkApi> Requests<K> {
     }
 }
 
-/// What is asked of KV.
-pub(crate) enum Request {
-    /// Write these tasks.
-    Put(Puts),
-    /// Delete these.
-    Delete(Vec<TaskId>),
-    /// Read these.
-    Get(Vec<TaskId>),
-}
-
-/// What became of one key.
-pub(crate) enum KeyOutcome {
-    /// Written or deleted.
-    Landed,
-    /// KV names it as not written.
-    NotWritten,
-    /// Its value, or that it has none.
-    Read(Option<String>),
-}
-
-/// What became of a request.
-pub(crate) struct Answer {
-    pub(crate) operation: Operation,
-    pub(crate) ids: Vec<TaskId>,
-    /// One outcome for each id, in their order; or none is known.
-    pub(crate) result: Result<Vec<KeyOutcome>, Failure>,
-}
-
-impl Request {
-    pub(crate) fn operation(&self) -> Operation {
-        match self {
-            Self::Put(_) => Operation::Put,
-            Self::Delete(_) => Operation::Delete,
-            Self::Get(_) => Operation::Get,
+/// Sends it. Takes as long as the request's time-out at the most.
+async fn send(request: Request, kv: impl BulkApi) -> Answer {
+    let operation = request.operation();
+    let (ids, result) = match request {
+        Request::Put(puts) => {
+            let (ids, body) = puts.finish();
+            let result = match body {
+                Ok(body) => kv.bulk_put(body).await.map(|failed| written(&ids, &failed)),
+                Err(failure) => Err(failure),
+            };
+            (ids, result)
         }
-    }
-
-    pub(crate) fn ids(&self) -> &[TaskId] {
-        match self {
-            Self::Put(puts) => puts.ids(),
-            Self::Delete(ids) | Self::Get(ids) => ids,
+        Request::Delete(ids) => {
+            let result = kv.bulk_delete(&keys(&ids)).await.map(|failed| written(&ids, &failed));
+            (ids, result)
         }
-    }
-
-    /// Sends it. Takes as long as the request's time-out at the most.
-    pub(crate) async fn send(self, kv: impl BulkApi) -> Answer {
-        let operation = self.operation();
-        let (ids, result) = match self {
-            Self::Put(puts) => {
-                let (ids, body) = puts.finish();
-                let result = match body {
-                    Ok(body) => kv.bulk_put(body).await.map(|failed| written(&ids, &failed)),
-                    Err(failure) => Err(failure),
-                };
-                (ids, result)
-            }
-            Self::Delete(ids) => {
-                let result = kv.bulk_delete(&keys(&ids)).await.map(|failed| written(&ids, &failed));
-                (ids, result)
-            }
-            Self::Get(ids) => {
-                let result = kv.bulk_get(&keys(&ids)).await.map(|values| read(&ids, values));
-                (ids, result)
-            }
-        };
-        Answer { operation, ids, result }
-    }
+        Request::Get(ids) => {
+            let result = kv.bulk_get(&keys(&ids)).await.map(|values| read(&ids, values));
+            (ids, result)
+        }
+    };
+    Answer { operation, ids, result }
 }
 
 fn keys(ids: &[TaskId]) -> Vec<TaskKey> {

@@ -17,8 +17,7 @@ use taskpipeline_contract::Timestamp;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::hostile::is_unreadable;
-use crate::eventually;
+use crate::{UNREADABLE_HEADERS, eventually};
 
 /// How long a read may take in all, with the server away for a while.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -206,6 +205,12 @@ async fn message(
         unreadable: is_unreadable(&STANDARD.decode(text("hdrs"))?),
         payload: STANDARD.decode(text("data"))?.into(),
     }))
+}
+
+/// Whether a block is one of those, whatever a server has added to it.
+#[must_use]
+pub(crate) fn is_unreadable(block: &[u8]) -> bool {
+    UNREADABLE_HEADERS.iter().any(|bad| block.starts_with(&bad[..bad.len() - 2]))
 }
 
 #[cfg(test)]

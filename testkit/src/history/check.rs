@@ -8,11 +8,9 @@ use serde_json::Value;
 use taskpipeline_contract::{KEY_PREFIX, Task, TaskMetadata};
 
 use super::capture::Captured;
+use super::events::POISON;
 use super::letters::Letter;
 use super::replay::{Expectation, Expected, decoded, kind_of};
-
-/// A title with this in it is one that KV refuses, while such a rule is set.
-pub(crate) const POISON: &str = "POISON";
 
 /// A value in KV and its metadata.
 #[derive(Clone, Debug, PartialEq)]

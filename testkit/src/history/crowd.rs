@@ -6,8 +6,7 @@ use std::time::Duration;
 use taskpipeline_contract::EventKind;
 
 use super::dice::Dice;
-use super::events::{Mixture, SEEDED};
-use super::plan::Burst;
+use super::events::{Burst, Mixture, SEEDED};
 
 /// The tasks of one burst.
 #[derive(Clone, Debug, PartialEq, Eq)]

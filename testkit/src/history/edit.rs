@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::dice::Dice;
 use super::fault::SETTLE_AFTER;
-use super::plan::{Servers, Strike};
+use super::moment::{Servers, Strike};
 
 /// What the replicas begin with, of what may change while they run.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,64 +1,18 @@
 //! Editing the settings of running replicas by their file, and looking whether they do as it says.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use tempfile::TempDir;
-use tokio::sync::Mutex;
 use tokio::time::sleep_until;
 
-use super::edit::{Edit, Settings, spoilt};
+use super::edit::{Edit, spoilt};
 use super::fleet::Fleet;
-use super::plan::{Plan, Servers, Strike};
+use super::moment::Strike;
 use super::stage::Stage;
 use crate::eventually;
 
 /// How soon every replica does as the file says: it is looked at once a second.
 const TAKEN: Duration = Duration::from_secs(10);
-
-/// The file that the replicas follow.
-#[derive(Debug)]
-pub(crate) struct SettingsFile {
-    folder: TempDir,
-    settings: Mutex<Settings>,
-    nats: String,
-    servers: Servers,
-    little_room: bool,
-    settle_after: Duration,
-}
-
-impl SettingsFile {
-    /// With the settings that replicas begin with.
-    ///
-    /// # Errors
-    /// Where it cannot be written.
-    pub(crate) fn new(plan: &Plan, nats: String) -> anyhow::Result<Self> {
-        let (folder, settings) = (TempDir::new()?, Settings::default());
-        let (servers, little_room, settle_after) = (plan.servers, plan.little_room, plan.settle_after);
-        let text = settings.file(&nats, servers, little_room, settle_after);
-        let file = Self { folder, settings: Mutex::new(settings), nats, servers, little_room, settle_after };
-        file.write(&text)?;
-        Ok(file)
-    }
-
-    /// Where it is.
-    #[must_use]
-    pub(crate) fn path(&self) -> PathBuf {
-        self.folder.path().join("pipeline.yaml")
-    }
-
-    fn text(&self, settings: &Settings) -> String {
-        settings.file(&self.nats, self.servers, self.little_room, self.settle_after)
-    }
-
-    /// In one go, as editors and kubelets do.
-    fn write(&self, text: &str) -> anyhow::Result<()> {
-        let (path, new) = (self.path(), self.folder.path().join("new"));
-        let write = |path: &Path| std::fs::write(path, text);
-        write(&new).and_then(|()| std::fs::rename(&new, &path)).context("cannot write the replicas' settings")
-    }
-}
 
 impl Stage {
     /// All edits. Each has the replicas for itself: one that starts must not find a file that cannot work.

@@ -2,18 +2,24 @@
 //! that never come to be, ids that are hard to encode, and a few that are no events. It draws; publishing
 //! is another's.
 
+use std::time::Duration;
+
 use std::collections::HashMap;
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use taskpipeline_contract::EventKind;
 
-use super::check::POISON;
 use super::dice::Dice;
-use super::plan::LEAST_EVENTS;
 
 /// What the ids of tasks that KV holds before the start begin with.
 pub(crate) const SEEDED: &str = "seeded-";
+
+/// A title with this in it is one that KV refuses, while such a rule is set.
+pub(crate) const POISON: &str = "POISON";
+
+/// The least that is published.
+pub(crate) const LEAST_EVENTS: usize = 10_000;
 
 const HOT: u64 = 8;
 const COLD: u64 = 1_500;
@@ -276,6 +282,17 @@ pub(crate) fn seeded_value(id: &str) -> Value {
     let moment = "2026-01-02T03:04:05.678Z";
     json!({"id": id, "title": format!("before {id}"), "description": "from before", "status": "pending",
         "createdAt": moment, "updatedAt": moment})
+}
+
+/// Some events that are published together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Burst {
+    /// What.
+    pub(crate) publications: Vec<Publication>,
+    /// Each published again until it is acked; otherwise plainly and once.
+    pub(crate) acked: bool,
+    /// How long nothing comes after it.
+    pub(crate) pause: Duration,
 }
 
 #[cfg(test)]

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use taskpipeline_simulator::{Fault, KeyMatch, Report, Rule, Scope};
 
-use super::check::POISON;
 use super::dice::Dice;
-use super::events::SEEDED;
+use super::events::{POISON, SEEDED};
 
 /// How long a replica may stand still before another takes its place: the processor's lease.
 pub(crate) const LEASE: Duration = Duration::from_secs(4);

@@ -34,12 +34,6 @@ fn quotes() -> Vec<u8> {
     [b"NATS/1.0\r\nX-Quotes: ".as_slice(), &[b'"'; 60_000], b"\r\n\r\n"].concat()
 }
 
-/// Whether a block is one of those, whatever a server has added to it.
-#[must_use]
-pub(crate) fn is_unreadable(block: &[u8]) -> bool {
-    UNREADABLE_HEADERS.iter().any(|bad| block.starts_with(&bad[..bad.len() - 2]))
-}
-
 /// Between two looks at the subscriptions of the replicas, in messages.
 const LOOK: usize = 50;
 
@@ -117,6 +111,7 @@ impl Stage {
 
 #[cfg(test)]
 mod tests {
+    use super::super::capture::is_unreadable;
     use super::*;
 
     #[test]

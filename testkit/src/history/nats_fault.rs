@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::dice::Dice;
 use super::events::{Mixture, Publication};
-use super::plan::{Servers, Strike};
+use super::moment::{Servers, Strike};
 
 /// A fault of nats-server, or of a stream. One at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,8 +10,8 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use tokio::time::{sleep, sleep_until};
 
 use super::events::Publication;
+use super::moment::Strike;
 use super::nats_fault::{LedgerLimit, NatsFault, Node};
-use super::plan::Strike;
 use super::settle::{Glance, LEDGER, STREAM, consumed};
 use super::stage::Stage;
 use super::strike::PAST_ACK_WAIT;

@@ -10,12 +10,10 @@ use taskpipeline_simulator::Rule;
 use super::crowd::Crowd;
 use super::dice::Dice;
 use super::edit::{self, Edit};
-use super::events::{Mixture, Publication, SEEDED};
+use super::events::{Burst, LEAST_EVENTS, Mixture, Publication, SEEDED};
 use super::fault::{KV_FAULTS, ReplicaFault, SETTLE_AFTER, kv_rule};
+use super::moment::{Servers, Strike};
 use super::nats_fault::{self, NatsFault};
-
-/// The least that is published.
-pub(crate) const LEAST_EVENTS: usize = 10_000;
 
 /// Every so many seeds are of [`Shape::Outage`].
 const OUTAGE_EVERY: u64 = 8;
@@ -32,15 +30,6 @@ const CROWD_EVERY: u64 = 4;
 /// Every so many seeds have a producer whose headers no client can read.
 const HOSTILE_EVERY: u64 = 3;
 
-/// On how many nats-servers a history is played.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Servers {
-    /// One.
-    One,
-    /// Three in a cluster, each of which keeps every stream.
-    Three,
-}
-
 /// What kind of history it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
@@ -49,26 +38,6 @@ pub(crate) enum Shape {
     /// Events live for eight seconds only, and KV is out for longer around a burst of deletes: whoever lets a
     /// tombstone go before its delete is settled in KV has forgotten it by then.
     Outage,
-}
-
-/// Some events that are published together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Burst {
-    /// What.
-    pub(crate) publications: Vec<Publication>,
-    /// Each published again until it is acked; otherwise plainly and once.
-    pub(crate) acked: bool,
-    /// How long nothing comes after it.
-    pub(crate) pause: Duration,
-}
-
-/// A fault and its moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Strike<F> {
-    /// After the start; later where one before it takes longer.
-    pub(crate) at: Duration,
-    /// What.
-    pub(crate) fault: F,
 }
 
 /// All of a history.

@@ -13,10 +13,12 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::capture::Captured;
 use super::check::{self, Difference, Found};
+use super::events::Burst;
 use super::events::{Publication, seeded_value};
 use super::hostile::{OVERSIZED_PAYLOAD, is_forged};
 use super::letters::letters;
-use super::plan::{Burst, Plan, Quiet, Servers, Shape};
+use super::moment::Servers;
+use super::plan::{Plan, Quiet, Shape};
 use super::replay::{decoded, kind_of, replay};
 use super::settle::{DEAD_LETTERS, Glance, settled};
 use super::stage::Stage;

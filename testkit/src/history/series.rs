@@ -9,7 +9,8 @@ use anyhow::{bail, ensure};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::plan::{Plan, Servers};
+use super::moment::Servers;
+use super::plan::Plan;
 use super::run::{Report, run};
 
 /// No more is begun once so many have failed: they would most likely tell the same.

@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use taskpipeline_simulator::Simulator;
 
-use super::plan::Servers;
+use super::moment::Servers;
 use crate::bundled::{PRODUCER, logged_in};
 use crate::nats::Login;
 use crate::{BundledNats, NatsCluster, NatsServer, ProcessorOptions};

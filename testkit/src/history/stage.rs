@@ -11,12 +11,12 @@ use taskpipeline_simulator::{Config, Latency, Simulator};
 use tokio::sync::{Mutex, RwLock};
 
 use super::capture::Capture;
-use super::edit_lane::SettingsFile;
 use super::events::seeded_value;
 use super::fleet::Fleet;
 use super::plan::{Plan, Shape};
 use super::publish::{Producer, connect};
 use super::servers::Running;
+use super::settings_file::SettingsFile;
 use super::settle::{STREAM, controls};
 use super::timeline::Timeline;
 use crate::ProcessorOptions;

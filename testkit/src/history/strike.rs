@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::dice::Dice;
 use super::fault::{LEASE, ReplicaFault};
 use super::fleet::Fleet;
-use super::plan::Strike;
+use super::moment::Strike;
 use super::settle::Glance;
 use super::stage::Stage;
 use crate::eventually;

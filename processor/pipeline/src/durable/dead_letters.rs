@@ -5,18 +5,11 @@ use std::sync::Arc;
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::message::PublishMessage;
-use bytes::Bytes;
-use taskpipeline_contract::TaskId;
 
-use crate::dead_letters::{Letter, Origin, encode};
-use crate::durable::bucket::Stored;
+use crate::dead_letters::{Letter, encode};
 use crate::durable::bucket::lanes::note_forged;
-use crate::durable::clock::now;
-use crate::durable::clock::timestamp;
 use crate::durable::crash;
-use crate::durable::ledger::cache::Known;
 use crate::durable::names::Names;
-use crate::reason::Reason;
 use crate::telemetry::metrics::Metrics;
 
 /// Why a letter is not stored; it may be tried again under the same id.
@@ -25,65 +18,6 @@ use crate::telemetry::metrics::Metrics;
 pub(crate) struct LetterError {
     stream: String,
     reason: String,
-}
-
-impl Letter {
-    /// For a task that cannot be written as the ledger has it. No one event is to blame, so there is no
-    /// payload, but the task and the versions of the events it was made of.
-    pub(crate) fn of_task(
-        names: &Names,
-        id: &TaskId,
-        known: &Known,
-        reason: Reason,
-        detail: &str,
-        attempts: u32,
-    ) -> Self {
-        let group = &names.queue_group;
-        Self {
-            id: format!("{group}-task-{}", known.revision.0),
-            reason,
-            detail: detail.to_owned(),
-            faults: Vec::new(),
-            attempts,
-            subject: names.task(id),
-            received_at: known.record.last.value.at,
-            headers: None,
-            header_block: None,
-            payload: Bytes::new(),
-            origin: Origin {
-                version: Some(known.record.last.version),
-                queue_group: Some(group.clone()),
-                task_id: Some(id.clone()),
-                task: known.record.task.visible(id),
-                sources: known.record.task.sources(),
-                ..Origin::default()
-            },
-        }
-    }
-}
-
-impl Letter {
-    /// For a task's record that something else has written over, so that it cannot be read.
-    pub(crate) fn of_record(names: &Names, id: &TaskId, stored: &Stored, detail: &str) -> Self {
-        let group = &names.queue_group;
-        Self {
-            id: format!("{group}-record-{}", stored.revision.0),
-            reason: Reason::UnreadableInLedger,
-            detail: detail.to_owned(),
-            faults: Vec::new(),
-            attempts: 1,
-            subject: stored.subject.clone(),
-            received_at: timestamp(now().saturating_mul(1_000_000)),
-            headers: None,
-            header_block: None,
-            payload: stored.value.clone(),
-            origin: Origin {
-                queue_group: Some(group.clone()),
-                task_id: Some(id.clone()),
-                ..Origin::default()
-            },
-        }
-    }
 }
 
 /// See the module's head.

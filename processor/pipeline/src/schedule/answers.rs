@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::blame::{AttemptId, Ruling};
+use super::request::{Answer, KeyOutcome, Reply};
 use super::{Aside, Batch, Schedule, longest_delay};
-use crate::requests::{Answer, KeyOutcome};
 use crate::settings::Tuning;
 use crate::telemetry::health::KvState;
 use taskpipeline_kv::Operation;
@@ -37,15 +37,6 @@ pub(crate) enum Verdict {
     Refused(String),
     /// KV refuses this key, and nothing says whether it is the key's fault: it waits.
     Unexplained(String),
-}
-
-/// An answer as it came in.
-pub(crate) struct Reply {
-    pub(crate) answer: Answer,
-    pub(crate) sent: Instant,
-    pub(crate) attempt: AttemptId,
-    /// What KV said beside it is left of the token's limit, if it did.
-    pub(crate) allowance: Option<Allowance>,
 }
 
 /// What became of one request.

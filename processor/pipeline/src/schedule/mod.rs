@@ -11,6 +11,7 @@ mod blame;
 mod gate;
 mod pace;
 mod queue;
+mod request;
 mod size;
 mod suspects;
 
@@ -23,19 +24,19 @@ use rand::{RngExt, SeedableRng};
 use taskpipeline_contract::TaskId;
 use tokio::time::Instant;
 
-use super::requests::{Flight, Request};
 use crate::settings::Tuning;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 use taskpipeline_kv::Operation;
 use taskpipeline_kv::{Budget, Failure, MAX_KEYS_PER_READ, Others, RequestBudget, Spare};
 
-pub(super) use self::answers::{Answered, Reply, Verdict};
-pub(super) use self::blame::AttemptId;
+pub(crate) use self::answers::{Answered, Verdict};
+pub(crate) use self::blame::AttemptId;
 use self::blame::{Blame, Patience};
 use self::gate::Gate;
 use self::pace::{Situation, Worth, patience, spacing};
 use self::queue::KeyQueue;
+pub(crate) use self::request::{Answer, Flight, KeyOutcome, Reply, Request};
 use self::size::BatchSize;
 use self::suspects::Suspects;
 

@@ -96,7 +96,7 @@ impl Supervisor {
                 (self.letters.clone(), Arc::clone(&self.health), Arc::clone(&self.metrics));
             let watching = [
                 age::watch(Arc::clone(&session), letters, health, metrics),
-                Arc::clone(&self.rooms).watch(Arc::clone(&session)),
+                Arc::clone(&self.rooms).watch(Arc::clone(&session.streams)),
             ];
             let ended = self.work(&session, &mut stop, pull_failed).await;
             pull_failed = matches!(ended, Some(IngestError::Pull(_)));

@@ -2,6 +2,7 @@
 //! compare-and-set. A conflict is read again and folded again. Decides nothing about what is written to KV.
 pub(crate) mod cache;
 pub(crate) mod feed;
+mod letter;
 pub(crate) mod record;
 pub(crate) mod store;
 

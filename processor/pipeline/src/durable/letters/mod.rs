@@ -20,7 +20,7 @@ use async_nats::jetstream::Context;
 use self::entry::{Entry, task_in};
 use self::replay::Replay;
 use self::store::Store;
-use crate::connect_options;
+use crate::connection::connect_options;
 use crate::durable::bucket::Bucket;
 use crate::durable::dead_letters::DeadLetters;
 use crate::durable::ledger::Ledger;

@@ -36,7 +36,7 @@ use crate::durable::projector::progress::Progress;
 use crate::durable::projector::rests::Rests;
 use crate::durable::projector::shares::Limits;
 use crate::durable::projector::unsettled::{Landed, Taken, Unsettled};
-use crate::requests::Flight;
+use crate::schedule::Flight;
 use crate::schedule::{Schedule, longest_delay};
 use crate::settings::Tuning;
 use crate::telemetry::health::Health;

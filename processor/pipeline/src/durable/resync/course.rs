@@ -155,7 +155,7 @@ impl Course<'_> {
         let outcome = tokio::select! {
             () = self.settled_up_to(up_to, &own) => Ok(()),
             () = shutdown => Err(()),
-            _ = &mut projecting => return Err(crate::RunError::Stopped("projector").into()),
+            _ = &mut projecting => return Err(crate::error::RunError::Stopped("projector").into()),
         };
         self.progress.end();
         let deadline = Instant::now() + grace;

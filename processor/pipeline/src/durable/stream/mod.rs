@@ -3,6 +3,8 @@
 pub(crate) mod fitness;
 pub(crate) mod gaps;
 pub(crate) mod incarnation;
+pub(crate) mod kind;
+pub(crate) mod limit;
 pub(crate) mod room;
 pub(crate) mod session;
 pub(crate) mod streams;

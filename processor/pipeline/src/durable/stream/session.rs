@@ -51,7 +51,7 @@ pub(crate) struct Session {
     pub(crate) consumer: PullConsumer,
     /// The same, by a connection of its own: what the client cannot read cuts that one.
     pub(crate) pulls: PullConsumer,
-    pub(crate) streams: Streams,
+    pub(crate) streams: Arc<Streams>,
     pub(crate) source: Source,
     /// How long the stream keeps an event; nothing where it does for ever.
     pub(crate) max_age: Option<Duration>,
@@ -83,7 +83,7 @@ impl Sessions {
     /// Looks what has become of the stream, and joins the consumer of its present life.
     pub(crate) async fn begin(&self) -> Result<Session, SessionError> {
         loop {
-            let streams = streams::ensure(&self.jetstream, &self.names, &self.settings).await?;
+            let streams = Arc::new(streams::ensure(&self.jetstream, &self.names, &self.settings).await?);
             self.rooms.set_limits(&streams).await;
             let stream = &streams.events;
             let Some(source) = self.agree(stream).await? else {

@@ -10,7 +10,8 @@ use tracing::{info, warn};
 
 use crate::durable::names::Names;
 use crate::durable::stream::fitness::{self, Fitness};
-use crate::durable::stream::room::limit;
+use crate::durable::stream::kind::Kind;
+use crate::durable::stream::limit;
 use crate::settings::DurableSettings;
 use crate::settings::Size;
 
@@ -26,43 +27,6 @@ pub(crate) enum StreamsError {
     /// Someone has to change something.
     #[error("{0}")]
     Unfit(String),
-}
-
-/// Which of the three.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Kind {
-    Events,
-    Ledger,
-    DeadLetters,
-}
-
-impl Kind {
-    /// By it a stream that a replica has made is known.
-    pub(crate) fn description(self) -> &'static str {
-        match self {
-            Self::Events => "Task events, until the replicas have taken them in",
-            Self::Ledger => "The latest state of each task",
-            Self::DeadLetters => "Events that could not go on, until someone looks at them",
-        }
-    }
-
-    /// In metrics.
-    pub(crate) fn label(self) -> &'static str {
-        match self {
-            Self::Events => "events",
-            Self::Ledger => "ledger",
-            Self::DeadLetters => "dead_letters",
-        }
-    }
-
-    /// Where its room is said.
-    pub(crate) fn setting(self) -> &'static str {
-        match self {
-            Self::Events => "STREAM_MAX_BYTES (spec.delivery.room.events)",
-            Self::Ledger => "LEDGER_MAX_BYTES (spec.delivery.room.ledger)",
-            Self::DeadLetters => "DEAD_LETTERS_MAX_BYTES (spec.delivery.room.deadLetters)",
-        }
-    }
 }
 
 /// See the module's head.

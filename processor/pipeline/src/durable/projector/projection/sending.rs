@@ -8,8 +8,8 @@ use super::{Action, Projection};
 use crate::durable::crash;
 use crate::durable::ledger::record::Due;
 use crate::durable::projector::shares::Share;
-use crate::requests::Request;
 use crate::schedule::Batch;
+use crate::schedule::Request;
 use taskpipeline_kv::Operation;
 use taskpipeline_kv::Puts;
 

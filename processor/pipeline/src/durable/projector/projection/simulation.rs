@@ -33,7 +33,7 @@ use crate::durable::ledger::store::{LetterBox, Outcomes, Store};
 use crate::durable::projector::shares::Share;
 use crate::fold::Version;
 use crate::fold_reference::{Happened, at, base, data, replay};
-use crate::requests::{Answer, KeyOutcome, Request as KvRequest};
+use crate::schedule::{Answer, KeyOutcome, Request as KvRequest};
 use crate::schedule::{AttemptId, Reply as KvReply};
 use taskpipeline_kv::Operation;
 use taskpipeline_kv::{Failure, Spare};

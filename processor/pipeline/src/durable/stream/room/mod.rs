@@ -2,7 +2,6 @@
 //! stream that is nearly full is reported before NATS refuses a message. This module reads and writes NATS; [`limit`] and
 //! [`trim`] decide.
 
-pub(crate) mod limit;
 mod trim;
 
 use std::collections::{HashMap, HashSet};
@@ -18,10 +17,10 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use self::limit::{Change, Filling};
 use self::trim::Held;
-use crate::durable::stream::session::Session;
-use crate::durable::stream::streams::{Kind, Streams};
+use crate::durable::stream::kind::Kind;
+use crate::durable::stream::limit::{self, Change, Filling};
+use crate::durable::stream::streams::Streams;
 use crate::settings::{Room, Size};
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
@@ -50,7 +49,7 @@ pub(crate) struct Rooms {
 
 impl Rooms {
     /// Reports and purges as long as the session lasts.
-    pub(crate) fn watch(self: Arc<Self>, session: Arc<Session>) -> JoinHandle<()> {
+    pub(crate) fn watch(self: Arc<Self>, streams: Arc<Streams>) -> JoinHandle<()> {
         tokio::spawn(async move {
             let mut filling = Filling::default();
             let (mut looked, mut checked, mut may_drop) = (None::<Instant>, None::<Instant>, Instant::now());
@@ -59,13 +58,13 @@ impl Rooms {
                 let every = if is_writer { LOOK_OF_WRITER } else { LOOK };
                 if looked.is_none_or(|looked| looked.elapsed() >= every) {
                     looked = Some(Instant::now());
-                    self.look(&session.streams, &mut filling).await;
+                    self.look(&streams, &mut filling).await;
                 }
                 let every = if is_writer { DROP } else { LOOK_OF_WRITER };
                 let is_due = checked.is_none_or(|checked| checked.elapsed() >= every);
                 if is_due && Instant::now() >= may_drop {
                     checked = Some(Instant::now());
-                    let dropped = self.drop_acknowledged(&session.streams.events, is_writer).await;
+                    let dropped = self.drop_acknowledged(&streams.events, is_writer).await;
                     may_drop = Instant::now() + if dropped.is_err() { REFUSED } else { Duration::ZERO };
                 }
                 // A replica that becomes the writer checks at once, not after its last interval.

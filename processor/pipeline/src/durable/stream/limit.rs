@@ -8,7 +8,7 @@ use std::fmt;
 use async_nats::jetstream::account::Account;
 use async_nats::jetstream::stream::{Config, Info};
 
-use crate::durable::stream::streams::Kind;
+use crate::durable::stream::kind::Kind;
 use crate::settings::{Room, Size};
 
 /// The name of the NATS account in messages.

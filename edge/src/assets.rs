@@ -9,8 +9,8 @@ use axum::response::{IntoResponse, Response};
 use crate::errors::EdgeError;
 use crate::headers;
 
-const STYLESHEET: &str = include_str!("../../assets/site.css");
-const ICON: &str = include_str!("../../assets/icon.svg");
+const STYLESHEET: &str = include_str!("../assets/site.css");
+const ICON: &str = include_str!("../assets/icon.svg");
 
 /// Where the stylesheet is; another content is at another URL.
 pub(crate) static STYLESHEET_URL: LazyLock<String> =
@@ -32,7 +32,7 @@ const fn content_hash(text: &str) -> u64 {
     hash
 }
 
-pub(super) async fn hashed(uri: Uri) -> Result<Response, EdgeError> {
+pub(crate) async fn hashed(uri: Uri) -> Result<Response, EdgeError> {
     match uri.path() {
         path if path == *STYLESHEET_URL => {
             Ok(asset("text/css; charset=utf-8", headers::IMMUTABLE, STYLESHEET))
@@ -43,7 +43,7 @@ pub(super) async fn hashed(uri: Uri) -> Result<Response, EdgeError> {
 }
 
 /// What browsers ask for beside an answer that names no icon, such as JSON.
-pub(super) async fn favicon() -> Response {
+pub(crate) async fn favicon() -> Response {
     asset("image/svg+xml", headers::PUBLIC_DAY, ICON)
 }
 
