@@ -46,7 +46,7 @@ async fn ready(State(telemetry): State<Telemetry>) -> Response {
 }
 
 async fn scrape(State(telemetry): State<Telemetry>) -> Response {
-    match telemetry.metrics.encode() {
+    match telemetry.metrics.encode(&telemetry.health) {
         Ok(text) => {
             ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
         }

@@ -31,12 +31,20 @@ use self::resync::Resync;
 
 /// Under full load a quarter of the processor's time went into glibc's malloc. With jemalloc the same load took a
 /// quarter less CPU and as much memory. It is told to keep few arenas, by `.cargo/config.toml`.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Task events from NATS to Cloudflare's edge.
 #[derive(Parser)]
 #[command(version)]
+#[cfg_attr(
+    not(feature = "cluster"),
+    command(
+        after_help = "Built without the feature `cluster`: no operator, no crd, and no run --file or --resource. For these: \
+                      cargo build --release --package taskpipeline-processor"
+    )
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

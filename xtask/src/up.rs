@@ -78,7 +78,7 @@ fn prepare(shop: &Workshop) -> Result<Parts> {
         let others = || {
             let parts = Parts { nats_server: shop.nats_server()?, npm: shop.npm_tools()? };
             shop.progress.step("build the processor (release)", || {
-                run::output(&mut shop.workspace.build(&["taskpipeline"]))
+                run::output(&mut shop.workspace.build_processor_to_try())
             })?;
             Ok(parts)
         };

@@ -75,6 +75,33 @@ impl Workspace {
         }
         command
     }
+
+    /// Builds the processor to try it on this machine. Where nothing was built of the whole workspace so far, without what a
+    /// cluster takes, which is half of the build; afterwards that would only build everything a second time.
+    pub(crate) fn build_processor_to_try(&self) -> Command {
+        if self.has_built("kube") {
+            return self.build(&["taskpipeline"]);
+        }
+        let mut command = self.cargo();
+        command.args([
+            "build",
+            "--quiet",
+            "--release",
+            "--package",
+            "taskpipeline-processor",
+            "--no-default-features",
+        ]);
+        command
+    }
+
+    /// Whether this library was built before, with whatever features.
+    fn has_built(&self, library: &str) -> bool {
+        let start = format!("lib{library}-");
+        let built = std::fs::read_dir(self.target.join("release/deps"));
+        built.is_ok_and(|mut files| {
+            files.any(|file| file.is_ok_and(|file| file.file_name().to_string_lossy().starts_with(&start)))
+        })
+    }
 }
 
 /// `cargo`, without the variables with which a `cargo run` or `cargo test` above this program describes

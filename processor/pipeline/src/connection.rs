@@ -158,12 +158,10 @@ fn note(event: &NatsEvent, url: &str, complaints: &Complaints, health: &Health, 
     match event {
         NatsEvent::Connected => {
             info!("connected to NATS at {url}");
-            metrics.nats_connected.set(1);
             health.set_nats(NatsState::Connected);
         }
         NatsEvent::Disconnected => {
             warn!("lost the connection to NATS at {url}; reconnecting");
-            metrics.nats_connected.set(0);
             health.set_nats(NatsState::Disconnected("reconnecting".to_owned()));
         }
         NatsEvent::SlowConsumer(_) => {

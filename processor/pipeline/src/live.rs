@@ -120,6 +120,7 @@ mod tests {
 
     use super::*;
     use crate::settings::DurableSettings;
+    use crate::telemetry::health::Health;
 
     #[test]
     fn what_differs_is_said_with_the_old_and_the_new_value() {
@@ -166,7 +167,7 @@ mod tests {
         live.accept(Tuning { request_timeout: Duration::from_secs(3), ..Tuning::default() });
         assert!(settings.has_changed().unwrap());
         assert!(refused.borrow().is_none());
-        let text = String::from_utf8(metrics.encode().unwrap()).unwrap();
+        let text = String::from_utf8(metrics.encode(&Health::default()).unwrap()).unwrap();
         assert!(text.contains("taskpipeline_setting{name=\"kv.requestTimeout\"} 3"), "{text}");
     }
 }

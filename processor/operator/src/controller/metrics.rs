@@ -62,6 +62,7 @@ mod tests {
     use prometheus::TextEncoder;
 
     use super::*;
+    use taskpipeline_pipeline::telemetry::health::Health;
     use taskpipeline_pipeline::telemetry::metrics::Metrics;
 
     /// What is made for these metrics, all in text.
@@ -77,7 +78,7 @@ mod tests {
         operator.asked("get", "secrets");
         replica.set([("retry.maxAttempts".to_owned(), 5.0)]);
         let operator = TextEncoder::new().encode_to_string(&operator.registry.gather()).unwrap();
-        let text = operator + &String::from_utf8(replica.encode().unwrap()).unwrap();
+        let text = operator + &String::from_utf8(replica.encode(&Health::default()).unwrap()).unwrap();
         let series = text.lines().filter(|line| !line.starts_with('#'));
         series.filter_map(|line| line.split(['{', ' ']).next()).map(str::to_owned).collect()
     }

@@ -44,7 +44,7 @@ impl Report {
         loop {
             tokio::time::sleep(LOOK).await;
             let Some(pipeline) = self.latest.borrow_and_update().clone() else { continue };
-            if self.telemetry.metrics.projector_active.get() != 1 {
+            if !self.telemetry.health.is_writing() {
                 said = None;
                 continue;
             }
@@ -67,15 +67,14 @@ impl Report {
     }
 
     fn seen(&self) -> Seen {
-        let Telemetry { metrics, health } = &self.telemetry;
-        let oldest = metrics.oldest_event_age.get().max(metrics.oldest_change_age.get());
+        let health = &self.telemetry.health;
         Seen {
             nats: health.nats(),
             kv: health.kv(),
             late: health.late(),
             filling: health.filling(),
             stalled: health.stalled(),
-            oldest: Duration::try_from_secs_f64(oldest).unwrap_or_default(),
+            oldest: health.oldest_event().max(health.oldest_change()),
             dead_letters: health.dead_letters(),
             refused: self.refused.borrow().clone(),
         }

@@ -57,7 +57,7 @@ pub(super) async fn run(
     };
     health.set_source(source.client());
     // Each of them writes what it takes.
-    metrics.projector_active.set(1);
+    health.set_writing(true);
 
     let (letters, letters_done) =
         DeadLetters::start(source.client(), &settings.pipeline.events.subject_prefix, Arc::clone(&metrics));

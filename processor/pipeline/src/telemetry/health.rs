@@ -84,6 +84,10 @@ pub struct Health {
     pulls_away: Mutex<Option<(Instant, String)>>,
     /// How many dead letters there are, where somebody has counted.
     dead_letters: Mutex<Option<u64>>,
+    /// How long the oldest event waits to be taken in, and the oldest change to be written.
+    oldest_event: Mutex<Duration>,
+    oldest_change: Mutex<Duration>,
+    writing: AtomicBool,
     draining: AtomicBool,
     client: OnceLock<Client>,
 }
@@ -101,6 +105,9 @@ impl Default for Health {
             unreadable: Mutex::new(None),
             pulls_away: Mutex::new(None),
             dead_letters: Mutex::new(None),
+            oldest_event: Mutex::default(),
+            oldest_change: Mutex::default(),
+            writing: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             client: OnceLock::new(),
         }
@@ -192,6 +199,36 @@ impl Health {
     /// So many dead letters were there when they were counted last.
     pub fn set_dead_letters(&self, count: u64) {
         *self.dead_letters.lock().unwrap_or_else(PoisonError::into_inner) = Some(count);
+    }
+
+    /// This replica writes to KV from now on; or no more.
+    pub fn set_writing(&self, is_writing: bool) {
+        self.writing.store(is_writing, Ordering::Relaxed);
+    }
+
+    /// Whether this replica writes to KV.
+    pub fn is_writing(&self) -> bool {
+        self.writing.load(Ordering::Relaxed)
+    }
+
+    /// The oldest event that is not taken in waits for so long.
+    pub fn set_oldest_event(&self, age: Duration) {
+        *self.oldest_event.lock().unwrap_or_else(PoisonError::into_inner) = age;
+    }
+
+    /// How long the oldest event waits to be taken in.
+    pub fn oldest_event(&self) -> Duration {
+        *self.oldest_event.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The oldest change that is not settled in KV waits for so long.
+    pub fn set_oldest_change(&self, age: Duration) {
+        *self.oldest_change.lock().unwrap_or_else(PoisonError::into_inner) = age;
+    }
+
+    /// How long the oldest change waits to be settled in KV.
+    pub fn oldest_change(&self) -> Duration {
+        *self.oldest_change.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What it last saw of NATS.

@@ -10,6 +10,7 @@ use taskpipeline_contract::EventKind;
 
 use taskpipeline_kv::{Failure, Operation};
 
+use super::health::{Health, NatsState};
 use crate::reason::Reason;
 
 /// "$5.00/million" for writes and for deletes. <https://developers.cloudflare.com/kv/platform/pricing/>
@@ -43,7 +44,7 @@ pub struct Metrics {
     /// How often a task's attempts were used up, and counted anew.
     pub attempts_used_up: IntCounter,
     /// 1 while this replica writes to KV.
-    pub projector_active: IntGauge,
+    projector_active: IntGauge,
     /// How often this replica gave up writing to KV, since it did not move though work waited.
     pub projector_stalls: IntCounter,
     /// Tasks in the projector's hands that KV may not have as they are.
@@ -55,7 +56,7 @@ pub struct Metrics {
     /// Changes of the ledger that the projector has not read yet.
     pub changes_behind: IntGauge,
     /// The age of the oldest event that is not in the ledger.
-    pub oldest_event_age: Gauge,
+    oldest_event_age: Gauge,
     /// How long the stream keeps an event; 0: for ever.
     pub stream_max_age: Gauge,
     /// How many bytes each stream holds.
@@ -69,7 +70,7 @@ pub struct Metrics {
     /// Events in the ledger that were dropped from the stream, to keep room in it.
     pub events_trimmed: IntCounter,
     /// The age of the oldest change that KV may lack, to some seconds.
-    pub oldest_change_age: Gauge,
+    oldest_change_age: Gauge,
     /// The settings in effect.
     settings: GaugeVec,
     /// How often new settings were refused.
@@ -81,7 +82,7 @@ pub struct Metrics {
     /// Dead letters published, by reason.
     pub dead_letters: IntCounterVec,
     /// Dead letters that are there.
-    pub dead_letters_stored: IntGauge,
+    dead_letters_stored: IntGauge,
     /// Events received that have not landed.
     pub events_waiting: IntGauge,
     /// Tasks in memory.
@@ -97,7 +98,7 @@ pub struct Metrics {
     /// What Cloudflare bills for the keys written.
     cost: Counter,
     /// 1 while connected.
-    pub nats_connected: IntGauge,
+    nats_connected: IntGauge,
     /// How often the client reported that it dropped events.
     pub slow_consumers: IntCounter,
     /// Messages on subjects where only answers belong that answer nothing.
@@ -358,11 +359,17 @@ impl Metrics {
         }
     }
 
-    /// All of it in Prometheus' text format.
+    /// All of it in Prometheus' text format, with what is seen of the replica at this moment.
     ///
     /// # Errors
     /// None in practice: it is written to memory.
-    pub fn encode(&self) -> Result<Vec<u8>, prometheus::Error> {
+    pub fn encode(&self, health: &Health) -> Result<Vec<u8>, prometheus::Error> {
+        self.projector_active.set(health.is_writing().into());
+        self.nats_connected.set((health.nats() == NatsState::Connected).into());
+        self.oldest_event_age.set(health.oldest_event().as_secs_f64());
+        self.oldest_change_age.set(health.oldest_change().as_secs_f64());
+        let letters = health.dead_letters().unwrap_or_default();
+        self.dead_letters_stored.set(i64::try_from(letters).unwrap_or(i64::MAX));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)

@@ -22,7 +22,7 @@ pub(crate) fn watch(
     session: Arc<Session>,
     letters: DeadLetters,
     health: Arc<Health>,
-    metrics: Arc<Metrics>,
+    metrics: &Metrics,
 ) -> JoinHandle<()> {
     // Often enough to see an event get old, however short the stream's memory is.
     let look = session.max_age.map_or(LOOK, |age| (age / 20).clamp(Duration::from_millis(500), LOOK));
@@ -33,11 +33,10 @@ pub(crate) fn watch(
             tokio::time::sleep(look).await;
             if let Some(count) = letters.count().await {
                 health.set_dead_letters(count);
-                metrics.dead_letters_stored.set(i64::try_from(count).unwrap_or(i64::MAX));
             }
             // While NATS does not answer, that is what is told.
             let Ok(age) = oldest(&session).await else { continue };
-            metrics.oldest_event_age.set(age.as_secs_f64());
+            health.set_oldest_event(age);
             let nearing = session.max_age.filter(|most| age > *most / 2);
             match nearing {
                 Some(most) if !late => {

@@ -92,10 +92,9 @@ impl Supervisor {
             };
             let session = Arc::new(session);
             self.mark.begin(session.source.current().incarnation).await;
-            let (letters, health, metrics) =
-                (self.letters.clone(), Arc::clone(&self.health), Arc::clone(&self.metrics));
+            let (letters, health) = (self.letters.clone(), Arc::clone(&self.health));
             let watching = [
-                age::watch(Arc::clone(&session), letters, health, metrics),
+                age::watch(Arc::clone(&session), letters, health, &self.metrics),
                 Arc::clone(&self.rooms).watch(Arc::clone(&session.streams)),
             ];
             let ended = self.work(&session, &mut stop, pull_failed).await;

@@ -136,15 +136,15 @@ pub(crate) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<O
     let mut rests = Rests::new(begun);
     loop {
         let Some(held) = parts.holder.acquire(&mut stop).await else { return };
-        parts.metrics.projector_active.set(1);
+        parts.health.set_writing(true);
         let mut projector = Projector::new(parts, requests, schedule, rests, held);
         projector.retune();
         let ended = projector.project(&mut stop).await;
-        projector.parts.metrics.projector_active.set(0);
+        projector.parts.health.set_writing(false);
         projector.parts.metrics.unsettled_tasks.set(0);
         projector.parts.metrics.deferred_tasks.set(0);
         projector.parts.metrics.changes_behind.set(0);
-        projector.parts.metrics.oldest_change_age.set(0.0);
+        projector.parts.health.set_oldest_change(Duration::ZERO);
         match ended {
             Ended::Drained => return,
             Ended::Lost => {}

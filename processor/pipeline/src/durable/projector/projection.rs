@@ -408,7 +408,7 @@ impl Projection {
         metrics.changes_behind.set(gauge(self.behind));
         metrics.rests_forgotten.inc_by(self.rests.take_forgotten());
         let age = self.lag.see(self.read, self.unsettled.settled(), now);
-        metrics.oldest_change_age.set(age.as_secs_f64());
+        self.setup.health.set_oldest_change(age);
         self.schedule.show(now);
     }
 }

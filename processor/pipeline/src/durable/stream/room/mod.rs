@@ -54,7 +54,7 @@ impl Rooms {
             let mut filling = Filling::default();
             let (mut looked, mut checked, mut may_drop) = (None::<Instant>, None::<Instant>, Instant::now());
             loop {
-                let is_writer = self.metrics.projector_active.get() == 1;
+                let is_writer = self.health.is_writing();
                 let every = if is_writer { LOOK_OF_WRITER } else { LOOK };
                 if looked.is_none_or(|looked| looked.elapsed() >= every) {
                     looked = Some(Instant::now());
