@@ -115,7 +115,7 @@ impl RetryLoop {
         let ended = loop {
             metrics.events_held.set(i64::try_from(waiting.count()).unwrap_or(i64::MAX));
             // NATS must hear of them in time, whatever else there is to do.
-            for pending in waiting.to_extend(Instant::now()) {
+            for pending in waiting.due_to_extend(Instant::now()) {
                 pending.extend().await;
             }
             if let Some(round) = waiting.round(Instant::now()) {

@@ -100,7 +100,7 @@ impl<A: Acknowledge> Waiting<A> {
 
     /// Those of which NATS is to be told now that they are being worked on. What it has not heard of for too long may be with
     /// another replica by now, and what is known of its task may have expired since: such events are let go.
-    pub(crate) fn to_extend(&mut self, now: Instant) -> impl Iterator<Item = &Pending<A>> {
+    pub(crate) fn due_to_extend(&mut self, now: Instant) -> impl Iterator<Item = &Pending<A>> {
         let due = now >= self.extend_at && !self.held.is_empty();
         if due {
             let ack_wait = self.ack_wait;

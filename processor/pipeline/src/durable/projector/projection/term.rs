@@ -145,4 +145,10 @@ impl Projection {
     pub(crate) fn held(&self) -> &Held {
         &self.held
     }
+
+    /// What KV may lack.
+    #[cfg(test)]
+    pub(crate) fn unsettled(&self) -> &Unsettled {
+        &self.unsettled
+    }
 }
