@@ -13,7 +13,6 @@ use async_nats::jetstream::consumer::pull::Config;
 use crate::durable::bucket::lanes::Write;
 use crate::durable::bucket::{Revision, Stored};
 use crate::durable::stream::incarnation::Present;
-use crate::fold::Version;
 use crate::reason::Reason;
 
 /// A question.
@@ -77,7 +76,6 @@ fn short(subject: &str) -> &str {
 pub(super) struct Stamped {
     pub(super) id: String,
     pub(super) reason: Reason,
-    pub(super) version: Option<Version>,
     pub(super) task: Option<String>,
     pub(super) payload: bytes::Bytes,
 }

@@ -378,7 +378,6 @@ impl LetterBox for Link {
         let stamped = Stamped {
             id: letter.id.clone(),
             reason: letter.reason,
-            version: letter.origin.version,
             task: letter.origin.task_id.as_ref().map(|id| id.as_str().to_owned()),
             payload: letter.payload.clone(),
         };
