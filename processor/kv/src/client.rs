@@ -12,11 +12,9 @@ use reqwest::{Method, Url};
 use secrecy::ExposeSecret;
 use serde::Serialize;
 use taskpipeline_contract::TaskKey;
-use tracing::warn;
 
-use super::allowance::whole_seconds;
-use super::answer::{self, Entry, Failure, KeyPage, LONGEST_WAIT};
-use super::{Allowance, BulkApi, PutBody};
+use super::answer::{self, Entry, Failure, KeyPage};
+use super::{Allowance, BulkApi, PutBody, Response};
 use crate::settings::KvSettings;
 
 /// The most keys of one page of a list (Cloudflare's limit).
@@ -142,20 +140,15 @@ impl Namespace {
     ) -> Result<T, Failure> {
         let timeout = Duration::from_millis(self.timeout.load(Ordering::Relaxed));
         let response = request.timeout(timeout).send().await.map_err(|error| unanswered(&error))?;
-        let status = response.status();
-        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let retry_after =
-            retry_after.and_then(|value| parse_retry_after(value, SystemTime::now())).map(capped);
+        let status = response.status().as_u16();
         if let Some(value) = response.headers().get("ratelimit") {
             let allowance = value.to_str().ok().and_then(Allowance::parse);
             *self.allowance.lock().unwrap_or_else(PoisonError::into_inner) = allowance;
         }
+        let retry_after = response.headers().get(RETRY_AFTER).cloned();
+        let retry_after = retry_after.as_ref().and_then(|value| value.to_str().ok());
         let body = response.bytes().await.map_err(|error| unanswered(&error))?;
-        if status.is_success() {
-            read(&body)
-        } else {
-            Err(answer::failure(status.as_u16(), retry_after, &body))
-        }
+        Response { status, retry_after, body: &body }.read(SystemTime::now(), read)
     }
 }
 
@@ -184,27 +177,6 @@ impl BulkApi for Namespace {
     fn allowance(&self) -> Option<Allowance> {
         self.allowance.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
-}
-
-/// Seconds, or the HTTP date that RFC 9110 allows as well.
-fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
-    let value = value.trim();
-    whole_seconds(value).or_else(|| {
-        let at = httpdate::parse_http_date(value).ok()?;
-        Some(at.duration_since(now).unwrap_or_default())
-    })
-}
-
-/// No longer than is believed of KV.
-fn capped(wait: Duration) -> Duration {
-    if wait > LONGEST_WAIT {
-        warn!(
-            asked_seconds = wait.as_secs(),
-            "KV asks for a longer wait than any of its limits needs; waiting {} s",
-            LONGEST_WAIT.as_secs()
-        );
-    }
-    wait.min(LONGEST_WAIT)
 }
 
 /// No answer came. The error's URL is left out (it names the account), its causes are not.
@@ -259,25 +231,5 @@ mod tests {
         let shown = panic.downcast_ref::<String>().unwrap();
         assert!(shown.contains("namespaces/n"), "{shown}");
         assert!(!shown.contains("marker-token"), "{shown}");
-    }
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_677);
-        let parse = |value| parse_retry_after(value, now);
-        assert_eq!(parse(" 7 "), Some(Duration::from_secs(7)));
-        for form in
-            ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
-        {
-            assert_eq!(parse(form), Some(Duration::from_secs(100)), "{form}");
-        }
-        assert_eq!(parse("Sat, 05 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO), "it is over");
-        for other in ["", "soon", "-1", "1.5"] {
-            assert_eq!(parse(other), None, "{other}");
-        }
-        let long = ["9999999999999999999", "99999999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"];
-        for long in long.map(|value| parse(value).unwrap()) {
-            assert_eq!(capped(long), LONGEST_WAIT);
-        }
     }
 }

@@ -15,6 +15,7 @@ mod budget;
 mod client;
 mod operation;
 mod puts;
+mod response;
 mod settings;
 
 pub use allowance::{Allowance, Others};
@@ -23,6 +24,7 @@ pub use budget::{Budget, RequestBudget, Spare, UNKNOWN};
 pub use client::{ClientError, Namespace};
 pub use operation::Operation;
 pub use puts::{PutBody, Puts};
+pub use response::Response;
 pub use settings::KvSettings;
 
 /// The most keys of one bulk put or delete (Cloudflare's limit).

@@ -105,11 +105,16 @@ impl PutBody {
         self.keys
     }
 
-    /// All of it at once, for a double of KV; null where it is not JSON.
+    /// All of it at once, for a double of KV.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.pieces.iter().flatten().copied().collect()
+    }
+
+    /// The same, read; null where it is not JSON.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
-        let whole: Vec<u8> = self.pieces.iter().flatten().copied().collect();
-        serde_json::from_slice(&whole).unwrap_or_default()
+        serde_json::from_slice(&self.to_vec()).unwrap_or_default()
     }
 }
 

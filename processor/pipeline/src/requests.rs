@@ -61,7 +61,7 @@ impl<K: BulkApi> Requests<K> {
 }
 
 /// Sends it. Takes as long as the request's time-out at the most.
-async fn send(request: Request, kv: impl BulkApi) -> Answer {
+pub(crate) async fn send(request: Request, kv: impl BulkApi) -> Answer {
     let operation = request.operation();
     let (ids, result) = match request {
         Request::Put(puts) => {

@@ -1,8 +1,10 @@
-//! Moments as NATS, the ledger and tasks carry them.
+//! Moments as NATS, the ledger and tasks carry them, and the clocks by which a replica waits.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::future::Future;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use taskpipeline_contract::Timestamp;
+use tokio::time::Instant;
 
 /// The wall clock, in ms since 1970.
 pub(crate) fn now() -> i64 {
@@ -18,4 +20,19 @@ pub(crate) fn nanos(time: time::OffsetDateTime) -> i64 {
 /// A message's time in whole milliseconds, as tasks carry it.
 pub(crate) fn timestamp(nanos: i64) -> Timestamp {
     Timestamp::from_unix_millis(nanos.div_euclid(1_000_000)).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// The clocks and the dice of a replica: the machine's, or those of a simulation.
+pub(crate) trait Clock {
+    /// The moment, by a clock that is never set.
+    fn now(&self) -> Instant;
+
+    /// The time of day, in ms since 1970.
+    fn wall(&self) -> i64;
+
+    /// Waits for so long.
+    fn sleep(&self, time: Duration) -> impl Future<Output = ()> + Send;
+
+    /// A number of at least 0 and below 1, by chance.
+    fn dice(&self) -> f64;
 }

@@ -16,8 +16,8 @@ use crate::telemetry::metrics::Metrics;
 #[derive(Debug, thiserror::Error)]
 #[error("a dead letter cannot be stored in {stream}: {reason}")]
 pub(crate) struct LetterError {
-    stream: String,
-    reason: String,
+    pub(crate) stream: String,
+    pub(crate) reason: String,
 }
 
 /// See the module's head.

@@ -17,6 +17,8 @@ mod member;
 mod names;
 mod projector;
 pub mod resync;
+#[cfg(test)]
+mod simulation;
 mod stream;
 
 use std::future::Future;

@@ -269,7 +269,7 @@ fn number_of(subject: &str, first: u64, tokens: &mut [Option<Token>]) -> Option<
 }
 
 /// What is to be said of a write that was not answered.
-fn unanswered() -> WriteError {
+pub(crate) fn unanswered() -> WriteError {
     WriteError::Unknown(format!("no answer within {} s", ANSWER.as_secs()))
 }
 
@@ -277,7 +277,8 @@ fn unknown(error: &dyn std::error::Error) -> WriteError {
     WriteError::Unknown(error.to_string())
 }
 
-fn read(message: &Message, stream: &str) -> Result<Revision, WriteError> {
+/// What the answer to a write says. `stream`: the stream that answers writes.
+pub(crate) fn read(message: &Message, stream: &str) -> Result<Revision, WriteError> {
     #[derive(Deserialize)]
     struct Answer {
         #[serde(default)]

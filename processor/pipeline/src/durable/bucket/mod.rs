@@ -2,6 +2,7 @@
 //! they mean.
 pub(crate) mod lanes;
 pub(crate) mod raw;
+pub(crate) mod records;
 
 use std::time::Duration;
 

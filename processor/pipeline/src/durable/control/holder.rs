@@ -105,7 +105,7 @@ impl<R: Register> Holder<R> {
                 Err(_) => {}
             }
             tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
+                () = self.bucket.sleep(LOOK) => {}
                 () = stopped(stop) => {}
             }
         }
@@ -228,7 +228,7 @@ impl<R: Register> Holder<R> {
             if !matches!(written, Err(WriteError::Busy)) {
                 break;
             }
-            tokio::time::sleep(LOOK / 5).await;
+            self.bucket.sleep(LOOK / 5).await;
             written = self.write(&released, held.revision).await;
         }
         match written {
@@ -254,7 +254,7 @@ impl<R: Register> Holder<R> {
                 }
                 Err(_) => {}
             }
-            tokio::time::sleep(LOOK / 5).await;
+            self.bucket.sleep(LOOK / 5).await;
         }
         warn!("could not hand over what came after change {}", held.control.settled.0);
     }
@@ -291,6 +291,6 @@ impl<R: Register> Holder<R> {
     pub(crate) async fn write(&self, control: &Control, expected: Revision) -> Result<Revision, WriteError> {
         let value = serde_json::to_vec(control).map_err(|error| WriteError::Unknown(error.to_string()))?;
         let subject = self.names.control(&self.target);
-        self.bucket.compare_and_set(subject, value, expected).await
+        self.bucket.compare_and_set(subject, value, expected, None).await
     }
 }

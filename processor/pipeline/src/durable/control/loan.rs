@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::debug;
 
-use crate::durable::bucket::{Revision, WriteError};
-use crate::durable::clock::now;
+use crate::durable::bucket::{Bucket, Revision, WriteError};
 use crate::durable::control::holder::Holder;
 use crate::durable::control::record::{Control, LEASE, inherited};
+use crate::durable::control::register::Register;
 use crate::durable::ledger::LedgerError;
 use taskpipeline_kv::{Budget, RequestBudget};
 
@@ -44,7 +44,7 @@ pub(crate) struct Asked {
     revision: Revision,
 }
 
-impl Holder {
+impl<R: Register> Holder<R> {
     /// What a command asks for, if one does. One that cannot be read now is read the next time.
     pub(crate) async fn asked(&self) -> Option<Asked> {
         let (loan, revision) = self.loan().await.ok()??;
@@ -78,16 +78,16 @@ impl Holder {
 }
 
 /// A command's side.
-pub(crate) struct Borrower {
-    holder: Holder,
+pub(crate) struct Borrower<R = Bucket> {
+    holder: Holder<R>,
     budget: RequestBudget,
     left: u32,
     /// The control record's revision, and since when it has been that.
     watched: Option<(Revision, Instant)>,
 }
 
-impl Borrower {
-    pub(crate) fn new(holder: Holder, budget: RequestBudget) -> Self {
+impl<R: Register> Borrower<R> {
+    pub(crate) fn new(holder: Holder<R>, budget: RequestBudget) -> Self {
         Self { holder, budget, left: 0, watched: None }
     }
 
@@ -108,6 +108,7 @@ impl Borrower {
         let mut others: Option<(Revision, Instant)> = None;
         loop {
             let found = self.holder.loan().await?;
+            let now = self.holder.bucket.now();
             let revision = found.as_ref().map_or(Revision::default(), |(_, revision)| *revision);
             match found {
                 Some((loan, _)) if mine.is_some() && loan.by == *self.holder.replica => {
@@ -120,11 +121,11 @@ impl Borrower {
                     if loan.granted == 0
                         && loan.by != *self.holder.replica
                         && !others.is_some_and(|(known, since)| {
-                            known == revision && since.elapsed() > FORGOTTEN
+                            known == revision && now.duration_since(since) > FORGOTTEN
                         }) =>
                 {
                     if others.is_none_or(|(known, _)| known != revision) {
-                        others = Some((revision, Instant::now()));
+                        others = Some((revision, now));
                     }
                 }
                 _ => {
@@ -140,13 +141,13 @@ impl Borrower {
             if let Some(requests) = self.take_what_is_left().await? {
                 return Ok(requests);
             }
-            tokio::time::sleep(LOOK).await;
+            self.holder.bucket.sleep(LOOK).await;
         }
     }
 
     /// Where nobody projects, nobody grants: then what is left of the budget is taken from the record itself.
     async fn take_what_is_left(&mut self) -> Result<Option<u32>, LedgerError> {
-        let at = Instant::now();
+        let at = self.holder.bucket.now();
         let found = self.holder.read().await?;
         let revision = found.as_ref().map_or(Revision::default(), |(_, revision)| *revision);
         let since = match self.watched {
@@ -165,10 +166,10 @@ impl Borrower {
         if taken == 0 {
             return Ok(None);
         }
-        let left = Control::left(found.as_ref(), whole - taken, now());
+        let left = Control::left(found.as_ref(), whole - taken, self.holder.bucket.wall());
         match self.holder.write(&left, revision).await {
             Ok(revision) => {
-                self.watched = Some((revision, Instant::now()));
+                self.watched = Some((revision, self.holder.bucket.now()));
                 Ok(Some(taken))
             }
             Err(error) if error.is_contended() => Ok(None),

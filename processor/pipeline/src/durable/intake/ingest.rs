@@ -1,47 +1,37 @@
-//! From the stream to the ledger: pulls, decodes, validates, folds by task, stores, and acknowledges what is
-//! stored. Never waits for KV.
+//! From the stream to the ledger: decodes, validates, folds by task, stores, and acknowledges what is stored. Never waits
+//! for KV. What it takes in is pulled by [`super::pull`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::connection::State;
-use async_nats::jetstream::Message;
+use async_nats::jetstream::AckKind;
 use async_nats::jetstream::message::Acker;
-use futures_util::StreamExt;
 use taskpipeline_contract::{Event, EventKind, TaskId};
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use crate::dead_letters::{Letter, Origin};
-use crate::durable::bucket::lanes::note_forged;
+use crate::durable::bucket::Bucket;
 use crate::durable::bucket::raw::Raw;
-use crate::durable::clock::{nanos, timestamp};
+use crate::durable::clock::timestamp;
 use crate::durable::crash;
-use crate::durable::intake::retry_queue::{Pending, Refusal, RetryQueue, Storage, Work};
+use crate::durable::dead_letters::DeadLetters;
+use crate::durable::intake::pending::{Acknowledge, Pending, Work};
+use crate::durable::intake::retry_queue::RetryQueue;
+use crate::durable::intake::storage::{Refusal, Storage};
 use crate::durable::intake::suspects::{Suspects, TRUSTED_DELIVERIES, Trial};
 use crate::durable::ledger::record::Record;
-use crate::durable::limits;
+use crate::durable::ledger::store::{LetterBox, Store};
 use crate::durable::names::Names;
+use crate::durable::stream::agreement::Reading;
 use crate::durable::stream::incarnation::HighWater;
-use crate::durable::stream::session::Session;
 use crate::fold::Version;
 use crate::header_block::HeaderFault;
 use crate::message::Received;
 use crate::reason::Reason;
 use crate::telemetry::metrics::Metrics;
-
-/// How many events are pulled at a time: enough to fill the way to the ledger and back, few enough that four
-/// replicas get a like share of a burst.
-const PULL: usize = 256;
-
-/// How long a pull waits for events. As long may a drain wait for what the server has handed out.
-const PULL_EXPIRES: Duration = Duration::from_secs(1);
-
-/// How often it is looked whether the connection to the ledger is there again.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// Why a pull came to an end; what it had in hand is delivered again.
 #[derive(Debug, thiserror::Error)]
@@ -56,123 +46,76 @@ pub(crate) enum IngestError {
     TooSlow(Duration),
 }
 
-/// What is pulled, with what belongs to it.
-struct Delivery {
+/// A message as the consumer of the stream has delivered it.
+pub(crate) struct Arrival<A = Acker> {
+    pub(crate) message: async_nats::Message,
+    pub(crate) acker: A,
+    /// Its sequence in the stream.
+    pub(crate) sequence: u64,
+    /// When the stream took it in, in ns since 1970.
+    pub(crate) time: i64,
+    /// How often it was delivered by now.
+    pub(crate) deliveries: i64,
+    /// How many deliveries the consumer has made by now.
+    pub(crate) delivery: u64,
+}
+
+/// An event as it was delivered, with what belongs to it.
+struct Delivery<A> {
     message: async_nats::Message,
-    acker: Acker,
+    acker: A,
     kind: EventKind,
     version: Version,
     high: HighWater,
     deliveries: i64,
+    /// When it was pulled.
+    taken: Instant,
 }
 
 /// A message that was handed out, read in another way than by the pull.
-pub(crate) struct HandedOut {
+pub(crate) struct HandedOut<A = Acker> {
     pub(crate) raw: Raw,
     /// Its headers; why the client cannot read them.
     pub(crate) headers: Result<Option<HeaderMap>, HeaderFault>,
-    pub(crate) acker: Acker,
+    pub(crate) acker: A,
 }
 
-/// One of the workers of a replica. They share all they have.
-#[derive(Clone)]
-pub(crate) struct Ingest {
-    pub(crate) session: Arc<Session>,
-    pub(crate) storage: Storage,
-    pub(crate) retry_queue: RetryQueue,
-    pub(crate) suspects: Arc<Suspects>,
+/// Takes in what the workers of a replica pull. They share all they have.
+pub(crate) struct Ingest<S = Bucket, L = DeadLetters, A = Acker> {
+    pub(crate) reading: Arc<Reading>,
+    pub(crate) storage: Storage<S, L>,
+    pub(crate) retry_queue: RetryQueue<A>,
+    pub(crate) suspects: Arc<Suspects<S>>,
     pub(crate) names: Arc<Names>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) ack_wait: Duration,
 }
 
-impl Ingest {
-    /// Pulls until `stop` turns true, and finishes what it has in hand.
+impl<S: Clone, L: Clone, A> Clone for Ingest<S, L, A> {
+    fn clone(&self) -> Self {
+        Self {
+            reading: Arc::clone(&self.reading),
+            storage: self.storage.clone(),
+            retry_queue: self.retry_queue.clone(),
+            suspects: Arc::clone(&self.suspects),
+            names: Arc::clone(&self.names),
+            metrics: Arc::clone(&self.metrics),
+            ack_wait: self.ack_wait,
+        }
+    }
+}
+
+impl<S: Store, L: LetterBox, A: Acknowledge> Ingest<S, L, A> {
+    /// Takes in messages that were pulled at this moment: stores what they say, and acknowledges them.
     ///
     /// # Errors
-    /// Where something is wrong with the connection, the stream or the ledger.
-    pub(crate) async fn run(
-        self,
-        mut stop: watch::Receiver<bool>,
-        mut connections: watch::Receiver<u64>,
-        mut link: watch::Receiver<bool>,
-    ) -> Result<(), IngestError> {
-        let mut most = PULL;
-        while !*stop.borrow() {
-            tokio::select! {
-                () = self.may_pull(&mut link) => {}
-                _ = stop.changed() => continue,
-                _ = connections.changed() => return Err(IngestError::Reconnected),
-            }
-            let pulled = self
-                .session
-                .pulls
-                .batch()
-                .max_messages(most)
-                .expires(PULL_EXPIRES)
-                .messages()
-                .await
-                .map_err(|error| IngestError::Pull(error.to_string()))?;
-            // Whatever has come already is taken together; a single event does not wait for others.
-            let mut chunks = pulled.ready_chunks(PULL);
-            loop {
-                let chunk = tokio::select! {
-                    biased;
-                    chunk = chunks.next() => chunk,
-                    // What came over the old connection has been taken; no more comes of this pull.
-                    _ = connections.changed() => return Err(IngestError::Reconnected),
-                    _ = link.changed() => break,
-                };
-                let Some(chunk) = chunk else { break };
-                let taken = Instant::now();
-                let mut messages = Vec::with_capacity(chunk.len());
-                let mut failed = None;
-                for message in chunk {
-                    match message {
-                        Ok(message) => messages.push(message),
-                        Err(error) => match limits::largest_pull(&error.to_string()) {
-                            Some(allowed) if allowed < most => {
-                                info!(allowed, "NATS allows smaller pulls only (max_request_batch)");
-                                most = allowed;
-                            }
-                            _ => failed = Some(IngestError::Pull(error.to_string())),
-                        },
-                    }
-                }
-                if !messages.is_empty() {
-                    self.take_in(messages, taken).await?;
-                }
-                if let Some(error) = failed {
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns when what is pulled can be stored: the connection for pulls may be there before the other one is.
-    async fn may_pull(&self, link: &mut watch::Receiver<bool>) {
-        self.retry_queue.may_fetch().await;
-        let ledger = self.session.jetstream.client();
-        while ledger.connection_state() != State::Connected {
-            tokio::time::sleep(LOOK).await;
-        }
-        // A pull that is sent before its connection is told of would be given up when it is, with what it has brought.
-        let _ = link.wait_for(|is_up| *is_up).await;
-    }
-
-    async fn take_in(&self, messages: Vec<Message>, taken: Instant) -> Result<(), IngestError> {
+    /// Where it took so long that NATS delivers them again.
+    pub(crate) async fn take_in(&self, messages: Vec<Arrival<A>>, taken: Instant) -> Result<(), IngestError> {
         crash::point("pulled");
         let (mut trusted, mut suspects) = (Vec::with_capacity(messages.len()), Vec::new());
-        for message in messages {
-            // What does not come from the consumer has no subject for its ack.
-            let Ok(info) = message.info() else {
-                note_forged(&self.metrics.forged_answers);
-                continue;
-            };
-            let (sequence, time, deliveries) = (info.stream_sequence, nanos(info.published), info.delivered);
+        for Arrival { message, acker, sequence, time, deliveries, delivery } in messages {
             let lost = match deliveries {
-                1 => self.session.lost_beside(info.consumer_sequence, sequence),
+                1 => self.reading.lost_beside(delivery, sequence),
                 _ => 0,
             };
             if lost > 0 {
@@ -184,19 +127,17 @@ impl Ingest {
                 );
             }
             let Some(kind) = self.names.kind(&message.subject) else {
-                let (message, acker) = message.split();
                 self.foreign(&message.subject, sequence, &acker).await;
                 continue;
             };
-            let version = self.session.source.version(sequence);
-            let incarnation = self.session.source.current().incarnation;
+            let version = self.reading.source.version(sequence);
+            let incarnation = self.reading.source.current().incarnation;
             let high = HighWater { incarnation, sequence, time };
             self.metrics.received(kind);
             if deliveries > 1 {
                 self.metrics.redeliveries.inc();
             }
-            let (message, acker) = message.split();
-            let delivery = Delivery { message, acker, kind, version, high, deliveries };
+            let delivery = Delivery { message, acker, kind, version, high, deliveries, taken };
             if deliveries > TRUSTED_DELIVERIES { suspects.push(delivery) } else { trusted.push(delivery) }
         }
         let work = trusted.into_iter().map(|delivery| self.work(delivery)).collect();
@@ -210,7 +151,8 @@ impl Ingest {
     /// Takes in messages that were handed out and have come, if at all, to somebody who may not have been able to read them.
     /// Those that are no events of this pipeline are left to the pulls, if these can read them.
     /// Answers whether all of it is stored; what is not waits.
-    pub(crate) async fn take_in_handed_out(&self, messages: Vec<HandedOut>) -> Result<bool, IngestError> {
+    pub(crate) async fn take_in_handed_out(&self, messages: Vec<HandedOut<A>>) -> Result<bool, IngestError> {
+        let taken = self.storage.now();
         let mut work = Vec::with_capacity(messages.len());
         for HandedOut { raw, headers, acker } in messages {
             let Some(kind) = self.names.kind(&raw.subject) else {
@@ -219,7 +161,7 @@ impl Ingest {
                 }
                 continue;
             };
-            let incarnation = self.session.source.current().incarnation;
+            let incarnation = self.reading.source.current().incarnation;
             let message = async_nats::Message {
                 subject: raw.subject.into(),
                 reply: None,
@@ -233,9 +175,10 @@ impl Ingest {
                 message,
                 acker,
                 kind,
-                version: self.session.source.version(raw.sequence),
+                version: self.reading.source.version(raw.sequence),
                 high: HighWater { incarnation, sequence: raw.sequence, time: raw.time },
                 deliveries: 1,
+                taken,
             };
             match headers {
                 Ok(headers) => {
@@ -249,11 +192,11 @@ impl Ingest {
                 }
             }
         }
-        self.store(work, Instant::now()).await
+        self.store(work, taken).await
     }
 
     /// Looks at an event by which processes may have died, alone.
-    async fn examine(&self, suspect: Delivery, taken: Instant) -> Result<(), IngestError> {
+    async fn examine(&self, suspect: Delivery<A>, taken: Instant) -> Result<(), IngestError> {
         let begun = match self.suspects.begin(suspect.version).await {
             Ok(Trial::Begun(begun)) => begun,
             Ok(Trial::Blamed(crashes)) => {
@@ -286,7 +229,7 @@ impl Ingest {
 
     /// Stores what the events say, and acknowledges them. What is refused has to wait.
     /// Answers whether all of it is stored.
-    async fn store(&self, work: Vec<Pending>, taken: Instant) -> Result<bool, IngestError> {
+    async fn store(&self, work: Vec<Pending<A>>, taken: Instant) -> Result<bool, IngestError> {
         let Some(high) = work.iter().map(|pending| pending.high).reduce(HighWater::max) else {
             return Ok(true);
         };
@@ -320,7 +263,7 @@ impl Ingest {
     }
 
     /// What has to be stored of an event.
-    fn work(&self, delivery: Delivery) -> Pending {
+    fn work(&self, delivery: Delivery<A>) -> Pending<A> {
         let (subject, version) = (&delivery.message.subject, delivery.version);
         match Event::decode(delivery.kind, &delivery.message.payload) {
             Ok(event) => {
@@ -340,7 +283,7 @@ impl Ingest {
         }
     }
 
-    fn kept(&self, delivery: Delivery, letter: Letter) -> Pending {
+    fn kept(&self, delivery: Delivery<A>, letter: Letter) -> Pending<A> {
         let group = &self.names.queue_group;
         let letter = Letter {
             id: format!("{group}-{}", delivery.version),
@@ -356,7 +299,7 @@ impl Ingest {
     }
 
     /// A message that is not this pipeline's: the consumer has no filter, or not this pipeline's.
-    async fn foreign(&self, subject: &str, sequence: u64, acker: &Acker) {
+    async fn foreign(&self, subject: &str, sequence: u64, acker: &A) {
         let stream = &self.names.stream;
         self.metrics.events_foreign.inc();
         let count = self.metrics.events_foreign.get();
@@ -370,13 +313,13 @@ impl Ingest {
                  (subject_transform), or has it others than those of this pipeline?"
             );
         }
-        if let Err(error) = acker.ack().await {
+        if let Err(error) = acker.answer(AckKind::Ack).await {
             debug!("an ack cannot be sent: {error}");
         }
     }
 }
 
-impl Delivery {
+impl<A> Delivery<A> {
     fn received(&self) -> Received {
         Received {
             kind: self.kind,
@@ -384,20 +327,20 @@ impl Delivery {
             headers: self.message.headers.clone().map(Box::new),
             payload: self.message.payload.clone(),
             at: timestamp(self.high.time),
-            taken: Instant::now(),
+            taken: self.taken,
         }
     }
 
-    fn pending(self, work: Work) -> Pending {
-        let Self { acker, high, deliveries, .. } = self;
-        Pending { work, ackers: vec![acker], high, deliveries, extended: Instant::now() }
+    fn pending(self, work: Work) -> Pending<A> {
+        let Self { acker, high, deliveries, taken, .. } = self;
+        Pending { work, ackers: vec![acker], high, deliveries, extended: taken }
     }
 }
 
 /// Puts together what is about one task: all of it is written at a time.
-fn by_task(all: Vec<Pending>) -> Vec<Pending> {
+fn by_task<A: Acknowledge>(all: Vec<Pending<A>>) -> Vec<Pending<A>> {
     let mut places: HashMap<TaskId, usize> = HashMap::with_capacity(all.len());
-    let mut together: Vec<Pending> = Vec::with_capacity(all.len());
+    let mut together: Vec<Pending<A>> = Vec::with_capacity(all.len());
     for pending in all {
         let place = match &pending.work {
             Work::Fold(id, _) => places.get(id).copied(),
@@ -416,7 +359,7 @@ fn by_task(all: Vec<Pending>) -> Vec<Pending> {
     together
 }
 
-fn count<'a>(pending: impl IntoIterator<Item = &'a Pending>) -> u64 {
-    let events: usize = pending.into_iter().map(|pending| pending.ackers.len()).sum();
+fn count<'a, A: Acknowledge>(pending: impl IntoIterator<Item = &'a Pending<A>>) -> u64 {
+    let events: usize = pending.into_iter().map(Pending::count).sum();
     u64::try_from(events).unwrap_or(u64::MAX)
 }

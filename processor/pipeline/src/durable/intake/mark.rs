@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::durable::bucket::records::Records;
 use crate::durable::bucket::{Bucket, ReadError, Revision, WriteError};
 use crate::durable::names::Names;
 use crate::durable::stream::incarnation::HighWater;
@@ -20,8 +21,8 @@ pub(crate) enum MarkError {
 }
 
 /// See the module's head. One for all workers of a replica.
-pub(crate) struct Mark {
-    bucket: Bucket,
+pub(crate) struct Mark<S = Bucket> {
+    bucket: S,
     subject: String,
     /// The highest that any worker has asked for.
     wanted: Mutex<Option<HighWater>>,
@@ -36,8 +37,8 @@ struct Recorded {
     revision: Option<Revision>,
 }
 
-impl Mark {
-    pub(crate) fn new(bucket: Bucket, names: &Names, replica: &str) -> Arc<Self> {
+impl<S: Records> Mark<S> {
+    pub(crate) fn new(bucket: S, names: &Names, replica: &str) -> Arc<Self> {
         let subject = names.high_water(replica);
         Arc::new(Self { bucket, subject, wanted: Mutex::default(), recorded: tokio::sync::Mutex::default() })
     }

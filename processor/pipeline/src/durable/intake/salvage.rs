@@ -20,6 +20,7 @@ use tracing::{debug, warn};
 use crate::durable::bucket::raw::{self, Raw, RawError};
 use crate::durable::intake::ingest::{HandedOut, Ingest, IngestError};
 use crate::durable::intake::stuck::{Floor, windows};
+use crate::durable::stream::session::Session;
 use crate::telemetry::health::Health;
 
 /// How often it is looked whether anything is stuck; and how often when messages were set aside lately.
@@ -49,6 +50,7 @@ enum SalvageError {
 /// See the module's head.
 pub(crate) struct Salvage {
     ingest: Ingest,
+    session: Arc<Session>,
     health: Arc<Health>,
     /// The connection by which events are pulled.
     pulls: Client,
@@ -65,12 +67,13 @@ pub(crate) struct Salvage {
 impl Salvage {
     pub(crate) fn new(
         ingest: Ingest,
+        session: Arc<Session>,
         health: Arc<Health>,
         pulls: Client,
         link: watch::Receiver<bool>,
     ) -> Self {
         let (taken_in, set_aside) = Default::default();
-        Self { ingest, health, pulls, link, taken_in, set_aside, unsaid: 0, said: None }
+        Self { ingest, session, health, pulls, link, taken_in, set_aside, unsaid: 0, said: None }
     }
 
     /// Runs until `finish` turns true. `at_once`: a pull has just ended as it would by an unreadable message.
@@ -102,7 +105,7 @@ impl Salvage {
                 }
             }
             // While NATS does not answer, it hands nothing out either.
-            let Ok(info) = self.ingest.session.consumer.get_info().await else { continue };
+            let Ok(info) = self.session.consumer.get_info().await else { continue };
             let above = info.ack_floor.stream_sequence;
             let stuck = info.num_ack_pending > 0 && floor.is_stuck(above);
             let again = look_again.take_if(|at| *at <= Instant::now()).is_some();
@@ -123,7 +126,7 @@ impl Salvage {
     }
 
     async fn is_unreadable(&self, sequence: u64) -> bool {
-        let found = raw::next(&self.ingest.session.jetstream, &self.ingest.names.stream, sequence).await;
+        let found = raw::next(&self.session.jetstream, &self.ingest.names.stream, sequence).await;
         matches!(found, Ok(Some(message)) if message.headers().is_err())
     }
 
@@ -154,7 +157,7 @@ impl Salvage {
         }
         let is_new = |sequence: &u64| !self.taken_in.contains(sequence) && !self.set_aside.contains(sequence);
         let new: Vec<u64> = window.filter(is_new).collect();
-        let (jetstream, stream) = (self.ingest.session.jetstream.clone(), self.ingest.names.stream.clone());
+        let (jetstream, stream) = (self.session.jetstream.clone(), self.ingest.names.stream.clone());
         let reads = futures_util::stream::iter(new).map(|sequence| raw::at(&jetstream, &stream, sequence));
         let mut chunks = std::pin::pin!(reads.buffered(AT_A_TIME).ready_chunks(AT_A_TIME));
         let (mut found, mut refused) = (0, false);
@@ -199,7 +202,7 @@ impl Salvage {
             "$JS.ACK.{}.{}.1.{sequence}.{}.0.0",
             self.ingest.names.stream, info.name, info.delivered.consumer_sequence
         );
-        Acker::new(self.ingest.session.jetstream.clone(), Some(subject.into()))
+        Acker::new(self.session.jetstream.clone(), Some(subject.into()))
     }
 
     fn handed_out(&self, raw: Raw, info: &Info) -> HandedOut {

@@ -15,8 +15,9 @@ use crate::durable::drain::stopped;
 use crate::durable::intake::age;
 use crate::durable::intake::ingest::{Ingest, IngestError};
 use crate::durable::intake::mark::Mark;
-use crate::durable::intake::retry_queue::{RetryQueue, Storage};
+use crate::durable::intake::retry_queue::{RetryLoop, RetryQueue};
 use crate::durable::intake::salvage::Salvage;
+use crate::durable::intake::storage::Storage;
 use crate::durable::intake::suspects::Suspects;
 use crate::durable::ledger::Ledger;
 use crate::durable::names::Names;
@@ -91,13 +92,18 @@ impl Supervisor {
                 },
             };
             let session = Arc::new(session);
-            self.mark.begin(session.source.current().incarnation).await;
+            let storage = Storage {
+                ledger: Arc::clone(&self.ledger),
+                letters: self.letters.clone(),
+                mark: Arc::clone(&self.mark),
+            };
+            storage.begin(session.reading.source.current().incarnation).await;
             let (letters, health) = (self.letters.clone(), Arc::clone(&self.health));
             let watching = [
                 age::watch(Arc::clone(&session), letters, health, &self.metrics),
                 Arc::clone(&self.rooms).watch(Arc::clone(&session.streams)),
             ];
-            let ended = self.work(&session, &mut stop, pull_failed).await;
+            let ended = self.work(&session, storage, &mut stop, pull_failed).await;
             pull_failed = matches!(ended, Some(IngestError::Pull(_)));
             for watch in watching {
                 watch.abort();
@@ -110,8 +116,6 @@ impl Supervisor {
                     tokio::time::sleep(PAUSES.0).await;
                 }
             }
-            // The server may be another than before, or have been thrown back.
-            self.ledger.forget_all();
         }
     }
 
@@ -144,20 +148,22 @@ impl Supervisor {
     async fn work(
         &self,
         session: &Arc<Session>,
+        storage: Storage,
         stop: &mut watch::Receiver<Option<Instant>>,
         pull_failed: bool,
     ) -> Option<IngestError> {
         let (finish, finishing) = watch::channel(false);
         let mut workers = JoinSet::new();
-        let storage = Storage {
-            ledger: Arc::clone(&self.ledger),
-            letters: self.letters.clone(),
-            mark: Arc::clone(&self.mark),
+        let (retry_queue, receiver) = RetryQueue::new();
+        let retry_loop = RetryLoop {
+            storage: storage.clone(),
+            ack_wait: self.ack_wait,
+            metrics: Arc::clone(&self.metrics),
+            stuck: retry_queue.stuck(),
+            receiver,
         };
-        let (retry_queue, retry_loop) =
-            RetryQueue::new(storage.clone(), self.ack_wait, Arc::clone(&self.metrics));
         let worker = Ingest {
-            session: Arc::clone(session),
+            reading: Arc::clone(&session.reading),
             storage,
             retry_queue,
             suspects: Arc::clone(&self.suspects),
@@ -167,9 +173,10 @@ impl Supervisor {
         };
         for _ in 0..WORKERS {
             let (connections, link) = (self.connections.clone(), self.link.clone());
-            workers.spawn(worker.clone().run(finishing.clone(), connections, link));
+            workers.spawn(worker.clone().run(Arc::clone(session), finishing.clone(), connections, link));
         }
-        let salvage = Salvage::new(worker, Arc::clone(&self.health), self.pulls.clone(), self.link.clone());
+        let (health, session) = (Arc::clone(&self.health), Arc::clone(session));
+        let salvage = Salvage::new(worker, session, health, self.pulls.clone(), self.link.clone());
         workers.spawn(async move {
             salvage.run(finishing, pull_failed).await;
             Ok(())

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::durable::bucket::lanes::Write;
+use crate::durable::bucket::records::Records;
 use crate::durable::bucket::{Bucket, ReadError, Revision, WriteError};
 use crate::durable::names::Names;
 use crate::fold::Version;
@@ -55,13 +55,13 @@ pub(crate) struct Begun {
 }
 
 /// See the module's head.
-pub(crate) struct Suspects {
-    bucket: Bucket,
+pub(crate) struct Suspects<S = Bucket> {
+    bucket: S,
     names: Arc<Names>,
 }
 
-impl Suspects {
-    pub(crate) fn new(bucket: Bucket, names: Arc<Names>) -> Arc<Self> {
+impl<S: Records> Suspects<S> {
+    pub(crate) fn new(bucket: S, names: Arc<Names>) -> Arc<Self> {
         Arc::new(Self { bucket, names })
     }
 
@@ -87,17 +87,10 @@ impl Suspects {
 
     /// The process is alive, whatever became of the event.
     pub(crate) async fn end(&self, begun: Begun) {
-        let Ok(mut writes) = self.bucket.writes().await else { return };
-        let gone = Write {
-            subject: begun.subject,
-            value: Vec::new(),
-            expected: Some(begun.revision),
-            time_to_live: Some(Duration::from_secs(1)),
-        };
+        let Begun { subject, revision } = begun;
+        let gone = Some(Duration::from_secs(1));
         // Should it not get through, the event has one crash more to its name than it should.
-        if writes.send(gone).await.is_ok() {
-            let _ = writes.only().await;
-        }
+        let _ = self.bucket.compare_and_set(subject, Vec::new(), revision, gone).await;
     }
 }
 

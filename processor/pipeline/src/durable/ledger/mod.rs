@@ -99,7 +99,8 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
         for tries in 0..MOST_TRIES {
             if tries > 1 {
                 let pause = Duration::from_millis(2) * 2_u32.pow(tries.min(8));
-                tokio::time::sleep(pause.min(MOST_PAUSE).mul_f64(rand::random())).await;
+                let bucket = &self.bucket;
+                bucket.sleep(pause.min(MOST_PAUSE).mul_f64(bucket.dice())).await;
             }
             let outcome = self.try_to_apply(std::mem::take(&mut contended), tries).await;
             left.extend(outcome.left);
@@ -338,14 +339,15 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
                 return Ok(None);
             };
             record.follows = expected;
-            let outcome = self.bucket.compare_and_set(self.names.task(id), json(&record)?, expected).await;
+            let (subject, value) = (self.names.task(id), json(&record)?);
+            let outcome = self.bucket.compare_and_set(subject, value, expected, None).await;
             self.cache.forget(id);
             match outcome {
                 Ok(_) => return Ok(Some(expected)),
                 Err(error) if tries >= 9 => return Err(error.into()),
                 Err(_) => tries += 1,
             }
-            tokio::time::sleep(Duration::from_millis(20).mul_f64(rand::random())).await;
+            self.bucket.sleep(Duration::from_millis(20).mul_f64(self.bucket.dice())).await;
         }
     }
 

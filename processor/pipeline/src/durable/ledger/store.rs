@@ -4,30 +4,20 @@ use std::future::Future;
 
 use crate::dead_letters::Letter;
 use crate::durable::bucket::lanes::Write;
+use crate::durable::bucket::records::Records;
 use crate::durable::bucket::{Bucket, ReadError, Revision, Stored, WriteError};
 use crate::durable::dead_letters::{DeadLetters, LetterError};
 
 /// What became of each of some writes.
 pub(crate) type Outcomes<T> = Vec<(T, Result<Revision, WriteError>)>;
 
-/// A store of records, each written by compare-and-set.
-pub(crate) trait Store: Send + Sync + 'static {
-    /// Reads a record as the stream's leader has it.
-    fn get(&self, subject: &str) -> impl Future<Output = Result<Option<Stored>, ReadError>> + Send;
-
+/// A store of records, of which many are read and written at a time.
+pub(crate) trait Store: Records {
     /// Reads the record that was written at this revision; nothing, if it was replaced since.
     fn get_at(&self, revision: Revision) -> impl Future<Output = Result<Option<Stored>, ReadError>> + Send;
 
     /// Reads the records of these subjects. A replica of the stream may answer that is a little behind.
     fn get_many(&self, subjects: &[String]) -> impl Future<Output = Result<Vec<Stored>, ReadError>> + Send;
-
-    /// Writes a record only where its revision is `expected`.
-    fn compare_and_set(
-        &self,
-        subject: String,
-        value: Vec<u8>,
-        expected: Revision,
-    ) -> impl Future<Output = Result<Revision, WriteError>> + Send;
 
     /// Writes records that do not wait for each other, and answers what became of each.
     ///
@@ -40,25 +30,12 @@ pub(crate) trait Store: Send + Sync + 'static {
 }
 
 impl Store for Bucket {
-    async fn get(&self, subject: &str) -> Result<Option<Stored>, ReadError> {
-        Self::get(self, subject).await
-    }
-
     async fn get_at(&self, revision: Revision) -> Result<Option<Stored>, ReadError> {
         Self::get_at(self, revision).await
     }
 
     async fn get_many(&self, subjects: &[String]) -> Result<Vec<Stored>, ReadError> {
         Self::get_many(self, subjects).await
-    }
-
-    async fn compare_and_set(
-        &self,
-        subject: String,
-        value: Vec<u8>,
-        expected: Revision,
-    ) -> Result<Revision, WriteError> {
-        Self::compare_and_set(self, subject, value, expected, None).await
     }
 
     async fn each<T: Send>(
@@ -70,7 +47,7 @@ impl Store for Bucket {
 }
 
 /// Where the letter goes about a record that cannot be read.
-pub(crate) trait LetterBox: Send + Sync + 'static {
+pub(crate) trait LetterBox: Clone + Send + Sync + 'static {
     /// Stores a letter.
     fn store(&self, letter: &Letter) -> impl Future<Output = Result<(), LetterError>> + Send;
 }

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::LazyLock;
 
 use foldhash::quality::RandomState;
@@ -179,10 +180,13 @@ impl Deferred {
 
     /// None that waits for this waits longer than until then.
     pub(crate) fn hasten(&mut self, why: Why, latest: Instant) {
-        for (hash, entry) in &mut self.entries {
+        let later: Vec<_> =
+            self.due.range((Excluded(latest), Unbounded)).flat_map(|(_, due)| due).copied().collect();
+        for hash in later {
+            let Some(entry) = self.entries.get_mut(&hash) else { continue };
             if entry.deferral.why == why && !entry.reading && entry.deferral.at > latest {
                 entry.deferral.at = latest;
-                self.due.entry(latest).or_default().push(*hash);
+                self.due.entry(latest).or_default().push(hash);
             }
         }
     }

@@ -3,7 +3,9 @@
 //!
 //! Here [`Projection`], which decides, meets the clock and the network: its actions are carried out, and what comes of them is
 //! reported to it.
+
 pub(crate) mod deferred;
+pub(crate) mod jobs;
 pub(crate) mod lag;
 pub(crate) mod progress;
 pub(crate) mod projection;
@@ -16,27 +18,21 @@ use std::time::Duration;
 
 use async_nats::connection::State as NatsState;
 use async_nats::jetstream::Context;
-use taskpipeline_contract::TaskId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use crate::dead_letters::Letter;
 use crate::durable::bucket::Revision;
 use crate::durable::clock::now as wall;
 use crate::durable::control::holder::{Held, Holder};
-use crate::durable::crash;
 use crate::durable::dead_letters::DeadLetters;
 use crate::durable::drain::{deadline, stopped};
 use crate::durable::ledger::Ledger;
-use crate::durable::ledger::cache::Known;
 use crate::durable::ledger::feed::{Change, Feed};
-use crate::durable::ledger::record::Settler;
 use crate::durable::names::Names;
-use crate::durable::projector::projection::{
-    Action, Done, Join, Leaving, Outside, PAUSE, Projection, Setup, Term, tenth,
-};
+use crate::durable::projector::jobs::{Done, Tools};
+use crate::durable::projector::projection::{Action, Leaving, Outside, Projection, Setup, Term, tenth};
 use crate::durable::projector::rests::Rests;
 use crate::durable::projector::shares::Limits;
 use crate::requests::Requests;
@@ -51,9 +47,6 @@ const TAKE_IN: usize = 256;
 
 /// How long a replica that has stalled leaves the control record to others.
 const AFTER_A_STALL: Duration = Duration::from_secs(10);
-
-/// How often a record is tried to be given its time to live, before it is left in the ledger for good.
-const EXPIRE_TRIES: usize = 5;
 
 /// What the projector of a replica needs, whether or not it is its turn.
 pub(crate) struct Parts<K> {
@@ -85,6 +78,15 @@ impl<K> Parts<K> {
             names: Arc::clone(&self.names),
             metrics: Arc::clone(&self.metrics),
             health: Arc::clone(&self.health),
+        }
+    }
+
+    fn tools(&self) -> Tools {
+        Tools {
+            ledger: Arc::clone(&self.ledger),
+            letters: self.letters.clone(),
+            holder: self.holder.clone(),
+            metrics: Arc::clone(&self.metrics),
         }
     }
 
@@ -260,71 +262,8 @@ impl<K: BulkApi> Projector<K> {
         while let Some(action) = self.projection.action() {
             match action {
                 Action::Send(flight) => self.requests.send(flight),
-                Action::Renew { held, settled, read } => {
-                    let holder = self.parts.holder.clone();
-                    self.beside.spawn(async move {
-                        let renewal = holder.renew(held, settled, read).await;
-                        Done::Renewed(renewal, holder.asked().await)
-                    });
-                }
-                Action::Lend { asked, requests } => {
-                    let holder = self.parts.holder.clone();
-                    self.beside.spawn(async move {
-                        holder.grant(asked, requests).await;
-                        Done::Lent
-                    });
-                }
-                Action::Read(ids) => {
-                    let ledger = Arc::clone(&self.parts.ledger);
-                    self.beside.spawn(async move {
-                        let known = ledger.read_surely(&ids).await;
-                        Done::Read(ids, known)
-                    });
-                }
-                Action::ReadAt(due) => {
-                    let ledger = Arc::clone(&self.parts.ledger);
-                    self.beside.spawn(async move {
-                        let found = ledger.read_at(due.iter().map(|(_, revision)| *revision).collect()).await;
-                        Done::ReadAt(due, found)
-                    });
-                }
-                Action::Join(join) => {
-                    let Join { id, known, letter, correlation_id } = *join;
-                    let (ledger, letters) = (Arc::clone(&self.parts.ledger), self.parts.letters.clone());
-                    let metrics = Arc::clone(&self.parts.metrics);
-                    self.beside.spawn(async move {
-                        if let Some(letter) = letter {
-                            store(&letters, &letter).await;
-                        }
-                        let recorded = ledger.join(&id, known.as_ref()).await;
-                        crash::point("joined");
-                        match &recorded {
-                            Ok(Some(_)) if known.is_none() => {
-                                metrics.updates_unknown.inc();
-                                warn!(
-                                    correlation_id,
-                                    "The task tasks:{id} does not exist; its update changes nothing"
-                                );
-                            }
-                            Ok(_) => {}
-                            Err(error) => {
-                                warn!("what KV knows of tasks:{id} cannot be recorded: {error}");
-                                tokio::time::sleep(PAUSE).await;
-                            }
-                        }
-                        Done::Joined(id, recorded)
-                    });
-                }
-                Action::Bury { id, revision, letter } => {
-                    let letters = self.parts.letters.clone();
-                    self.beside.spawn(async move {
-                        store(&letters, &letter).await;
-                        Done::Buried(id, revision)
-                    });
-                }
-                Action::Expire { records, settler, memory } => {
-                    let ledger = Arc::clone(&self.parts.ledger);
-                    self.beside.spawn(async move { expire(&ledger, records, &settler, memory).await });
+                Action::Begin(job) => {
+                    self.beside.spawn(self.parts.tools().run(job));
                 }
                 Action::FollowLeft(after) => self.second = Some(self.parts.feed(after)),
                 Action::LeaveLeft => self.second = None,
@@ -349,29 +288,4 @@ async fn next_left(second: &mut Option<Feed>, into: &mut Vec<Change>, most: usiz
         Some(feed) => feed.next(into, most).await,
         None => std::future::pending().await,
     }
-}
-
-/// Stores a letter, however long it takes: what it tells of is settled only then.
-async fn store(letters: &DeadLetters, letter: &Letter) {
-    while let Err(error) = letters.store(letter).await {
-        warn!("{error}");
-        tokio::time::sleep(PAUSE).await;
-    }
-}
-
-async fn expire(
-    ledger: &Ledger,
-    mut records: Vec<(TaskId, Known)>,
-    settler: &Settler,
-    memory: Duration,
-) -> Done {
-    let expired = records.iter().map(|(id, known)| (id.clone(), known.revision)).collect();
-    for _ in 0..EXPIRE_TRIES {
-        let (left, error) = ledger.expire(records, settler, memory).await;
-        let Some(error) = error else { break };
-        warn!("the records of {} deleted tasks cannot be given their time to live: {error}", left.len());
-        tokio::time::sleep(PAUSE).await;
-        records = left;
-    }
-    Done::Expired(expired)
 }

@@ -11,26 +11,24 @@ mod simulation;
 mod term;
 mod waiting;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use taskpipeline_contract::{Task, TaskId};
+use taskpipeline_contract::TaskId;
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::dead_letters::Letter;
 use crate::durable::bucket::Revision;
-use crate::durable::control::holder::{Held, Renewal};
+use crate::durable::control::holder::Held;
 use crate::durable::control::loan::Asked;
-use crate::durable::control::record::{RENEWAL, Settled};
-use crate::durable::ledger::LedgerError;
+use crate::durable::control::record::RENEWAL;
 use crate::durable::ledger::cache::Known;
 use crate::durable::ledger::feed::Change;
-use crate::durable::ledger::record::Settler;
 use crate::durable::names::{Names, Target};
-use crate::durable::projector::deferred::{IdHash, Why};
+use crate::durable::projector::deferred::Why;
+use crate::durable::projector::jobs::{Done, Job, PAUSE};
 use crate::durable::projector::lag::Lag;
 use crate::durable::projector::progress::Progress;
 use crate::durable::projector::rests::Rests;
@@ -44,16 +42,12 @@ use crate::telemetry::metrics::Metrics;
 use taskpipeline_kv::RequestBudget;
 
 pub(crate) use self::term::{Leaving, Outside};
-use self::waiting::FoundAt;
 
 /// How many tasks are read again with one request when their doubt is over.
 const READ_AGAIN: usize = 500;
 
 /// How many are being read again at a time: what the answers hold counts only when they are there.
 const MOST_READING: usize = 4 * READ_AGAIN;
-
-/// The pause before something that NATS did not take is tried again.
-pub(crate) const PAUSE: Duration = Duration::from_secs(1);
 
 /// How soon a renewal that NATS did not confirm is tried again.
 const RENEW_AGAIN: Duration = Duration::from_millis(200);
@@ -76,59 +70,18 @@ pub(crate) struct Setup {
     pub(crate) health: Arc<Health>,
 }
 
-/// Something to be done. All but the last three end with a [`Done`], or with an answer to the request.
+/// Something to be done.
 pub(crate) enum Action {
-    /// Send a request to KV.
+    /// Send a request to KV; its answer is to be told.
     Send(Flight),
-    /// Renew the control record, with what is settled, and how far the ledger was read.
-    Renew { held: Held, settled: Settled, read: Revision },
-    /// Give a command what it has asked for.
-    Lend { asked: Asked, requests: u32 },
-    /// Read the records of these tasks.
-    Read(Vec<TaskId>),
-    /// Read the records at these revisions.
-    ReadAt(Vec<(IdHash, Revision)>),
-    /// Record what KV knew of a task, after storing the letter, if there is one.
-    Join(Box<Join>),
-    /// Store a letter about a task that KV refuses.
-    Bury { id: TaskId, revision: Revision, letter: Box<Letter> },
-    /// Give these records their time to live.
-    Expire { records: Vec<(TaskId, Known)>, settler: Settler, memory: Duration },
+    /// Begin this beside the others; its result is to be told.
+    Begin(Job),
     /// Read what was left in NATS, after this revision.
     FollowLeft(Revision),
     /// Stop reading that.
     LeaveLeft,
     /// Forget everything that is being done, and read the changes after this revision.
     Restart(Revision),
-}
-
-/// What KV knew of a task, to be recorded.
-#[derive(Clone)]
-pub(crate) struct Join {
-    pub(crate) id: TaskId,
-    /// The task, if KV has it.
-    pub(crate) known: Option<Task>,
-    /// Tells what is lost by it.
-    pub(crate) letter: Option<Letter>,
-    pub(crate) correlation_id: String,
-}
-
-/// The result of an [`Action`].
-pub(crate) enum Done {
-    /// And what a command asks for.
-    Renewed(Renewal, Option<Asked>),
-    /// Requests were lent to a command.
-    Lent,
-    /// These records were given their time to live, or need not be.
-    Expired(Vec<(TaskId, Revision)>),
-    /// What KV knew of a task is recorded, in place of this revision; or it was no news; or it could not be.
-    Joined(TaskId, Result<Option<Revision>, LedgerError>),
-    /// These were read again.
-    Read(Vec<TaskId>, Result<HashMap<TaskId, Known>, LedgerError>),
-    /// The records of tasks that waited in NATS were read.
-    ReadAt(Vec<(IdHash, Revision)>, FoundAt),
-    /// A task that KV refuses is a dead letter now.
-    Buried(TaskId, Revision),
 }
 
 /// The state of a term after a result.
@@ -249,6 +202,10 @@ impl Projection {
         }
     }
 
+    fn begin(&mut self, job: Job) {
+        self.actions.push_back(Action::Begin(job));
+    }
+
     /// The next thing to be done.
     pub(crate) fn action(&mut self) -> Option<Action> {
         self.actions.pop_front()
@@ -344,7 +301,7 @@ impl Projection {
 
     fn read(&mut self, ids: Vec<TaskId>) {
         self.reading += ids.len();
-        self.actions.push_back(Action::Read(ids));
+        self.begin(Job::Read(ids));
     }
 
     /// Something was done.

@@ -169,6 +169,15 @@ impl Unsettled {
         Settled { settled, sure }
     }
 
+    /// What is accounted for though no task is unsettled, for a report; nothing, if all is well.
+    #[cfg(test)]
+    pub(crate) fn accounts(&self) -> String {
+        match (self.occupied.total(), self.lows.len()) {
+            (0, 0) => String::new(),
+            (bytes, lows) => format!("{bytes} bytes and {lows} places are taken by no task"),
+        }
+    }
+
     /// Whether a request sent so far may still do anything.
     pub(crate) fn is_clean(&self, now: Instant) -> bool {
         self.inherited.is_none_or(|(_, until)| until <= now)

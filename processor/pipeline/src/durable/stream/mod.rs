@@ -1,5 +1,6 @@
 //! The stream of events: made or taken as it is, which life it is in, and the session by which it is read.
 
+pub(crate) mod agreement;
 pub(crate) mod fitness;
 pub(crate) mod gaps;
 pub(crate) mod incarnation;

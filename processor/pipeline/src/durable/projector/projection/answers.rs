@@ -7,11 +7,12 @@ use taskpipeline_contract::{Task, TaskId, TaskKey};
 use tokio::time::Instant;
 use tracing::{enabled, info, warn};
 
-use super::{Action, Join, Projection};
+use super::Projection;
 use crate::dead_letters::Letter;
 use crate::durable::crash;
 use crate::durable::ledger::record::{Due, Record, Settler};
 use crate::durable::projector::deferred::Why;
+use crate::durable::projector::jobs::{Job, Join};
 use crate::durable::projector::shares::Share;
 use crate::durable::projector::unsettled::Landed;
 use crate::reason::Reason;
@@ -108,7 +109,7 @@ impl Projection {
     /// Has what KV knew recorded, after the letter that tells what is lost by it.
     fn join(&mut self, id: &TaskId, known: Option<Task>, letter: Option<Letter>) {
         let (id, correlation_id) = (id.clone(), self.correlation_id(id).to_owned());
-        self.actions.push_back(Action::Join(Box::new(Join { id, known, letter, correlation_id })));
+        self.begin(Job::Join(Box::new(Join { id, known, letter, correlation_id })));
     }
 
     /// A task that KV does not take, or whose value in KV is none, becomes a dead letter.
@@ -130,7 +131,7 @@ impl Projection {
             return self.join(id, None, Some(letter));
         }
         let (id, revision, letter) = (id.clone(), known.revision, Box::new(letter));
-        self.actions.push_back(Action::Bury { id, revision, letter });
+        self.begin(Job::Bury { id, revision, letter });
     }
 
     /// One more failed attempt. Answers how long until the next one is due. When all attempts are used up, the
@@ -177,7 +178,7 @@ impl Projection {
         self.expiring = true;
         let records = self.to_expire.drain(..self.to_expire.len().min(EXPIRE)).collect();
         let settler = self.settler();
-        self.actions.push_back(Action::Expire { records, settler, memory });
+        self.begin(Job::Expire { records, settler, memory });
     }
 
     pub(super) fn correlation_id(&self, id: &TaskId) -> &str {

@@ -9,6 +9,7 @@ use tracing::{error, warn};
 use super::{Action, Projection, RENEW_AGAIN, Term};
 use crate::durable::control::holder::{Held, Renewal};
 use crate::durable::control::record::{MAY_SEND, RENEWAL, Settled};
+use crate::durable::projector::jobs::Job;
 use crate::durable::projector::progress::{Course, Signs, Stall};
 use crate::durable::projector::shares::Share;
 use crate::durable::projector::unsettled::Unsettled;
@@ -85,7 +86,7 @@ impl Projection {
         }
         self.renewing = true;
         let settled = self.unsettled.known_settled(now);
-        self.actions.push_back(Action::Renew { held: self.held.clone(), settled, read: self.read });
+        self.begin(Job::Renew { held: self.held.clone(), settled, read: self.read });
     }
 
     pub(super) fn renewed(&mut self, renewal: Renewal, now: Instant) -> Term {
@@ -126,7 +127,7 @@ impl Projection {
         let Some(asked) = self.asked.take() else { return };
         match self.schedule.lend(asked.loan.wanted, now) {
             0 => self.asked = Some(asked),
-            requests => self.actions.push_back(Action::Lend { asked, requests }),
+            requests => self.begin(Job::Lend { asked, requests }),
         }
     }
 
@@ -143,5 +144,11 @@ impl Projection {
     /// The control record as it was held last.
     pub(crate) fn held(&self) -> &Held {
         &self.held
+    }
+
+    /// What KV may lack.
+    #[cfg(test)]
+    pub(crate) fn unsettled(&self) -> &Unsettled {
+        &self.unsettled
     }
 }

@@ -1,22 +1,17 @@
 //! The part of the projection that sees to what waits in NATS, since its share of the memory is full: look-ups, by a second
 //! feed that takes in nothing else; and what rests or is to be tried again, by the revisions of its records.
 
-use std::collections::HashMap;
-
 use taskpipeline_contract::TaskId;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{Action, Change, Known, Landed, PAUSE, Projection, READ_AGAIN, Revision};
-use crate::durable::ledger::LedgerError;
+use super::{Action, Change, Landed, PAUSE, Projection, READ_AGAIN, Revision};
 use crate::durable::projector::deferred::{IdHash, Why};
+use crate::durable::projector::jobs::{FoundAt, Job};
 use crate::durable::projector::shares::Share;
 
 /// What waits no longer than this counts as waiting for its turn: as much as a request to a slow KV takes.
 const SOON: std::time::Duration = std::time::Duration::from_secs(2);
-
-/// What was read for tasks that wait in NATS, by the revisions of their records.
-pub(crate) type FoundAt = Result<HashMap<Revision, (TaskId, Known)>, LedgerError>;
 
 impl Projection {
     /// Until when a task rests that the queue of writes does not know.
@@ -99,7 +94,7 @@ impl Projection {
             return;
         }
         self.reading_deferred = true;
-        self.actions.push_back(Action::ReadAt(due));
+        self.begin(Job::ReadAt(due));
     }
 
     pub(super) fn may_read_deferred(&self) -> bool {

@@ -1,0 +1,112 @@
+//! Events that a replica holds: what has to be stored of them, and how NATS is answered then.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::AckKind;
+use async_nats::jetstream::message::Acker;
+use taskpipeline_contract::TaskId;
+use tokio::time::Instant;
+use tracing::debug;
+
+use crate::dead_letters::Letter;
+use crate::durable::ledger::record::Record;
+use crate::durable::stream::incarnation::HighWater;
+
+/// Answers NATS for one delivery.
+pub(crate) trait Acknowledge: Send + Sync + 'static {
+    /// Sends the answer, and does not wait until NATS has it.
+    fn answer(&self, kind: AckKind) -> impl Future<Output = Result<(), String>> + Send;
+}
+
+impl Acknowledge for Acker {
+    async fn answer(&self, kind: AckKind) -> Result<(), String> {
+        self.ack_with(kind).await.map_err(|error| error.to_string())
+    }
+}
+
+/// What has to be stored before events may be acknowledged.
+#[derive(Clone)]
+pub(crate) enum Work {
+    /// In the ledger.
+    Fold(TaskId, Arc<Record>),
+    /// In the stream of the dead letters.
+    Keep(Arc<Letter>),
+    /// That is not known yet.
+    Nothing,
+}
+
+/// Events, and what has to be stored of them.
+pub(crate) struct Pending<A = Acker> {
+    pub(crate) work: Work,
+    pub(crate) ackers: Vec<A>,
+    /// The newest of them.
+    pub(crate) high: HighWater,
+    /// How often the oldest delivery among them was made.
+    pub(crate) deliveries: i64,
+    /// When NATS was told last that they are being worked on.
+    pub(crate) extended: Instant,
+}
+
+impl<A: Acknowledge> Pending<A> {
+    /// Adds other events of the same task.
+    pub(crate) fn join(&mut self, other: Self) {
+        if let (Work::Fold(_, record), Work::Fold(_, more)) = (&mut self.work, &other.work) {
+            Arc::make_mut(record).merge(more);
+        }
+        self.ackers.extend(other.ackers);
+        self.high = self.high.max(other.high);
+        self.deliveries = self.deliveries.max(other.deliveries);
+    }
+
+    /// They are stored. A lost ack only has the events delivered again.
+    pub(crate) async fn ack(&self) {
+        self.tell(AckKind::Ack).await;
+    }
+
+    /// NATS is to deliver them again, later the more often it has done so.
+    pub(crate) async fn give_back(&self) {
+        self.tell(AckKind::Nak(Some(delay_after(self.deliveries)))).await;
+    }
+
+    /// They are to be delivered again at once.
+    pub(crate) async fn give_back_now(&self) {
+        self.tell(AckKind::Nak(None)).await;
+    }
+
+    /// They are being worked on.
+    pub(crate) async fn extend(&self) {
+        self.tell(AckKind::Progress).await;
+    }
+
+    /// How many events they are.
+    pub(crate) fn count(&self) -> usize {
+        self.ackers.len()
+    }
+
+    async fn tell(&self, kind: AckKind) {
+        for acker in &self.ackers {
+            if let Err(error) = acker.answer(kind).await {
+                debug!("an ack cannot be sent: {error}");
+            }
+        }
+    }
+}
+
+/// From 1 s to 32 s.
+fn delay_after(deliveries: i64) -> Duration {
+    let doublings = u32::try_from(deliveries.clamp(1, 6) - 1).unwrap_or(0);
+    Duration::from_secs(1 << doublings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_often_an_event_was_given_back_the_longer_it_stays_away() {
+        let delays: Vec<_> = [0, 1, 2, 5, 6, 99].map(|n| delay_after(n).as_secs()).to_vec();
+        assert_eq!(delays, [1, 1, 2, 16, 32, 32]);
+    }
+}

@@ -1,0 +1,164 @@
+//! What a projector has done beside its turns: reads and writes of the ledger, dead letters, the renewal. Each job waits for NATS,
+//! and ends with what the projection is told.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use taskpipeline_contract::{Task, TaskId};
+use tracing::warn;
+
+use crate::dead_letters::Letter;
+use crate::durable::bucket::{Bucket, Revision};
+use crate::durable::control::holder::{Held, Holder, Renewal};
+use crate::durable::control::loan::Asked;
+use crate::durable::control::record::Settled;
+use crate::durable::control::register::Register;
+use crate::durable::crash;
+use crate::durable::dead_letters::DeadLetters;
+use crate::durable::ledger::cache::Known;
+use crate::durable::ledger::record::Settler;
+use crate::durable::ledger::store::{LetterBox, Store};
+use crate::durable::ledger::{Ledger, LedgerError};
+use crate::durable::projector::deferred::IdHash;
+use crate::telemetry::metrics::Metrics;
+
+/// The pause before something that NATS did not take is tried again.
+pub(crate) const PAUSE: Duration = Duration::from_secs(1);
+
+/// How often a record is tried to be given its time to live, before it is left in the ledger for good.
+const EXPIRE_TRIES: usize = 5;
+
+/// What was read for tasks that wait in NATS, by the revisions of their records.
+pub(crate) type FoundAt = Result<HashMap<Revision, (TaskId, Known)>, LedgerError>;
+
+/// Something to be done. It ends with a [`Done`].
+pub(crate) enum Job {
+    /// Renew the control record, with what is settled, and how far the ledger was read.
+    Renew { held: Held, settled: Settled, read: Revision },
+    /// Give a command what it has asked for.
+    Lend { asked: Asked, requests: u32 },
+    /// Read the records of these tasks.
+    Read(Vec<TaskId>),
+    /// Read the records at these revisions.
+    ReadAt(Vec<(IdHash, Revision)>),
+    /// Record what KV knew of a task, after storing the letter, if there is one.
+    Join(Box<Join>),
+    /// Store a letter about a task that KV refuses.
+    Bury { id: TaskId, revision: Revision, letter: Box<Letter> },
+    /// Give these records their time to live.
+    Expire { records: Vec<(TaskId, Known)>, settler: Settler, memory: Duration },
+}
+
+/// What KV knew of a task, to be recorded.
+#[derive(Clone)]
+pub(crate) struct Join {
+    pub(crate) id: TaskId,
+    /// The task, if KV has it.
+    pub(crate) known: Option<Task>,
+    /// Tells what is lost by it.
+    pub(crate) letter: Option<Letter>,
+    pub(crate) correlation_id: String,
+}
+
+/// The result of a [`Job`].
+pub(crate) enum Done {
+    /// And what a command asks for.
+    Renewed(Renewal, Option<Asked>),
+    /// Requests were lent to a command.
+    Lent,
+    /// These records were given their time to live, or need not be.
+    Expired(Vec<(TaskId, Revision)>),
+    /// What KV knew of a task is recorded, in place of this revision; or it was no news; or it could not be.
+    Joined(TaskId, Result<Option<Revision>, LedgerError>),
+    /// These were read again.
+    Read(Vec<TaskId>, Result<HashMap<TaskId, Known>, LedgerError>),
+    /// The records of tasks that waited in NATS were read.
+    ReadAt(Vec<(IdHash, Revision)>, FoundAt),
+    /// A task that KV refuses is a dead letter now.
+    Buried(TaskId, Revision),
+}
+
+/// What jobs are done with.
+#[derive(Clone)]
+pub(crate) struct Tools<S = Bucket, L = DeadLetters> {
+    pub(crate) ledger: Arc<Ledger<S, L>>,
+    pub(crate) letters: L,
+    pub(crate) holder: Holder<S>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl<S: Store + Register, L: LetterBox> Tools<S, L> {
+    /// Does a job.
+    pub(crate) async fn run(self, job: Job) -> Done {
+        match job {
+            Job::Renew { held, settled, read } => {
+                let renewal = self.holder.renew(held, settled, read).await;
+                Done::Renewed(renewal, self.holder.asked().await)
+            }
+            Job::Lend { asked, requests } => {
+                self.holder.grant(asked, requests).await;
+                Done::Lent
+            }
+            Job::Read(ids) => {
+                let known = self.ledger.read_surely(&ids).await;
+                Done::Read(ids, known)
+            }
+            Job::ReadAt(due) => {
+                let found = self.ledger.read_at(due.iter().map(|(_, revision)| *revision).collect()).await;
+                Done::ReadAt(due, found)
+            }
+            Job::Join(join) => self.join(*join).await,
+            Job::Bury { id, revision, letter } => {
+                self.store(&letter).await;
+                Done::Buried(id, revision)
+            }
+            Job::Expire { records, settler, memory } => self.expire(records, &settler, memory).await,
+        }
+    }
+
+    async fn join(&self, join: Join) -> Done {
+        let Join { id, known, letter, correlation_id } = join;
+        if let Some(letter) = letter {
+            self.store(&letter).await;
+        }
+        let recorded = self.ledger.join(&id, known.as_ref()).await;
+        crash::point("joined");
+        match &recorded {
+            Ok(Some(_)) if known.is_none() => {
+                self.metrics.updates_unknown.inc();
+                warn!(correlation_id, "The task tasks:{id} does not exist; its update changes nothing");
+            }
+            Ok(_) => {}
+            Err(error) => {
+                warn!("what KV knows of tasks:{id} cannot be recorded: {error}");
+                self.pause().await;
+            }
+        }
+        Done::Joined(id, recorded)
+    }
+
+    /// Stores a letter, however long it takes: what it tells of is settled only then.
+    async fn store(&self, letter: &Letter) {
+        while let Err(error) = self.letters.store(letter).await {
+            warn!("{error}");
+            self.pause().await;
+        }
+    }
+
+    async fn expire(&self, mut records: Vec<(TaskId, Known)>, settler: &Settler, memory: Duration) -> Done {
+        let expired = records.iter().map(|(id, known)| (id.clone(), known.revision)).collect();
+        for _ in 0..EXPIRE_TRIES {
+            let (left, error) = self.ledger.expire(records, settler, memory).await;
+            let Some(error) = error else { break };
+            warn!("the records of {} deleted tasks cannot be given their time to live: {error}", left.len());
+            self.pause().await;
+            records = left;
+        }
+        Done::Expired(expired)
+    }
+
+    async fn pause(&self) {
+        self.ledger.bucket().sleep(PAUSE).await;
+    }
+}

@@ -1,0 +1,242 @@
+//! What must hold: at every moment what is recorded as settled is so; and when the faults are over, KV equals an independent replay of
+//! what the stream took in, dead letters account for the rest, the budget was kept, and nothing waits any more.
+
+use std::collections::BTreeSet;
+
+use super::kv::{POISON, Verdict, millis};
+use super::replica::{Intake, Role};
+use super::settings::{MEMORY, TASKS};
+use super::truth::Message;
+use super::world::World;
+use crate::durable::bucket::Revision;
+use crate::durable::ledger::record::Due;
+use crate::reason::Reason;
+use taskpipeline_kv::Operation;
+
+/// For how long the world may be busy after the faults, in ms: a lease, doubts, redeliveries, and the longest that KV asks to wait.
+const PATIENCE: u64 = 150_000;
+
+/// The same after KV has said that the day's quota is used up.
+const PATIENCE_AFTER_QUOTA: u64 = 700_000;
+
+impl World {
+    /// What is recorded as settled is so, and nothing that is still out can undo it.
+    pub(super) fn check_settled(&mut self, n: usize, settled: Revision) {
+        let mut wrong = None;
+        {
+            let net = self.net.lock().unwrap();
+            let kv = self.namespaces[n].kv.lock().unwrap();
+            for (id, record, _) in net.bucket.tasks().filter(|(.., revision)| *revision <= settled) {
+                let key = format!("tasks:{}", id.as_str());
+                let value = match record.due(id) {
+                    Due::Put(task) => Some(serde_json::to_string(&task).unwrap()),
+                    Due::Delete | Due::Nothing => None,
+                    Due::LookUp => {
+                        wrong = Some(format!("{key} waits for KV's answer, and counts as settled"));
+                        break;
+                    }
+                };
+                // What KV refuses is a dead letter.
+                if value.as_ref().is_some_and(|value| value.contains(POISON)) {
+                    continue;
+                }
+                if kv.get(&key) != value.as_deref() {
+                    let found = kv.get(&key);
+                    wrong =
+                        Some(format!("{key} counts as settled at {settled:?}: {found:?} is not {value:?}"));
+                    break;
+                }
+                let may_undo = kv.requests.iter().any(|request| {
+                    let may_land = request.may_apply(kv.now) && request.lost.is_none_or(|at| at.is_some());
+                    may_land
+                        && request.operation != Operation::Get
+                        && request.keys.iter().any(|(of, other)| *of == key && *other != value)
+                });
+                if may_undo {
+                    wrong = Some(format!("{key} counts as settled, and a request may yet undo it"));
+                    break;
+                }
+            }
+        }
+        if let Some(wrong) = wrong {
+            self.fail(format!("namespace {n}: {wrong}"));
+        }
+    }
+
+    /// No more faults: every step is done at once, until nothing moves any more.
+    pub(super) fn recover(&mut self) {
+        self.truth.faults = false;
+        self.note(|| "no more faults".to_owned());
+        let now = {
+            let mut net = self.net.lock().unwrap();
+            net.bucket.full = None;
+            net.letters_full_until = 0;
+            net.now
+        };
+        self.acks_to_lose = 0;
+        for n in 0..self.namespaces.len() {
+            self.kv(n).outage = None;
+        }
+        for p in 0..self.replicas.len() {
+            self.go_on(p, false);
+            self.reconnect(p);
+            self.replicas[p].loses.clear();
+        }
+        let quota = self.seen.contains_key("daily quota");
+        let patience = if quota { PATIENCE_AFTER_QUOTA } else { PATIENCE };
+        let poisoned = !self.truth.poisoned().is_empty();
+        let mut turns = 0_u64;
+        while self.wrong.is_none() {
+            if poisoned && turns.is_multiple_of(20) {
+                self.publish_witness();
+            }
+            turns += 1;
+            self.settle_down();
+            let why = self.unrest();
+            if why.is_none() {
+                break;
+            }
+            if self.now() > now + patience {
+                self.fail(format!("it does not come to rest: {}", why.unwrap_or_default()));
+            }
+        }
+    }
+
+    /// A task that KV takes: what it refuses is found out only beside that.
+    fn publish_witness(&mut self) {
+        let payload = format!(
+            r#"{{"correlationId":"w","data":{{"id":"task-{TASKS}","title":"w","description":"","status":"pending"}}}}"#
+        );
+        self.publish_quietly(&Message { subject: "tasks.created", payload, data: None });
+    }
+
+    /// Some of the time in which all that can be done is done.
+    fn settle_down(&mut self) {
+        self.tick(true);
+        for _ in 0..8 {
+            let open = self.open_calls();
+            if open.is_empty() || self.wrong.is_some() {
+                break;
+            }
+            open.into_iter().for_each(|id| self.call(id));
+        }
+        for p in 0..self.replicas.len() {
+            self.feed(p, usize::MAX, false);
+        }
+        for n in 0..self.namespaces.len() {
+            let out = self.kv(n).requests.len();
+            for which in (0..out).rev() {
+                self.answer(n, which, Verdict::Landed);
+            }
+        }
+    }
+
+    /// What moves still; nothing, if nothing does.
+    fn unrest(&self) -> Option<String> {
+        let net = self.net.lock().unwrap();
+        if !net.stream.is_done() {
+            return Some(format!("events wait: {:?}", net.stream.open()));
+        }
+        let waiting = |intake: &Intake| match intake {
+            Intake::Working(working) => !working.waiting.is_empty() || working.ending.is_some(),
+            _ => true,
+        };
+        if let Some(p) = self.replicas.iter().position(|replica| waiting(&replica.intake)) {
+            return Some(format!("replica {p} still takes in"));
+        }
+        let newest = net.bucket.tasks().map(|(.., revision)| revision).max().unwrap_or_default();
+        for (n, namespace) in self.namespaces.iter().enumerate() {
+            let settled = namespace.control.as_ref().map(|(control, _)| control.settled);
+            if settled.is_none_or(|settled| settled < newest) {
+                return Some(format!("namespace {n}: {settled:?} of {newest:?} is settled"));
+            }
+            let writes = |role: &Role| matches!(role, Role::Projecting(_));
+            let writers = self.replicas.iter().filter(|it| it.target == n && writes(&it.role)).count();
+            if writers != 1 {
+                return Some(format!("namespace {n} has {writers} writers"));
+            }
+            if !namespace.kv.lock().unwrap().requests.is_empty() {
+                return Some(format!("namespace {n}: requests are out"));
+            }
+        }
+        for (p, replica) in self.replicas.iter().enumerate() {
+            if let Role::Projecting(projecting) = &replica.role
+                && projecting.projection.unsettled().len() > 0
+            {
+                return Some(format!(
+                    "replica {p}: {} tasks are unsettled",
+                    projecting.projection.unsettled().len()
+                ));
+            }
+        }
+        (!self.commands.is_empty()).then(|| format!("{} commands wait for requests", self.commands.len()))
+    }
+
+    /// All is as the replay says.
+    pub(super) fn check_end(&mut self) {
+        let poisoned = self.truth.poisoned();
+        let mut wrong = Vec::new();
+        for (n, namespace) in self.namespaces.iter().enumerate() {
+            let kv = namespace.kv.lock().unwrap();
+            for t in 0..TASKS {
+                let expected = self.truth.expected(t, self.setting.known[t]);
+                let expected = expected.map(|task| serde_json::to_string(&task).unwrap());
+                // What KV refuses it cannot have, and what it has instead depends on what was written before.
+                if poisoned.contains(&format!("task-{t}")) {
+                    continue;
+                }
+                let found = kv.get(&format!("tasks:task-{t}"));
+                if found != expected.as_deref() {
+                    wrong.push(format!("namespace {n}, task-{t}: {found:?} is not {expected:?}"));
+                }
+            }
+            let tuned = self.seen.contains_key("budget changed");
+            let (requests, seconds) = self.setting.tuning.budget;
+            let fullest = kv.fullest_window(std::time::Duration::from_secs(seconds));
+            if !tuned && fullest > usize::try_from(requests).unwrap() {
+                wrong.push(format!(
+                    "namespace {n}: {fullest} requests in {seconds} s, and {requests} are allowed"
+                ));
+            }
+        }
+        self.check_letters(&poisoned, &mut wrong);
+        for wrong in wrong {
+            self.fail(wrong);
+        }
+    }
+
+    /// Dead letters account for what is no event, and for what KV refuses, and for nothing else.
+    fn check_letters(&self, poisoned: &BTreeSet<String>, wrong: &mut Vec<String>) {
+        let net = self.net.lock().unwrap();
+        let mut invalid: Vec<_> = self.truth.invalid.clone();
+        for letter in &net.letters {
+            match letter.reason {
+                Reason::Invalid => match invalid.iter().position(|payload| *payload == letter.payload) {
+                    Some(place) => drop(invalid.swap_remove(place)),
+                    None => wrong.push(format!("a dead letter of nothing, or one too many: {letter:?}")),
+                },
+                Reason::RefusedByKv => {
+                    if !letter.task.as_ref().is_some_and(|task| poisoned.contains(task)) {
+                        wrong.push(format!("a dead letter of what KV takes: {letter:?}"));
+                    }
+                }
+                other => wrong.push(format!("a dead letter for {other:?}: {letter:?}")),
+            }
+        }
+        for payload in invalid {
+            wrong.push(format!("no dead letter of {payload:?}"));
+        }
+    }
+
+    /// Deleted tasks are forgotten, and stay deleted.
+    pub(super) fn outlive_the_memory(&mut self) {
+        let end = self.now() + 2 * millis(MEMORY) + 5_000;
+        while self.now() < end && self.wrong.is_none() {
+            for _ in 0..3 {
+                self.tick(true);
+            }
+            self.settle_down();
+        }
+        self.check_end();
+    }
+}
