@@ -4,7 +4,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Result, ensure};
 
-use crate::cluster::{self, Cluster, Wanted};
+use crate::cluster::{self, Caller, Choice, Cluster, Wanted};
 use crate::compose;
 use crate::images::{self, Names};
 use crate::programs;
@@ -24,7 +24,7 @@ pub(crate) const FEATURE: &str = "taskpipeline-e2e-cluster/cluster";
 /// What `e2e` can be told.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// On this very machine: root, on Debian
+    /// Run a Kubernetes node directly on this machine, which changes it while the tests run: root, on Debian
     #[arg(long, conflicts_with = "context")]
     host: bool,
     /// On a cluster that is there, by its context in the kubeconfig, in namespaces of the tests' own
@@ -43,19 +43,21 @@ pub(crate) struct Options {
 /// Runs them.
 ///
 /// # Errors
-/// Where there is no cluster.
+/// Where there is no cluster, and --host was not given.
 pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     let wanted = match (&options.context, options.host) {
         (Some(context), _) => Wanted::Context(context.clone()),
         (None, true) => Wanted::Host,
-        (None, false) => Wanted::Any,
+        (None, false) => Wanted::Harmless,
     };
+    // Before anything else: without a cluster, nothing here may change the machine.
+    let choice = cluster::choose(&wanted, Caller::Tests)?;
     if options.prepare {
-        return prepare(shop, &wanted).map(|()| ExitCode::SUCCESS);
+        return prepare(shop, &choice).map(|()| ExitCode::SUCCESS);
     }
     let mut report = Report::begin();
     // The cluster first: it is what may be missing.
-    let cluster = report.step(shop, "cluster", || Cluster::up(shop, &wanted));
+    let cluster = report.step(shop, "cluster", || Cluster::up(shop, &choice));
     if let Some(cluster) = &cluster {
         let names = Names::new(options.images.as_deref().unwrap_or(PREFIX), TAG);
         // Those of a registry are there.
@@ -77,8 +79,8 @@ pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     Ok(report.finish(true))
 }
 
-fn prepare(shop: &Workshop, wanted: &Wanted) -> Result<()> {
-    cluster::prepare(shop, wanted)?;
+fn prepare(shop: &Workshop, choice: &Choice) -> Result<()> {
+    cluster::prepare(shop, choice)?;
     images::prepare(shop)?;
     shop.promtool()?;
     shop.foreign_crds().map(drop)

@@ -45,6 +45,8 @@ enum Subject {
     Test(test::Options),
     /// Test the operator and running pods on a real cluster
     E2e(e2e::Options),
+    /// Keep a cluster for trying things by hand: up, env, load, down
+    Cluster(cluster::Options),
     /// Test docker-compose.yml with an engine: every service, restarted, killed and taken down
     ComposeTest(compose::Options),
     /// Play histories of faults and check what they leave behind
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
             Subject::Up(options) => up::run(&shop, &options),
             Subject::Test(options) => test::run(&shop, &options),
             Subject::E2e(options) => e2e::run(&shop, &options),
+            Subject::Cluster(options) => cluster::run(&shop, &options),
             Subject::ComposeTest(options) => compose::run(&shop, &options),
             Subject::Soak(options) => soak::run(&shop, &options),
             Subject::Sim(options) => sim::run(&shop, &options),

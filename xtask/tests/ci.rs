@@ -19,9 +19,9 @@ struct Steps {
     lock: u8,
     /// The last line of `cargo xtask test`, and its exit code.
     test: (&'static str, u8),
-    /// The same of `cargo xtask e2e`.
+    /// The same of `cargo xtask e2e --host`.
     e2e: (&'static str, u8),
-    /// For how many seconds `cargo xtask e2e --prepare` runs.
+    /// For how many seconds `cargo xtask e2e --host --prepare` runs.
     prepare: u8,
 }
 
@@ -46,8 +46,8 @@ fn run(steps: Steps) -> (Option<i32>, String) {
         "#!/bin/sh\ncase \"$*\" in\n\
          metadata*) exit {lock};;\n\
          'xtask test') echo a line before; echo '{}'; exit {};;\n\
-         'xtask e2e') echo '{}'; exit {};;\n\
-         'xtask e2e --prepare') exec sleep {prepare};;\n\
+         'xtask e2e --host') echo '{}'; exit {};;\n\
+         'xtask e2e --host --prepare') exec sleep {prepare};;\n\
          *) echo \"nobody expected $*\" >&2; exit 99;;\nesac\n",
         test.0, test.1, e2e.0, e2e.1
     );

@@ -1,70 +1,79 @@
-//! A Kubernetes cluster for the tests: one of kind's where there is a container engine, one on this very machine where there
-//! is none, or one that is named. What differs between them stands here; the tests see a kubeconfig and nothing else.
+//! A Kubernetes cluster: one of kind's, a node directly on this machine (host mode), or one that is named. The tests get a new
+//! one; `cargo xtask cluster` keeps one for trying things by hand. What differs between the kinds of cluster stands here.
 
+mod choice;
 mod context;
 mod host;
+mod keep;
 mod kind;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::run;
 use crate::tools::Workshop;
+use choice::Machine;
+pub(crate) use choice::{Caller, Choice};
+pub(crate) use keep::{Options, run};
 
 /// Which cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// kind's where that can run, else this machine.
-    Any,
-    /// This machine: root, and Debian.
+    /// One that leaves this machine as it is: kind's.
+    Harmless,
+    /// A node directly on this machine: root, and Debian.
     Host,
-    /// One that is there, by its context in the kubeconfig.
+    /// One that exists, by its context in the kubeconfig.
     Context(String),
 }
 
-/// A cluster that is up. Dropped, what was started for it is stopped.
+/// A cluster that is up. Dropped, it is stopped, unless it is kept or was there before.
 pub(crate) enum Cluster {
     Host(host::Node),
     Kind(kind::Kind),
     Context(context::Named),
 }
 
-/// Gets what a cluster of this machine takes, without starting it.
+/// Chooses the cluster of a command, before anything begins.
+///
+/// # Errors
+/// Where there is no way to have one, or a kept cluster is in the way.
+pub(crate) fn choose(wanted: &Wanted, caller: Caller) -> Result<Choice> {
+    let choice = choice::choose(wanted, &Machine::look(), caller)?;
+    if choice == Choice::Host && caller == Caller::Tests {
+        host::is_not_kept()?;
+    }
+    Ok(choice)
+}
+
+/// Gets what a cluster takes, without starting it.
 ///
 /// # Errors
 /// Where it cannot be got.
-pub(crate) fn prepare(shop: &Workshop, wanted: &Wanted) -> Result<()> {
-    let host = match wanted {
-        Wanted::Host => true,
-        Wanted::Any => !kind::can_run(),
-        Wanted::Context(_) => false,
-    };
-    if host { host::Node::programs(shop).map(drop) } else { Ok(()) }
+pub(crate) fn prepare(shop: &Workshop, choice: &Choice) -> Result<()> {
+    match choice {
+        Choice::Host => host::Node::programs(shop).map(drop),
+        Choice::Kind | Choice::Context(_) => Ok(()),
+    }
 }
 
 impl Cluster {
-    /// Starts it, or finds it.
+    /// Starts a cluster for the tests, or finds it.
     ///
     /// # Errors
-    /// Where there is no way to have one.
-    pub(crate) fn up(shop: &Workshop, wanted: &Wanted) -> Result<Self> {
-        match wanted {
-            Wanted::Context(name) => Ok(Self::Context(context::Named::find(shop, name)?)),
-            Wanted::Host => Ok(Self::Host(host::Node::start(shop)?)),
-            Wanted::Any if kind::can_run() => Ok(Self::Kind(kind::Kind::start(shop)?)),
-            Wanted::Any if host::can_run() => Ok(Self::Host(host::Node::start(shop)?)),
-            Wanted::Any => bail!(
-                "no cluster to test on: start a container engine with kind on PATH, or name a cluster by --context (the \
-                 tests make namespaces of their own there), or use --host as root on Debian"
-            ),
-        }
+    /// Where it does not start, or is not there.
+    pub(crate) fn up(shop: &Workshop, choice: &Choice) -> Result<Self> {
+        Ok(match choice {
+            Choice::Context(name) => Self::Context(context::Named::find(shop, name)?),
+            Choice::Host => Self::Host(host::Node::start(shop)?),
+            Choice::Kind => Self::Kind(kind::Kind::start(shop)?),
+        })
     }
 
     /// Its kubeconfig.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         match self {
-            Self::Host(node) => node.kubeconfig(),
+            Self::Host(_) => host::kubeconfig(),
             Self::Kind(kind) => kind.kubeconfig(),
             Self::Context(named) => named.kubeconfig(),
         }
@@ -95,7 +104,7 @@ impl Cluster {
     /// Where it cannot be brought there.
     pub(crate) fn load(&self, archive: &Path) -> Result<()> {
         match self {
-            Self::Host(node) => node.load(archive),
+            Self::Host(_) => host::load(archive),
             Self::Kind(kind) => kind.load(archive),
             Self::Context(named) => {
                 let name = named.name();
@@ -105,9 +114,4 @@ impl Cluster {
             }
         }
     }
-}
-
-/// Whether a program is on PATH.
-fn is_there(program: &str) -> bool {
-    run::on_path(program).is_some()
 }

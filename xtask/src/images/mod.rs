@@ -58,6 +58,11 @@ impl Names {
         Self { prefix: prefix.trim_end_matches('/').to_owned(), tag: tag.to_owned() }
     }
 
+    /// The names of a release of this version: the chart's defaults.
+    pub(crate) fn released() -> Self {
+        Self::new(RELEASED, env!("CARGO_PKG_VERSION"))
+    }
+
     /// An image of this name, with prefix and tag.
     pub(crate) fn of(&self, name: &str) -> String {
         format!("{}/{name}:{}", self.prefix, self.tag)
@@ -180,6 +185,34 @@ pub(crate) fn of_tests(shop: &Workshop, names: &Names) -> Result<[Image; 2]> {
     Ok([tools, earlier])
 }
 
+/// Packs nats-server under the name of the chart's NATS image, for a node that can pull no image.
+///
+/// # Errors
+/// Where it cannot be got or packed.
+pub(crate) fn bundled_nats(shop: &Workshop) -> Result<Image> {
+    let values = shop.workspace.read(NATS_VALUES)?;
+    let name = nats_image(&values).with_context(|| format!("{NATS_VALUES} names no image with a tag"))?;
+    let image = Image { name, ..Names::released().image(shop, "nats")? };
+    pack_programs(&image, &[("nats-server", shop.nats_server()?)])?;
+    Ok(image)
+}
+
+/// The values of the bundled NATS.
+const NATS_VALUES: &str = "charts/taskpipeline/charts/nats/values.yaml";
+
+/// Reads the image from the values; answers its full name.
+fn nats_image(values: &str) -> Option<String> {
+    let (_, image) = values.split_once("image:\n")?;
+    let value = |key| {
+        let mut lines = image.lines().take_while(|line| line.starts_with(' '));
+        lines.find_map(|line| line.trim().strip_prefix(key)).map(str::trim)
+    };
+    let (repository, tag) = (value("repository:")?, value("tag:")?);
+    // As a container engine completes the name.
+    let host = if repository.contains('/') { "" } else { "docker.io/library/" };
+    Some(format!("{host}{repository}:{tag}"))
+}
+
 /// Programs of this machine as an image, with the shared libraries that they need; the first is what it runs.
 fn pack_programs(image: &Image, programs: &[(&str, PathBuf)]) -> Result<()> {
     let mut files: BTreeMap<String, PathBuf> = BTreeMap::new();
@@ -229,6 +262,18 @@ mod tests {
         for name in [PROCESSOR, DEMO] {
             assert!(values.contains(&format!("repository: {RELEASED}/{name}\n")), "{name}");
         }
+    }
+
+    #[test]
+    fn the_image_of_the_bundled_nats_is_found() {
+        let values = include_str!("../../../charts/taskpipeline/charts/nats/values.yaml");
+        let name = nats_image(values).unwrap();
+        assert!(name.starts_with("docker.io/library/nats:2."), "{name}");
+        assert_eq!(
+            nats_image("image:\n  repository: r.example/nats\n  tag: 1\n").unwrap(),
+            "r.example/nats:1"
+        );
+        assert_eq!(nats_image("image:\n  repository: nats\nother:\n  tag: 1\n"), None);
     }
 
     #[test]

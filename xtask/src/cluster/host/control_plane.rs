@@ -1,8 +1,11 @@
 //! etcd and the control plane, and the keys they share.
 
-use anyhow::Result;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
-use super::{NODE, Node, PORT, SERVICES, command};
+use anyhow::{Context, Result};
+
+use super::{NODE, Node, PORT, SERVICES, command, kubeconfig};
 
 impl Node {
     pub(super) fn keys(&self) -> Result<()> {
@@ -12,6 +15,10 @@ impl Node {
         let token = command("openssl", &["rand", "-hex", "16"])?;
         let token = token.trim();
         self.write("pki/tokens.csv", &format!("{token},admin,admin,\"system:masters\"\n"))?;
+        // Anyone who reads the token is root here, so the file is closed before it is filled.
+        self.write("kubeconfig", "")?;
+        fs::set_permissions(kubeconfig(), fs::Permissions::from_mode(0o600))
+            .context("cannot close the kubeconfig")?;
         self.write(
             "kubeconfig",
             &format!(
@@ -46,6 +53,7 @@ impl Node {
         let kubeconfig = format!("--kubeconfig={}", self.path("kubeconfig"));
         let key = format!("--service-account-private-key-file={}", self.path("pki/sa.key"));
         let ca = format!("--root-ca-file={}", self.path("pki/apiserver/apiserver.crt"));
+        let plugins = format!("--flex-volume-plugin-dir={}", self.path("volume-plugins"));
         self.spawn(
             "kube-controller-manager",
             &[
@@ -54,6 +62,7 @@ impl Node {
                 &ca,
                 "--use-service-account-credentials=true",
                 "--leader-elect=false",
+                &plugins,
                 "--secure-port=0",
             ],
         )?;

@@ -1,22 +1,48 @@
-//! A Kubernetes node on this very machine, without a container engine: etcd, the control plane, a kubelet and a proxy, built
-//! from source, on Debian's containerd, runc and CNI plugins. Pods really run. For root on Debian, where kind cannot run.
+//! Host mode: a Kubernetes node directly on this machine, without a container engine. etcd, the control plane, a kubelet and a
+//! proxy, built from source, on Debian's containerd, runc and CNI plugins. Pods really run. For root on Debian, where kind cannot
+//! run.
 //!
 //! What is unusual about it is so because such machines are often containers themselves: they may not lower an OOM score,
 //! have no systemd, and their addresses are not ours to bind.
+//!
+//! A node changes the machine. It keeps what it can in its own folder and under its own names, and records the rest (`record`).
+//! `plan` decides what a clean-up removes, and `removal` removes it.
 
 mod control_plane;
+mod found;
+mod keep;
+mod plan;
 mod pods;
 mod processes;
+mod record;
+mod removal;
 
 use std::fs::{self, File};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use super::is_there;
+use crate::progress::complain;
 use crate::run;
 use crate::tools::{Programs, Workshop};
+pub(super) use keep::{State, down, environment, is_not_kept, state};
+use record::{Entry, Recorder};
+
+/// The changes that host mode makes to a machine, for the person who decides about `--host`.
+pub(super) const CHANGES: &str = "\
+While it runs, --host makes these changes, as root:
+- apt-get installs those that are missing of Debian's containerd, runc, containernetworking-plugins, nftables, iptables, iproute2,
+  conntrack and openssl; to build images, buildah and debootstrap; for the tests of docker-compose.yml, podman and its
+  helpers. They stay installed
+- etcd, the Kubernetes control plane, a kubelet, kube-proxy, CoreDNS and containerd run; any local user can reach them
+- they listen on 10.88.255.1, an address that they add to the loopback interface, and on ports 12379, 12380 and 10249
+- pods get network namespaces, veth links, routes in 10.88.0.0/24, mounts, and the cgroup taskpipeline-e2e
+- kube-proxy makes the nft tables `ip kube-proxy` and `ip6 kube-proxy`
+- IP forwarding and the kernel settings that a kubelet needs are turned on
+At the end, everything but the packages is removed or set back. If a run was killed, the next run or
+`cargo xtask cluster down` does this, by the killed run's record. Nothing that is not recorded is removed.";
 
 /// The node's own address: on the loopback interface, so that nothing outside can reach it.
 const NODE: &str = "10.88.255.1";
@@ -25,25 +51,39 @@ const SERVICES: &str = "10.96.0.0/16";
 const DNS: &str = "10.96.0.10";
 const PORT: u16 = 16_443;
 
+/// The ports that have to be free: etcd's two, the API server's, the kubelet's, kube-proxy's.
+const PORTS: [u16; 5] = [12_379, 12_380, PORT, 10_250, 10_249];
+
 /// What a node keeps while it is up, and its logs after it. The same for every clone, so that each finds what a killed run of
 /// another has left behind; and not in the target folder, which may be removed at any time.
 const HOME: &str = "/var/lib/taskpipeline-e2e";
 
+/// Its record, in that folder.
+const RECORD: &str = "record";
+
+/// The folder of containerd's socket: the kernel allows a socket's path about a hundred characters.
+const RUN: &str = "/run/taskpipeline-e2e";
+
+/// containerd's socket.
+const SOCKET: &str = "/run/taskpipeline-e2e/containerd.sock";
+
+/// The name of the pods' network, by which CNI keeps its results.
+const NETWORK: &str = "taskpipeline-e2e";
+
+/// The cgroup that all pods are in, in each hierarchy.
+const CGROUP: &str = "taskpipeline-e2e";
+
 /// One node at a time, whichever clone it is of.
 const LOCK: &str = "/run/taskpipeline-e2e.lock";
 
-/// Whether this machine can be a node.
-pub(super) fn can_run() -> bool {
-    let is_root = run::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
-    cfg!(target_os = "linux") && is_root && Path::new("/etc/debian_version").exists() && is_there("go")
-}
-
-/// The node. Dropped, it is stopped, and its pods with it.
+/// The node. Dropped, it is stopped, and its pods with it, unless it is kept.
 pub(crate) struct Node {
     home: PathBuf,
     programs: Programs,
+    recorder: Recorder,
     running: Vec<(&'static str, Child)>,
-    /// Held while it is up: its addresses and ports are always the same.
+    kept: bool,
+    /// Held while it is up, or by the command that keeps it: its addresses and ports are always the same.
     _lock: File,
 }
 
@@ -65,22 +105,57 @@ impl Node {
         shop.kubernetes()
     }
 
+    /// Starts a node for the tests, after the nodes of other runs have ended.
     pub(super) fn start(shop: &Workshop) -> Result<Self> {
         let programs = Self::programs(shop)?;
-        let lock = File::create(LOCK).with_context(|| format!("cannot write {LOCK}"))?;
+        let lock = lock_file()?;
         shop.progress.step("wait for other nodes on this machine", || Ok(lock.lock()?))?;
-        let mut node = Self { home: HOME.into(), programs, running: Vec::new(), _lock: lock };
-        node.clean();
+        is_not_kept()?;
+        Self::start_locked(shop, programs, lock)
+    }
+
+    /// Starts a node that continues when this program ends.
+    pub(super) fn keep(shop: &Workshop) -> Result<()> {
+        let programs = Self::programs(shop)?;
+        let helm = shop.helm()?;
+        let lock = lock_file()?;
+        ensure!(
+            lock.try_lock().is_ok(),
+            "another command has a node on this machine now, and there is room for one; wait until it ends"
+        );
+        let mut node = Self::start_locked(shop, programs, lock)?;
+        node.link("kubectl", &node.programs.get("kubectl")?)?;
+        node.link("helm", &helm)?;
+        node.recorder.add(&Entry::Kept)?;
+        node.kept = true;
+        Ok(())
+    }
+
+    fn start_locked(shop: &Workshop, programs: Programs, lock: File) -> Result<Self> {
+        let home = PathBuf::from(HOME);
+        let recorder = Recorder::at(home.join(RECORD))?;
+        // Without a record there may be files still.
+        let former = recorder.read()?.unwrap_or_default();
+        shop.progress
+            .step("remove what an earlier node has left", || removal::clean(&former, &mut Vec::new()))?;
+        let obstacles = plan::obstacles(&found::look_before_start());
+        ensure!(obstacles.is_empty(), "no node can start on this machine:\n- {}", obstacles.join("\n- "));
+        fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
+        recorder.begin()?;
+        let mut node = Self { home, programs, recorder, running: Vec::new(), kept: false, _lock: lock };
         shop.progress.step("start a Kubernetes node", || node.bring_up())?;
         Ok(node)
     }
 
     fn bring_up(&mut self) -> Result<()> {
-        for folder in ["logs", "pki", "cni", "etcd"] {
+        for folder in ["logs", "pki", "cni", "etcd", "bin"] {
             fs::create_dir_all(self.home.join(folder)).context("cannot make the node's folders")?;
         }
-        command("ip", &["addr", "replace", &format!("{NODE}/32"), "dev", "lo"])?;
-        fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot forward packets")?;
+        fs::create_dir_all(RUN).with_context(|| format!("cannot make {RUN}"))?;
+        // Anyone who reads the keys is root on this machine.
+        fs::set_permissions(self.home.join("pki"), fs::Permissions::from_mode(0o700))
+            .context("cannot close the folder of the keys")?;
+        self.change_the_machine()?;
         self.keys()?;
         self.etcd()?;
         self.control_plane()?;
@@ -98,35 +173,20 @@ impl Node {
         })
     }
 
-    pub(super) fn kubeconfig(&self) -> PathBuf {
-        self.home.join("kubeconfig")
-    }
-
-    pub(super) fn load(&self, archive: &Path) -> Result<()> {
-        let archive = archive.to_string_lossy();
-        self.ctr(&["-n", "k8s.io", "images", "import", &archive]).map(drop)
-    }
-
     /// The process of the API server.
     pub(super) fn api_server(&self) -> Option<u32> {
         self.running.iter().find(|(name, _)| *name == "kube-apiserver").map(|(_, child)| child.id())
     }
 
-    fn ctr(&self, arguments: &[&str]) -> Result<String> {
-        let socket = self.socket();
-        let mut all = vec!["-a", &socket];
-        all.extend(arguments);
-        command("ctr", &all)
-    }
-
     fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let mut kubectl = Command::new(self.programs.get("kubectl")?);
-        run::output(kubectl.args(arguments).env("KUBECONFIG", self.kubeconfig()))
+        run::output(kubectl.args(arguments).env("KUBECONFIG", kubeconfig()))
     }
 
-    fn socket(&self) -> String {
-        // A socket's path may have a hundred characters, and a clone may lie deep.
-        "/run/taskpipeline-e2e/containerd.sock".to_owned()
+    /// Puts a program where `cargo xtask cluster env` finds it.
+    fn link(&self, name: &str, program: &Path) -> Result<()> {
+        let link = self.home.join("bin").join(name);
+        symlink(program, &link).with_context(|| format!("cannot make {}", link.display()))
     }
 
     fn path(&self, name: &str) -> String {
@@ -141,10 +201,36 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.clean();
+        if self.kept {
+            return;
+        }
+        let mut children = self.running.drain(..).map(|(_, child)| child).collect();
+        let record = self.recorder.read().map(Option::unwrap_or_default);
+        let cleaned = record.and_then(|record| removal::clean(&record, &mut children));
+        if let Err(error) = cleaned.and_then(|()| self.recorder.end()) {
+            complain(&error);
+        }
     }
+}
+
+/// Where the node's kubeconfig lies.
+pub(super) fn kubeconfig() -> PathBuf {
+    Path::new(HOME).join("kubeconfig")
+}
+
+/// Brings an image to the node.
+pub(super) fn load(archive: &Path) -> Result<()> {
+    ctr(&["-n", "k8s.io", "images", "import", &archive.to_string_lossy()]).map(drop)
+}
+
+fn ctr(arguments: &[&str]) -> Result<String> {
+    command("ctr", &[&["-a", SOCKET], arguments].concat())
 }
 
 fn command(program: &str, arguments: &[&str]) -> Result<String> {
     run::output(Command::new(program).args(arguments))
+}
+
+fn lock_file() -> Result<File> {
+    File::create(LOCK).with_context(|| format!("cannot write {LOCK}: host mode takes root"))
 }

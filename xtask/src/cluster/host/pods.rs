@@ -6,41 +6,48 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{DNS, NODE, Node, PODS};
+use super::{CGROUP, DNS, NETWORK, NODE, Node, PODS, SOCKET, ctr, load};
 use crate::images::Packed;
 
 /// What holds a pod's namespaces.
 const PAUSE: &str = "taskpipeline.dev/pause:1";
 
-/// How many volumes there are; one is used once.
+/// How many volumes there are. Each is used once. Their size is not enforced; it is large enough for the chart's claims.
 const VOLUMES: usize = 48;
 
 impl Node {
     pub(super) fn containerd(&mut self) -> Result<()> {
-        let (root, state, socket) = (self.path("containerd"), self.path("containerd-state"), self.socket());
+        let (root, state, networks) =
+            (self.path("containerd"), self.path("containerd-state"), self.path("networks"));
+        // Without the portmap plugin: it would add iptables rules, so `hostPort` has no effect.
         self.write(
             "cni/10-pods.conflist",
             &format!(
-                r#"{{"cniVersion": "0.4.0", "name": "pods", "plugins": [
-  {{"type": "ptp", "ipMasq": false, "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{PODS}"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}}},
-  {{"type": "portmap", "capabilities": {{"portMappings": true}}}}]}}
+                r#"{{"cniVersion": "0.4.0", "name": "{NETWORK}", "plugins": [
+  {{"type": "ptp", "ipMasq": false, "ipam": {{"type": "host-local", "dataDir": "{networks}", "ranges": [[{{"subnet": "{PODS}"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}}}]}}
 "#
             ),
         )?;
-        // Without CAP_SYS_RESOURCE a sandbox may not lower its OOM score, and runc would fail.
+        // Without CAP_SYS_RESOURCE a sandbox may not lower its OOM score, and runc would fail. The pods' network namespaces are
+        // below the node's folder, where a clean-up knows them from those of others.
         self.write(
             "containerd.toml",
             &format!(
                 "version = 2\nroot = \"{root}\"\nstate = \"{state}\"\n\
-                 [grpc]\n  address = \"{socket}\"\n\
-                 [plugins.\"io.containerd.grpc.v1.cri\"]\n  restrict_oom_score_adj = true\n  sandbox_image = \"{PAUSE}\"\n\
-                 [plugins.\"io.containerd.grpc.v1.cri\".cni]\n  bin_dir = \"/usr/lib/cni\"\n  conf_dir = \"{}\"\n",
-                self.path("cni")
+                 [grpc]\n  address = \"{SOCKET}\"\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\"]\n  restrict_oom_score_adj = true\n  netns_mounts_under_state_dir = true\n  sandbox_image = \"{PAUSE}\"\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\".cni]\n  bin_dir = \"/usr/lib/cni\"\n  conf_dir = \"{}\"\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\n  Root = \"{}\"\n\
+                 [plugins.\"io.containerd.internal.v1.opt\"]\n  path = \"{}\"\n",
+                self.path("cni"),
+                self.path("runc"),
+                self.path("opt"),
             ),
         )?;
         let configuration = self.path("containerd.toml");
         self.spawn_program("containerd", Path::new("containerd"), &["--config", &configuration])?;
-        self.wait("containerd answers", |node| node.ctr(&["version"]).is_ok())?;
+        self.wait("containerd answers", |_| ctr(&["version"]).is_ok())?;
         let pause = Packed {
             name: PAUSE,
             entrypoint: &["/pause"],
@@ -49,7 +56,7 @@ impl Node {
         };
         let archive = self.home.join("pause.tar");
         pause.write(&archive)?;
-        self.load(&archive)
+        load(&archive)
     }
 
     pub(super) fn kubelet(&mut self) -> Result<()> {
@@ -59,22 +66,35 @@ impl Node {
             &format!(
                 "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
                  address: {NODE}\nfailCgroupV1: false\nfailSwapOn: false\ncgroupDriver: cgroupfs\n\
-                 containerRuntimeEndpoint: unix://{}\n\
+                 containerRuntimeEndpoint: unix://{SOCKET}\ncgroupRoot: /{CGROUP}\n\
+                 podLogsDir: {}\nvolumePluginDir: {}\nmakeIPTablesUtilChains: false\n\
                  authentication: {{anonymous: {{enabled: true}}, webhook: {{enabled: false}}}}\n\
                  authorization: {{mode: AlwaysAllow}}\n\
                  clusterDNS: [\"{DNS}\"]\nclusterDomain: cluster.local\n\
                  enforceNodeAllocatable: []\nlocalStorageCapacityIsolation: false\n\
                  evictionHard: {{\"memory.available\": \"100Mi\"}}\nimageMinimumGCAge: 1000h\nhealthzPort: 0\n",
-                self.socket()
+                self.path("pod-logs"),
+                self.path("volume-plugins"),
             ),
         )?;
         let kubeconfig = format!("--kubeconfig={}", self.path("kubeconfig"));
         let configuration = format!("--config={}", self.path("kubelet.yaml"));
         let root = format!("--root-dir={}", self.path("kubelet"));
+        let certificates = format!("--cert-dir={}", self.path("kubelet-pki"));
         let address = format!("--node-ip={NODE}");
-        self.spawn("kubelet", &[&configuration, &kubeconfig, "--hostname-override=node", &root, &address])?;
+        self.spawn(
+            "kubelet",
+            &[&configuration, &kubeconfig, "--hostname-override=node", &root, &certificates, &address],
+        )?;
         let pods = format!("--cluster-cidr={PODS}");
-        self.spawn("kube-proxy", &[&kubeconfig, "--proxy-mode=nftables", &pods, "--hostname-override=node"])
+        // The machine's limits of connections stay as they are.
+        let limits = [
+            "--conntrack-max-per-core=0",
+            "--conntrack-tcp-timeout-established=0s",
+            "--conntrack-tcp-timeout-close-wait=0s",
+        ];
+        let arguments = [&kubeconfig, "--proxy-mode=nftables", &pods, "--hostname-override=node"];
+        self.spawn("kube-proxy", &[&arguments[..], &limits].concat())
     }
 
     /// Volumes for whoever claims one: there is nothing that would make them on demand.
@@ -88,7 +108,7 @@ impl Node {
                 .with_context(|| format!("cannot open {} to pods", folder.display()))?;
             manifests.push_str(&format!(
                 "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: volume-{n}}}\n\
-                 spec: {{capacity: {{storage: 1Gi}}, accessModes: [ReadWriteOnce], hostPath: {{path: \"{}\"}}}}\n---\n",
+                 spec: {{capacity: {{storage: 16Gi}}, accessModes: [ReadWriteOnce], hostPath: {{path: \"{}\"}}}}\n---\n",
                 folder.display()
             ));
         }

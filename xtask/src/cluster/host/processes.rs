@@ -1,23 +1,90 @@
-//! The node's processes: started, waited for, and stopped with all that they leave behind.
+//! The node's processes: started and waited for; and what a node changes on the machine, each change recorded before it is made.
 
 use std::fs;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::Pid;
 
-use super::{NODE, Node, command};
+use super::found::{cgroup_hierarchies, look, started, sysctl};
+use super::record::{Entry, Process, Record};
+use super::{CGROUP, NODE, Node, command};
 use crate::interrupt;
 
 /// How long a part may take to come up.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// The values below /proc/sys that the node and a starting kubelet set.
+const SYSCTLS: [(&str, &str); 7] = [
+    ("net/ipv4/ip_forward", "1"),
+    ("vm/overcommit_memory", "1"),
+    ("vm/panic_on_oom", "0"),
+    ("kernel/panic", "10"),
+    ("kernel/panic_on_oops", "1"),
+    ("kernel/keys/root_maxkeys", "1000000"),
+    ("kernel/keys/root_maxbytes", "25000000"),
+];
+
+/// The tables that kube-proxy makes. It knows no other names.
+const TABLES: [&str; 2] = ["ip kube-proxy", "ip6 kube-proxy"];
+
+/// Paths that the node's programs create and no setting moves. A path in a folder precedes the folder.
+const PATHS: [&str; 8] = [
+    "/var/lib/cni/results",
+    "/var/lib/cni",
+    "/var/log/containers",
+    "/var/lib/kubelet/device-plugins/kubelet.sock",
+    "/var/lib/kubelet/device-plugins",
+    "/var/lib/kubelet",
+    "/run/containerd/s",
+    "/run/containerd",
+];
+
 impl Node {
+    /// Records the changes to the machine, and makes those that the node's programs do not make themselves.
+    pub(super) fn change_the_machine(&self) -> Result<()> {
+        let found = look(&Record::default());
+        let address = format!("{NODE}/32");
+        if !found.addresses.contains(&address) {
+            self.recorder.add(&Entry::Address(address.clone()))?;
+        }
+        for table in TABLES {
+            // It does not exist yet: a node does not start over an existing one.
+            self.recorder.add(&Entry::Table(table.to_owned()))?;
+        }
+        for path in PATHS.into_iter().filter(|path| !Path::new(path).exists()) {
+            self.recorder.add(&Entry::Path(path.to_owned()))?;
+        }
+        for (path, after) in SYSCTLS {
+            let Some(before) = sysctl(path).filter(|before| before != after) else { continue };
+            let after = after.to_owned();
+            self.recorder.add(&Entry::Sysctl { path: path.to_owned(), before, after })?;
+        }
+        command("ip", &["address", "replace", &address, "dev", "lo"])?;
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot forward packets")?;
+        self.cgroups()
+    }
+
+    /// Makes the node's own cgroup in each hierarchy: every process in it is ours.
+    fn cgroups(&self) -> Result<()> {
+        for root in cgroup_hierarchies() {
+            // In version 2 a cgroup gets its controllers from the cgroup above, and a kubelet requires all that it knows.
+            let controllers = fs::read_to_string(format!("{root}/cgroup.controllers")).unwrap_or_default();
+            for controller in controllers.split_whitespace() {
+                let known = ["cpu", "cpuset", "memory", "hugetlb", "pids"].contains(&controller);
+                if known {
+                    let _ = fs::write(format!("{root}/cgroup.subtree_control"), format!("+{controller}"));
+                }
+            }
+            let folder = PathBuf::from(&root).join(CGROUP);
+            self.recorder.add(&Entry::Cgroup(folder.to_string_lossy().into_owned()))?;
+            fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        Ok(())
+    }
+
     pub(super) fn spawn(&mut self, name: &'static str, arguments: &[&str]) -> Result<()> {
         let program = self.programs.get(name)?;
         self.spawn_program(name, &program, arguments)
@@ -31,16 +98,24 @@ impl Node {
     ) -> Result<()> {
         let log = self.home.join("logs").join(format!("{name}.log"));
         let log = fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        let child = Command::new(program)
+        // A kept node outlives its terminal, so each program has its own session. setsid replaces itself by the program.
+        let mut child = Command::new("setsid")
+            .arg(program)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("cannot share a log")?)
             .stderr(log)
-            .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
-        // For the next run, should this one be killed.
-        self.write(&format!("{name}.pid"), &child.id().to_string())?;
+        let id = child.id();
+        let started = started(id).with_context(|| format!("{name} ended as soon as it was started"))?;
+        let process = Entry::Process(Process { name: name.to_owned(), id, started });
+        if let Err(error) = self.recorder.add(&process) {
+            // No clean-up would find it.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error);
+        }
         self.running.push((name, child));
         Ok(())
     }
@@ -63,91 +138,5 @@ impl Node {
             thread::sleep(Duration::from_millis(200));
         }
         Ok(())
-    }
-
-    /// Stops what runs, and removes what a node leaves behind, be it of a former run.
-    pub(super) fn clean(&mut self) {
-        // The kubelet first, or it starts again what is stopped.
-        self.end(&["kubelet", "kube-proxy"]);
-        if let Ok(tasks) = self.ctr(&["-n", "k8s.io", "tasks", "ls", "-q"]) {
-            for task in tasks.lines() {
-                let _ = self.ctr(&["-n", "k8s.io", "tasks", "kill", "-s", "KILL", task]);
-            }
-            thread::sleep(Duration::from_secs(1));
-            for task in tasks.lines() {
-                let _ = self.ctr(&["-n", "k8s.io", "tasks", "delete", "-f", task]);
-            }
-        }
-        self.end(&[
-            "coredns",
-            "kube-scheduler",
-            "kube-controller-manager",
-            "kube-apiserver",
-            "etcd",
-            "containerd",
-        ]);
-        // Only where a killed run has left them behind.
-        let shims = format!("containerd-shim.* -address {}", self.socket());
-        let _ = command("pkill", &["-KILL", "-f", &shims]);
-        let home = format!("{}/", self.home.display());
-        let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-        let mut points: Vec<_> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).collect();
-        points.sort_unstable();
-        for point in points.into_iter().rev().filter(|point| point.starts_with(&home)) {
-            let _ = command("umount", &["-l", point]);
-        }
-        for family in ["ip", "ip6"] {
-            let _ = command("nft", &["delete", "table", family, "kube-proxy"]);
-        }
-        let _ = command("ip", &["addr", "del", &format!("{NODE}/32"), "dev", "lo"]);
-        // A dead pod's interface would keep its route.
-        for namespace in command("ip", &["netns", "list"]).unwrap_or_default().lines() {
-            if let Some(name) = namespace.split(' ').next().filter(|name| name.starts_with("cni-")) {
-                let _ = command("ip", &["netns", "del", name]);
-            }
-        }
-        for entry in fs::read_dir(&self.home).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if path.is_dir() && entry.file_name() != "logs" {
-                let _ = fs::remove_dir_all(&path);
-            } else {
-                let _ = fs::remove_file(&path);
-            }
-        }
-        let _ = fs::remove_dir_all("/var/lib/cni/networks/pods");
-        let _ = fs::create_dir_all("/run/taskpipeline-e2e");
-    }
-
-    fn end(&mut self, names: &[&str]) {
-        for name in names {
-            let Some(place) = self.running.iter().position(|(running, _)| running == name) else {
-                self.end_of_former_run(name);
-                continue;
-            };
-            let (_, mut child) = self.running.remove(place);
-            let Ok(id) = i32::try_from(child.id()) else { continue };
-            let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
-            let began = Instant::now();
-            while began.elapsed() < Duration::from_secs(4) && matches!(child.try_wait(), Ok(None)) {
-                thread::sleep(Duration::from_millis(50));
-            }
-            let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
-            let _ = child.wait();
-        }
-    }
-
-    /// What a run has left behind that was killed.
-    fn end_of_former_run(&self, name: &str) {
-        let Ok(id) = fs::read_to_string(self.home.join(format!("{name}.pid"))) else { return };
-        // The number may be another's by now.
-        let command = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
-        let is_it = String::from_utf8_lossy(&command)
-            .split('\0')
-            .next()
-            .is_some_and(|program| program.ends_with(name));
-        if let (true, Ok(id)) = (is_it, id.parse()) {
-            let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
-            thread::sleep(Duration::from_millis(200));
-        }
     }
 }
