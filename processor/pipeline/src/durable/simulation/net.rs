@@ -98,7 +98,8 @@ impl Net {
             (Ask::Write(write), Stage::Proposed, true) => drop(self.bucket.commit(write, self.now)),
             (Ask::Write(write), Stage::Proposed, false) => self.bucket.drop_proposed(&write.subject),
             (Ask::Write(write), Stage::Out, true) => {
-                if self.bucket.take(write, self.now).is_none() {
+                let refused = self.bucket.take(write, self.now);
+                if refused.is_none() {
                     self.bucket.commit(write, self.now);
                 }
             }

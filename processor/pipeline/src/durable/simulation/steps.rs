@@ -71,8 +71,11 @@ pub(super) struct Drawn {
     pub(super) seed: u64,
 }
 
+/// Draws a step of one kind, for this replica.
+type Draw = fn(usize, &mut Dice) -> Step;
+
 /// How often each kind of step is drawn.
-const WEIGHTS: [(u64, fn(usize, &mut Dice) -> Step); 24] = [
+const WEIGHTS: [(u64, Draw); 24] = [
     (14, |_, dice| Step::Publish(1 + dice.below(3))),
     (12, |p, dice| Step::Pull(p, 1 + dice.below(4))),
     (18, |_, dice| Step::Work(1 + dice.below(6))),

@@ -160,7 +160,7 @@ impl World {
         match out {
             Out::Joined(_) | Out::Begun(..) | Out::TakenIn(_) | Out::Tried { .. } => self.intake_over(p, out),
             Out::Acquired { .. } | Out::Done(_) | Out::Answered { .. } | Out::HandedOver | Out::Released => {
-                self.projector_over(p, out)
+                self.projector_over(p, out);
             }
         }
     }

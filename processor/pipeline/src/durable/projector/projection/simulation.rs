@@ -361,7 +361,7 @@ impl Clock for SimulatedStore {
     }
 
     async fn sleep(&self, _: Duration) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     fn dice(&self) -> f64 {
@@ -455,7 +455,7 @@ impl Clock for SimulatedRegister {
     }
 
     async fn sleep(&self, _: Duration) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     fn dice(&self) -> f64 {
@@ -1368,13 +1368,13 @@ impl StateMachineTest for Pipeline {
 }
 
 prop_state_machine! {
-    #![proptest_config(cases(200))]
+    #![proptest_config(cases(2_000))]
     #[test]
     fn after_all_faults_kv_is_the_replay_and_until_then_settled_is_settled(sequential 1..200 => Pipeline);
 }
 
 proptest! {
-    #![proptest_config(cases(100))]
+    #![proptest_config(cases(500))]
     #[test]
     fn a_task_that_changes_all_the_time_neither_starves_nor_is_starved(
         tasks in 1..12_usize,
