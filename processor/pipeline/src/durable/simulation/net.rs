@@ -25,8 +25,8 @@ use crate::durable::jetstream::ANSWER;
 use crate::durable::ledger::store::{LetterBox, Outcomes, Store};
 use crate::durable::names::Names;
 use crate::durable::stream::agreement::EventStream;
+use crate::durable::stream::error::SessionError;
 use crate::durable::stream::incarnation::{Life, Present};
-use crate::durable::stream::session::SessionError;
 use crate::durable::stream::subscription;
 
 /// The time of day when the world begins, in ms since 1970.

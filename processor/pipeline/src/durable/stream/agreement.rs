@@ -13,9 +13,9 @@ use crate::durable::bucket::{Revision, Stored};
 use crate::durable::control::register::Register;
 use crate::durable::ledger::store::Store;
 use crate::durable::names::Names;
+use crate::durable::stream::error::SessionError;
 use crate::durable::stream::gaps::Gaps;
 use crate::durable::stream::incarnation::{HighWater, Judgement, Life, Present, Source};
-use crate::durable::stream::session::SessionError;
 use crate::durable::stream::streams::StreamsError;
 
 /// How many replicas' high waters are kept before those that are recorded are cleared away.

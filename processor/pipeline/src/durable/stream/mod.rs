@@ -1,6 +1,7 @@
 //! The stream of events: made or taken as it is, which life it is in, and the session by which it is read.
 
 pub(crate) mod agreement;
+pub(crate) mod error;
 pub(crate) mod fitness;
 pub(crate) mod gaps;
 pub(crate) mod incarnation;

@@ -9,12 +9,13 @@ use async_nats::jetstream::consumer::pull::Config as PullConfig;
 use async_nats::jetstream::consumer::{Consumer, PullConsumer};
 use async_nats::jetstream::stream::{RetentionPolicy, Stream};
 
-use crate::durable::bucket::raw::{self, RawError};
-use crate::durable::bucket::{Bucket, ReadError, WriteError};
+use crate::durable::bucket::Bucket;
+use crate::durable::bucket::raw;
 use crate::durable::clock::nanos;
 use crate::durable::limits;
 use crate::durable::names::Names;
 use crate::durable::stream::agreement::{Agreement, EventStream, Reading};
+use crate::durable::stream::error::SessionError;
 use crate::durable::stream::gaps::Gaps;
 use crate::durable::stream::incarnation::{Life, Present};
 use crate::durable::stream::room::Rooms;
@@ -24,21 +25,6 @@ use crate::settings::DurableSettings;
 
 /// The wait before the stream is looked at again where another replica has recorded what became of it.
 const AGREE_AGAIN: Duration = Duration::from_millis(20);
-
-/// Why there is no session; nothing is lost, and it may be tried again.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SessionError {
-    #[error(transparent)]
-    Streams(#[from] StreamsError),
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error(transparent)]
-    Write(#[from] WriteError),
-    #[error(transparent)]
-    Raw(#[from] RawError),
-    #[error("{0}")]
-    Nats(String),
-}
 
 /// See the module's head.
 pub(crate) struct Session {

@@ -1,0 +1,20 @@
+//! The errors of a session.
+
+use crate::durable::bucket::raw::RawError;
+use crate::durable::bucket::{ReadError, WriteError};
+use crate::durable::stream::streams::StreamsError;
+
+/// Why there is no session; nothing is lost, and it may be tried again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SessionError {
+    #[error(transparent)]
+    Streams(#[from] StreamsError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error(transparent)]
+    Raw(#[from] RawError),
+    #[error("{0}")]
+    Nats(String),
+}
