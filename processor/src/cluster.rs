@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Subcommand;
-use taskpipeline_operator::api::Mode;
+use taskpipeline_operator::api::{Mode, TaskPipelineSpec};
 use taskpipeline_operator::controller::Operator;
 use taskpipeline_operator::crd::{Crd, CrdError};
 use taskpipeline_operator::replica::file;
@@ -20,7 +20,7 @@ use tracing::info;
 use crate::environment::{self, LogFormat};
 use crate::{http, logs, serve_and_run, shutdown};
 
-/// What a cluster needs.
+/// The commands for a cluster.
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Makes of each TaskPipeline in a cluster a running processor, and keeps it so
@@ -94,13 +94,7 @@ async fn by_file(path: PathBuf, shutdown: impl Future<Output = ()>) -> anyhow::R
     let seen = file::look(&path);
     let (pipeline, mut settings) = file::read(&path)?;
     let spec = pipeline.spec;
-    let mode = if spec.delivery.mode == Mode::Core { "Core" } else { "Durable" };
-    let lookup = |name: &str| match name {
-        "NATS_URL" => Some(spec.nats.url.clone()),
-        "DELIVERY_MODE" => Some(mode.to_owned()),
-        // A pod has them from the resource.
-        _ => spec.processor.env.get(name).cloned().or_else(|| environment::process(name)),
-    };
+    let lookup = |name: &str| beside_a_file(&spec, name, &environment::process);
     let environment::Run { settings: Settings { connection, kv, pipeline: around }, http } =
         environment::run(&lookup)?;
     settings.shutdown_grace = around.shutdown_grace;
@@ -114,6 +108,23 @@ async fn by_file(path: PathBuf, shutdown: impl Future<Output = ()>) -> anyhow::R
     tokio::spawn(file::follow(path, seen, live));
     let settings = Settings { connection, kv, pipeline: settings };
     serve_and_run(environment::Run { settings, http }, changes, telemetry, shutdown).await
+}
+
+/// The variables that count beside a file: secrets, addresses, and settings of the process that a resource has as variables too.
+/// The others would set what the file sets.
+fn beside_a_file(
+    spec: &TaskPipelineSpec,
+    name: &str,
+    process: &dyn Fn(&str) -> Option<String>,
+) -> Option<String> {
+    match name {
+        "NATS_URL" => Some(spec.nats.url.clone()),
+        "DELIVERY_MODE" => Some(if spec.delivery.mode == Mode::Core { "Core" } else { "Durable" }.to_owned()),
+        "ACK_WAIT" | "SHUTDOWN_GRACE" => spec.processor.env.get(name).cloned().or_else(|| process(name)),
+        "CORE_REPLICAS" | "HOST" | "PORT" | "LOG_FORMAT" => process(name),
+        _ if name.starts_with("CF_") || name.starts_with("NATS_") => process(name),
+        _ => None,
+    }
 }
 
 /// The environment says what cannot change while a pod lives, the resource what may.
@@ -147,4 +158,39 @@ async fn by_resource(name: String, shutdown: impl Future<Output = ()>) -> anyhow
     tokio::spawn(report.run());
     tokio::spawn(own.follow(client, live, latest));
     serve_and_run(run, changes, telemetry, shutdown).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_hides_the_variables_that_would_set_what_it_sets() {
+        let file = r#"
+            apiVersion: taskpipeline.dev/v1alpha1
+            kind: TaskPipeline
+            metadata: {name: tasks}
+            spec:
+              nats: {url: "nats://n:4222"}
+              kv: {secretRef: {name: kv}}
+              processor: {env: {ACK_WAIT: 7s}}
+        "#;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipeline.yaml");
+        std::fs::write(&path, file).unwrap();
+        let (pipeline, _) = file::read(&path).unwrap();
+        let process = |name: &str| match name {
+            "STREAM_NAME" => Some("a.b".to_owned()),
+            "SETTLE_AFTER" => Some("soon".to_owned()),
+            "NATS_URL" => Some("nats://elsewhere".to_owned()),
+            "ACK_WAIT" => Some("9s".to_owned()),
+            "CF_ACCOUNT_ID" | "CF_NAMESPACE_ID" | "CF_API_TOKEN" => Some("x".to_owned()),
+            _ => None,
+        };
+        let read = environment::run(&|name| beside_a_file(&pipeline.spec, name, &process)).unwrap();
+        assert_eq!(read.settings.connection.to_string(), "n:4222");
+        let Delivery::Durable(durable) = read.settings.pipeline.delivery else { panic!("not Durable") };
+        assert_eq!(durable.ack_wait.as_secs(), 7);
+        assert!(environment::run(&process).is_err(), "the same variables without a file");
+    }
 }

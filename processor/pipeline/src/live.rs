@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::settings::{Delivery, Tuning};
+use crate::settings::{Delivery, Tuning, format_duration};
 use crate::telemetry::metrics::Metrics;
 
 /// The settings in effect, for whoever brings new ones.
@@ -84,7 +84,7 @@ fn differences(old: &Tuning, new: &Tuning) -> Vec<String> {
 }
 
 fn texts(tuning: &Tuning) -> [(&'static str, String); 7] {
-    let span = |duration| humantime::format_duration(duration).to_string();
+    let span = format_duration;
     let delays: Vec<_> = tuning.retry.delays.iter().copied().map(span).collect();
     [
         ("retry.maxAttempts", tuning.retry.max_attempts.to_string()),

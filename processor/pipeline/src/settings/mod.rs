@@ -41,7 +41,7 @@ pub struct Settings {
     pub pipeline: PipelineSettings,
 }
 
-/// What is set of a pipeline, but for where its two ends are and the logins there.
+/// The settings of a pipeline except its two ends and the logins there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PipelineSettings {
     /// By which subjects and in which queue group events are taken.
@@ -78,7 +78,7 @@ pub enum Delivery {
     Core(CoreSettings),
 }
 
-/// What a replica in mode `Core` cannot find out.
+/// The settings of mode `Core`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CoreSettings {
     /// How many replicas share the request budget.
@@ -170,7 +170,7 @@ impl Delivery {
         if timeout <= most {
             return Ok(());
         }
-        let shown = |duration| humantime::format_duration(duration);
+        let shown = format_duration;
         Err(Setting::RequestTimeout.is(format!(
             "must be at most a third of SETTLE_AFTER (spec.kv.settleAfter), which is {}, and is {}: a request that takes \
              effect later could put an old task over a newer one for good. Make it shorter, or SETTLE_AFTER longer",
@@ -185,9 +185,7 @@ impl PipelineSettings {
     #[must_use]
     pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
-        if !is_subject(&self.events.subject_prefix) {
-            faults.push(Setting::SubjectPrefix.is(SUBJECT_RULE));
-        }
+        faults.extend(self.events.fault());
         match &self.delivery {
             Delivery::Durable(durable) => faults.extend(durable.faults(&self.events.queue_group)),
             Delivery::Core(_) if !is_subject(&self.events.queue_group) => {
@@ -203,6 +201,13 @@ impl PipelineSettings {
         }
         faults.extend(self.delivery.admits(&self.tuning).err());
         faults
+    }
+}
+
+impl EventSettings {
+    /// The fault of the subject prefix; that of the queue group depends on the delivery.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        (!is_subject(&self.subject_prefix)).then(|| Setting::SubjectPrefix.is(SUBJECT_RULE))
     }
 }
 

@@ -5,8 +5,6 @@ use std::fmt;
 /// A setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Setting {
-    /// [`super::NatsConnection::servers`]
-    NatsUrl,
     /// [`super::EventSettings::subject_prefix`]
     SubjectPrefix,
     /// [`super::EventSettings::queue_group`]
@@ -73,7 +71,6 @@ impl Setting {
 
     fn names(self) -> (&'static str, &'static str) {
         match self {
-            Self::NatsUrl => ("NATS_URL", "spec.nats.url"),
             Self::SubjectPrefix => ("SUBJECT_PREFIX", "spec.nats.subjectPrefix"),
             Self::QueueGroup => ("QUEUE_GROUP", "spec.nats.queueGroup"),
             Self::DeliveryMode => ("DELIVERY_MODE", "spec.delivery.mode"),

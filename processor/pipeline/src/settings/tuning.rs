@@ -7,7 +7,7 @@ use taskpipeline_kv::{MAX_KEYS_PER_WRITE, RequestBudget};
 
 use super::RetryPolicy;
 
-/// What paces and repeats the writes to KV.
+/// The pace and the retries of the writes to KV.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tuning {
     /// When failed writes are tried again.

@@ -1,10 +1,11 @@
-//! The code of mode `Durable` that decides, in a world that can be simulated: several replicas with clocks of their own, NATS on one
-//! server or three, one KV namespace or two. Whatever can go wrong happens in any order: answers and acks are lost, requests land late
-//! or never, processes are killed, stopped or cut off, streams are made anew or restored, limits refuse writes, settings change.
+//! The code of mode `Durable` that decides, in a world that can be simulated: several replicas with clocks of their own,
+//! NATS on one server or three, one KV namespace or two. Whatever can go wrong happens in any order: answers and acks are
+//! lost, requests land late or never, processes are killed, stopped or cut off, streams are made anew or restored, limits
+//! refuse writes, settings change.
 //!
-//! Nothing of the pipeline is written a second time here. Intake, ledger, control record, projection and schedule are those that ship;
-//! each question that they put to NATS or KV is a call that waits in the world until a step lets it get on (see [`calls`]). What NATS
-//! and KV answer comes as it does over the wire, and is read by the code that ships.
+//! Nothing of the pipeline is written a second time here. Intake, ledger, control record, projection and schedule are those
+//! that ship; each question that they put to NATS or KV is a call that waits in the world until a step lets it get on (see
+//! [`calls`]). What NATS and KV answer comes as it does over the wire, and is read by the code that ships.
 //!
 //! `SIMULATION_SEED`, `SIMULATION_HISTORIES` and `SIMULATION_THREADS` say which histories are played (see [`runner`]).
 
@@ -19,7 +20,7 @@ mod net;
 mod projector;
 mod replica;
 mod runner;
-mod settings;
+pub(crate) mod settings;
 mod steps;
 mod truth;
 mod world;

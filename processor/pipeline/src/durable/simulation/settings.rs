@@ -1,4 +1,4 @@
-//! What a history is played with: how many servers and namespaces, which limits, which tuning; and the times of the simulated world,
+//! The settings of a history: how many servers and namespaces, which limits, which tuning; and the times of the simulated world,
 //! which are short, so that much happens in little time.
 
 use std::num::{NonZeroU16, NonZeroU32};
@@ -52,7 +52,7 @@ pub(super) struct Setting {
     pub(super) tuning: Knobs,
 }
 
-/// What is tuned.
+/// The tuning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Knobs {
     /// Requests, and in how many seconds.
@@ -109,7 +109,7 @@ impl Setting {
 }
 
 /// One task of each kind may wait in memory; the next ones wait in NATS.
-pub(super) fn limits() -> Limits {
+pub(crate) fn limits() -> Limits {
     let one = 1;
     Limits {
         write: 1_000_000,

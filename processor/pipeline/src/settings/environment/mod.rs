@@ -70,13 +70,13 @@ impl<'a> Environment<'a> {
         let connection = self.connection(Some(LOCAL_NATS));
         let events = self.events();
         let durable = self.durable();
-        for fault in durable.faults(&events.queue_group) {
+        for fault in events.fault().into_iter().chain(durable.faults(&events.queue_group)) {
             self.fault(&fault);
         }
         Stored { connection, events, durable }
     }
 
-    /// What was read, if nothing was wrong with it.
+    /// Returns `read` if no variable is at fault.
     ///
     /// # Errors
     /// Every variable that is missing or wrong.

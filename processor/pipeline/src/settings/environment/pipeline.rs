@@ -1,4 +1,4 @@
-//! What is set of a pipeline, from its variables; [`super::variables`] is the way back.
+//! Reads the settings of a pipeline from variables; [`super::variables`] is the way back.
 
 use std::num::NonZeroU8;
 use std::time::Duration;

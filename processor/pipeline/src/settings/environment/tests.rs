@@ -72,6 +72,20 @@ fn names_that_could_be_taken_for_others_are_refused() {
 }
 
 #[test]
+fn a_command_that_looks_at_a_pipeline_refuses_the_names_that_a_replica_refuses() {
+    let faults = |variable: (&'static str, &'static str)| {
+        let lookup = |name: &str| (name == variable.0).then(|| variable.1.to_owned());
+        let mut env = Environment::new(&lookup);
+        let stored = env.stored();
+        env.end(Some(stored)).err().map(|error| error.0.join("\n"))
+    };
+    assert_eq!(faults(("SUBJECT_PREFIX", "tasks")), None);
+    for (name, text) in [("SUBJECT_PREFIX", "tasks.>"), ("STREAM_NAME", "a.b"), ("QUEUE_GROUP", "a b")] {
+        assert!(faults((name, text)).unwrap().starts_with(name), "{name}={text}");
+    }
+}
+
+#[test]
 fn tuning_is_read() {
     let tuning = read(&[
         ("RETRY_DELAYS", "100ms, 2s"),
@@ -221,7 +235,7 @@ fn deliveries() -> impl Strategy<Value = Delivery> {
 }
 
 proptest! {
-    /// Whatever the operator writes into a pod is what the pod reads there: the very settings that were found to work.
+    /// A pod reads exactly the settings that the operator has checked.
     #[test]
     fn the_variables_of_settings_are_read_as_the_same_settings(
         (prefix, group) in ("[a-z]{1,9}([.][a-z]{1,9})?", "[a-z]{1,9}(-[a-z]{1,9})?"),

@@ -1,4 +1,4 @@
-//! What is set of a pipeline, as variables that say the same: the way back from [`super::pipeline`].
+//! Renders the settings of a pipeline as variables; [`super::pipeline`] is the way back.
 
 use super::super::{Delivery, PipelineSettings, Setting};
 use super::format_duration;

@@ -1,6 +1,7 @@
-//! [`Projection`] itself, in a world that can be simulated: several replicas with clocks of their own, a ledger, a control record, KV.
-//! Whatever can go wrong happens in any order: answers are lost, requests land late or never, processes are killed, stopped or cut
-//! off, two replicas project at a time. Nothing of the projector is written a second time here: the world carries out its actions.
+//! [`Projection`] itself, in a world that can be simulated: several replicas with clocks of their own, a ledger, a control
+//! record, KV. Whatever can go wrong happens in any order: answers are lost, requests land late or never, processes are
+//! killed, stopped or cut off, two replicas project at a time. Nothing of the projector is written a second time here: the
+//! world carries out its actions.
 //!
 //! What must hold: once the faults are over, KV is what a replay of the events says (see `fold_reference`), and
 //! nothing is left in memory. Until then, as long as no former holder has sent anything, what is recorded as
@@ -35,7 +36,7 @@ use crate::durable::ledger::cache::Cache;
 use crate::durable::ledger::record::{Due, Record};
 use crate::durable::ledger::store::{LetterBox, Outcomes, Store};
 use crate::durable::projector::jobs::{Done, Job};
-use crate::durable::projector::shares::Share;
+use crate::durable::simulation::settings::limits;
 use crate::fold::Version;
 use crate::fold_reference::{Happened, at, base, data, replay};
 use crate::schedule::{Answer, KeyOutcome, Request as KvRequest};
@@ -582,21 +583,6 @@ struct World {
 
 // What the driver of a projection would hold.
 
-/// One task of each kind may wait in memory; the next ones wait in NATS.
-fn limits() -> Limits {
-    let one = 1;
-    Limits {
-        write: 1_000_000,
-        others: [
-            (Share::LookUp, one),
-            (Share::Rest, one),
-            (Share::Retry, one),
-            (Share::Doubt, one),
-            (Share::Letter, one),
-        ],
-    }
-}
-
 fn setup() -> &'static Setup {
     static SETUP: OnceLock<Setup> = OnceLock::new();
     SETUP.get_or_init(|| Setup {
@@ -1002,7 +988,8 @@ impl World {
 
     // The control record.
 
-    /// What the holder of this replica does with the control record. It began then, by the replica's clock. Nothing where it waits.
+    /// What the holder of this replica does with the control record. It began then, by the replica's clock. Nothing where it
+    /// waits.
     fn hold<T, F: Future<Output = T>>(
         &mut self,
         p: usize,
@@ -1265,7 +1252,7 @@ impl World {
 
     // What must hold.
 
-    /// What is recorded as settled is so, and nothing that is still out can undo it.
+    /// Each change that is recorded as settled is in KV, and no request that is out can undo it.
     fn check_settled(&self, settled: Revision) {
         for (id, entry) in self.bucket.records.iter().filter(|(_, entry)| entry.known.revision <= settled) {
             let value = match entry.known.record.due(id) {
