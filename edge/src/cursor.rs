@@ -60,7 +60,7 @@ impl fmt::Display for Cursor {
     }
 }
 
-/// What is wrong with a cursor that no list gave.
+/// The problem of a cursor that no list gave.
 pub(crate) const UNKNOWN_CURSOR: &str = "must be a cursor that an earlier list gave";
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ impl LogFormat {
     }
 }
 
-/// What `taskpipeline run` needs.
+/// The settings of `taskpipeline run`.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) settings: Settings,
@@ -45,7 +45,7 @@ pub(crate) struct Run {
     pub(crate) http: (Option<IpAddr>, u16),
 }
 
-/// What `taskpipeline run` needs. `lookup`: the variables.
+/// Reads the settings of `taskpipeline run`. `lookup` returns a variable's value.
 ///
 /// # Errors
 /// Every variable that is missing or wrong.
@@ -62,7 +62,7 @@ pub(crate) fn run(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Run, Config
     env.end(settings.map(|settings| Run { settings, http: (parsed, port) }))
 }
 
-/// What a command needs that works with NATS and KV.
+/// The settings of a command that works with NATS and KV.
 ///
 /// # Errors
 /// Every variable that is missing or wrong.
@@ -70,7 +70,7 @@ pub(crate) fn settings() -> Result<Settings, ConfigError> {
     run(&process).map(|run| run.settings)
 }
 
-/// What a command needs that publishes.
+/// The connection of a command that publishes.
 ///
 /// # Errors
 /// Every variable that is wrong.
@@ -80,7 +80,7 @@ pub(crate) fn producer() -> Result<NatsConnection, ConfigError> {
     env.end(Some(connection))
 }
 
-/// What a command needs that looks at a pipeline in NATS.
+/// The settings of a command that looks at a pipeline in NATS.
 ///
 /// # Errors
 /// Every variable that is wrong.

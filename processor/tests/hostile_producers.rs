@@ -443,8 +443,8 @@ fn rollup() -> async_nats::HeaderMap {
     headers
 }
 
-/// Each has an account of its own, so that what one publishes with an ack is answered to that one alone. Message ids belong to the
-/// stream, and so to all of them (docs/security.md).
+/// Each has an account of its own, so that what one publishes with an ack is answered to that one alone. Message ids belong
+/// to the stream, and so to all of them (docs/security.md).
 #[tokio::test(flavor = "multi_thread")]
 async fn two_producers_do_not_hear_each_others_acks_and_share_message_ids() {
     let nats = BundledNats::start_with_two_producers().await.unwrap();

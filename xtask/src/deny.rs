@@ -12,7 +12,8 @@ use crate::tools::{WASM_BINDGEN, Workshop};
 /// What is checked in any case.
 const OFFLINE: [&str; 3] = ["bans", "licenses", "sources"];
 
-/// Checks everything. Known flaws are looked up in a database on GitHub; without a way there, that is said, and the rest is checked.
+/// Checks everything. Known flaws are looked up in a database on GitHub; without a way there, that is said, and the rest is
+/// checked.
 ///
 /// # Errors
 /// When cargo-deny cannot be had, or finds something.

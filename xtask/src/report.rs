@@ -113,8 +113,8 @@ impl Report {
         if well && failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 
-    /// The tests of all steps. A step that fails counts as a failure, one that runs tests only when no test of it failed; and so do
-    /// tests that were asked for and did not get their turn.
+    /// The tests of all steps. A step that fails counts as a failure, one that runs tests only when no test of it failed;
+    /// and so do tests that were asked for and did not get their turn.
     fn total(&self, tested: bool) -> Tally {
         let mut total = Tally::default();
         self.rows.iter().filter_map(|row| row.tests.as_ref()).for_each(|tally| total.add(tally));

@@ -1,7 +1,8 @@
 //! The data path: task events from NATS into the ledger, and from there into Cloudflare KV.
 //!
-//! [`core`] and [`durable`] are its two modes; the rest is what they share, the [`fold`] of events into tasks above all. Decisions
-//! (fold, classify, pace, when to retry) are pure and apart from I/O. Knows nothing of clusters, arguments or HTTP servers.
+//! [`core`] and [`durable`] are its two modes; the rest is what they share, the [`fold`] of events into tasks above all.
+//! Decisions (fold, classify, pace, when to retry) are pure and apart from I/O. Knows nothing of clusters, arguments or HTTP
+//! servers.
 
 mod connection;
 mod core;

@@ -1,7 +1,7 @@
-//! A producer among the others whose headers no NATS client can read, about a thousand messages a minute, and who once publishes what
-//! makes an oversized dead letter. Where producers have accounts, every second message is a good event, and all have a reply subject
-//! under which an ack could do harm. It is the only one, besides the faults themselves, that does not care what becomes of its
-//! messages.
+//! A producer among the others whose headers no NATS client can read, about a thousand messages a minute, and who once
+//! publishes what makes an oversized dead letter. Where producers have accounts, every second message is a good event, and
+//! all have a reply subject under which an ack could do harm. It is the only one, besides the faults themselves, that does
+//! not care what becomes of its messages.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

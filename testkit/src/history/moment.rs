@@ -1,4 +1,4 @@
-//! What a history is played on, and when something befalls it.
+//! The servers of a history, and the moments of its faults.
 
 use std::time::Duration;
 

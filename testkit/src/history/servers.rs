@@ -22,8 +22,8 @@ enum Number {
 }
 
 impl Running {
-    /// Starts them; with the chart's configuration, where producers have an account of their own, or with none, where everybody may
-    /// do everything.
+    /// Starts them; with the chart's configuration, where producers have an account of their own, or with none, where
+    /// everybody may do everything.
     ///
     /// # Errors
     /// Where one does not start.

@@ -1,5 +1,5 @@
-//! `cargo xtask compose-test`: docker-compose.yml, started for real. By Docker where one answers and can get the images of others;
-//! else by Debian's podman, with images of others that are assembled here, and without those that cannot be.
+//! `cargo xtask compose-test`: docker-compose.yml, started for real. By Docker where one answers and can get the images of
+//! others; else by Debian's podman, with images of others that are assembled here, and without those that cannot be.
 
 mod podman;
 mod stand_ins;

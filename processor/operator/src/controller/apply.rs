@@ -103,9 +103,9 @@ where
     disowned(&api, applied).await.map_err(refused)
 }
 
-/// An object whose fields belong no longer to the operator's create. What does would not go with an apply without it, and what the API
-/// server has filled in then, such as a replica count, would pass for said by somebody. (As kubectl does where it goes over to
-/// server-side apply.)
+/// An object whose fields belong no longer to the operator's create. What does would not go with an apply without it, and
+/// what the API server has filled in then, such as a replica count, would pass for said by somebody. (As kubectl does where
+/// it goes over to server-side apply.)
 async fn disowned<T>(api: &Api<T>, mut applied: T) -> Result<T, kube::Error>
 where
     T: Resource + DeserializeOwned + Clone + Debug,

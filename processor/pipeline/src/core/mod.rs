@@ -33,7 +33,7 @@ use self::source::Source;
 /// be large each; where events are meant to wait, in the buffer and the ledger, they count by bytes.
 const ACCEPTED_CAPACITY: usize = 64;
 
-/// What is left of the grace for dead letters and for closing the connection.
+/// The end of the grace, reserved for dead letters and for closing the connection.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Runs the pipeline until `shutdown` resolves, and drains it.

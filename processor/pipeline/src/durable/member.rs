@@ -1,4 +1,4 @@
-//! What the parts of a process share that takes part in a pipeline, be it a replica or a command.
+//! The parts that replicas and commands share.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,7 +66,7 @@ impl Member {
         }
     }
 
-    /// What its projector needs. `max_age`: how long the stream keeps an event; nothing where it does for ever.
+    /// The parts of its projector. `max_age`: how long the stream keeps an event; `None` if it keeps events indefinitely.
     pub(crate) fn projector<K>(
         &self,
         kv: K,

@@ -1,6 +1,6 @@
-//! Mode `Durable`, in the order data flows: [`stream::session`] -> [`intake::ingest`] -> [`ledger`] -> [`ledger::feed`] -> [`projector`],
-//! and [`dead_letters`] for what cannot go on. Nothing is lost: an event is acknowledged when the ledger has it,
-//! and KV is brought to what the ledger says. This file starts the parts and drains them, nothing else.
+//! Mode `Durable`, in the order data flows: [`stream::session`] -> [`intake::ingest`] -> [`ledger`] -> [`ledger::feed`] ->
+//! [`projector`], and [`dead_letters`] for what cannot go on. Nothing is lost: an event is acknowledged when the ledger has
+//! it, and KV is brought to what the ledger says. This file starts the parts and drains them, nothing else.
 
 mod bucket;
 mod clock;
@@ -46,7 +46,7 @@ use self::names::Target;
 use self::stream::room::Rooms;
 use self::stream::session::Sessions;
 
-/// What is left of the grace for letting go of KV and closing the connection.
+/// The end of the grace, reserved for releasing the control record and closing the connection.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Runs the pipeline until `shutdown` resolves, and drains it.

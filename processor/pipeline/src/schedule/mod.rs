@@ -1,8 +1,8 @@
 //! Decides which keys go into which request to KV, when, and what an answer means for each of them, for the projectors of both
 //! modes. Pure: it takes the moment and the answers as arguments, and sends nothing; see [`super::requests`].
 //!
-//! A request is due at once when none is in flight and the budget allows, and gathers what arrives while one is out. A key is never
-//! in two requests at once. The schedule knows no task's value and no policy of retrying: its owner brings both.
+//! A request is due at once when none is in flight and the budget allows, and gathers what arrives while one is out. A key
+//! is never in two requests at once. The schedule knows no task's value and no policy of retrying: its owner brings both.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 

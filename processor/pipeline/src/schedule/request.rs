@@ -12,7 +12,7 @@ pub(crate) struct Flight {
     pub(crate) attempt: AttemptId,
 }
 
-/// What is asked of KV.
+/// A request to KV.
 pub(crate) enum Request {
     /// Write these tasks.
     Put(Puts),
@@ -22,7 +22,7 @@ pub(crate) enum Request {
     Get(Vec<TaskId>),
 }
 
-/// What became of one key.
+/// The outcome of one key.
 pub(crate) enum KeyOutcome {
     /// Written or deleted.
     Landed,
@@ -32,7 +32,7 @@ pub(crate) enum KeyOutcome {
     Read(Option<String>),
 }
 
-/// What became of a request.
+/// The outcome of a request.
 pub(crate) struct Answer {
     pub(crate) operation: Operation,
     pub(crate) ids: Vec<TaskId>,

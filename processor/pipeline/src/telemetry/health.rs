@@ -64,7 +64,7 @@ impl Overall {
     }
 }
 
-/// What a replica last saw of its surroundings.
+/// The state of a replica and of its surroundings, as it last saw them.
 #[derive(Debug)]
 pub struct Health {
     started: Instant,

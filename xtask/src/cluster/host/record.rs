@@ -1,5 +1,5 @@
-//! The record of the changes that a node makes to this machine outside its own folder. Each line is written before its change, and
-//! that of a process as soon as the process has an id, so a run that is killed leaves a complete record.
+//! The record of the changes that a node makes to this machine outside its own folder. Each line is written before its
+//! change, and that of a process as soon as the process has an id, so a run that is killed leaves a complete record.
 //!
 //! The record lies in the node's folder, not in the cache: a machine has one node, whichever clone and cache started it.
 

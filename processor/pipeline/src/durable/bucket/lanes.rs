@@ -277,7 +277,7 @@ fn unknown(error: &dyn std::error::Error) -> WriteError {
     WriteError::Unknown(error.to_string())
 }
 
-/// What the answer to a write says. `stream`: the stream that answers writes.
+/// Reads the answer to a write. `stream`: the stream that answers writes.
 pub(crate) fn read(message: &Message, stream: &str) -> Result<Revision, WriteError> {
     #[derive(Deserialize)]
     struct Answer {

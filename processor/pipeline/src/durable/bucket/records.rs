@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::durable::bucket::{Bucket, ReadError, Revision, Stored, WriteError};
 use crate::durable::clock::{self, Clock};
 
-/// What everything that is kept in the bucket needs of it.
+/// The operations of a bucket that all records need.
 pub(crate) trait Records: Clock + Clone + Send + Sync + 'static {
     /// Reads a record as the stream's leader has it.
     fn get(&self, subject: &str) -> impl Future<Output = Result<Option<Stored>, ReadError>> + Send;

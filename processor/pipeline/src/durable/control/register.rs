@@ -1,4 +1,4 @@
-//! What a control record is kept in: the ledger's bucket, or that of a simulation.
+//! The store of control records: the ledger's bucket, or that of a simulation.
 
 use std::future::Future;
 

@@ -26,14 +26,14 @@ impl Acknowledge for Acker {
     }
 }
 
-/// What has to be stored before events may be acknowledged.
+/// The store operation that must succeed before events may be acknowledged.
 #[derive(Clone)]
 pub(crate) enum Work {
     /// In the ledger.
     Fold(TaskId, Arc<Record>),
     /// In the stream of the dead letters.
     Keep(Arc<Letter>),
-    /// That is not known yet.
+    /// Not known yet.
     Nothing,
 }
 

@@ -39,7 +39,7 @@ pub(crate) struct Round {
     pub(crate) fresh_until: Instant,
 }
 
-/// What became of a round.
+/// The outcome of a round.
 pub(crate) struct Tried<A> {
     /// These are stored, and to be acknowledged.
     pub(crate) stored: Vec<Kept<A>>,

@@ -183,8 +183,8 @@ fn age(envelope: &Envelope) -> Duration {
     Duration::from_millis(u64::try_from(millis).unwrap_or(0))
 }
 
-/// The headers the event came with (none, where no client can read them), but for those that tell the server what to do with a message: they were for
-/// the first time, and would have it refused or dropped now.
+/// The headers the event came with (none, where no client can read them), but for those that tell the server what to do with
+/// a message: they were for the first time, and would have it refused or dropped now.
 fn original_headers(envelope: &Envelope) -> Result<HeaderMap, ReplayError> {
     let mut headers = HeaderMap::new();
     for (name, values) in &envelope.heads.headers {

@@ -1,4 +1,4 @@
-//! What a projector has done beside its turns: reads and writes of the ledger, dead letters, the renewal. Each job waits for NATS,
+//! The jobs of a projector beside its turns: reads and writes of the ledger, dead letters, the renewal. Each job waits for NATS,
 //! and ends with what the projection is told.
 
 use std::collections::HashMap;
@@ -29,7 +29,7 @@ pub(crate) const PAUSE: Duration = Duration::from_secs(1);
 /// How often a record is tried to be given its time to live, before it is left in the ledger for good.
 const EXPIRE_TRIES: usize = 5;
 
-/// What was read for tasks that wait in NATS, by the revisions of their records.
+/// The records that were read for tasks that wait in NATS, by their revisions.
 pub(crate) type FoundAt = Result<HashMap<Revision, (TaskId, Known)>, LedgerError>;
 
 /// Something to be done. It ends with a [`Done`].
@@ -50,7 +50,7 @@ pub(crate) enum Job {
     Expire { records: Vec<(TaskId, Known)>, settler: Settler, memory: Duration },
 }
 
-/// What KV knew of a task, to be recorded.
+/// A task as KV had it, to be recorded.
 #[derive(Clone)]
 pub(crate) struct Join {
     pub(crate) id: TaskId,
@@ -79,7 +79,7 @@ pub(crate) enum Done {
     Buried(TaskId, Revision),
 }
 
-/// What jobs are done with.
+/// The parts that jobs use.
 #[derive(Clone)]
 pub(crate) struct Tools<S = Bucket, L = DeadLetters> {
     pub(crate) ledger: Arc<Ledger<S, L>>,

@@ -1,6 +1,6 @@
-//! Decides what the projector of mode `Durable` does. Pure: it takes the moment, and what came from the ledger, from KV and from the
-//! control record, as arguments, and answers with [`Action`]s, which its driver carries out and reports as [`Done`]. So a simulation
-//! drives the very code that ships.
+//! Decides what the projector of mode `Durable` does. Pure: it takes the moment, and what came from the ledger, from KV and
+//! from the control record, as arguments, and answers with [`Action`]s, which its driver carries out and reports as
+//! [`Done`]. So a simulation drives the very code that ships.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 

@@ -169,7 +169,7 @@ impl Unsettled {
         Settled { settled, sure }
     }
 
-    /// What is accounted for though no task is unsettled, for a report; nothing, if all is well.
+    /// The accounts that are not zero although no task is unsettled; empty if all is well.
     #[cfg(test)]
     pub(crate) fn accounts(&self) -> String {
         match (self.occupied.total(), self.lows.len()) {

@@ -1,5 +1,5 @@
-//! The stream under the ledger's bucket, on one server or three: compare-and-set by subject, times to live, limits. It answers a write
-//! with the bytes that nats-server answers; what they mean is read by the code that ships.
+//! The stream under the ledger's bucket, on one server or three: compare-and-set by subject, times to live, limits. It
+//! answers a write with the bytes that nats-server answers; what they mean is read by the code that ships.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::durable::bucket::{Revision, Stored};
 use crate::durable::ledger::record::Record;
 use crate::durable::names::Names;
 
-/// What it refuses for lack of room.
+/// The stream that refuses writes for lack of room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Full {
     /// `max_msgs`: what has no record yet.
@@ -179,7 +179,7 @@ impl Bucket {
     }
 }
 
-/// What a client hears of a subject that no server serves.
+/// The client's error for a subject that no server serves.
 pub(super) fn no_responders() -> Message {
     Message { status: Some(StatusCode::NO_RESPONDERS), ..message(String::new()) }
 }

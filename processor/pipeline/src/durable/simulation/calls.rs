@@ -1,4 +1,4 @@
-//! What a replica's code asks of NATS and of its clock: each question is a call that waits in the world until it is carried out, and
+//! The calls of a replica to NATS and to its clock: each question is a call that waits in the world until it is carried out, and
 //! a future that waits for its answer.
 
 use std::collections::BTreeMap;
@@ -85,7 +85,7 @@ pub(super) enum Said {
     Stored(Option<Stored>),
     Many(Vec<Stored>),
     Newest(Revision),
-    /// What the stream answers to a write, as it comes over the wire.
+    /// The stream's answer to a write, as it comes over the wire.
     Reply(Message),
     /// Whether the letter was stored.
     Letter(bool),

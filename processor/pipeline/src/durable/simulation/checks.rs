@@ -1,5 +1,6 @@
-//! What must hold: at every moment what is recorded as settled is so; and when the faults are over, KV equals an independent replay of
-//! what the stream took in, dead letters account for the rest, the budget was kept, and nothing waits any more.
+//! The checks: at every moment each change that is recorded as settled is settled; and when the faults are over, KV equals
+//! an independent replay of what the stream took in, dead letters account for the rest, the budget was kept, and nothing
+//! waits any more.
 
 use std::collections::BTreeSet;
 
@@ -13,14 +14,15 @@ use crate::durable::ledger::record::Due;
 use crate::reason::Reason;
 use taskpipeline_kv::Operation;
 
-/// For how long the world may be busy after the faults, in ms: a lease, doubts, redeliveries, and the longest that KV asks to wait.
+/// For how long the world may be busy after the faults, in ms: a lease, doubts, redeliveries, and the longest that KV asks
+/// to wait.
 const PATIENCE: u64 = 150_000;
 
 /// The same after KV has said that the day's quota is used up.
 const PATIENCE_AFTER_QUOTA: u64 = 700_000;
 
 impl World {
-    /// What is recorded as settled is so, and nothing that is still out can undo it.
+    /// Each change that is recorded as settled is in KV, and no request that is out can undo it.
     pub(super) fn check_settled(&mut self, n: usize, settled: Revision) {
         let mut wrong = None;
         {

@@ -1,5 +1,5 @@
-//! The stream of the events and its durable consumers: deliveries, acks, redeliveries; the stream made anew, or restored from an older
-//! copy.
+//! The stream of the events and its durable consumers: deliveries, acks, redeliveries; the stream made anew, or restored
+//! from an older copy.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ struct Consumer {
     lately: Vec<(u64, Pending)>,
 }
 
-/// What one pull brings of one message.
+/// One message as a pull brings it.
 pub(super) struct Delivered {
     pub(super) event: Event,
     pub(super) sequence: u64,
@@ -51,7 +51,7 @@ pub(super) struct Delivered {
     pub(super) delivery: u64,
 }
 
-/// What a replica says of a delivery.
+/// A replica's answer to a delivery.
 pub(super) struct Ack {
     pub(super) owner: u64,
     pub(super) consumer: Arc<str>,

@@ -23,7 +23,7 @@ const AGAIN: u64 = 250;
 const FINISH: u64 = 8_000;
 
 impl World {
-    /// What the supervisor, the workers and the retry loop of a replica do when it is time.
+    /// Runs the supervisor, the workers and the retry loop of a replica when they are due.
     pub(super) fn intake_turn(&mut self, p: usize) {
         let replica = &mut self.replicas[p];
         let clock = replica.link.node.clock();

@@ -1,5 +1,5 @@
-//! Cloudflare KV: one namespace, with requests that land at once, late or never, and answers of every kind that it and what stands
-//! before it are known to give. What an answer means is read by the code that ships.
+//! Cloudflare KV: one namespace, with requests that land at once, late or never, and answers of every kind that it and what
+//! stands before it are known to give. What an answer means is read by the code that ships.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
@@ -16,7 +16,7 @@ use super::dice::Dice;
 use super::net::Node;
 use super::settings::SETTLE_AFTER;
 
-/// What a title has in it that KV refuses.
+/// A title with this text is refused by KV.
 pub(super) const POISON: &str = "poison";
 
 /// How long a read may be behind.

@@ -141,8 +141,8 @@ impl Net {
         }
     }
 
-    /// Another server leads the bucket's stream: what is under way is done or not, and nobody hears of it; or is told that there is
-    /// no leader.
+    /// Another server leads the bucket's stream: what is under way is done or not, and nobody hears of it; or is told that
+    /// there is no leader.
     pub(super) fn elect(&mut self, dice: &mut Dice) {
         let touched: Vec<u64> =
             self.calls.open.iter().filter(|(_, call)| !call.ask.is_sleep()).map(|(id, _)| *id).collect();

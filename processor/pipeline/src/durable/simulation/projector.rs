@@ -13,7 +13,7 @@ use crate::schedule::Flight;
 use crate::schedule::Reply;
 
 impl World {
-    /// What the projector of a replica does when it is time.
+    /// Runs the projector of a replica when it is due.
     pub(super) fn projector_turn(&mut self, p: usize) {
         let replica = &mut self.replicas[p];
         let (connected, draining) = (replica.is_connected(), replica.draining);

@@ -31,14 +31,14 @@ use crate::schedule::{AttemptId, Schedule};
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
-/// What is the same for all replicas of a thread.
+/// The parts that all replicas of a thread share.
 #[derive(Clone)]
 pub(super) struct Common {
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
 }
 
-/// What became of a future.
+/// The state of a future.
 pub(super) enum Out {
     Joined(Result<Option<(Source, Arc<str>)>, SessionError>),
     Begun(Box<Source>, Arc<str>),
@@ -51,7 +51,7 @@ pub(super) enum Out {
     Released,
 }
 
-/// What a future belongs to.
+/// The owner of a future.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tag {
     Session,

@@ -30,7 +30,7 @@ pub(super) struct History {
     pub(super) steps: Vec<Drawn>,
 }
 
-/// What came of a history.
+/// The result of a history.
 pub(super) struct Played {
     pub(super) wrong: Option<String>,
     pub(super) seen: BTreeMap<&'static str, u64>,
@@ -111,7 +111,7 @@ impl History {
     }
 }
 
-/// What all histories of a thread share.
+/// The parts that all histories of a thread share.
 fn common() -> (Common, Arc<Names>) {
     thread_local! {
         static COMMON: (Common, Arc<Names>) = (
@@ -122,7 +122,7 @@ fn common() -> (Common, Arc<Names>) {
     COMMON.with(Clone::clone)
 }
 
-/// What is to be played, by the environment.
+/// The histories to play, by the environment.
 pub(super) struct Options {
     pub(super) seed: u64,
     pub(super) histories: u64,

@@ -1,4 +1,4 @@
-//! What may happen next, and how it happens.
+//! The steps of a history, and how each is drawn.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::world::{Command, World};
 use crate::durable::control::holder::Holder;
 use crate::durable::control::loan::Borrower;
 
-/// What happens in one step.
+/// One step of a history.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     /// So many messages enter the stream.

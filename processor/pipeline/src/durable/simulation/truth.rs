@@ -1,4 +1,4 @@
-//! What happened, whatever the pipeline makes of it.
+//! The events as they were published, independent of the pipeline.
 
 use std::collections::BTreeSet;
 

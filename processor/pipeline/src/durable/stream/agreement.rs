@@ -51,7 +51,7 @@ pub(crate) trait EventStream: Sync {
     fn delete_consumer(&self, name: &str) -> impl Future<Output = ()> + Send;
 }
 
-/// What a session reads: which life of the stream, and what was dropped of it.
+/// The life of the stream that a session reads, and the gaps in it.
 pub(crate) struct Reading {
     pub(crate) source: Source,
     /// Where the consumer lets all subjects through, so that a gap is a loss.
@@ -164,7 +164,7 @@ impl<S: Register + Store> Agreement<S> {
         Ok(agreed)
     }
 
-    /// What the replicas' marks say is recorded now. A replica that lives on makes its mark again.
+    /// Deletes the replicas' marks, whose content is recorded now. A replica that lives on makes its mark again.
     async fn forget_marks(&self, marks: Vec<Stored>) {
         let gone = |mark: Stored| Write {
             subject: mark.subject,
