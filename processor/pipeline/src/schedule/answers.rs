@@ -89,7 +89,6 @@ impl Schedule {
             let refused_all = self.gate.is_probing();
             self.gate.wrote();
             if refused_all {
-                // KV takes tasks again, so that those it refused need not wait out their delays.
                 self.rouse_suspects();
             }
         }
@@ -265,11 +264,20 @@ impl Schedule {
         delay
     }
 
-    /// What was refused without a witness goes with the next write of others, which shows whose fault it was.
-    pub(super) fn rouse_suspects(&mut self) {
+    /// KV takes tasks again, so that those it refused need not wait out their delays.
+    fn rouse_suspects(&mut self) {
         if !self.gate.is_probing() {
             let writes = &mut self.writes;
             self.suspects.rouse(|id, until| writes.rouse(id, until));
+        }
+    }
+
+    /// What was refused without a witness goes with the next write of others, which shows whose fault it was. Half of the
+    /// request at the most: one that holds nothing else shows nothing.
+    pub(super) fn rouse_beside_others(&mut self) {
+        if !self.gate.is_probing() {
+            let (writes, most) = (&mut self.writes, self.size.keys() / 2);
+            self.suspects.rouse_some(most, |id, until| writes.rouse_as_next(id, until));
         }
     }
 

@@ -242,7 +242,7 @@ impl Schedule {
             let _ = self.read_budget.take(now);
             return Some(Batch::Read(self.reads.take(MAX_KEYS_PER_READ)));
         }
-        self.rouse_suspects();
+        self.rouse_beside_others();
         Some(Batch::Write(self.writes.take(self.size.keys())))
     }
 

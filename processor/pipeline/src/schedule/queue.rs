@@ -132,16 +132,32 @@ impl KeyQueue {
 
     /// The key, which rests until `until` and is dirty, rests no longer. Does nothing where it does not.
     pub(crate) fn rouse(&mut self, id: &TaskId, until: Instant) {
-        if !matches!(self.states.get(id), Some(State::Resting { dirty: true, .. })) {
-            return;
+        if self.end_rest(id, until) {
+            self.enqueue(id.clone());
         }
-        let Some(ids) = self.resting.get_mut(&until) else { return };
-        let Some(place) = ids.iter().position(|other| other == id) else { return };
+    }
+
+    /// The same, and it is the next to be handed out.
+    pub(crate) fn rouse_as_next(&mut self, id: &TaskId, until: Instant) {
+        if self.end_rest(id, until) {
+            self.states.insert(id.clone(), State::Ready);
+            self.ready.push_front(id.clone());
+            self.ready_count += 1;
+        }
+    }
+
+    /// Takes a dirty key out of those that rest until `until`. Answers whether it was there.
+    fn end_rest(&mut self, id: &TaskId, until: Instant) -> bool {
+        if !matches!(self.states.get(id), Some(State::Resting { dirty: true, .. })) {
+            return false;
+        }
+        let Some(ids) = self.resting.get_mut(&until) else { return false };
+        let Some(place) = ids.iter().position(|other| other == id) else { return false };
         ids.remove(place);
         if ids.is_empty() {
             self.resting.remove(&until);
         }
-        self.enqueue(id.clone());
+        true
     }
 
     /// When the next key has rested.

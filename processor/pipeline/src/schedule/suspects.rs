@@ -1,6 +1,6 @@
 //! The keys that KV refused alone while it accepted nothing else of their attempt: whose fault that was is open. Pure.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use taskpipeline_contract::TaskId;
 use tokio::time::Instant;
@@ -14,11 +14,13 @@ struct Suspect {
     times: usize,
     /// It rests until then, and can be roused; nothing where it cannot.
     until: Option<Instant>,
+    /// It has been roused because KV takes tasks again.
+    had_its_turn: bool,
 }
 
 /// See the module's head.
 #[derive(Debug, Default)]
-pub(super) struct Suspects(HashMap<TaskId, Suspect>);
+pub(super) struct Suspects(BTreeMap<TaskId, Suspect>);
 
 impl Suspects {
     /// How often a key was refused. Makes room for it, where there are many: `waits` tells which others still wait.
@@ -31,17 +33,25 @@ impl Suspects {
 
     /// A key was refused once more. `until`: it rests until then, and may be roused.
     pub(super) fn refused(&mut self, id: &TaskId, until: Option<Instant>) {
-        let suspect = self.0.entry(id.clone()).or_insert(Suspect { times: 0, until });
-        *suspect = Suspect { times: suspect.times.saturating_add(1), until };
+        let suspect = self.0.entry(id.clone()).or_insert(Suspect { times: 0, until, had_its_turn: false });
+        (suspect.times, suspect.until) = (suspect.times.saturating_add(1), until);
     }
 
-    /// Calls for each that rests and may be roused, and does not do so again until it is refused again.
+    /// KV takes tasks again. Calls for each that rests, may be roused, and has not been for this reason before: if it is the
+    /// task's fault, it would close the gate once more after every write of others.
     pub(super) fn rouse(&mut self, mut rouse: impl FnMut(&TaskId, Instant)) {
-        for (id, suspect) in &mut self.0 {
+        for (id, suspect) in self.0.iter_mut().filter(|(_, suspect)| !suspect.had_its_turn) {
             if let Some(until) = suspect.until.take() {
+                suspect.had_its_turn = true;
                 rouse(id, until);
             }
         }
+    }
+
+    /// Others are written. Calls for at most so many that rest and may be roused, to share their request.
+    pub(super) fn rouse_some(&mut self, most: usize, mut rouse: impl FnMut(&TaskId, Instant)) {
+        let resting = self.0.iter_mut().filter_map(|(id, suspect)| Some((id, suspect.until.take()?)));
+        resting.take(most).for_each(|(id, until)| rouse(id, until));
     }
 
     /// Nothing is open about these keys any more. Answers whether anything was.
@@ -85,14 +95,33 @@ mod tests {
         suspects.refused(&a, Some(now));
         suspects.refused(&b, None);
         let mut roused = Vec::new();
-        suspects.rouse(|id, until| roused.push((id.clone(), until)));
-        suspects.rouse(|_, _| panic!("again"));
+        suspects.rouse_some(9, |id, until| roused.push((id.clone(), until)));
+        suspects.rouse_some(9, |_, _| panic!("again"));
         assert_eq!(roused, [(a.clone(), now)]);
         suspects.refused(&a, Some(now));
         assert_eq!(suspects.times(&a, |_| true), 2);
         assert!(suspects.describe().unwrap().contains("and 1 more"));
         assert!(suspects.acquit(&[a, b]));
         assert_eq!(suspects.describe(), None);
+    }
+
+    #[test]
+    fn that_kv_takes_tasks_again_rouses_each_once_and_a_write_of_others_so_many_each_time() {
+        let (mut suspects, now) = (Suspects::default(), Instant::now());
+        let ids = ["a", "b", "c"].map(|id| TaskId::new(id).unwrap());
+        for round in 0..3 {
+            ids.iter().for_each(|id| suspects.refused(id, Some(now)));
+            let (mut again, mut beside) = (0, 0);
+            suspects.rouse(|_, _| again += 1);
+            assert_eq!(again, if round == 0 { 3 } else { 0 });
+            suspects.rouse_some(2, |_, _| beside += 1);
+            assert_eq!(beside, if round == 0 { 0 } else { 2 });
+        }
+        suspects.acquit(&ids);
+        suspects.refused(&ids[0], Some(now));
+        let mut again = 0;
+        suspects.rouse(|_, _| again += 1);
+        assert_eq!(again, 1, "one that was written meanwhile is as any other");
     }
 
     #[test]

@@ -194,20 +194,24 @@ impl Stream {
         }
     }
 
-    /// Whether all messages above this sequence were acked to a consumer.
-    pub(super) fn is_acked_above(&self, sequence: u64) -> bool {
+    /// Whether all messages above this sequence were acked to this consumer.
+    pub(super) fn is_acked_above(&self, sequence: u64, consumer: &str) -> bool {
         let acked = |consumer: &Consumer| {
             consumer.next > self.last && consumer.pending.range(sequence + 1..).next().is_none()
         };
-        self.last <= sequence || self.consumers.values().any(acked)
+        self.last <= sequence || self.consumers.get(consumer).is_some_and(acked)
     }
 
-    /// Whether no consumer has anything to deliver.
-    pub(super) fn is_done(&self) -> bool {
-        self.consumers.values().all(|consumer| {
+    /// Whether this consumer has nothing to deliver.
+    pub(super) fn is_done(&self, consumer: &str) -> bool {
+        self.consumers.get(consumer).is_some_and(|consumer| {
             let open = consumer.pending.keys().any(|sequence| self.events.contains_key(sequence));
             !open && self.events.range(consumer.next..).next().is_none()
         })
+    }
+
+    pub(super) fn consumers_beside(&self, consumer: &str) -> Vec<&str> {
+        self.consumers.keys().map(String::as_str).filter(|name| *name != consumer).collect()
     }
 
     /// Which messages wait, and since how many deliveries, for the report.
@@ -229,14 +233,14 @@ impl Stream {
         self.backup = Some(Box::new(copy));
     }
 
-    /// It is restored from the copy, if there is one and nothing is lost by it that was not taken in. Answers whether.
-    pub(super) fn restore(&mut self) -> bool {
-        let loses_nothing = |copy: &Self| copy.last < self.last && self.is_acked_above(copy.last);
-        if !self.backup.as_deref().is_some_and(loses_nothing) {
-            return false;
-        }
+    /// The last sequence of the copy, if there is one that lacks something.
+    pub(super) fn copied(&self) -> Option<u64> {
+        self.backup.as_deref().map(|copy| copy.last).filter(|last| *last < self.last)
+    }
+
+    /// It is restored from the copy.
+    pub(super) fn restore(&mut self) {
         let restored = self.backup.take();
         restored.into_iter().for_each(|copy| *self = *copy);
-        true
     }
 }

@@ -6,13 +6,14 @@ use super::bucket::Full;
 use super::dice::Dice;
 use super::events::Event;
 use super::kv::{Fate, Verdict};
-use super::net::nanos;
+use super::net::{Net, nanos};
 use super::replica::{Intake, Role};
 use super::settings::{Knobs, READ_AHEAD, REPLICAS, Setting, TASKS};
 use super::truth::{Message, message};
 use super::world::{Command, World};
 use crate::durable::control::holder::Holder;
 use crate::durable::control::loan::Borrower;
+use crate::durable::stream::incarnation::Source;
 
 /// One step of a history.
 #[derive(Clone, Debug)]
@@ -93,9 +94,9 @@ const WEIGHTS: [(u64, Draw); 24] = [
     (1, |_, _| Step::ElectForEvents),
     (2, |_, dice| Step::FillLedger(1 + dice.below(16))),
     (1, |_, dice| Step::FillLetters(1 + dice.below(16))),
-    (1, |_, _| Step::Recreate),
-    (1, |_, _| Step::BackUp),
-    (2, |_, _| Step::Restore),
+    (2, |_, _| Step::Recreate),
+    (3, |_, _| Step::BackUp),
+    (3, |_, _| Step::Restore),
     (1, |_, dice| Step::Outage(1 + dice.below(20))),
     (2, |p, _| Step::Kill(p)),
     (2, |p, _| Step::Drain(p)),
@@ -302,10 +303,10 @@ impl World {
 
     /// The stream is deleted and made again. What nobody has taken in is lost, so that it happens only when there is nothing.
     fn recreate(&mut self) {
-        let mut net = self.net.lock().unwrap();
-        if !net.stream.is_acked_above(0) || net.stream.last == 0 {
+        if self.net.lock().unwrap().stream.last == 0 || !self.wait_for_acks(0) {
             return;
         }
+        let mut net = self.net.lock().unwrap();
         let created = nanos(net.now) + 1;
         net.stream.recreate(created);
         drop(net);
@@ -314,11 +315,38 @@ impl World {
 
     /// The server of the stream is restored from an older copy: whoever was connected to it has lost the connection.
     fn restore(&mut self) {
-        if !self.net.lock().unwrap().stream.restore() {
+        let Some(copied) = self.net.lock().unwrap().stream.copied() else { return };
+        if !self.wait_for_acks(copied) {
             return;
         }
+        self.net.lock().unwrap().stream.restore();
         self.count("restored");
         self.replicas.iter_mut().for_each(|replica| replica.connection += 1);
+    }
+
+    /// Gives replicas some time to take in what the stream has above this sequence. Answers whether they did.
+    fn wait_for_acks(&mut self, sequence: u64) -> bool {
+        for _ in 0..24 {
+            if self.wrong.is_some() || self.is_taken_in_above(sequence) {
+                break;
+            }
+            self.tick(true);
+        }
+        self.wrong.is_none() && self.is_taken_in_above(sequence)
+    }
+
+    /// Whether all messages above this sequence were acked to the consumer of the stream's present life. An ack to that of a
+    /// former life, which a replica that began just before may have made again, is not one that an operator could go by.
+    fn is_taken_in_above(&self, sequence: u64) -> bool {
+        let net = self.net.lock().unwrap();
+        self.consumer(&net).is_some_and(|consumer| net.stream.is_acked_above(sequence, &consumer))
+    }
+
+    /// The consumer of the stream's present life, if it is recorded.
+    pub(super) fn consumer(&self, net: &Net) -> Option<String> {
+        let recorded = net.bucket.records.get(&self.names.source())?;
+        let source: Source = serde_json::from_slice(&recorded.value).ok()?;
+        (source.created == net.stream.created).then(|| self.names.consumer(source.current().incarnation))
     }
 
     fn break_kv(&mut self, ticks: usize) {

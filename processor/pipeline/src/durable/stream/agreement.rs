@@ -84,24 +84,44 @@ impl<S: Register + Store> Agreement<S> {
         events: &E,
     ) -> Result<Option<(Source, E::Consumer)>, SessionError> {
         let Some(source) = self.agree(events).await? else { return Ok(None) };
+        let incarnation = source.current().incarnation;
         let (consumer, made) = events.consumer(source.current()).await?;
         if made {
-            info!("made the consumer {}", self.names.consumer(source.current().incarnation));
-            for older in source.lives.iter().rev().skip(1) {
-                // Nobody reads by it any more.
-                events.delete_consumer(&self.names.consumer(older.incarnation)).await;
-            }
+            info!("made the consumer {}", self.names.consumer(incarnation));
         }
-        // Was the stream made anew meanwhile, the consumer is a stranger's.
-        let is_same = events.present().await?.created == source.created;
-        Ok(is_same.then_some((source, consumer)))
+        if events.present().await?.created == source.created {
+            self.delete_former_consumers(events, incarnation).await;
+            return Ok(Some((source, consumer)));
+        }
+        // The stream was made anew meanwhile. A consumer that was made for its former life would be read by the replicas that
+        // have not noticed yet, and give them the new life's messages.
+        if made {
+            events.delete_consumer(&self.names.consumer(incarnation)).await;
+        }
+        Ok(None)
+    }
+
+    /// Deletes the consumers of the lives before this one. Nobody reads by them any more, and one that is left, or was made
+    /// again by a replica that did not know better, looks like events that wait.
+    async fn delete_former_consumers<E: EventStream>(&self, events: &E, incarnation: u32) {
+        if incarnation == 1 {
+            return;
+        }
+        // The next session tries again.
+        let consumers = self.consumers(events).await.unwrap_or_default();
+        for (name, _) in consumers.into_iter().filter(|(_, of)| *of < incarnation) {
+            info!("deletes the consumer {name} of an earlier life of the stream");
+            events.delete_consumer(&name).await;
+        }
     }
 
     /// Brings what is recorded of the stream up to date; nothing where another replica did so meanwhile.
     async fn agree<E: EventStream>(&self, events: &E) -> Result<Option<Source>, SessionError> {
-        let stored = self.bucket.get(&self.names.source()).await?;
         // As the leader has them: a mark that another replica of the stream lacks might be the one that shows what was lost.
         let marks = self.bucket.all(&self.names.high_waters()).await?;
+        // After the marks. In the other order a replica that was stopped in between would find, in place of those that show
+        // that something was lost, those of the life that others have begun since, and join the former life once more.
+        let stored = self.bucket.get(&self.names.source()).await?;
         // Last of all: a stream that grows meanwhile must not look as if it ended before a mark.
         let now = events.present().await?;
         let revision = stored.as_ref().map_or_else(Revision::default, |stored| stored.revision);
@@ -188,19 +208,26 @@ impl<S: Register + Store> Agreement<S> {
     /// Deletes the consumers of all lives of the stream. Answers the latest of these.
     async fn forget_consumers<E: EventStream>(&self, events: &E) -> Result<u32, SessionError> {
         let mut latest = 0;
-        for name in events.consumers().await? {
-            let incarnation =
-                name.strip_prefix(self.names.queue_group.as_str()).and_then(|it| it.strip_prefix('-'));
-            if let Some(incarnation) = incarnation.and_then(|it| it.parse::<u32>().ok()) {
-                warn!(
-                    "the ledger knows nothing of the stream: the consumer {name} of an earlier ledger, or of before its \
-                     record was deleted, is deleted, and the stream read again"
-                );
-                latest = latest.max(incarnation);
-                events.delete_consumer(&name).await;
-            }
+        for (name, incarnation) in self.consumers(events).await? {
+            warn!(
+                "the ledger knows nothing of the stream: the consumer {name} of an earlier ledger, or of before its record was \
+                 deleted, is deleted, and the stream read again"
+            );
+            latest = latest.max(incarnation);
+            events.delete_consumer(&name).await;
         }
         Ok(latest)
+    }
+
+    /// The queue group's consumers, each with the life of the stream that it is of.
+    async fn consumers<E: EventStream>(&self, events: &E) -> Result<Vec<(String, u32)>, SessionError> {
+        let names = events.consumers().await?.into_iter();
+        let consumers = names.filter_map(|name| {
+            let incarnation = name.strip_prefix(self.names.queue_group.as_str())?.strip_prefix('-')?;
+            let incarnation = incarnation.parse().ok()?;
+            Some((name, incarnation))
+        });
+        Ok(consumers.collect())
     }
 }
 
