@@ -1,5 +1,6 @@
 //! `cargo xtask variants`: does the fault suite catch what it is there for? Processors that are broken on
-//! purpose, each by one patch, have to be found out by the checker of the histories.
+//! purpose, each by one patch, have to be found out by the checker of the histories; with `--simulated`, by that of the
+//! simulation.
 //!
 //! They are built from a copy of the clone, into a folder of their own: cargo would take what is made of the
 //! copy for what is made of the clone.
@@ -24,12 +25,21 @@ pub(crate) struct Options {
     /// Only this one, by its patch's name without `.patch`
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
-    /// At most so many histories are played against each
-    #[arg(long, value_name = "COUNT", default_value_t = 16)]
-    histories: u64,
+    /// Plays simulated histories, thousands a second, not real processes
+    #[arg(long)]
+    simulated: bool,
+    /// At most so many histories are played against each [default: 16, simulated: 400000]
+    #[arg(long, value_name = "COUNT")]
+    histories: Option<u64>,
     /// The first seed; the others follow it
     #[arg(long, value_name = "SEED", default_value_t = 2_002)]
     seed: u64,
+}
+
+impl Options {
+    fn histories(&self) -> u64 {
+        self.histories.unwrap_or(if self.simulated { 400_000 } else { 16 })
+    }
 }
 
 /// Breaks, builds and plays, one variant after another.
@@ -38,7 +48,7 @@ pub(crate) struct Options {
 /// When something cannot be got, built or started. A variant that is not caught is in the exit status.
 pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     let root = &shop.workspace.root;
-    let nats_server = shop.nats_server()?;
+    let nats_server = if options.simulated { None } else { Some(shop.nats_server()?) };
     let patches = patches(root)?;
     let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
     let mut escaped = Vec::new();
@@ -46,32 +56,23 @@ pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     for patch in patches.iter().filter(|patch| wanted(&name(patch))) {
         let name = name(patch);
         let copy = shop.workspace.target.join("variants/source");
+        let target = shop.workspace.target.join("variants/target");
         let built = shop.progress.step("build a broken variant", || {
             copy_of(root, &copy)?;
             apply(&copy, patch)?;
-            build(&copy, &shop.workspace.target.join("variants/target"))
+            if options.simulated { build_simulation(&copy, &target) } else { build(&copy, &target) }
         })?;
-        let mut histories = shop.workspace.cargo();
-        histories
-            .args(["test", "--release", "--workspace", "--test", "histories", "--", "--nocapture"])
-            .env("TASKPIPELINE_NATS_SERVER", &nats_server)
-            // One that has crash points and is told none is as any other.
-            .env("TASKPIPELINE_BIN", &built)
-            .env("TASKPIPELINE_CRASHABLE_BIN", &built)
-            .env("TASKPIPELINE_TEST_OUTPUT", shop.workspace.target.join("variants/output"))
-            .env("TASKPIPELINE_SEED", options.seed.to_string())
-            .env("TASKPIPELINE_HISTORIES", options.histories.to_string())
-            .env_remove("TASKPIPELINE_SERVERS");
-        if let Some(servers) = servers(patch)? {
-            histories.env("TASKPIPELINE_SERVERS", servers);
-        }
+        let mut histories = match &nats_server {
+            Some(nats_server) => real(shop, &built, nats_server, patch, options)?,
+            None => simulated(&copy, &target, options),
+        };
         match first_differences(&mut histories)? {
             Some(differences) => {
                 caught += 1;
                 say(format_args!("{name}: caught ({differences})"));
             }
             None => {
-                say(format_args!("{name}: NOT caught in {} histories", options.histories));
+                say(format_args!("{name}: NOT caught in {} histories", options.histories()));
                 escaped.push(name);
             }
         }
@@ -79,6 +80,56 @@ pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     ensure!(caught + escaped.len() > 0, "there is no such variant in {PATCHES}");
     say(format_args!("{caught} variants caught, {} not", escaped.len()));
     Ok(if escaped.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Plays histories with real processes of this binary.
+fn real(
+    shop: &Workshop,
+    built: &Path,
+    nats_server: &Path,
+    patch: &Path,
+    options: &Options,
+) -> Result<Command> {
+    let mut histories = shop.workspace.cargo();
+    histories
+        .args(["test", "--release", "--workspace", "--test", "histories", "--", "--nocapture"])
+        .env("TASKPIPELINE_NATS_SERVER", nats_server)
+        // One that has crash points and is told none is as any other.
+        .env("TASKPIPELINE_BIN", built)
+        .env("TASKPIPELINE_CRASHABLE_BIN", built)
+        .env("TASKPIPELINE_TEST_OUTPUT", shop.workspace.target.join("variants/output"))
+        .env("TASKPIPELINE_SEED", options.seed.to_string())
+        .env("TASKPIPELINE_HISTORIES", options.histories().to_string())
+        .env_remove("TASKPIPELINE_SERVERS");
+    if let Some(servers) = servers(patch)? {
+        histories.env("TASKPIPELINE_SERVERS", servers);
+    }
+    Ok(histories)
+}
+
+/// Plays histories in the simulation of this source.
+fn simulated(copy: &Path, target: &Path, options: &Options) -> Command {
+    let mut histories = simulation(copy, target);
+    histories
+        .arg("--nocapture")
+        .env("SIMULATION_SEED", options.seed.to_string())
+        .env("SIMULATION_HISTORIES", options.histories().to_string());
+    histories
+}
+
+fn build_simulation(copy: &Path, target: &Path) -> Result<PathBuf> {
+    run::output(simulation(copy, target).arg("--list"))?;
+    Ok(target.to_owned())
+}
+
+fn simulation(copy: &Path, target: &Path) -> Command {
+    let mut test = cargo();
+    test.args(["test", "--quiet", "--release", "--package", "taskpipeline-pipeline", "--lib", "--"])
+        .arg("durable::simulation::after_all_faults")
+        .current_dir(copy)
+        .env("CARGO_TARGET_DIR", target)
+        .env("RUSTFLAGS", "--cap-lints=allow");
+    test
 }
 
 fn patches(root: &Path) -> Result<Vec<PathBuf>> {
@@ -185,6 +236,7 @@ fn is_catch(line: &str) -> bool {
     differs
         || line.starts_with("the pipeline does not come to rest")
         || line.contains("no consumer of incarnation ")
+        || line.starts_with("history ") && line.contains(" fails, found after ")
 }
 
 #[cfg(test)]
@@ -196,6 +248,7 @@ mod tests {
         let differs = "3 differences, 3 of them still there 6 s later:";
         let ends_never = "the pipeline does not come to rest: not within 90s: not settled: ...";
         assert!(is_catch(&format!(" {differs}")) && is_catch(ends_never));
+        assert!(is_catch("history 2007 fails, found after 0.1 s"));
         assert!(!is_catch("while: edit of retry.delays: no answer from /metrics"));
     }
 
@@ -203,7 +256,7 @@ mod tests {
     fn every_variant_still_applies() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let patches = patches(root).unwrap();
-        assert_eq!(patches.len(), 10, "{patches:?}");
+        assert_eq!(patches.len(), 15, "{patches:?}");
         let on_three = |patch: &&PathBuf| servers(patch).unwrap().as_deref() == Some("3");
         assert_eq!(
             patches.iter().filter(on_three).map(|patch| name(patch)).collect::<Vec<_>>(),

@@ -181,9 +181,9 @@ impl Options {
         let seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
         match shown {
             Some((seed, seconds, text)) => {
-                panic!(
-                    "history {seed} fails, found after {seconds:.1} s\n{text}\nagain: SIMULATION_SEED={seed} SIMULATION_HISTORIES=1"
-                )
+                // By itself on standard output, where `cargo xtask variants` looks for it.
+                println!("history {seed} fails, found after {seconds:.1} s");
+                panic!("{text}\nagain: SIMULATION_SEED={seed} SIMULATION_HISTORIES=1")
             }
             None => println!(
                 "{} histories in {seconds:.1} s ({:.0}/s); {seen:?}",
