@@ -92,8 +92,23 @@ impl Project {
     }
 }
 
+impl Project {
+    /// What the containers wrote, which goes with them.
+    fn print_logs(&self) {
+        let mut logs = std::process::Command::new(&self.compose[0]);
+        logs.args(&self.compose[1..]).args(["logs", "--no-color", "--timestamps", "--tail", "200"]);
+        match logs.stdin(Stdio::null()).output() {
+            Ok(done) => println!("{}", String::from_utf8_lossy(&done.stdout)),
+            Err(error) => println!("cannot read the logs: {error}"),
+        }
+    }
+}
+
 impl Drop for Project {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.print_logs();
+        }
         let mut down = std::process::Command::new(&self.compose[0]);
         down.args(&self.compose[1..]).args(["down", "--volumes", "--remove-orphans", "--timeout", "2"]);
         let _ = down.stdout(Stdio::null()).stderr(Stdio::null()).status();

@@ -69,6 +69,22 @@ async fn compose(project: &Project, arguments: &[String]) -> anyhow::Result<Stri
     project.compose(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await
 }
 
+/// Runs the processor's own `publish` in a container; answers what it prints.
+///
+/// With podman 4.3, on a busy machine, it was once over with success and no output, and nothing had been published: most likely the
+/// engine said that the container was over before it began. That is tried again; the events of these tests may come twice.
+async fn publish(project: &Project, arguments: &[String]) -> anyhow::Result<String> {
+    for _ in 0..3 {
+        let told = compose(project, arguments).await?;
+        if !told.trim().is_empty() {
+            ensure!(told.contains(" published tasks."), "{told}");
+            return Ok(told);
+        }
+        println!("the container of {} was over before it began", arguments.join(" "));
+    }
+    anyhow::bail!("{} printed nothing, three times", arguments.join(" "))
+}
+
 async fn json(url: &str) -> anyhow::Result<Value> {
     Ok(http().get(url).send().await?.error_for_status()?.json().await?)
 }
@@ -90,7 +106,7 @@ async fn from_nothing_to_the_quick_starts_task_on_the_page_and_in_prometheus() {
     let began = Instant::now();
     compose(&project, &[up.as_slice(), &["--detach".to_owned()]].concat()).await.unwrap();
     let started = began.elapsed();
-    println!("{}", compose(&project, publish).await.unwrap());
+    println!("{}", self::publish(&project, publish).await.unwrap());
     let edge = project.edge();
     // The page without tasks names the quick start's task, too: the link to it is not there before it is.
     eventually(SOON, async || {
@@ -110,7 +126,7 @@ async fn from_nothing_to_the_quick_starts_task_on_the_page_and_in_prometheus() {
     let change = |words: &str| {
         let line = format!("run --rm processor publish {words}");
         let (project, arguments) = (&project, self::words(&line));
-        async move { compose(project, &arguments).await }
+        async move { self::publish(project, &arguments).await }
     };
     change("updated --id task-1 --status completed --title Done").await.unwrap();
     shows(&edge, "/tasks/task-1", "Done").await.unwrap();
