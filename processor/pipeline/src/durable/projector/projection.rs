@@ -1,14 +1,14 @@
 //! Decides what the projector of mode `Durable` does. Pure: it takes the moment, and what came from the ledger, from KV and
 //! from the control record, as arguments, and answers with [`Action`]s, which its driver carries out and reports as
-//! [`Done`]. So a simulation drives the very code that ships.
+//! [`Done`]. So `durable/simulation` drives the very code that ships.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 mod answers;
 mod sending;
-#[cfg(test)]
-mod simulation;
 mod term;
+#[cfg(test)]
+mod tests;
 mod waiting;
 
 use std::collections::VecDeque;

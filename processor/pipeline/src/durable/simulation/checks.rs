@@ -143,7 +143,7 @@ impl World {
     }
 
     /// Some of the time in which all that can be done is done.
-    fn settle_down(&mut self) {
+    pub(super) fn settle_down(&mut self) {
         self.tick(true);
         for _ in 0..8 {
             let open = self.open_calls();

@@ -20,6 +20,7 @@ mod net;
 mod projector;
 mod replica;
 mod runner;
+mod scenes;
 pub(crate) mod settings;
 mod steps;
 mod truth;

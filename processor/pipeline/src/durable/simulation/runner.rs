@@ -111,6 +111,12 @@ impl History {
     }
 }
 
+/// A world in which a test takes the steps.
+pub(super) fn played(setting: &Setting, scene: impl FnOnce(&mut World)) {
+    let (common, names) = common();
+    scene(&mut World::new(setting, 1, &common, &names));
+}
+
 /// The parts that all histories of a thread share.
 fn common() -> (Common, Arc<Names>) {
     thread_local! {

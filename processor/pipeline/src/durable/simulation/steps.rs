@@ -146,7 +146,8 @@ impl Drawn {
 }
 
 impl World {
-    fn which(&self, p: usize) -> usize {
+    /// One past the last is the one that writes to the first namespace.
+    pub(super) fn which(&self, p: usize) -> usize {
         if p < self.replicas.len() { p } else { self.writer(0) }
     }
 
@@ -218,8 +219,14 @@ impl World {
     fn publish(&mut self) {
         let n = self.dice.below(TASKS);
         let message = message(n, self.setting.poison, &mut self.dice);
-        self.publish_quietly(&message);
-        self.truth_of(&message);
+        self.publish_message(&message);
+    }
+
+    /// A message enters the stream.
+    pub(super) fn publish_message(&mut self, message: &Message) {
+        self.publish_quietly(message);
+        let time = nanos(self.now()) + i64::try_from(self.truth.published).unwrap() * 1_000;
+        self.truth.published(message, &message.payload.clone().into(), time);
     }
 
     /// A message enters the stream of which the truth does not know.
@@ -231,11 +238,6 @@ impl World {
         let sequence = net.stream.publish(Event { subject, payload, time, nth });
         drop(net);
         self.note(|| format!("event {nth} at {sequence}: {subject} {}", message.payload));
-    }
-
-    fn truth_of(&mut self, message: &Message) {
-        let time = nanos(self.now()) + i64::try_from(self.truth.published).unwrap() * 1_000;
-        self.truth.published(message, &message.payload.clone().into(), time);
     }
 
     fn work(&mut self, count: usize) {

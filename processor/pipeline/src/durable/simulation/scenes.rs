@@ -1,0 +1,105 @@
+//! Histories that are written by hand: single faults that a drawn history meets too rarely to rely on.
+
+use taskpipeline_contract::{Description, EventData, NewTask, Status, Title};
+
+use super::kv::Verdict;
+use super::runner::played;
+use super::settings::{Knobs, REPLICAS, Setting};
+use super::steps::{Drawn, Step};
+use super::truth::Message;
+use super::world::{World, task};
+
+const SETTING: Setting = Setting {
+    clustered: false,
+    two_namespaces: false,
+    known: [false; 3],
+    poison: false,
+    long: false,
+    workers: 1,
+    tuning: Knobs {
+        budget: (1_000_000, 300),
+        min_write_interval: 1,
+        max_keys: 2,
+        retry_after: 1,
+        attempts: 2,
+    },
+};
+
+impl World {
+    fn step(&mut self, step: Step) {
+        self.take(&Drawn { step, seed: 1 });
+        assert_eq!(self.wrong, None);
+    }
+
+    fn create(&mut self, title: &str) {
+        let (id, title) = (task(0), Title::new(title).unwrap());
+        let payload = format!(
+            r#"{{"correlationId":"c","data":{{"id":"{}","title":"{}","description":"","status":"pending"}}}}"#,
+            id.as_str(),
+            title.as_str()
+        );
+        let description = Description::new(String::new()).unwrap();
+        let data = EventData::Created(NewTask { id, title, description, status: Status::Pending });
+        self.publish_message(&Message { subject: "tasks.created", payload, data: Some(data) });
+    }
+
+    /// Whether this replica waits for the answer to a renewal.
+    fn renews(&self, uid: u64) -> bool {
+        let net = self.net.lock().unwrap();
+        net.calls
+            .open
+            .values()
+            .any(|call| call.owner == uid && call.ask.describe().starts_with("write control"))
+    }
+
+    fn in_kv(&self) -> String {
+        self.kv(0).get("tasks:task-0").unwrap_or_default().to_owned()
+    }
+
+    /// All that can be done without faults is done, for so long.
+    fn live(&mut self, ticks: usize) {
+        for _ in 0..ticks {
+            self.settle_down();
+            assert_eq!(self.wrong, None);
+        }
+    }
+}
+
+/// It was about to send, and slept, its clock with it, until another had taken over and was done with its doubts.
+#[test]
+fn a_former_holder_that_is_drained_before_it_sees_what_it_is_hands_over_all_the_same() {
+    played(&SETTING, |world| {
+        world.live(12);
+        let former = world.which(REPLICAS);
+        world.create("old");
+        (0..6).for_each(|_| world.tick(true));
+        world.step(Step::Feed(former, 9));
+        // It may send as soon as it has renewed, and hears that it has when it wakes.
+        let uid = world.replicas[former].uid();
+        for _ in 0..8 {
+            if world.renews(uid) {
+                break;
+            }
+            world.tick(true);
+        }
+        world.step(Step::Stop { replica: former, in_request: false });
+        world.live(24);
+        world.create("new");
+        world.live(50);
+        let successor = world.which(REPLICAS);
+        assert_ne!(successor, former);
+        assert!(world.in_kv().contains("new"), "{}", world.in_kv());
+        world.step(Step::Continue { replica: former, slept: true });
+        // It looks whether a command asks for something, too.
+        (0..2).for_each(|_| world.tick(true));
+        assert!(world.namespaces[0].ghosts);
+        let which = world.kv(0).requests.iter().position(|request| request.owner == uid).unwrap();
+        world.answer(0, which, Verdict::Landed);
+        assert!(world.in_kv().contains("old"), "the old value has come last: {}", world.in_kv());
+        world.step(Step::Drain(former));
+        world.recover();
+        world.check_end();
+        assert_eq!(world.wrong, None);
+        assert!(world.in_kv().contains("new"), "{}", world.in_kv());
+    });
+}
