@@ -9,6 +9,7 @@ pub(crate) mod jobs;
 pub(crate) mod lag;
 pub(crate) mod progress;
 pub(crate) mod projection;
+mod reach;
 pub(crate) mod rests;
 pub(crate) mod shares;
 pub(crate) mod unsettled;

@@ -7,7 +7,11 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+mod task;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,13 +24,10 @@ use crate::durable::control::record::{Doubt, Settled};
 use crate::durable::ledger::cache::Known;
 use crate::durable::ledger::record::{Due, Record};
 use crate::durable::projector::deferred::{Deferral, Deferred, IdHash, Why};
+use crate::durable::projector::reach::Reach;
 use crate::durable::projector::shares::{Limits, Occupied, Share};
 
-/// What a task occupies without its record: here, in the queue, and its id.
-const BYTES_PER_TASK: usize = 300;
-
-/// What a record occupies besides its texts.
-const BYTES_PER_RECORD: usize = 400;
+use self::task::Task;
 
 /// What follows from a landed write.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,30 +58,6 @@ struct LeftLookUps {
     last: Revision,
 }
 
-#[derive(Debug)]
-struct Task {
-    /// The first change that KV may lack.
-    low: Revision,
-    /// The newest change that was seen.
-    seen: Revision,
-    /// What it says; not kept while nothing is to be written.
-    record: Option<Arc<Record>>,
-    /// The revision in the request that is out.
-    sent: Option<Revision>,
-    /// A write sent from this moment on ends the doubt.
-    doubtful_until: Option<Instant>,
-    attempts: u32,
-    /// Which share of the memory it counts to.
-    share: Share,
-}
-
-impl Task {
-    /// What it occupies.
-    fn bytes(&self) -> usize {
-        BYTES_PER_TASK + self.record.as_deref().map_or(0, bytes)
-    }
-}
-
 /// See the module's head.
 #[derive(Debug)]
 pub(crate) struct Unsettled {
@@ -91,18 +68,13 @@ pub(crate) struct Unsettled {
     lows: BTreeSet<Revision>,
     /// In the order in which their doubts end.
     doubts: VecDeque<(Instant, TaskId)>,
-    /// Tasks that were read again, and settled, at a revision that the feed has not got to: what it still has of
-    /// them is older, and must not be written any more.
-    ahead: HashMap<TaskId, Revision>,
-    /// The same in the order of revisions.
-    ahead_in_order: BTreeMap<Revision, TaskId>,
     /// What the tasks above occupy.
     occupied: Occupied,
     /// Tasks that wait in NATS.
     deferred: Deferred,
     left_look_ups: Option<LeftLookUps>,
-    /// The newest change that was seen of any task.
-    position: Revision,
+    /// How far the changes were read.
+    reach: Reach,
 }
 
 impl Unsettled {
@@ -120,12 +92,10 @@ impl Unsettled {
             tasks: HashMap::default(),
             lows: BTreeSet::new(),
             doubts: VecDeque::new(),
-            ahead: HashMap::new(),
-            ahead_in_order: BTreeMap::new(),
             occupied: Occupied::new(limits),
             deferred: Deferred::default(),
             left_look_ups: None,
-            position: settled,
+            reach: Reach::from(settled),
         }
     }
 
@@ -155,7 +125,8 @@ impl Unsettled {
         let lowest = self.lows.first().copied();
         let left = self.left_look_ups.map(|left| left.from);
         let lowest = [lowest, self.deferred.lowest(), left].into_iter().flatten().min();
-        lowest.map_or(self.position, |low| Revision(low.0.saturating_sub(1)).min(self.position))
+        lowest
+            .map_or(self.reach.position(), |low| Revision(low.0.saturating_sub(1)).min(self.reach.position()))
     }
 
     /// The same, and up to where nothing older can take effect: no further than it was known to the last holder,
@@ -194,20 +165,20 @@ impl Unsettled {
         rests_until: Option<Instant>,
         now: Instant,
     ) -> Taken {
-        if self.tasks.contains_key(id) || self.ahead.contains_key(id) {
+        if self.tasks.contains_key(id) || self.reach.is_behind(id) {
             self.changed(id, known, now);
             return Taken::In;
         }
         let revision = known.revision;
         if self.deferred.contains(id) {
-            self.move_to(revision);
+            self.reach.move_to(revision);
             let Some(deferral) = self.deferred.changed(id, revision) else { return Taken::Left };
             self.come_back(id, &deferral, known);
             return Taken::In;
         }
         let looked_up = known.record.is_to_be_looked_up();
         if looked_up && (self.left_look_ups.is_some() || !self.has_room_for(Share::LookUp)) {
-            self.move_to(revision);
+            self.reach.move_to(revision);
             let left = LeftLookUps { from: revision, last: revision };
             self.left_look_ups.get_or_insert(left).last = revision;
             return Taken::Left;
@@ -218,7 +189,7 @@ impl Unsettled {
             self.changed(id, known, now);
             return Taken::In;
         };
-        self.move_to(revision);
+        self.reach.move_to(revision);
         let doubtful_until = self.inherited_by(revision, known.record.follows, now);
         let (low, seen, why) = (revision, revision, Why::Rest);
         self.deferred.add(id, Deferral { low, seen, at, why, doubtful_until, attempts: 0 });
@@ -230,10 +201,10 @@ impl Unsettled {
     pub(crate) fn read_left(&mut self, id: &TaskId, known: &Known, now: Instant) -> Option<bool> {
         let Some(left) = self.left_look_ups else { return Some(false) };
         let revision = known.revision;
-        let is_ours = revision <= self.position
+        let is_ours = revision <= self.reach.position()
             && known.record.is_to_be_looked_up()
             && !self.tasks.contains_key(id)
-            && !self.ahead.contains_key(id)
+            && !self.reach.is_behind(id)
             && !self.deferred.contains(id);
         if is_ours && !self.has_room_for(Share::LookUp) {
             return None;
@@ -340,8 +311,8 @@ impl Unsettled {
     /// A change was read from the ledger, in the order of revisions.
     pub(crate) fn changed(&mut self, id: &TaskId, known: Known, now: Instant) {
         let Known { record, revision } = known;
-        let is_old = self.ahead.get(id).is_some_and(|seen| revision <= *seen);
-        self.move_to(revision);
+        let is_old = self.reach.is_settled_ahead(id, revision);
+        self.reach.move_to(revision);
         if is_old {
             return;
         }
@@ -366,7 +337,7 @@ impl Unsettled {
 
     /// A change was read that says what was settled before.
     pub(crate) fn passed(&mut self, id: &TaskId, revision: Revision) {
-        self.move_to(revision);
+        self.reach.move_to(revision);
         self.settle(id, revision);
     }
 
@@ -481,21 +452,7 @@ impl Unsettled {
         if let Some(task) = self.tasks.remove(id) {
             self.lows.remove(&task.low);
             self.occupied.remove(task.share, task.bytes());
-            if task.seen > self.position {
-                self.ahead.insert(id.clone(), task.seen);
-                self.ahead_in_order.insert(task.seen, id.clone());
-            }
-        }
-    }
-
-    /// The feed has got to this revision.
-    fn move_to(&mut self, revision: Revision) {
-        self.position = self.position.max(revision);
-        while let Some(first) = self.ahead_in_order.first_entry().filter(|first| *first.key() <= revision) {
-            let (seen, id) = first.remove_entry();
-            if self.ahead.get(&id) == Some(&seen) {
-                self.ahead.remove(&id);
-            }
+            self.reach.settled(id, task.seen);
         }
     }
 
@@ -538,11 +495,3 @@ impl Unsettled {
         }
     }
 }
-
-fn bytes(record: &Record) -> usize {
-    BYTES_PER_RECORD + record.text_bytes()
-}
-
-#[cfg(test)]
-#[path = "unsettled_tests.rs"]
-mod tests;

@@ -70,8 +70,10 @@ impl Knobs {
     /// than all that are refused at a time may never be shared.
     pub(super) fn draw(poison: bool, dice: &mut Dice) -> Self {
         let keys = if poison { [4, 4, 4, 10] } else { [2, 2, 1, 10] };
+        // It takes many requests to find out which tasks are refused.
+        let tight = if poison { (30, 10) } else { (6, 10) };
         Self {
-            budget: dice.pick(&[(1_000_000, 300), (1_000_000, 300), (200, 60), (30, 10)]),
+            budget: dice.pick(&[(1_000_000, 300), (1_000_000, 300), (30, 10), tight]),
             min_write_interval: dice.pick(&[1, 4]),
             max_keys: dice.pick(&keys),
             retry_after: dice.pick(&[1, 1, 4]),

@@ -2,6 +2,7 @@
 
 use taskpipeline_contract::{CorrelationId, EventData, NewTask, Task, Timestamp};
 
+use super::task::BYTES_PER_TASK;
 use super::*;
 use crate::fold::Version;
 use crate::fold_reference::base;
@@ -33,7 +34,7 @@ fn what_the_feed_still_has_of_a_task_that_was_settled_ahead_of_it_is_not_written
         assert!(unsettled.record(&id).is_none(), "{old} was to be written");
     }
     assert_eq!(unsettled.settled(), Revision(52));
-    assert!(unsettled.ahead.is_empty() && unsettled.ahead_in_order.is_empty());
+    assert!(unsettled.reach.is_level());
     unsettled.changed(&id, known(60), later);
     assert!(unsettled.record(&id).is_some());
 }
