@@ -13,7 +13,7 @@ const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 /// Not that of somebody who tries it out on this machine; its ports are the same.
 const NAME: &str = "taskpipeline-test";
 
-/// See the module's head. What it has, its data too, goes when it is dropped.
+/// A Compose project. Its containers and data are removed when it is dropped.
 #[derive(Debug)]
 pub struct Project {
     compose: Vec<String>,

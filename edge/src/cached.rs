@@ -16,7 +16,7 @@ pub trait ListCache: Send + Sync + 'static {
     fn put(&self, key: &str, text: String) -> impl Future<Output = ()> + Send;
 }
 
-/// See the module's head.
+/// Remembers lists for a while, so that like requests cost one list call.
 #[derive(Debug)]
 pub struct Cached<R, C> {
     reader: R,

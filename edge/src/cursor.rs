@@ -14,7 +14,7 @@ const MAX_AFTER: usize = 3 * 512;
 /// Between the two parts. The second has none, for it is encoded.
 const SEPARATOR: char = '~';
 
-/// See the module's head.
+/// The place in KV's list where the next page begins, and how many keys there were already shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cursor {
     /// What KV gave; nothing at the beginning.

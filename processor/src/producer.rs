@@ -16,7 +16,7 @@ use taskpipeline_pipeline::settings::NatsConnection;
 /// How long a stream may take to acknowledge; in mode Core there is none that would.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// See the module's head.
+/// A connection by which events are published, one at a time.
 pub(crate) struct Producer {
     client: Client,
     /// What NATS forbade last.

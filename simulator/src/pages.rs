@@ -9,7 +9,7 @@ use taskpipeline_edge::{KeyPage, ListedKey, ReadError, TaskReader};
 use crate::shared::{Inner, Shared};
 use crate::store::{Held, View};
 
-/// See the module's head.
+/// The edge's pages over the simulator's store.
 pub(crate) struct Pages(pub(crate) Arc<Shared>);
 
 impl TaskReader for Pages {

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 /// The command by which a client takes a subscription back. In a payload it does no harm.
 const UNSUBSCRIBE: &[u8] = b"UNSUB ";
 
-/// See the module's head. It ends when it is dropped.
+/// A proxy before nats-server that delays a client's UNSUB. It ends when it is dropped.
 #[derive(Debug)]
 pub struct SlowLink {
     port: u16,

@@ -18,7 +18,7 @@ pub fn objects(manifests: &str) -> anyhow::Result<Vec<Value>> {
     Ok(all.into_iter().filter(Value::is_object).collect())
 }
 
-/// See the module's head.
+/// Checks manifests by server-side dry runs.
 pub struct DryRun<'a> {
     namespace: &'a Namespace,
     kinds: Discovery,

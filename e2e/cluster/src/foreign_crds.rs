@@ -13,7 +13,7 @@ use crate::operator::crd_is_served;
 /// Those that tests brought have it.
 const LABEL: &str = "taskpipeline.dev/e2e";
 
-/// See the module's head.
+/// CRDs of other projects, installed for the time of a test.
 pub struct ForeignCrds {
     crds: Api<CustomResourceDefinition>,
     brought: Vec<String>,

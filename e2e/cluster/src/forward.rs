@@ -8,7 +8,7 @@ use kube::api::Api;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// See the module's head. It ends when it is dropped.
+/// A forwarded port of a pod. It ends when it is dropped.
 pub struct Forward {
     /// Where it is here.
     pub address: SocketAddr,

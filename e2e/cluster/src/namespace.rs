@@ -19,7 +19,7 @@ use crate::eventually;
 /// Namespaces of tests have it.
 const LABEL: &str = "taskpipeline.dev/e2e";
 
-/// See the module's head.
+/// A namespace for one test. It is deleted when the test is over.
 pub struct Namespace {
     /// As whoever runs the tests.
     pub client: Client,

@@ -11,7 +11,7 @@ use crate::{Forward, Image, Namespace, eventually, pods};
 const PORT: u16 = 4222;
 const MONITOR: u16 = 8222;
 
-/// See the module's head.
+/// nats-server in a pod.
 pub struct NatsPod {
     clients: Forward,
     monitor: Forward,

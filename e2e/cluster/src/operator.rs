@@ -67,7 +67,7 @@ pub(crate) async fn crd_is_served(crds: &Api<CustomResourceDefinition>, name: &s
     .await
 }
 
-/// See the module's head.
+/// The operator's pods, and the CRD that all tests share.
 pub struct OperatorPods {
     pods: Vec<Pod>,
 }

@@ -15,7 +15,7 @@ pub const LOAD_PORT: u16 = 4000;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// See the module's head.
+/// A producer in a pod, which counts what the stream has acknowledged.
 pub struct Producer {
     asked: Forward,
 }

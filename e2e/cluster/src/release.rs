@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_secs(60);
 /// What its name begins with, and those of all its objects.
 const NAME: &str = "demo";
 
-/// See the module's head.
+/// An installed release of the chart, and the ways to its pods.
 pub struct Release {
     /// Where it is.
     pub namespace: Namespace,

@@ -14,7 +14,7 @@ const PORT: u16 = 8788;
 /// The tests' own token, which is always let in.
 const READER: &str = "e2e";
 
-/// See the module's head.
+/// Cloudflare KV's simulator in a pod, and its control endpoint.
 pub struct SimulatorPod {
     control: Forward,
     client: reqwest::Client,

@@ -16,7 +16,7 @@ use super::Failure;
 /// How long a piece is, in bytes; a task that does not fit makes one longer.
 const PIECE: usize = 64 * 1024;
 
-/// See the module's head.
+/// The values of one bulk put, already as JSON in pieces.
 #[derive(Debug, Default)]
 pub struct Puts {
     ids: Vec<TaskId>,

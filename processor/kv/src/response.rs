@@ -10,7 +10,7 @@ use tracing::warn;
 use super::allowance::whole_seconds;
 use super::answer::{self, Failure, LONGEST_WAIT};
 
-/// See the module's head.
+/// An answer of the API as it came over the wire.
 #[derive(Clone, Copy, Debug)]
 pub struct Response<'a> {
     /// The HTTP status.

@@ -21,7 +21,7 @@ const PROMPTLY: Duration = Duration::from_secs(15);
 const CONFLICTS: f64 = 20.0;
 
 impl Stage {
-    /// See the module's head.
+    /// Plays what has to go smoothly when no fault is left: writes to the same records, and new tasks while look-ups are not answered.
     ///
     /// # Errors
     /// Where something has to wait that need not.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use crate::run;
 use crate::tools::Workshop;
 
-/// See the module's head.
+/// A cluster of the user's own, named by its kubeconfig context.
 pub(crate) struct Named {
     name: String,
     /// With this context alone, as the current one.

@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How often health checks are run.
 const CHECKS: Duration = Duration::from_secs(2);
 
-/// See the module's head.
+/// A podman service that Docker Compose talks to. It is stopped when this is dropped.
 pub(super) struct Podman {
     home: PathBuf,
     pub(super) buildah: Buildah,

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::run;
 use crate::tools::Workshop;
 
-/// See the module's head.
+/// Debian's buildah, with a store of its own in the cache.
 pub(crate) struct Buildah {
     home: PathBuf,
     /// One at a time: what a killed one has left is removed.

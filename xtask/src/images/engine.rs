@@ -13,7 +13,7 @@ use super::buildah::Buildah;
 use crate::run;
 use crate::tools::Workshop;
 
-/// See the module's head.
+/// The program that runs the Dockerfile.
 pub(super) enum Engine {
     Docker,
     Podman,

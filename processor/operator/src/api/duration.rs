@@ -13,7 +13,7 @@ use taskpipeline_pipeline::settings::{LONGEST_DURATION, format_duration};
 /// What the API server checks, and the parser.
 const PATTERN: &str = "^([0-9]+(ms|s|m|h))+$";
 
-/// See the module's head.
+/// A duration as a resource writes it: `1s`, `500ms`, `1h30m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(Duration);
 

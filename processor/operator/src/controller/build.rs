@@ -63,7 +63,7 @@ pub(crate) struct Objects {
     pub(crate) deployment: Deployment,
 }
 
-/// See the module's head.
+/// All objects of a validated pipeline, without the replica count.
 pub(crate) fn build(pipeline: &TaskPipeline, validated: &Validated, image: &Image) -> Objects {
     Objects {
         service_account: ServiceAccount {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 
-/// See the module's head.
+/// The operator's counters.
 #[derive(Clone)]
 pub(crate) struct OperatorMetrics {
     pub(crate) registry: Registry,

@@ -19,7 +19,7 @@ pub(crate) const TOO_MANY: &str = "TooManyPipelines";
 /// The longest drain: so long a deleted pod may stay.
 const MOST_GRACE: Duration = Duration::from_secs(600);
 
-/// See the module's head.
+/// The annotations, labels and references that editors of pipelines may use.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Policy {
     /// What the keys of pods' labels and annotations may begin with; `*` allows any

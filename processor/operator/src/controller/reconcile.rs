@@ -69,7 +69,7 @@ pub(crate) struct Context {
     pub(crate) failures: Mutex<HashMap<String, u32>>,
 }
 
-/// See the module's head.
+/// Reconciles one pipeline once: dereference, validate, build, apply, status.
 ///
 /// # Errors
 /// Where the API server does not do its part.

@@ -24,7 +24,7 @@ const SECRET: &str = "/api/v1/namespaces/shop/secrets/cloudflare-kv";
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/shop/deployments/tasks-processor";
 const ROLE: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/shop/roles/tasks-processor";
 
-/// See the module's head.
+/// An API server in memory, which fails where a test says so.
 #[derive(Default)]
 struct Server {
     objects: Mutex<HashMap<String, Value>>,

@@ -35,7 +35,7 @@ pub(crate) struct OperatorStatus {
     pub(crate) conditions: Vec<Condition>,
 }
 
-/// See the module's head.
+/// The operator's part of the status. A condition's time changes only with its status.
 pub(crate) fn status(pipeline: &TaskPipeline, outcome: &Outcome<'_>, now: &Time) -> OperatorStatus {
     let deployment = match outcome {
         Outcome::Applied(deployment) => Some(*deployment),

@@ -51,7 +51,7 @@ pub(crate) enum Login {
     None,
 }
 
-/// See the module's head.
+/// Checks a pipeline and what it refers to. Answers the settings to build from, or what has to be corrected.
 ///
 /// # Errors
 /// The first thing that has to be mended.

@@ -40,7 +40,7 @@ struct Verdict {
     message: String,
 }
 
-/// See the module's head. `old`: the conditions as they are; `generation`: of the spec that was seen.
+/// The conditions that the writing replica reports. `old`: the present conditions; `generation`: that of the spec that was read.
 pub(super) fn conditions(
     seen: &Seen,
     old: &[Condition],

@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_secs(2);
 /// correct each other more often than this.
 const CORRECTION: Duration = Duration::from_secs(30);
 
-/// See the module's head.
+/// Writes the conditions of the writing replica into the resource's status, when they have changed.
 pub struct Report {
     /// Whose status.
     pub own: Own,

@@ -31,7 +31,7 @@ mod tests;
 /// How many accepted events are taken in between two looks at what can be sent.
 const TAKE_IN: usize = 64;
 
-/// See the module's head.
+/// The projector of mode `Core`.
 pub(super) struct Projector<K> {
     tuning: Tuning,
     /// The settings as they are changed.

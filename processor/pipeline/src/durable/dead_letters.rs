@@ -20,7 +20,7 @@ pub(crate) struct LetterError {
     pub(crate) reason: String,
 }
 
-/// See the module's head.
+/// Publishes dead letters and waits until they are stored.
 #[derive(Clone)]
 pub(crate) struct DeadLetters {
     jetstream: Context,

@@ -96,7 +96,7 @@ struct Attempt {
     rest: Vec<TaskId>,
 }
 
-/// The attempts that are not over. See the module's head.
+/// The attempts that are not over.
 #[derive(Debug, Default)]
 pub(crate) struct Blame {
     attempts: HashMap<AttemptId, Attempt>,

@@ -51,7 +51,7 @@ pub(crate) enum Worth {
 }
 
 impl Situation {
-    /// See the module's head.
+    /// Whether a request is worth sending now, later or not at all.
     pub(crate) fn worth_sending(self) -> Worth {
         if self.ready == 0 || !has_place(self.in_flight) {
             return Worth::No;

@@ -31,7 +31,7 @@ struct Failed {
     avoid: Duration,
 }
 
-/// See the module's head.
+/// How many keys the next request takes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BatchSize {
     now: usize,

@@ -18,7 +18,7 @@ struct Suspect {
     had_its_turn: bool,
 }
 
-/// See the module's head.
+/// The keys that KV refused alone, and whose fault that was is open.
 #[derive(Debug, Default)]
 pub(super) struct Suspects(BTreeMap<TaskId, Suspect>);
 

@@ -151,7 +151,7 @@ pub(crate) struct Write {
     pub(crate) time_to_live: Option<Duration>,
 }
 
-/// See the module's head.
+/// Sends writes to the bucket without waiting for each other, and reads their answers by one subscription.
 pub(crate) struct Writes {
     lanes: Lanes,
     /// There until it is dropped.

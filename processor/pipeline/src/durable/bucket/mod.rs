@@ -87,7 +87,7 @@ fn record(read: Result<Option<Raw>, RawError>) -> Result<Option<Stored>, ReadErr
     read.map(|found| found.map(stored)).map_err(|error| ReadError(error.reason))
 }
 
-/// See the module's head.
+/// The ledger's bucket: reads, and writes by compare-and-set.
 #[derive(Clone)]
 pub(crate) struct Bucket {
     jetstream: Context,

@@ -68,7 +68,7 @@ pub(crate) enum Renewal {
     Unknown(String),
 }
 
-/// See the module's head.
+/// Takes, renews and releases the control record for one replica.
 #[derive(Clone)]
 pub(crate) struct Holder<R = Bucket> {
     pub(crate) bucket: R,

@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// After so long a wish is one of a command that is gone.
 const FORGOTTEN: Duration = Duration::from_secs(10);
 
-/// See the module's head.
+/// The loan record: how many requests a command asks for, and how many were granted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Loan {

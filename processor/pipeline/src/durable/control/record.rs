@@ -23,7 +23,7 @@ pub(crate) const LEASE: Duration = Duration::from_secs(4);
 /// projectors overlap only where a process was stopped.
 pub(crate) const MAY_SEND: Duration = Duration::from_secs(3);
 
-/// See the module's head.
+/// The control record of one KV namespace: who projects, and up to where the ledger is settled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Control {

@@ -20,7 +20,7 @@ pub(crate) enum MarkError {
     Write(#[from] WriteError),
 }
 
-/// See the module's head. One for all workers of a replica.
+/// The recorded high water of a replica, which only rises. One for all workers of a replica.
 pub(crate) struct Mark<S = Bucket> {
     bucket: S,
     subject: String,

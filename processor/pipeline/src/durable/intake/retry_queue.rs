@@ -94,7 +94,7 @@ impl<A: Acknowledge> RetryQueue<A> {
     }
 }
 
-/// The side that tries again. See the module's head.
+/// Tries refused events again until they are stored.
 pub(crate) struct RetryLoop {
     pub(crate) storage: Storage,
     pub(crate) ack_wait: Duration,

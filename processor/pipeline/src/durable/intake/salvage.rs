@@ -47,7 +47,7 @@ enum SalvageError {
     Ingest(#[from] IngestError),
 }
 
-/// See the module's head.
+/// Sets aside messages whose headers no client can read.
 pub(crate) struct Salvage {
     ingest: Ingest,
     session: Arc<Session>,

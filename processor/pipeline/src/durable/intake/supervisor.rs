@@ -61,7 +61,7 @@ pub(crate) async fn first(
     }
 }
 
-/// See the module's head.
+/// Keeps workers running, with a new session whenever the old one cannot be used any more.
 pub(crate) struct Supervisor {
     pub(crate) sessions: Sessions,
     pub(crate) rooms: Arc<Rooms>,

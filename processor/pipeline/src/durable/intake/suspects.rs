@@ -54,7 +54,7 @@ pub(crate) struct Begun {
     revision: Revision,
 }
 
-/// See the module's head.
+/// Records that this replica begins with an event that was delivered again and again, and that it is done with it.
 pub(crate) struct Suspects<S = Bucket> {
     bucket: S,
     names: Arc<Names>,

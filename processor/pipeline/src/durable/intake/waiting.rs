@@ -47,7 +47,7 @@ pub(crate) struct Tried<A> {
     pub(crate) over: Option<Refusal>,
 }
 
-/// See the module's head.
+/// Refused events with the moment at which each is tried again.
 pub(crate) struct Waiting<A> {
     ack_wait: Duration,
     /// By the order in which they are tried.

@@ -33,7 +33,7 @@ impl Weighter<TaskId, Known> for Bytes {
     }
 }
 
-/// See the module's head.
+/// Records as this replica last saw them, bounded in bytes. They may be old.
 pub(crate) struct Cache(Bounded<TaskId, Known, Bytes, RandomState>);
 
 impl Cache {

@@ -42,7 +42,7 @@ pub(crate) struct Change {
     pub(crate) behind: u64,
 }
 
-/// See the module's head. It ends when it is dropped.
+/// The ledger's changes in order, each task once, at its newest change. The feed ends when this is dropped.
 pub(crate) struct Feed {
     changes: mpsc::Receiver<Change>,
     broken: Arc<Mutex<Option<String>>>,

@@ -60,7 +60,7 @@ pub(crate) struct NotStored {
     pub(crate) why: LedgerError,
 }
 
-/// See the module's head.
+/// Reads and writes the records of tasks, and folds again after a conflict.
 pub(crate) struct Ledger<S = Bucket, L = DeadLetters> {
     bucket: S,
     names: Arc<Names>,

@@ -30,7 +30,7 @@ pub(crate) enum Settler {
     Unnamed(u64),
 }
 
-/// See the module's head.
+/// A task's record in the ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) task: TaskState,

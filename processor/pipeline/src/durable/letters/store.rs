@@ -71,7 +71,7 @@ pub(super) struct Opened {
     pub(super) payload: Vec<u8>,
 }
 
-/// See the module's head.
+/// Reads and deletes letters in the dead letter stream.
 pub(super) struct Store {
     jetstream: Context,
     /// Its name, and the stream, if there is one.

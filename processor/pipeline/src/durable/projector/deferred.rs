@@ -65,7 +65,7 @@ struct Entry {
     reading: bool,
 }
 
-/// See the module's head.
+/// Tasks that wait in NATS: of each, where its record is and when to read it again.
 #[derive(Debug, Default)]
 pub(crate) struct Deferred {
     entries: HashMap<IdHash, Entry, foldhash::fast::RandomState>,

@@ -13,7 +13,7 @@ use crate::durable::bucket::Revision;
 /// How often the feed's position is remembered.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// See the module's head.
+/// Measures how long the oldest unsettled change has waited, to a few seconds.
 #[derive(Debug, Default)]
 pub(crate) struct Lag {
     /// Up to where changes were read at these moments, as far as they are not settled.

@@ -52,7 +52,7 @@ pub(crate) enum Course {
     GivesUp(Stall),
 }
 
-/// See the module's head.
+/// Watches whether the projector moves while work waits.
 #[derive(Debug)]
 pub(crate) struct Progress {
     position: (Revision, Revision, u64),

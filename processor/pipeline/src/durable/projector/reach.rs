@@ -6,7 +6,7 @@ use taskpipeline_contract::TaskId;
 
 use crate::durable::bucket::Revision;
 
-/// See the module's head.
+/// The position of the ledger's feed, and the tasks that were settled ahead of it.
 #[derive(Debug)]
 pub(super) struct Reach {
     /// The newest change that was seen of any task.

@@ -17,7 +17,7 @@ use crate::durable::projector::deferred::IdHash;
 /// The most that are kept: some 22 MB.
 const MOST: usize = 450_000;
 
-/// See the module's head.
+/// When each task was last written, while `minWriteInterval` keeps it from being written again.
 #[derive(Debug)]
 pub(crate) struct Rests {
     began: Instant,

@@ -58,7 +58,7 @@ struct LeftLookUps {
     last: Revision,
 }
 
-/// See the module's head.
+/// All unsettled tasks: those in memory, those in doubt, and those that wait in NATS.
 #[derive(Debug)]
 pub(crate) struct Unsettled {
     settle_after: Duration,

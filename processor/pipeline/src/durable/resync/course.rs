@@ -35,7 +35,7 @@ pub(super) struct Marker {
     pub(super) begun: i64,
 }
 
-/// See the module's head.
+/// A resync under way: its start, its progress and its end.
 pub(super) struct Course<'a> {
     pub(super) holder: &'a Holder,
     pub(super) progress: &'a Progress,

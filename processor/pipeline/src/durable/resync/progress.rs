@@ -15,7 +15,7 @@ const BAR: &str =
     "{msg} [{bar:32}] {human_pos} of {human_len} ({percent} %), {per_sec}, {eta} left, {prefix}";
 const SPINNER: &str = "{spinner} {msg}: {human_pos}, {prefix}";
 
-/// See the module's head. What it counts has one bar at a time.
+/// Shows the progress of a command on standard error. Each count has one bar at a time.
 pub(super) struct Progress {
     terminal: bool,
     now: Mutex<Step>,

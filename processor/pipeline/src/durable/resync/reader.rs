@@ -53,7 +53,7 @@ impl BulkApi for Counted {
     }
 }
 
-/// See the module's head.
+/// Reads from KV for a command, with retries, within the budget.
 pub(super) struct Reader {
     kv: Counted,
     borrower: Borrower,

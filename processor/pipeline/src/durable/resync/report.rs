@@ -13,7 +13,7 @@ use super::compare::Class;
 /// How many keys of each class people get to see.
 const SHOWN: usize = 20;
 
-/// See the module's head.
+/// The result of a comparison of KV with the ledger.
 #[derive(Debug, Default)]
 pub struct Report {
     /// How many tasks KV should hold.

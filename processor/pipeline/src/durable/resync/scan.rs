@@ -22,7 +22,7 @@ const AT_A_TIME: usize = 1_000;
 /// How long the feed may be silent before is looked whether it has come to its end.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// See the module's head.
+/// Compares all of the ledger with all keys of KV. It only reads.
 pub(super) struct Scan<'a> {
     pub(super) member: &'a Member,
     pub(super) course: &'a Course<'a>,

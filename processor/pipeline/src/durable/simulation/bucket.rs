@@ -32,7 +32,7 @@ pub(super) struct Entry {
     pub(super) task: Option<(TaskId, Arc<Record>)>,
 }
 
-/// See the module's head.
+/// The simulated stream under the ledger's bucket.
 pub(super) struct Bucket {
     names: Arc<Names>,
     clustered: bool,

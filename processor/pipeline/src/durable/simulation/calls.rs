@@ -155,7 +155,7 @@ pub(super) enum Stage {
     Silent(u64),
 }
 
-/// See the module's head.
+/// A call that waits in the world.
 pub(super) struct Call {
     /// Of whom.
     pub(super) owner: u64,

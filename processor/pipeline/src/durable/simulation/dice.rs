@@ -1,6 +1,6 @@
 //! All chance of a history: one number decides it (splitmix64).
 
-/// See the module's head.
+/// A generator of random numbers (splitmix64).
 #[derive(Clone, Debug)]
 pub(super) struct Dice(u64);
 

@@ -59,7 +59,7 @@ pub(super) struct Ack {
     pub(super) kind: AckKind,
 }
 
-/// See the module's head.
+/// The simulated stream of the events, with its consumers.
 #[derive(Clone)]
 pub(super) struct Stream {
     pub(super) created: i64,

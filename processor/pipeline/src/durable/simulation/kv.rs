@@ -140,7 +140,7 @@ impl Request {
     }
 }
 
-/// See the module's head.
+/// One simulated KV namespace, with the requests that are out.
 #[derive(Default)]
 pub(super) struct Kv {
     /// The newest value of each key last, and since when it is there.

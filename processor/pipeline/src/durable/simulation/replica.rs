@@ -109,7 +109,7 @@ pub(super) struct Projecting {
     pub(super) stopping: bool,
 }
 
-/// See the module's head.
+/// A simulated replica: its clock, its connection, and the code that ships.
 pub(super) struct Replica {
     pub(super) link: Link,
     pub(super) door: Door,

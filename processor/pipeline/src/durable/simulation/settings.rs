@@ -36,7 +36,7 @@ pub(super) const MAX_AGE: u64 = 60_000;
 /// How long a settled tombstone lives: as long as an event, and as a process may be away with it in its hands.
 pub(super) const MEMORY: Duration = Duration::from_secs(100);
 
-/// See the module's head.
+/// The settings of one history.
 #[derive(Clone, Debug)]
 pub(super) struct Setting {
     pub(super) clustered: bool,

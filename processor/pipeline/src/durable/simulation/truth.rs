@@ -21,7 +21,7 @@ pub(super) struct Message {
     pub(super) data: Option<EventData>,
 }
 
-/// See the module's head.
+/// The events as they were published.
 #[derive(Default)]
 pub(super) struct Truth {
     pub(super) events: Vec<Happened>,

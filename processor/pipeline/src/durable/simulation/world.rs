@@ -41,7 +41,7 @@ pub(super) struct Command {
     pub(super) future: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
-/// See the module's head.
+/// The simulated world, in which a history is played.
 pub(super) struct World {
     pub(super) setting: Setting,
     pub(super) names: Arc<Names>,

@@ -67,7 +67,7 @@ impl Reading {
     }
 }
 
-/// See the module's head.
+/// Agrees with the other replicas on the stream's life, and joins its consumer.
 pub(crate) struct Agreement<S> {
     pub(crate) bucket: S,
     pub(crate) names: Arc<Names>,

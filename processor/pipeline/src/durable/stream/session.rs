@@ -26,7 +26,7 @@ use crate::settings::DurableSettings;
 /// The wait before the stream is looked at again where another replica has recorded what became of it.
 const AGREE_AGAIN: Duration = Duration::from_millis(20);
 
-/// See the module's head.
+/// A session with the stream: the life that it reads, and that life's consumer.
 pub(crate) struct Session {
     pub(crate) jetstream: Context,
     pub(crate) consumer: PullConsumer,

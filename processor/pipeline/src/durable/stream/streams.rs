@@ -29,7 +29,7 @@ pub(crate) enum StreamsError {
     Unfit(String),
 }
 
-/// See the module's head.
+/// The streams of the events, the ledger and the dead letters, fit to be used.
 #[derive(Clone)]
 pub(crate) struct Streams {
     pub(crate) events: Stream,

@@ -14,7 +14,7 @@ pub(super) const BYTES_PER_TASK: usize = 300;
 /// What a record occupies besides its texts.
 const BYTES_PER_RECORD: usize = 400;
 
-/// See the module's head.
+/// A task whose state in the ledger KV may lack.
 #[derive(Debug)]
 pub(super) struct Task {
     /// The first change that KV may lack.

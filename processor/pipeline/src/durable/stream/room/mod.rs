@@ -35,7 +35,7 @@ const DROP: Duration = Duration::from_millis(250);
 /// The pause after a purge that failed. A cluster without a leader also fails to purge, for seconds.
 const REFUSED: Duration = Duration::from_secs(60);
 
-/// See the module's head. One for all sessions of a replica.
+/// Keeps room in the streams' stores. One for all sessions of a replica.
 pub(crate) struct Rooms {
     pub(crate) jetstream: Context,
     pub(crate) room: Room,
