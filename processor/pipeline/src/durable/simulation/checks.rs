@@ -173,11 +173,14 @@ impl World {
         if !net.stream.is_done(&consumer) || !strays.is_empty() && !may_stray {
             return Some(format!("events wait for {consumer}: {:?}", net.stream.open()));
         }
-        let waiting = |intake: &Intake| match intake {
-            Intake::Working(working) => !working.waiting.is_empty() || working.ending.is_some(),
+        let waiting = |replica: &Replica| match &replica.intake {
+            Intake::Working(working) => {
+                let old = working.connection != replica.connection;
+                !working.waiting.is_empty() || working.ending.is_some() || old
+            }
             _ => true,
         };
-        if let Some(p) = self.replicas.iter().position(|replica| waiting(&replica.intake)) {
+        if let Some(p) = self.replicas.iter().position(waiting) {
             return Some(format!("replica {p} still takes in"));
         }
         let newest = net.bucket.tasks().map(|(.., revision)| revision).max().unwrap_or_default();
@@ -268,6 +271,32 @@ impl World {
         for payload in invalid {
             wrong.push(format!("no dead letter of {payload:?}"));
         }
+    }
+
+    /// Replicas write the same records at the same time, while nothing goes wrong: no session ends by that.
+    pub(super) fn live_quietly(&mut self) {
+        // One that still drains ends its session for that.
+        if self.replicas.iter().any(|replica| replica.draining) {
+            return;
+        }
+        let ended = |world: &Self| world.seen.get("sessions ended").copied().unwrap_or_default();
+        let before = ended(self);
+        for _ in 0..6 {
+            for _ in 0..3 {
+                self.publish();
+            }
+            self.tick(false);
+            (0..self.replicas.len()).for_each(|p| self.pull(p, 1));
+            // Each answer in its turn, so that writes of several replicas are on their way together.
+            for _ in 0..20 {
+                self.work(1);
+            }
+        }
+        self.recover();
+        if ended(self) > before {
+            self.fail("a session has ended, and nothing had gone wrong".to_owned());
+        }
+        self.check_end();
     }
 
     /// Deleted tasks are forgotten, and stay deleted.

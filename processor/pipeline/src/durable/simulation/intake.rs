@@ -74,6 +74,7 @@ impl World {
             kept.pending.give_back_now().now_or_never();
         }
         self.note(|| format!("session of {p} ends"));
+        self.count("sessions ended");
     }
 
     /// The retry loop does what is due.

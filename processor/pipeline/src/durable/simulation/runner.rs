@@ -62,6 +62,9 @@ impl History {
             }
             world.recover();
             world.check_end();
+            if self.setting.clustered && !self.setting.poison && world.wrong.is_none() {
+                world.live_quietly();
+            }
             if self.setting.long && world.wrong.is_none() {
                 world.outlive_the_memory();
             }

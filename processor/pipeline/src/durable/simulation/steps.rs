@@ -216,7 +216,7 @@ impl World {
         }
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         let n = self.dice.below(TASKS);
         let message = message(n, self.setting.poison, &mut self.dice);
         self.publish_message(&message);
@@ -240,7 +240,8 @@ impl World {
         self.note(|| format!("event {nth} at {sequence}: {subject} {}", message.payload));
     }
 
-    fn work(&mut self, count: usize) {
+    /// So many calls get on, in any order.
+    pub(super) fn work(&mut self, count: usize) {
         for _ in 0..count {
             let open = self.open_calls();
             if open.is_empty() || self.wrong.is_some() {
