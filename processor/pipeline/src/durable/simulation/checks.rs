@@ -273,14 +273,17 @@ impl World {
         }
     }
 
-    /// Replicas write the same records at the same time, while nothing goes wrong: no session ends by that.
+    /// Replicas write the same records at the same time, while nothing goes wrong: no session ends by that, and hardly ever is
+    /// an event refused and tried again.
     pub(super) fn live_quietly(&mut self) {
         // One that still drains ends its session for that.
         if self.replicas.iter().any(|replica| replica.draining) {
             return;
         }
-        let ended = |world: &Self| world.seen.get("sessions ended").copied().unwrap_or_default();
-        let before = ended(self);
+        let trouble = |world: &Self| {
+            ["sessions ended", "tried again"].map(|what| world.seen.get(what).copied().unwrap_or_default())
+        };
+        let before = trouble(self);
         for _ in 0..6 {
             for _ in 0..3 {
                 self.publish();
@@ -293,8 +296,12 @@ impl World {
             }
         }
         self.recover();
-        if ended(self) > before {
-            self.fail("a session has ended, and nothing had gone wrong".to_owned());
+        let after = trouble(self);
+        // One write may lose to others as often as it is tried.
+        if after[0] > before[0] || after[1] > before[1] + 2 {
+            self.fail(format!(
+                "sessions ended and events tried again though nothing had gone wrong: {after:?} after {before:?}"
+            ));
         }
         self.check_end();
     }
