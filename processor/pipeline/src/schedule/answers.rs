@@ -272,8 +272,8 @@ impl Schedule {
         }
     }
 
-    /// What was refused without a witness goes with the next write of others, which shows whose fault it was. Half of the
-    /// request at the most: one that holds nothing else shows nothing.
+    /// Tasks that were refused without a witness join the next write of others, which shows whose fault the refusal was. They
+    /// take at most half of the request, because a request of suspects alone shows nothing.
     pub(super) fn rouse_beside_others(&mut self) {
         if !self.gate.is_probing() {
             let (writes, most) = (&mut self.writes, self.size.keys() / 2);

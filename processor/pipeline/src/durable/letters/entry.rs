@@ -61,7 +61,7 @@ impl Entry {
 }
 
 /// Makes letters of messages. What belongs together has the same id, was received at the same moment and is of
-/// the same number of parts: ids alone come again when everything in NATS was deleted and made anew.
+/// the same number of parts: ids alone come again when everything in NATS was deleted and recreated.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     entries: Vec<Entry>,

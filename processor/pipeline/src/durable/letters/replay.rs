@@ -158,7 +158,7 @@ impl<'a> Replay<'a> {
         loop {
             let info = match events.consumer_info(&consumer).await {
                 Ok(info) => info,
-                // No replica has looked at the stream since it was made anew.
+                // No replica has looked at the stream since it was recreated.
                 Err(error) if matches!(error.kind(), ConsumerInfoErrorKind::NotFound) => {
                     return Ok(state.messages);
                 }

@@ -126,7 +126,7 @@ impl World {
     /// nobody knows that it is their fault, and they wait: with so few tasks, all that happens may have one rhythm.
     fn waits_for_poison_alone(&mut self) -> bool {
         let poisoned = self.truth.poisoned();
-        // What was published last may have to wait for the budget.
+        // The last events may wait for the request budget.
         (0..400).any(|_| {
             self.settle_down();
             let waits = |replica: &Replica| {
@@ -253,8 +253,8 @@ impl World {
             match letter.reason {
                 Reason::Invalid => match invalid.iter().position(|payload| *payload == letter.payload) {
                     Some(place) => accounted.push((invalid.swap_remove(place), &letter.id)),
-                    // A replica that began before the stream was made anew may make the former life's consumer again, and
-                    // what that delivers is delivered by the new life's as well: one letter under each.
+                    // A late replica may make the consumer of the former life again. The new life's consumer delivers the same
+                    // message, so there is a letter under each life.
                     None if accounted.iter().any(|(payload, id)| {
                         *payload == letter.payload && is_of_another_life(id, &letter.id)
                     }) => {}

@@ -1,4 +1,4 @@
-//! The stream of the events and its durable consumers: deliveries, acks, redeliveries; the stream made anew, or restored
+//! The stream of the events and its durable consumers: deliveries, acks and redeliveries. The stream can be recreated, or restored
 //! from an older copy.
 
 use std::collections::BTreeMap;

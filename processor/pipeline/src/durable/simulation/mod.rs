@@ -1,7 +1,6 @@
-//! The code of mode `Durable` that decides, in a world that can be simulated: several replicas with clocks of their own,
-//! NATS on one server or three, one KV namespace or two. Whatever can go wrong happens in any order: answers and acks are
-//! lost, requests land late or never, processes are killed, stopped or cut off, streams are made anew or restored, limits
-//! refuse writes, settings change.
+//! Simulates the code of mode `Durable` that decides: several replicas with clocks of their own, NATS on one server or three, one
+//! KV namespace or two. Faults happen in any order. Answers and acks are lost, and requests land late or never. Processes are
+//! killed, stopped or cut off. Streams are recreated or restored, limits refuse writes, and settings change.
 //!
 //! Nothing of the pipeline is written a second time here. Intake, ledger, control record, projection and schedule are those
 //! that ship; each question that they put to NATS or KV is a call that waits in the world until a step lets it get on (see

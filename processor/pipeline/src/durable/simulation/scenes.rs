@@ -1,5 +1,6 @@
 //! Histories that are written by hand: single faults that a drawn history meets too rarely to rely on.
 
+use async_nats::jetstream::consumer::pull::Config;
 use taskpipeline_contract::{Description, EventData, NewTask, Status, Title};
 
 use super::kv::Verdict;
@@ -100,6 +101,39 @@ fn a_former_holder_that_is_drained_before_it_sees_what_it_is_hands_over_all_the_
         world.recover();
         world.check_end();
         assert_eq!(world.wrong, None);
+        assert!(world.in_kv().contains("new"), "{}", world.in_kv());
+    });
+}
+
+/// A replica that did not know better has made the consumer of a former life again, and its deletion was lost.
+#[test]
+fn a_consumer_of_a_former_life_goes_with_the_next_session() {
+    played(&SETTING, |world| {
+        world.live(12);
+        world.create("old");
+        world.live(8);
+        world.step(Step::Recreate);
+        world.create("new");
+        // Their sessions end when they look for the consumer that is gone.
+        world.live(24);
+        let consumers = |world: &World| {
+            world
+                .net
+                .lock()
+                .unwrap()
+                .stream
+                .consumers_beside("")
+                .into_iter()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(consumers(world), ["tasks-processor-2"]);
+        let config = Config { durable_name: Some("tasks-processor-1".to_owned()), ..Config::default() };
+        assert!(world.net.lock().unwrap().stream.consumer(&config));
+        world.step(Step::CutOff(0));
+        world.step(Step::Reconnect(0));
+        world.live(24);
+        assert_eq!(consumers(world), ["tasks-processor-2"]);
         assert!(world.in_kv().contains("new"), "{}", world.in_kv());
     });
 }

@@ -75,7 +75,7 @@ pub(crate) struct Agreement<S> {
 
 impl<S: Register + Store> Agreement<S> {
     /// Looks what has become of the stream, and joins the consumer of its present life. Nothing, where another replica records
-    /// it at this moment, or the stream was made anew meanwhile: to be tried again.
+    /// it at this moment, or the stream was recreated meanwhile: to be tried again.
     ///
     /// # Errors
     /// Where NATS does not answer, or the stream or the consumer cannot be used.
@@ -93,8 +93,8 @@ impl<S: Register + Store> Agreement<S> {
             self.delete_former_consumers(events, incarnation).await;
             return Ok(Some((source, consumer)));
         }
-        // The stream was made anew meanwhile. A consumer that was made for its former life would be read by the replicas that
-        // have not noticed yet, and give them the new life's messages.
+        // The stream was recreated meanwhile. Replicas that have not noticed would read the new stream by the former life's
+        // consumer.
         if made {
             events.delete_consumer(&self.names.consumer(incarnation)).await;
         }
@@ -158,7 +158,7 @@ impl<S: Register + Store> Agreement<S> {
             Judgement::Recreated => {
                 source.recreated(now.created);
                 let incarnation = source.current().incarnation;
-                warn!("the stream {} was made anew: incarnation {incarnation}", self.names.stream);
+                warn!("the stream {} was recreated: incarnation {incarnation}", self.names.stream);
             }
             Judgement::TailLost { after, new_from } => {
                 let from = first_after(events, now.first..new_from, after).await?;

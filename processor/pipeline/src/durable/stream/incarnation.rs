@@ -1,6 +1,6 @@
 //! Which life of the stream a message belongs to. Pure: facts in, a judgement out.
 //!
-//! A stream that was deleted and made anew, or lost its tail to a power failure or a restore, hands out sequences
+//! A stream that was deleted and recreated, or lost its tail to a power failure or a restore, hands out sequences
 //! that it has handed out before. A version is therefore (incarnation, sequence), and each life of the stream
 //! has a higher incarnation than the one before. That a life has ended is seen from the *high water*: the
 //! newest message that a replica has taken in, which every replica records before it writes to the ledger what
@@ -73,7 +73,7 @@ pub(crate) struct Present {
 pub(crate) enum Judgement {
     /// It is what it was.
     Same,
-    /// It was deleted and made anew.
+    /// It was deleted and recreated.
     Recreated,
     /// It was thrown back: what came after the message of this time is not what was there.
     TailLost {
@@ -140,7 +140,7 @@ impl Source {
         }
     }
 
-    /// A new life, in a stream made anew.
+    /// A new life, in a recreated stream.
     pub(crate) fn recreated(&mut self, created: i64) {
         let incarnation = self.current().incarnation + 1;
         self.created = created;

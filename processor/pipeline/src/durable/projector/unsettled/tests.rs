@@ -1,6 +1,6 @@
 //! Scenes with what may be unsettled: tasks in doubt, refused, left in NATS and read again.
 
-use taskpipeline_contract::{CorrelationId, EventData, NewTask, Task, Timestamp};
+use taskpipeline_contract::{CorrelationId, EventData, NewTask, Task, TaskPatch, Timestamp};
 
 use super::task::BYTES_PER_TASK;
 use super::*;
@@ -14,28 +14,23 @@ fn what_the_feed_still_has_of_a_task_that_was_settled_ahead_of_it_is_not_written
     let (now, settle_after) = (Instant::now(), Duration::from_secs(30));
     let mut unsettled = Unsettled::new(&Limits::default(), Revision(0), Some(EVERYTHING), settle_after, now);
     let id = TaskId::new("a").unwrap();
-    let known = |revision| {
-        let (version, cause) = (Version::new(1, revision), CorrelationId::new("c").unwrap());
-        let record = Record::of(version, Timestamp::UNIX_EPOCH, cause, &EventData::Deleted(id.clone()));
-        Known { record: Arc::new(record), revision: Revision(revision) }
-    };
-    unsettled.changed(&id, known(1), now);
+    unsettled.changed(&id, deleted(&id, 1), now);
     unsettled.sent(&id);
     assert_eq!(unsettled.landed(&id, now), Landed::InDoubt);
     let later = now + settle_after;
     assert_eq!(unsettled.take_doubtful(9, later), std::slice::from_ref(&id));
-    unsettled.read_again(&id, known(52));
+    unsettled.read_again(&id, deleted(&id, 52));
     unsettled.sent(&id);
     assert_eq!(unsettled.landed(&id, later), Landed::Settled);
     unsettled.settle(&id, Revision(52));
     assert_eq!(unsettled.settled(), Revision(1));
     for old in [45, 52] {
-        unsettled.changed(&id, known(old), later);
+        unsettled.changed(&id, deleted(&id, old), later);
         assert!(unsettled.record(&id).is_none(), "{old} was to be written");
     }
     assert_eq!(unsettled.settled(), Revision(52));
     assert!(unsettled.reach.is_level());
-    unsettled.changed(&id, known(60), later);
+    unsettled.changed(&id, deleted(&id, 60), later);
     assert!(unsettled.record(&id).is_some());
 }
 
@@ -55,18 +50,25 @@ fn as_many_deferred_tasks_as_there_may_be_are_not_taken_for_writes_that_wait() {
     assert!(unsettled.has_room_for(Share::Write), "nothing waits for KV, and the writer has not stalled");
 }
 
-fn created(id: &TaskId, version: u64, revision: u64) -> Known {
-    let Task { id, title, description, status, .. } = base(id);
+/// A record in the ledger: what this event says, as this version and revision.
+fn known(data: &EventData, version: u64, revision: u64) -> Known {
     let (version, cause) = (Version::new(1, version), CorrelationId::new("c").unwrap());
-    let created = EventData::Created(NewTask { id, title, description, status });
-    let record = Record::of(version, Timestamp::UNIX_EPOCH, cause, &created);
+    let record = Record::of(version, Timestamp::UNIX_EPOCH, cause, data);
     Known { record: Arc::new(record), revision: Revision(revision) }
 }
 
+fn created(id: &TaskId, version: u64, revision: u64) -> Known {
+    let Task { id, title, description, status, .. } = base(id);
+    known(&EventData::Created(NewTask { id, title, description, status }), version, revision)
+}
+
 fn deleted(id: &TaskId, revision: u64) -> Known {
-    let (version, cause) = (Version::new(1, revision), CorrelationId::new("c").unwrap());
-    let record = Record::of(version, Timestamp::UNIX_EPOCH, cause, &EventData::Deleted(id.clone()));
-    Known { record: Arc::new(record), revision: Revision(revision) }
+    known(&EventData::Deleted(id.clone()), revision, revision)
+}
+
+fn updated(id: &TaskId, revision: u64) -> Known {
+    let patch = TaskPatch { id: id.clone(), title: None, description: None, status: None };
+    known(&EventData::Updated(patch), revision, revision)
 }
 
 #[test]
@@ -108,15 +110,10 @@ fn a_refusal_of_an_older_value_says_nothing_of_what_the_task_is_now() {
 
 #[test]
 fn a_look_up_that_fails_says_nothing_of_a_write_that_is_under_way() {
-    use taskpipeline_contract::TaskPatch;
-
     let now = Instant::now();
     let mut unsettled = Unsettled::new(&Limits::default(), Revision(0), None, Duration::from_secs(30), now);
     let id = TaskId::new("a").unwrap();
-    let patch = TaskPatch { id: id.clone(), title: None, description: None, status: None };
-    let (version, cause) = (Version::new(1, 1), CorrelationId::new("c").unwrap());
-    let record = Record::of(version, Timestamp::UNIX_EPOCH, cause, &EventData::Updated(patch));
-    unsettled.changed(&id, Known { record: Arc::new(record), revision: Revision(1) }, now);
+    unsettled.changed(&id, updated(&id, 1), now);
     unsettled.wait_for(&id, Share::LookUp);
     assert_eq!(unsettled.look_up_failed(&id), Some(1));
     // Deleted while the next look-up is out.
@@ -128,23 +125,14 @@ fn a_look_up_that_fails_says_nothing_of_a_write_that_is_under_way() {
 
 #[test]
 fn a_look_up_that_was_left_and_is_read_from_an_old_copy_is_replaced_by_what_is_read_again() {
-    use taskpipeline_contract::TaskPatch;
-
     let now = Instant::now();
     let mut unsettled = Unsettled::new(&Limits::default(), Revision(0), None, Duration::from_secs(30), now);
     let id = TaskId::new("a").unwrap();
-    let patch = TaskPatch { id: id.clone(), title: None, description: None, status: None };
-    let known = |data: &EventData, revision| {
-        let (version, cause) = (Version::new(1, revision), CorrelationId::new("c").unwrap());
-        let record = Record::of(version, Timestamp::UNIX_EPOCH, cause, data);
-        Known { record: Arc::new(record), revision: Revision(revision) }
-    };
-    let (update, delete) = (EventData::Updated(patch), EventData::Deleted(id.clone()));
-    unsettled.changed(&id, known(&update, 3), now);
+    unsettled.changed(&id, updated(&id, 3), now);
     // The newer change was seen to already, and is not seen again.
-    unsettled.read_again(&id, known(&delete, 7));
+    unsettled.read_again(&id, deleted(&id, 7));
     assert_eq!(unsettled.record(&id).unwrap().due(&id), Due::Delete);
-    unsettled.read_again(&id, known(&update, 3));
+    unsettled.read_again(&id, updated(&id, 3));
     assert_eq!(unsettled.record(&id).unwrap().due(&id), Due::Delete);
 }
 
