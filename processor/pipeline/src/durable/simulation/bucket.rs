@@ -16,7 +16,7 @@ use crate::durable::names::Names;
 /// The stream that refuses writes for lack of room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Full {
-    /// `max_msgs`: what has no record yet.
+    /// `max_msgs` is reached: what has no record yet, and in a cluster everything.
     NewRecords,
     /// The account's limit: everything.
     Everything,
@@ -119,12 +119,8 @@ impl Bucket {
     /// otherwise, to be committed or dropped.
     pub(super) fn take(&mut self, write: &Write, now: u64) -> Option<Message> {
         let found = self.records.get(&write.subject).map_or(Revision(0), |entry| entry.revision);
-        match self.full {
-            Some((Full::Everything, _)) => return Some(self.refuse(503, 10_023, "insufficient resources")),
-            Some((Full::NewRecords, _)) if found == Revision(0) => {
-                return Some(self.refuse(400, 10_077, "maximum messages exceeded"));
-            }
-            _ => {}
+        if let Some((Full::Everything, _)) = self.full {
+            return Some(self.refuse(503, 10_023, "insufficient resources"));
         }
         if let Some(expected) = write.expected {
             if self.clustered && now < self.not_ready_until {
@@ -137,6 +133,10 @@ impl Bucket {
             if expected != found {
                 return Some(self.refuse(400, 10_071, &format!("wrong last sequence: {}", found.0)));
             }
+        }
+        // A cluster counts a write as one more message, whether or not it replaces one.
+        if matches!(self.full, Some((Full::NewRecords, _))) && (self.clustered || found == Revision(0)) {
+            return Some(self.refuse(503, 10_077, "maximum messages exceeded"));
         }
         if self.clustered {
             self.proposed.push(write.subject.clone());

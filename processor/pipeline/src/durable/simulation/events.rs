@@ -35,6 +35,8 @@ pub(super) struct Pending {
 struct Consumer {
     ack_wait: u64,
     most_pending: usize,
+    /// The sequence that it began with.
+    first: u64,
     /// The sequence of the next message that it has not delivered.
     next: u64,
     deliveries: u64,
@@ -89,7 +91,9 @@ impl Stream {
     }
 
     pub(super) fn present(&self) -> Present {
-        let first = self.events.first_key_value().map_or(self.last + 1, |(sequence, _)| *sequence);
+        // A new stream begins at 0, one that everything has gone from after its last message.
+        let none = if self.last == 0 { 0 } else { self.last + 1 };
+        let first = self.events.first_key_value().map_or(none, |(sequence, _)| *sequence);
         Present { created: self.created, first, last: self.last }
     }
 
@@ -107,6 +111,7 @@ impl Stream {
         let consumer = Consumer {
             ack_wait: u64::try_from(config.ack_wait.as_millis()).unwrap(),
             most_pending: usize::try_from(config.max_ack_pending).unwrap(),
+            first: next,
             next,
             deliveries: 0,
             pending: BTreeMap::new(),
@@ -124,10 +129,11 @@ impl Stream {
         self.consumers.remove(name);
     }
 
-    pub(super) fn ack_floor(&self, name: &str) -> Option<u64> {
+    /// A cluster says 0 as long as the first message of all is not acked, one server what is before that.
+    pub(super) fn ack_floor(&self, name: &str, clustered: bool) -> Option<u64> {
         let consumer = self.consumers.get(name)?;
-        let floor = consumer.pending.first_key_value().map_or(consumer.next, |(sequence, _)| *sequence);
-        Some(floor - 1)
+        let open = consumer.pending.first_key_value().map_or(consumer.next, |(sequence, _)| *sequence);
+        Some(if clustered && open == consumer.first { 0 } else { open - 1 })
     }
 
     /// What a pull of at most so many brings; nothing, where there is no such consumer.

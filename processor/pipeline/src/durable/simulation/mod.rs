@@ -12,6 +12,7 @@ mod bucket;
 mod calls;
 mod checks;
 mod dice;
+mod differential;
 mod events;
 mod intake;
 mod kv;

@@ -167,7 +167,10 @@ impl Net {
     fn said(&mut self, ask: &Ask, late: bool) -> Said {
         match ask {
             Ask::Get(subject) => Said::Stored(self.bucket.get(subject)),
-            Ask::GetAt(revision) => Said::Stored(self.bucket.get_at(*revision)),
+            Ask::GetAt(revision) => {
+                assert_ne!(revision.0, 0, "no record has this revision");
+                Said::Stored(self.bucket.get_at(*revision))
+            }
             Ask::GetMany(subjects) => {
                 let found = subjects.iter().filter_map(|subject| match late && self.clustered {
                     true => self.bucket.get_late(subject),
@@ -185,12 +188,16 @@ impl Net {
                 Said::Letter(has_room)
             }
             Ask::Present => Said::Present(self.stream.present()),
-            Ask::TimeAt(sequence) => Said::Time(self.stream.events.get(sequence).map(|event| event.time)),
+            Ask::TimeAt(sequence) => {
+                // nats-server: bad request.
+                assert_ne!(*sequence, 0, "no message has this sequence");
+                Said::Time(self.stream.events.get(sequence).map(|event| event.time))
+            }
             Ask::NextFrom(sequence) => {
                 let next = self.stream.events.range(sequence..).next();
                 Said::Next(next.map(|(sequence, event)| (*sequence, event.time)))
             }
-            Ask::AckFloor(name) => Said::Floor(self.stream.ack_floor(name)),
+            Ask::AckFloor(name) => Said::Floor(self.stream.ack_floor(name, self.clustered)),
             Ask::Consumer(config) => Said::Consumer(self.stream.consumer(config)),
             Ask::Consumers => Said::Names(self.stream.consumers()),
             Ask::DeleteConsumer(name) => {

@@ -116,17 +116,7 @@ fn a_consumer_of_a_former_life_goes_with_the_next_session() {
         world.create("new");
         // Their sessions end when they look for the consumer that is gone.
         world.live(24);
-        let consumers = |world: &World| {
-            world
-                .net
-                .lock()
-                .unwrap()
-                .stream
-                .consumers_beside("")
-                .into_iter()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        };
+        let consumers = |world: &World| world.net.lock().unwrap().stream.consumers();
         assert_eq!(consumers(world), ["tasks-processor-2"]);
         let config = Config { durable_name: Some("tasks-processor-1".to_owned()), ..Config::default() };
         assert!(world.net.lock().unwrap().stream.consumer(&config));
@@ -134,6 +124,51 @@ fn a_consumer_of_a_former_life_goes_with_the_next_session() {
         world.step(Step::Reconnect(0));
         world.live(24);
         assert_eq!(consumers(world), ["tasks-processor-2"]);
+        assert!(world.in_kv().contains("new"), "{}", world.in_kv());
+    });
+}
+
+/// It has read the half of what it needs, and goes on when the others have begun another life of the stream.
+#[test]
+fn a_replica_that_is_stopped_while_it_agrees_joins_no_former_life() {
+    played(&SETTING, |world| {
+        world.live(12);
+        world.create("kept");
+        world.live(12);
+        world.step(Step::BackUp);
+        world.create("lost");
+        world.live(12);
+        (0..REPLICAS).for_each(|p| world.step(Step::CutOff(p)));
+        world.step(Step::Restore);
+        world.step(Step::Reconnect(0));
+        let uid = world.replicas[0].uid();
+        let reads = |world: &World| {
+            let net = world.net.lock().unwrap();
+            let open = net.calls.open.iter();
+            open.filter(|(_, call)| call.owner == uid)
+                .find(|(_, call)| {
+                    let what = call.ask.describe();
+                    what.starts_with("read source") || what.starts_with("read all high-water")
+                })
+                .map(|(id, _)| *id)
+        };
+        let first = (0..40).find_map(|_| {
+            world.tick(false);
+            reads(world)
+        });
+        world.call(first.unwrap());
+        world.step(Step::Stop { replica: 0, in_request: false });
+        (1..REPLICAS).for_each(|p| world.step(Step::Reconnect(p)));
+        let consumers = |world: &World| world.net.lock().unwrap().stream.consumers();
+        for _ in 0..40 {
+            world.tick(true);
+        }
+        assert_eq!(consumers(world), ["tasks-processor-2"]);
+        world.step(Step::Continue { replica: 0, slept: false });
+        (0..4).for_each(|_| world.tick(true));
+        assert_eq!(consumers(world), ["tasks-processor-2"]);
+        world.create("new");
+        world.live(24);
         assert!(world.in_kv().contains("new"), "{}", world.in_kv());
     });
 }

@@ -58,7 +58,13 @@ impl Sessions {
             let streams = Arc::new(streams::ensure(&self.jetstream, &self.names, &self.settings).await?);
             self.rooms.set_limits(&streams).await;
             let stream = &streams.events;
-            let Some((source, consumer)) = agreement.join(&Events { sessions: self, stream }).await? else {
+            let events = Events {
+                jetstream: &self.jetstream,
+                names: &self.names,
+                ack_wait: self.settings.ack_wait,
+                stream,
+            };
+            let Some((source, consumer)) = agreement.join(&events).await? else {
                 tokio::time::sleep(AGREE_AGAIN).await;
                 continue;
             };
@@ -75,24 +81,28 @@ impl Sessions {
             return Ok(Session { jetstream, consumer, pulls, streams, reading, max_age });
         }
     }
+}
 
+/// The stream of the events in NATS.
+pub(crate) struct Events<'a> {
+    pub(crate) jetstream: &'a Context,
+    pub(crate) names: &'a Names,
+    pub(crate) ack_wait: Duration,
+    pub(crate) stream: &'a Stream,
+}
+
+impl Events<'_> {
     /// The subjects that the consumer lets through; all, where the stream has no others. The server finds the next
     /// message twice as fast then. Should others be added to the stream one day, they are passed over; but not where
     /// an ack removes a message.
-    fn filter(&self, stream: &Stream) -> Vec<String> {
+    fn filter(&self) -> Vec<String> {
         let ours: Vec<_> = self.names.subjects.iter().map(|(subject, _)| subject.clone()).collect();
-        let config = &stream.cached_info().config;
+        let config = &self.stream.cached_info().config;
         let all_ours = config.subjects.iter().all(|subject| ours.contains(subject));
         let nothing_else = all_ours && config.sources.is_none() && config.mirror.is_none();
         let acks_keep = config.retention == RetentionPolicy::Limits;
         if nothing_else && acks_keep { Vec::new() } else { ours }
     }
-}
-
-/// The stream of the events in NATS.
-struct Events<'a> {
-    sessions: &'a Sessions,
-    stream: &'a Stream,
 }
 
 impl EventStream for Events<'_> {
@@ -108,12 +118,12 @@ impl EventStream for Events<'_> {
     }
 
     async fn time_at(&self, sequence: u64) -> Result<Option<i64>, SessionError> {
-        let found = raw::at(&self.sessions.jetstream, &self.sessions.names.stream, sequence).await?;
+        let found = raw::at(self.jetstream, &self.names.stream, sequence).await?;
         Ok(found.map(|message| message.time))
     }
 
     async fn next(&self, sequence: u64) -> Result<Option<(u64, i64)>, SessionError> {
-        let found = raw::next(&self.sessions.jetstream, &self.sessions.names.stream, sequence).await?;
+        let found = raw::next(self.jetstream, &self.names.stream, sequence).await?;
         Ok(found.map(|message| (message.sequence, message.time)))
     }
 
@@ -122,10 +132,9 @@ impl EventStream for Events<'_> {
     }
 
     async fn consumer(&self, life: Life) -> Result<(PullConsumer, bool), SessionError> {
-        let Self { sessions, stream } = self;
-        let names = &sessions.names;
+        let Self { names, stream, .. } = self;
         let name = names.consumer(life.incarnation);
-        let wanted = subscription::wanted(names, life, sessions.filter(stream), sessions.settings.ack_wait);
+        let wanted = subscription::wanted(names, life, self.filter(), self.ack_wait);
         // What is wrong with one that cannot be looked up is said when it cannot be made either.
         if let Ok(consumer) = stream.get_consumer::<PullConfig>(&name).await {
             return match subscription::judge(&consumer_config(&consumer), &wanted, names) {

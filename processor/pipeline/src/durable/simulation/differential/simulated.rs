@@ -1,0 +1,60 @@
+//! The simulated NATS, without faults: all that is asked is answered at once.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use async_nats::jetstream::AckKind;
+
+use super::super::events::Ack;
+use super::super::net::{Link, Net, Node};
+use super::Delivered;
+use super::asked::Asked;
+use crate::durable::names::Names;
+
+/// The simulated NATS.
+pub(super) struct Simulated {
+    pub(super) asked: Asked<Link, Link>,
+    pub(super) net: Arc<Mutex<Net>>,
+    pub(super) full: bool,
+}
+
+impl Simulated {
+    pub(super) fn new(names: &Arc<Names>, clustered: bool) -> Self {
+        let net = Arc::new(Mutex::new(Net::new(names, clustered)));
+        let link = Link { net: Arc::clone(&net), node: Node::new(0, 0, 0), names: Arc::clone(names) };
+        Self { asked: Asked::new(link.clone(), link, names), net, full: false }
+    }
+
+    /// All that is asked is answered at once.
+    pub(super) fn answered<T>(&self, future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        loop {
+            if let Poll::Ready(answer) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                return answer;
+            }
+            let mut net = self.net.lock().unwrap();
+            let ready = net.calls.ready(|_| true);
+            assert!(!ready.is_empty(), "nothing can be answered");
+            for id in ready {
+                net.step(id, false);
+            }
+        }
+    }
+
+    /// Of both at once, the second is asked when the first is done.
+    pub(super) fn pull(&self, consumer: &str, most: usize) -> Option<(Delivered, Vec<u64>)> {
+        let mut net = self.net.lock().unwrap();
+        let now = net.now;
+        let delivered = net.stream.pull(consumer, most, now)?;
+        let numbers = delivered.iter().map(|it| it.delivery).collect();
+        Some((delivered.iter().map(|it| (it.sequence, it.deliveries)).collect(), numbers))
+    }
+
+    pub(super) fn answer(&self, consumer: &str, sequence: u64, kind: AckKind) {
+        let mut net = self.net.lock().unwrap();
+        let (owner, consumer, now) = (0, Arc::from(consumer), net.now);
+        net.stream.answered(&Ack { owner, consumer, sequence, kind }, now);
+    }
+}
