@@ -276,10 +276,11 @@ async fn two_hundred_hostile_events_are_refused_with_reasons_and_the_good_among_
     assert_eq!(status, 200, "the process lives");
     assert!(replica.terminate(SOON).await.unwrap().success());
     let lines = replica.process().lines();
-    let refused: Vec<_> = lines.iter().filter(|line| line.contains("Refused a message on tasks.")).collect();
+    let refused: Vec<_> = lines.iter().filter(|line| line.contains("refused an invalid message")).collect();
     assert_eq!(refused.len(), bad_count, "each is logged once");
     for line in refused {
-        let reason = line.split_once("Refused a message on tasks.").unwrap().1;
+        let reason = line.split_once("refused an invalid message").unwrap().1;
+        assert!(reason.contains("subject=tasks.") && reason.contains(" error="), "{line}");
         assert!(reason.contains("not a JSON event: ") || reason.contains("invalid event: "), "{line}");
         assert!(line.len() < 2_000 && !line.chars().any(char::is_control), "{line:?}");
     }

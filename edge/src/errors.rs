@@ -26,17 +26,17 @@ pub(crate) struct Fault {
 pub(crate) enum EdgeError {
     #[error("bad request")]
     BadRequest(Vec<Fault>),
-    #[error("no such page")]
+    #[error("page not found")]
     NoSuchPage,
-    #[error("no such task")]
+    #[error("task not found")]
     NoSuchTask,
     #[error("method not allowed")]
     MethodNotAllowed,
-    #[error("the value under this task's key is not this task")]
+    #[error("the value in KV is not this task")]
     TaskUnreadable,
     #[error(transparent)]
     Kv(ReadError),
-    #[error("could not render the answer: {0}")]
+    #[error("cannot render the answer: {0}")]
     Render(String),
 }
 

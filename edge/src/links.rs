@@ -15,9 +15,9 @@ pub(crate) const API_PREFIX: &str = "/api/tasks/";
 /// Why a text that should be percent-encoded UTF-8 is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DecodeError {
-    #[error("must be percent-encoded correctly: a % goes with two hexadecimal digits")]
+    #[error("must be percent-encoded: two hexadecimal digits follow each %")]
     BadEscape,
-    #[error("must be UTF-8 once percent-decoded")]
+    #[error("must be UTF-8 after percent-decoding")]
     NotUtf8,
 }
 

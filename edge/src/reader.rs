@@ -58,7 +58,7 @@ pub struct ListedKey {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// The store refused the cursor: it is not one that the store gave.
-    #[error("the store does not know this cursor")]
+    #[error("unknown cursor")]
     UnknownCursor,
     /// The store did not answer as it should. The text is for the log, not for the visitor.
     #[error("KV failed: {0}")]

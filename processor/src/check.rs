@@ -12,57 +12,57 @@ use crate::producer::{Producer, ProducerError};
 use taskpipeline_kv::{BulkApi, ClientError, Failure, Namespace};
 use taskpipeline_pipeline::settings::Settings;
 
-/// How often KV is asked.
+/// The interval between two reads of KV.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How often an event is published again: while the pipeline starts there may be nothing yet that captures it.
+/// The interval after which the event is published again: while the pipeline starts, no stream may capture it yet.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// What it can be told.
+/// The options of `taskpipeline check`.
 #[derive(Debug, Args)]
 pub(crate) struct Check {
-    /// How long to wait for the task to land, and then for it to go
+    /// The most time to wait for the task to be in KV, and then for its deletion, such as 30s
     #[arg(long, default_value = "60s", value_parser = taskpipeline_pipeline::settings::parse_duration)]
     within: Duration,
 }
 
-/// Why the pipeline does not work, as far as can be told from outside.
+/// The pipeline does not work, as seen from outside.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CheckError {
-    /// NATS did not take the event, or nobody there listens.
+    /// NATS did not accept the event, or nothing subscribes to it.
     #[error(transparent)]
     Producer(#[from] ProducerError),
-    /// Not in practice: the id is made here.
+    /// Cannot happen in practice: the id is generated here.
     #[error(transparent)]
     Id(#[from] RuleError),
-    /// There can be no client of KV.
+    /// The client of KV cannot be built.
     #[error(transparent)]
     Client(#[from] ClientError),
     /// KV does not answer.
     #[error("cannot read the KV namespace: {0}")]
     Kv(#[from] Failure),
-    /// An event was published, and KV did not change.
+    /// An event was published, and KV did not change in time.
     #[error(
-        "{subject} was published and after {} s the task {id} is {state} KV: do replicas run, and what do they log?",
+        "published {subject}, but after {} s the task {id} is {state} KV. Check that replicas run, and read their logs",
         within.as_secs()
     )]
     NotSeen {
-        /// Where the event was published.
+        /// The subject of the event.
         subject: String,
-        /// The task's id.
+        /// The id of the task.
         id: TaskId,
-        /// Whether it is there or is not.
+        /// `not in` or `still in`.
         state: &'static str,
-        /// How long it was waited.
+        /// The time that passed, in whole seconds in the message.
         within: Duration,
     },
 }
 
 impl Check {
-    /// Checks, and answers how long it took, in a line.
+    /// Checks the pipeline. Returns one line with the time that it took.
     ///
     /// # Errors
-    /// Where the task does not land, or does not go again.
+    /// If the task does not get into KV, or is not deleted from it.
     pub(crate) async fn run(&self, settings: &Settings) -> Result<String, CheckError> {
         let producer = Producer::connect(&settings.connection).await?;
         let kv = Namespace::new(&settings.kv, settings.pipeline.tuning.request_timeout)?;

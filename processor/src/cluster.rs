@@ -23,10 +23,9 @@ use crate::{http, logs, serve_and_run, shutdown};
 /// The commands for a cluster.
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Makes of each TaskPipeline in a cluster a running processor, and keeps it so
+    /// Run the operator, which reconciles TaskPipelines into Deployments
     Operator(Box<Operator>),
-    /// Prints the CustomResourceDefinition of TaskPipelines, or brings it up to date in a cluster; exits with 2 where a newer
-    /// one is there
+    /// Print the CustomResourceDefinition of TaskPipelines, or apply it; exit status 2 if the cluster has a later one
     Crd(Crd),
 }
 
@@ -39,10 +38,7 @@ impl Command {
                 let address = operator.address();
                 let prepared = operator.prepare().await?;
                 let address = http::serve(address, prepared.routes()).await?;
-                info!(
-                    "taskpipeline operator {} serves health and metrics on http://{address}",
-                    env!("CARGO_PKG_VERSION")
-                );
+                info!(version = env!("CARGO_PKG_VERSION"), %address, "serving health and metrics of the operator");
                 Ok(prepared.run(shutdown).await?)
             }
             Self::Crd(crd) => {
@@ -64,21 +60,21 @@ impl Command {
 /// The TaskPipeline that a replica follows, if any.
 #[derive(clap::Args)]
 pub(crate) struct Followed {
-    /// A file with a TaskPipeline, which is followed as it changes; secrets stay in the environment
+    /// Read the settings from this file with a TaskPipeline, also when it changes; secrets stay in the environment
     #[arg(long, conflicts_with = "resource")]
     file: Option<PathBuf>,
-    /// The TaskPipeline in the cluster whose settings are followed, in the namespace of POD_NAMESPACE
+    /// Read the settings from this TaskPipeline in the namespace POD_NAMESPACE, also when it changes
     #[arg(long)]
     resource: Option<String>,
 }
 
 impl Followed {
-    /// Whether one is followed at all.
+    /// Whether a TaskPipeline is followed.
     pub(crate) fn is_any(&self) -> bool {
         self.file.is_some() || self.resource.is_some()
     }
 
-    /// Runs the pipeline by it, until `shutdown` resolves.
+    /// Runs the pipeline with the settings of the TaskPipeline, until `shutdown` resolves.
     pub(crate) async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         match (self.file, self.resource) {
             (Some(path), _) => by_file(path, shutdown).await,
@@ -88,7 +84,7 @@ impl Followed {
     }
 }
 
-/// The file says everything but secrets and addresses to listen on, which are the environment's.
+/// The file has all settings but secrets and listen addresses, which come from the environment.
 async fn by_file(path: PathBuf, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let telemetry = Telemetry::new()?;
     let seen = file::look(&path);
@@ -110,8 +106,8 @@ async fn by_file(path: PathBuf, shutdown: impl Future<Output = ()>) -> anyhow::R
     serve_and_run(environment::Run { settings, http }, changes, telemetry, shutdown).await
 }
 
-/// The variables that count beside a file: secrets, addresses, and settings of the process that a resource has as variables too.
-/// The others would set what the file sets.
+/// The variables that are read beside a file: secrets, addresses, and settings of the process. All others would contradict the
+/// file.
 fn beside_a_file(
     spec: &TaskPipelineSpec,
     name: &str,
@@ -127,7 +123,7 @@ fn beside_a_file(
     }
 }
 
-/// The environment says what cannot change while a pod lives, the resource what may.
+/// The environment has the settings that are fixed for the life of a pod; the resource has the others.
 async fn by_resource(name: String, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let telemetry = Telemetry::new()?;
     let run = environment::run(&environment::process)?;

@@ -12,73 +12,73 @@ use taskpipeline_pipeline::Reason;
 use taskpipeline_pipeline::letters::{Desk, LettersError, Selection, Tally, Which, line};
 use taskpipeline_pipeline::settings::Stored;
 
-/// What to do with the dead letters.
+/// The subcommands of `taskpipeline dead-letters`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadLetters {
-    /// Lists them, the newest last
+    /// List dead letters, the newest last
     List(List),
-    /// Shows everything about one of them
+    /// Show one dead letter with its headers and payload
     Show(Show),
-    /// Publishes their events again, or has their tasks written again, and removes them
+    /// Publish the events of dead letters again, or write their tasks again, and delete the letters
     ///
-    /// Refuses an event that would put an old state over a newer one, and bytes that are still no event.
+    /// Refuses an event that would restore an old state, and a payload that is still invalid
     Replay(Replay),
-    /// Deletes them for good
+    /// Delete dead letters permanently
     Drop(Drop),
 }
 
-/// How to list them.
+/// The options of `list`.
 #[derive(Debug, Args)]
 pub(crate) struct List {
-    /// As JSON, for programs
+    /// Print JSON, for programs
     #[arg(long)]
     json: bool,
-    /// Only the newest N
+    /// Print only the newest N letters
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
 }
 
-/// Which one to show.
+/// The options of `show`.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
-    /// Its sequence in the list, or its id
+    /// The sequence of the letter in the list, or its id
     #[arg(value_name = "SEQ|ID")]
     letter: String,
-    /// Only the event's original bytes, as they are
+    /// Print only the payload, byte for byte
     #[arg(long)]
     payload: bool,
 }
 
-/// Which ones to replay, and how.
+/// The options of `replay`.
 #[derive(Debug, Args)]
 pub(crate) struct Replay {
     #[command(flatten)]
     letters: Letters,
-    /// Have them count as the newest events, whatever has changed since; and send even what is no event
+    /// Replay the letters as the newest events, even invalid ones, whatever has changed since
     #[arg(long)]
     as_new: bool,
 }
 
-/// Which ones to drop.
+/// The options of `drop`.
 #[derive(Debug, Args)]
 pub(crate) struct Drop {
     #[command(flatten)]
     letters: Letters,
-    /// Really all of them
+    /// Confirm the deletion of all letters
     #[arg(long, requires = "all")]
     yes: bool,
 }
 
-/// Letters by name, or all.
+/// Letters by sequence or id, or all letters.
 #[derive(Debug, Args)]
 struct Letters {
-    /// Their sequences in the list, or their ids
+    /// The sequences of the letters in the list, or their ids
     #[arg(value_name = "SEQ|ID", required_unless_present = "all", conflicts_with = "all")]
     letters: Vec<String>,
-    /// All of them
+    /// Select all letters
     #[arg(long)]
     all: bool,
-    /// With --all: only those with this reason
+    /// With --all: select only letters with this reason, such as invalid
     #[arg(long, requires = "all", conflicts_with = "letters", value_parser = reason)]
     reason: Option<Reason>,
 }
@@ -93,12 +93,12 @@ impl Letters {
     }
 }
 
-/// The error names the reasons there are.
+/// The error lists the valid reasons.
 fn reason(text: &str) -> Result<Reason, NotAReason> {
     Reason::deserialize(text.into_deserializer())
 }
 
-/// Why the command did not do all that it was to do.
+/// The command failed, or did only a part.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub(crate) struct DeadLettersError(#[from] Problem);
@@ -107,19 +107,19 @@ pub(crate) struct DeadLettersError(#[from] Problem);
 enum Problem {
     #[error(transparent)]
     Letters(#[from] LettersError),
-    #[error("{0} dead letters would be deleted for good; say --yes if they are to be")]
+    #[error("this deletes {0} dead letters permanently. Pass --yes to confirm")]
     NotConfirmed(usize),
     #[error("{} of {} dead letters {what}", .tally.not_done, .tally.done + .tally.not_done)]
     NotAll { tally: Tally, what: &'static str },
-    #[error("the output cannot be written")]
+    #[error("cannot write the output")]
     Output(#[from] std::io::Error),
 }
 
 impl DeadLetters {
-    /// Does it, and prints what was done on standard output, what was not on standard error.
+    /// Runs the command. Results go to standard output, failures to standard error.
     ///
     /// # Errors
-    /// Where NATS cannot be used, or anything was refused or failed.
+    /// If NATS cannot be used, or a letter was refused or failed.
     pub(crate) async fn run(&self, pipeline: &Stored) -> Result<(), DeadLettersError> {
         Ok(self.carry_out(&Desk::open(pipeline).await.map_err(Problem::from)?).await?)
     }
@@ -161,7 +161,7 @@ fn summary(tally: Tally, not_done: &'static str, nothing: &str) -> Result<(), Pr
     }
 }
 
-/// What becomes of each letter is said when it has happened: there may be many, and it may be interrupted.
+/// Prints the outcome of each letter at once: there may be many, and the command may be interrupted.
 fn tell(outcome: Result<&str, &str>) {
     // Whoever has stopped reading does not want to stop the work.
     let _ = match outcome {
@@ -179,7 +179,7 @@ fn print(bytes: &[u8]) -> Result<(), Problem> {
     }
 }
 
-/// The terminal's, if standard output is one: what goes elsewhere is not cut.
+/// The width of the terminal. `None` if standard output is not a terminal: then lines are not cut.
 fn width() -> Option<usize> {
     let out = std::io::stdout();
     out.is_terminal().then(|| terminal_size::terminal_size_of(out)).flatten().map(|(width, _)| width.0.into())

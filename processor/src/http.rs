@@ -75,7 +75,7 @@ pub(crate) async fn serve(
         let routes = routes.clone();
         tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, routes).await {
-                error!("health and metrics are not served any more: {error}");
+                error!(%error, "stopped serving health and metrics");
             }
         });
     }

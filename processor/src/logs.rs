@@ -92,10 +92,8 @@ where
         if let Some(id) = &line.correlation_id {
             write!(writer, "[{}] ", Id(id))?;
         }
-        write!(writer, "{}", Printable(&line.message))?;
-        // Where the message tells it already, a field is not told again.
-        let fields = line.fields.iter().filter(|(name, _)| !TOLD.contains(name));
-        for (name, value) in fields {
+        write!(writer, "{}", Printable(&line.take_message()))?;
+        for (name, value) in &line.fields {
             write!(writer, " {name}={}", Value(value))?;
         }
         writeln!(writer)
@@ -110,8 +108,40 @@ struct Line {
     fields: Vec<(&'static str, String)>,
 }
 
-/// Fields of our own messages that stand in the message itself.
-const TOLD: [&str; 3] = ["key", "subject", "attempt"];
+/// Messages that the text format shows as the replaced system did, because its users search their logs for these lines. A name in
+/// braces stands for the field of that name.
+const REPLACED: [(&str, &str); 5] = [
+    ("received", "Received {subject}"),
+    ("writing", "{operation} {key}"),
+    ("attempt", "Attempt {attempt}/{max_attempts}"),
+    ("attempt failed", "Attempt {attempt}/{max_attempts} failed"),
+    ("written", "{operation} {key} successful"),
+];
+
+impl Line {
+    /// The message, with those fields that belong into it.
+    fn take_message(&mut self) -> String {
+        let Some((_, template)) = REPLACED.iter().find(|(message, _)| *message == self.message) else {
+            return std::mem::take(&mut self.message);
+        };
+        let is_there = |name: &str| self.fields.iter().any(|(known, _)| *known == name);
+        let names = || template.split('{').skip(1).filter_map(|part| part.split('}').next());
+        // A library may log the same word.
+        if !names().all(is_there) {
+            return std::mem::take(&mut self.message);
+        }
+        let mut text = (*template).to_owned();
+        self.fields.retain(|(name, value)| {
+            let place = format!("{{{name}}}");
+            let belongs = template.contains(&place);
+            if belongs {
+                text = text.replace(&place, value.trim_matches('"'));
+            }
+            !belongs
+        });
+        text
+    }
+}
 
 impl Visit for Line {
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -119,6 +149,11 @@ impl Visit for Line {
             "correlation_id" => self.correlation_id = Some(value.to_owned()),
             _ => self.record_debug(field, &value),
         }
+    }
+
+    /// Seconds, of which a person needs no more.
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.record_debug(field, &format_args!("{value:.1}"));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
@@ -232,12 +267,41 @@ mod tests {
         let forged = "c]  ERROR [x";
         let error = "no route task_id=other level=ERROR";
         let line =
-            logged(false, || info!(correlation_id = forged, error = %error, path = "a=b c", "Received"));
-        assert!(line.contains(r"[c\u{5d}  ERROR \u{5b}x] Received"), "{line}");
+            logged(false, || info!(correlation_id = forged, error = %error, path = "a=b c", "received"));
+        assert!(line.contains(r"[c\u{5d}  ERROR \u{5b}x] received"), "{line}");
         assert!(line.contains(r#" error="no route task_id=other level=ERROR""#), "{line}");
         assert!(line.contains(r#" path="a=b c""#), "{line}");
-        let plain = logged(false, || info!(correlation_id = "test-001", attempt = 1, count = 3, "Received"));
-        assert!(plain.ends_with("INFO [test-001] Received count=3\n"), "{plain}");
+        let plain = logged(false, || info!(correlation_id = "test-001", count = 3, "received"));
+        assert!(plain.ends_with("INFO [test-001] received count=3\n"), "{plain}");
+    }
+
+    #[test]
+    fn text_logs_have_the_lines_of_the_replaced_system_and_json_logs_have_fields() {
+        let line = |json, log: fn()| logged(json, log).trim_end().to_owned();
+        let received = || info!(correlation_id = "test-001", subject = "tasks.created", "received");
+        assert!(line(false, received).ends_with("INFO [test-001] Received tasks.created"));
+        let attempt = || info!(correlation_id = "test-001", attempt = 1, max_attempts = 5, "attempt");
+        assert!(line(false, attempt).ends_with("[test-001] Attempt 1/5"));
+        let failed = || {
+            warn!(
+                attempt = 2,
+                max_attempts = 5,
+                error = "status 500",
+                retry_in_seconds = 1.25,
+                "attempt failed"
+            );
+        };
+        let text = line(false, failed);
+        assert!(
+            text.ends_with(r#"WARN Attempt 2/5 failed error="status 500" retry_in_seconds=1.2"#),
+            "{text}"
+        );
+        let written = || info!(operation = "PUT", key = "tasks:1", "written");
+        assert!(line(false, written).ends_with("INFO PUT tasks:1 successful"));
+        // A library's line with the same word stays as it is.
+        assert!(line(false, || info!("received")).ends_with("INFO received"));
+        let json: serde_json::Value = serde_json::from_str(&line(true, received)).unwrap();
+        assert_eq!((&json["message"], &json["subject"]), (&"received".into(), &"tasks.created".into()));
     }
 
     #[test]

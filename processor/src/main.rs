@@ -52,24 +52,24 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs the pipeline, configured by environment variables (see .env.example)
+    /// Run the pipeline, configured by environment variables (see .env.example)
     Run(Run),
     #[cfg(feature = "cluster")]
     #[command(flatten)]
     Cluster(cluster::Command),
-    /// Publishes a task, sees it land in KV, and deletes it again: whether the pipeline works
+    /// Check that the pipeline works: publish a task, wait until it is in KV, and delete it again
     Check(Check),
-    /// Publishes an event, to try the pipeline
+    /// Publish one event, to try the pipeline
     #[command(subcommand)]
     Publish(Publish),
-    /// Lists, shows, replays and drops the events and tasks that could not go on
+    /// List, show, replay or delete dead letters
     #[command(subcommand)]
     DeadLetters(DeadLetters),
-    /// Writes the whole ledger to KV, or compares the two; exits with 2 where they differ
+    /// Write the whole ledger to KV, or compare the two; exit status 2 if they differ
     Resync(Resync),
 }
 
-/// What `taskpipeline run` can be told.
+/// The options of `taskpipeline run`.
 #[derive(clap::Args)]
 struct Run {
     #[cfg(feature = "cluster")]
@@ -146,12 +146,11 @@ async fn serve_and_run(
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let address = http::serve(http, http::replica(telemetry.clone())).await?;
-    info!("taskpipeline {} serves health and metrics on http://{address}", env!("CARGO_PKG_VERSION"));
+    info!(version = env!("CARGO_PKG_VERSION"), %address, "serving health and metrics");
     Ok(taskpipeline_pipeline::run(settings, changes, telemetry, shutdown).await?)
 }
 
-/// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once: whoever sends it does
-/// not want to wait for the drain.
+/// Resolves at the first SIGTERM or SIGINT. A second signal ends the process at once, without the drain.
 fn shutdown() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
@@ -165,7 +164,9 @@ fn shutdown() -> anyhow::Result<impl Future<Output = ()>> {
                 _ = terminate.recv() => 15,
                 _ = interrupt.recv() => 2,
             };
-            tracing::warn!("a second signal: stopping at once, what was in hand is lost");
+            tracing::warn!(
+                "received a second signal; stopping at once. Events in flight are lost in mode Core, and delivered again in mode Durable"
+            );
             std::process::exit(128 + signal);
         });
     })

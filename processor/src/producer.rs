@@ -13,28 +13,28 @@ use tokio::sync::watch;
 use taskpipeline_pipeline::connect_options;
 use taskpipeline_pipeline::settings::NatsConnection;
 
-/// How long a stream may take to acknowledge; in mode Core there is none that would.
+/// The most time for the ack of a stream. In mode Core no stream sends one.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A connection by which events are published, one at a time.
+/// A connection that publishes one event at a time.
 pub(crate) struct Producer {
     client: Client,
-    /// What NATS forbade last.
+    /// The last permission error of NATS.
     forbidden: watch::Receiver<Option<String>>,
     url: String,
 }
 
-/// What became of an event.
+/// The outcome of publishing an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Published {
-    /// It is kept.
+    /// A stream has stored the event.
     Stored {
-        /// The stream that has it.
+        /// The name of the stream.
         stream: String,
-        /// Its number there.
+        /// The sequence of the event in the stream.
         sequence: u64,
     },
-    /// Somebody listens, and no stream has said that it keeps it.
+    /// A client subscribes to the subject, and no stream has sent an ack.
     NotAcknowledged,
 }
 
@@ -47,35 +47,35 @@ impl fmt::Display for Published {
     }
 }
 
-/// Why an event was not published, or is lost.
+/// An event was not published, or is lost.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProducerError {
-    /// NATS is not there, or does not let us.
-    #[error("cannot publish to NATS at {url}: {reason}; is it running, and is NATS_URL right?")]
+    /// NATS cannot be reached, or refuses the connection.
+    #[error("cannot publish to NATS at {url}: {reason}. Check that NATS runs, and check NATS_URL")]
     Nats {
         /// The servers, without credentials.
         url: String,
-        /// What the client says.
+        /// The error of the client.
         reason: String,
     },
-    /// The login has not the right.
+    /// The login lacks the permission.
     #[error(
-        "cannot publish {subject} to NATS at {url}: {reason}; the user of NATS_USER or NATS_CREDS has no right to"
+        "cannot publish {subject} to NATS at {url}: {reason}. Grant the user of NATS_USER or NATS_CREDS the right to publish it"
     )]
     Forbidden {
-        /// Where the event was published.
+        /// The subject of the event.
         subject: String,
         /// The servers, without credentials.
         url: String,
-        /// What the server says.
+        /// The error of the server.
         reason: String,
     },
-    /// It is lost.
+    /// Nothing subscribes to the subject.
     #[error(
-        "nobody at {url} listens to {subject}, so the event is lost: does the pipeline run, and is SUBJECT_PREFIX right?"
+        "the event is lost: nothing subscribes to {subject} at {url}. Check that the pipeline runs, and check SUBJECT_PREFIX"
     )]
     NobodyListens {
-        /// Where the event was published.
+        /// The subject of the event.
         subject: String,
         /// The servers, without credentials.
         url: String,
@@ -83,10 +83,10 @@ pub(crate) enum ProducerError {
 }
 
 impl Producer {
-    /// Connects.
+    /// Connects to NATS.
     ///
     /// # Errors
-    /// Where NATS is not there, or the login is refused.
+    /// If NATS cannot be reached, or refuses the login.
     pub(crate) async fn connect(connection: &NatsConnection) -> Result<Self, ProducerError> {
         let url = connection.to_string();
         let failed = |reason: String| ProducerError::Nats { url: url.clone(), reason };
@@ -102,10 +102,10 @@ impl Producer {
         Ok(Self { client, forbidden, url })
     }
 
-    /// Publishes, and waits until a stream has it, as long as one may take.
+    /// Publishes an event, and waits for the ack of a stream.
     ///
     /// # Errors
-    /// Where the login may not, or nobody listens.
+    /// If the login lacks the permission, or nothing subscribes to the subject.
     pub(crate) async fn publish(&self, subject: &str, event: Bytes) -> Result<Published, ProducerError> {
         let (url, subject) = (self.url.clone(), subject.to_owned());
         let mut forbidden = self.forbidden.clone();

@@ -12,55 +12,55 @@ use taskpipeline_pipeline::settings::NatsConnection;
 /// The event to publish.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Publish {
-    /// A task came to be.
+    /// Publish tasks.created
     Created(Fields),
-    /// Some fields of a task changed.
+    /// Publish tasks.updated
     Updated(Fields),
-    /// A task is gone.
+    /// Publish tasks.deleted
     Deleted(Fields),
 }
 
-/// Its fields, or the whole of it.
+/// The fields of the event, or the whole event.
 #[derive(Debug, Args)]
 pub(crate) struct Fields {
-    /// The task's id
+    /// The id of the task, such as task-1
     #[arg(long)]
     id: Option<String>,
-    /// Its title, 1 to 200 characters
+    /// The title, 1 to 200 characters
     #[arg(long)]
     title: Option<String>,
-    /// Its description, at most 2000 characters
+    /// The description, at most 2000 characters
     #[arg(long)]
     description: Option<String>,
     #[arg(long, help = "pending, in_progress, completed or cancelled")]
     status: Option<String>,
-    /// What to follow the event by in logs; made up if not given
+    /// The correlation id, by which logs name the event [default: a new one]
     #[arg(long)]
     correlation_id: Option<String>,
     /// The whole event as JSON: {"correlationId": "...", "data": {"id": "...", ...}}
     #[arg(long, conflicts_with_all = ["id", "title", "description", "status", "correlation_id"])]
     json: Option<String>,
-    /// What the subjects begin with
+    /// The prefix of the subjects
     #[arg(long, env = "SUBJECT_PREFIX", default_value = "tasks")]
     subject_prefix: String,
 }
 
-/// Why nothing was published.
+/// The event was not published.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PublishError {
-    /// The event breaks the contract.
+    /// The event is invalid.
     #[error("nothing was published")]
     Invalid(#[from] DecodeError),
-    /// NATS did not take it, or nobody there listens.
+    /// NATS did not accept the event, or nothing subscribes to it.
     #[error(transparent)]
     Producer(#[from] ProducerError),
 }
 
 impl Publish {
-    /// Validates, publishes, waits until a stream has it, and answers what it did in a line.
+    /// Validates and publishes the event, and waits until a stream has stored it. Returns one line for the user.
     ///
     /// # Errors
-    /// Says which fields are wrong, or why NATS did not take it.
+    /// Names the invalid fields, or the reason why NATS did not accept the event.
     pub(crate) async fn run(&self, connection: &NatsConnection) -> Result<String, PublishError> {
         let (kind, fields) = match self {
             Self::Created(fields) => (EventKind::Created, fields),

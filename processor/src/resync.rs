@@ -10,46 +10,46 @@ use taskpipeline_pipeline::settings::Settings;
 
 pub(crate) use taskpipeline_pipeline::resync::ResyncError;
 
-/// What to do, and how.
+/// The options of `taskpipeline resync`.
 #[derive(Debug, Args)]
 pub(crate) struct Resync {
-    /// Compares KV with the ledger and writes nothing
+    /// Compare KV with the ledger, and write nothing
     #[arg(long)]
     verify: bool,
-    /// Compares, and has everything written again that differs, but for keys that only KV knows
+    /// Compare, and write every task again that differs; keep keys that only KV has
     #[arg(long)]
     repair: bool,
-    /// Compares, and deletes the tasks that only KV knows
+    /// Compare, and delete the tasks that only KV has
     #[arg(long)]
     delete_unmanaged: bool,
-    /// Compares values too, and not only what lists show of them: a request for every 100 tasks
+    /// Compare values as well as the metadata of lists; costs one request for every 100 tasks
     #[arg(long)]
     values: bool,
-    /// Prints the whole report as JSON
+    /// Print the whole report as JSON
     #[arg(long)]
     json: bool,
-    /// Begins anew instead of going on where an earlier resync was interrupted
+    /// Start from the beginning, instead of where an earlier resync was interrupted
     #[arg(long, conflicts_with_all = ["verify", "repair", "delete_unmanaged", "values", "json"])]
     restart: bool,
-    /// After how long keys that differ are looked at again: KV's answers may be a minute old
+    /// The time after which keys that differ are read again, because answers of KV may be a minute old, such as 90s
     #[arg(long, default_value = "65s", value_parser = taskpipeline_pipeline::settings::parse_duration, value_name = "TIME")]
     recheck_after: Duration,
 }
 
-/// What to print, and whether KV is as it should be.
+/// The result of a resync.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// For standard output.
+    /// The text for standard output.
     pub(crate) text: String,
-    /// Nothing differs, as far as was looked.
+    /// Whether KV and the ledger are equal, as far as they were compared.
     pub(crate) equal: bool,
 }
 
 impl Resync {
-    /// Does it, until it is done or `shutdown` resolves.
+    /// Runs until the resync is done or `shutdown` resolves.
     ///
     /// # Errors
-    /// Where it does not come to its end; it may be run again.
+    /// If the resync does not finish; it can be run again.
     pub(crate) async fn run(
         &self,
         settings: Settings,

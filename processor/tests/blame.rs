@@ -401,7 +401,8 @@ async fn a_wait_that_no_clock_can_count_is_capped_and_said() {
     .unwrap();
     scene.wait_kv_health("failing", "900 s").await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let said = scene.replica.process().lines().iter().filter(|line| line.contains("waiting 900 s")).count();
+    let said =
+        scene.replica.process().lines().iter().filter(|line| line.contains("waiting_seconds=900")).count();
     let running = scene.replica.is_running().unwrap();
     println!("throttled {} time, running: {running}, said {said} times", scene.befell("throttled"));
     assert!(running && said >= 1, "{}", scene.replica.process().tail());

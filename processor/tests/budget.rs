@@ -164,7 +164,7 @@ async fn two_pipelines_that_share_a_token_are_warned() {
     }
     let warned = |replica: &Processor| {
         let lines = replica.process().lines();
-        lines.iter().any(|line| line.contains("others use the same Cloudflare token"))
+        lines.iter().any(|line| line.contains("other clients use the same Cloudflare token"))
     };
     println!("{} requests by two pipelines", kv.requests().len());
     eventually(Duration::from_secs(10), || async {
@@ -189,7 +189,7 @@ async fn one_pipeline_alone_is_not_warned_of_itself() {
     wait_for_keys(&kv, 120, Duration::from_secs(30)).await;
     println!("{} requests", kv.requests().len());
     assert!(kv.requests().len() > 20);
-    assert!(!replica.process().lines().iter().any(|line| line.contains("others use the same")));
+    assert!(!replica.process().lines().iter().any(|line| line.contains("other clients use the same")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

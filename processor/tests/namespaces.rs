@@ -204,7 +204,8 @@ async fn a_delete_settled_in_the_second_namespace_outlives_what_the_first_one_ma
         Ok(())
     });
     let waited = waited.await;
-    let noticed = stopped.process().lines().iter().filter(|line| line.contains("not known any more")).count();
+    let noticed =
+        stopped.process().lines().iter().filter(|line| line.contains("writing all tasks again")).count();
     println!(
         "{TASKS} tasks deleted {age:.1?} ago in the second namespace, {there} records left; the first one, back after \
          {away:.1?}, still has {} (noticed that it may have missed some: {noticed} times)",

@@ -67,7 +67,7 @@ async fn an_event_that_nobody_hears_is_an_error() {
     let lost = publish(&nats.url(), &["deleted", "--id", "a"]).await;
     let error = String::from_utf8(lost.stderr).unwrap();
     assert!(!lost.status.success() && lost.stdout.is_empty());
-    assert!(error.contains("listens to tasks.deleted, so the event is lost"), "{error}");
+    assert!(error.contains("the event is lost: nothing subscribes to tasks.deleted"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

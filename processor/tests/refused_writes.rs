@@ -309,7 +309,7 @@ async fn an_event_that_ten_processes_died_with_is_a_dead_letter_and_one_that_was
         "given back 20 times, then in hand at {crashes} crashes: {} ({})",
         letter["reason"], letter["detail"]
     );
-    assert_eq!(letter["reason"], "delivered-too-often");
+    assert_eq!(letter["reason"], "max-deliveries-exceeded");
 
     // And one that was only given back.
     store(&client, [("created", created("given-back"))].into_iter()).await.unwrap();

@@ -164,7 +164,7 @@ async fn interrupted_half_way_it_goes_on_where_it_stopped() {
     interrupted.signal(Signal::SIGINT).unwrap();
     let status = interrupted.wait(SOON).await.unwrap();
     assert_eq!(status.code(), Some(1), "{}", interrupted.tail());
-    assert!(interrupted.lines().iter().any(|line| line.contains("goes on from there")));
+    assert!(interrupted.lines().iter().any(|line| line.contains("continues from there")));
     let half = kv.seen().keys_put;
     assert!(half < u64::from(TASKS), "interrupted after all was written: the test proves nothing");
 
@@ -313,7 +313,7 @@ async fn repair_mends_all_but_the_unmanaged_which_go_when_told_to() {
     let repaired = planted.resync(&["--repair", "--values", "--json"]).await;
     assert_eq!(repaired.status.code(), Some(2), "what only KV knows is left");
     let found = report(&repaired);
-    assert_eq!(found["mended"], json!(5));
+    assert_eq!(found["repaired"], json!(5));
     for class in ["missing", "stale", "extra"] {
         assert!(names(&found, class).is_empty(), "{found}");
     }

@@ -26,7 +26,7 @@ pub enum Failure {
     #[error("{0}")]
     TooSlow(String),
     /// 429: nothing at all may be sent for this long.
-    #[error("too many requests: Cloudflare asks to wait {} s", .0.as_secs())]
+    #[error("too many requests: retry after {} s", .0.as_secs())]
     Throttled(Duration),
     /// Nothing can work until someone mends the token, the namespace or the plan.
     #[error("{0}")]

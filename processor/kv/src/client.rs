@@ -25,11 +25,11 @@ const MOST_KEYS_PER_PAGE: &str = "1000";
 pub enum ClientError {
     /// The HTTP client could not be set up.
     #[error(
-        "cannot set up HTTPS: are there CA certificates? Install ca-certificates, or name a file of them in SSL_CERT_FILE"
+        "cannot set up HTTPS: no CA certificates found. Install ca-certificates, or set SSL_CERT_FILE to a file of certificates"
     )]
     Http(#[from] reqwest::Error),
     /// The token holds characters no header can carry.
-    #[error("CF_API_TOKEN holds characters that no HTTP header can carry")]
+    #[error("invalid CF_API_TOKEN: it has characters that an HTTP header cannot carry")]
     Token,
 }
 

@@ -66,8 +66,8 @@ fn capped(wait: Duration) -> Duration {
     if wait > LONGEST_WAIT {
         warn!(
             asked_seconds = wait.as_secs(),
-            "KV asks for a longer wait than any of its limits needs; waiting {} s",
-            LONGEST_WAIT.as_secs()
+            waiting_seconds = LONGEST_WAIT.as_secs(),
+            "KV asks for a longer wait than any of its limits needs"
         );
     }
     wait.min(LONGEST_WAIT)

@@ -15,16 +15,12 @@ pub struct KvSettings {
 }
 
 impl KvSettings {
-    /// Why the token is not safe on its way; nothing where it is encrypted or stays on this machine.
+    /// The host that gets the token unencrypted over the network, if one does.
     #[must_use]
-    pub fn unencrypted(&self) -> Option<String> {
+    pub fn unencrypted(&self) -> Option<&str> {
         let host = self.namespace_url.host_str()?;
         let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
         let is_loopback = address.map_or(host == "localhost", |address| address.is_loopback());
-        (self.namespace_url.scheme() == "http" && !is_loopback).then(|| {
-            format!(
-                "CF_API_BASE_URL is http:// and {host} is not this machine: the token is sent unencrypted"
-            )
-        })
+        (self.namespace_url.scheme() == "http" && !is_loopback).then_some(host)
     }
 }

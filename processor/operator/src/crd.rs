@@ -53,7 +53,7 @@ pub enum CrdError {
     #[error("cannot write the CRD")]
     Yaml(#[from] serde_saphyr::ser::Error),
     /// There is no cluster.
-    #[error("cannot find the cluster: in one a service account is needed, elsewhere a kubeconfig")]
+    #[error("cannot find the cluster. In a cluster, check the service account; elsewhere, the kubeconfig")]
     Infer(#[from] kube::config::InferConfigError),
     /// The API server does not take it.
     #[error("cannot apply the CRD {name}")]
@@ -65,8 +65,7 @@ pub enum CrdError {
     },
     /// What is there is newer.
     #[error(
-        "the CRD in the cluster is of version {theirs}, and this program of {ours}: it is not taken back, since pipelines may \
-         use what is new; install version {theirs} or a newer one"
+        "the CRD in the cluster has version {theirs}, and this program has {ours}: a downgrade could break pipelines. Install version {theirs} or later"
     )]
     Newer {
         /// The version of what is there.
@@ -75,7 +74,7 @@ pub enum CrdError {
         ours: &'static str,
     },
     /// It was applied, and is not served.
-    #[error("the CRD {name} is applied and not served after {} s: `kubectl describe crd {name}` says why", PATIENCE.as_secs())]
+    #[error("applied the CRD {name}, but the API server does not serve it after {} s. Run `kubectl describe crd {name}`", PATIENCE.as_secs())]
     NotServed {
         /// Its name.
         name: String,

@@ -88,7 +88,7 @@ pub(super) async fn connect(
     connections: watch::Sender<u64>,
 ) -> Result<Client, RunError> {
     let (url, complaints) = (connection.to_string(), Complaints::default());
-    info!("connecting to NATS at {url}");
+    info!(%url, "connecting to NATS");
     open(connection, connect_options(connection), move |event| {
         if matches!(event, NatsEvent::Connected) {
             connections.send_modify(|count| *count += 1);
@@ -157,32 +157,29 @@ impl Complaints {
 fn note(event: &NatsEvent, url: &str, complaints: &Complaints, health: &Health, metrics: &Metrics) {
     match event {
         NatsEvent::Connected => {
-            info!("connected to NATS at {url}");
+            info!(%url, "connected to NATS");
             health.set_nats(NatsState::Connected);
         }
         NatsEvent::Disconnected => {
-            warn!("lost the connection to NATS at {url}; reconnecting");
+            warn!(%url, "lost the connection to NATS; reconnecting");
             health.set_nats(NatsState::Disconnected("reconnecting".to_owned()));
         }
         NatsEvent::SlowConsumer(_) => {
             metrics.slow_consumers.inc();
-            warn!("events were dropped: they came faster than they could be taken in");
+            warn!("events were dropped: they arrived faster than the processor read them");
         }
         NatsEvent::ServerError(error) => {
-            warn!("NATS at {url} reports: {error}");
+            warn!(%url, %error, "NATS reported an error");
             health.set_nats_error(&error.to_string());
         }
         NatsEvent::ClientError(error) => {
             let error = error.to_string();
             if complaints.is_news(&error, Instant::now()) {
-                warn!(
-                    "no connection to NATS at {url} ({error}). It is tried again all the time; is a server \
-                     there, and are NATS_URL and the login right?"
-                );
+                warn!(%url, %error, "cannot connect to NATS; retrying. Check that a server runs there, and check NATS_URL and the login");
             }
             health.set_nats_error(&error);
         }
-        NatsEvent::LameDuckMode => info!("the NATS server is about to stop; moving to another"),
+        NatsEvent::LameDuckMode => info!("the NATS server is shutting down; moving to another server"),
         NatsEvent::Draining | NatsEvent::Closed => {}
     }
 }
@@ -192,18 +189,17 @@ fn note_pulls(event: &NatsEvent, url: &str, complaints: &Complaints, health: &He
     match event {
         NatsEvent::Connected => health.set_pulls(None),
         NatsEvent::Disconnected => {
-            debug!("lost the connection for pulls to NATS at {url}; reconnecting");
+            debug!(%url, "lost the connection for pulls to NATS; reconnecting");
             health.set_pulls(Some("reconnecting"));
         }
-        NatsEvent::ServerError(error) => warn!("NATS at {url} reports, on the connection for pulls: {error}"),
+        NatsEvent::ServerError(error) => {
+            warn!(%url, %error, "NATS reported an error on the connection for pulls")
+        }
         NatsEvent::ClientError(error) => {
             let error = error.to_string();
             health.set_pulls(Some(&error));
             if health.nats() == NatsState::Connected && complaints.is_news(&error, Instant::now()) {
-                warn!(
-                    "no second connection to NATS at {url}, by which events are pulled ({error}). It is tried again all \
-                     the time; are the connections of the account or the login limited?"
-                );
+                warn!(%url, %error, "cannot open the second connection to NATS, which pulls events; retrying. Check the connection limits of the account and of the login");
             }
         }
         NatsEvent::SlowConsumer(_) | NatsEvent::LameDuckMode | NatsEvent::Draining | NatsEvent::Closed => {}

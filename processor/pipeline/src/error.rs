@@ -20,6 +20,6 @@ pub enum RunError {
     #[error("cannot register metrics")]
     Metrics(#[from] prometheus::Error),
     /// A part of the pipeline ended that must not.
-    #[error("the {0} stopped unexpectedly; this is a fault of taskpipeline itself")]
+    #[error("the {0} stopped unexpectedly; this is a bug in taskpipeline")]
     Stopped(&'static str),
 }

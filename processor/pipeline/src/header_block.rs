@@ -19,11 +19,11 @@ pub(super) enum HeaderFault {
     #[error("its headers do not begin with `{VERSION}`")]
     Version,
     /// Only servers send it; the client takes the message for a word about the pull.
-    #[error("its headers begin with a status, as only a server's may")]
+    #[error("its headers begin with a status, which only a server may send")]
     Status,
     #[error("line {0} of its headers has no colon")]
     NoColon(usize),
-    #[error("the name in line {0} of its headers has characters that no name may have")]
+    #[error("the header name in line {0} has invalid characters")]
     Name(usize),
 }
 

@@ -50,8 +50,11 @@ pub async fn run(
     let Telemetry { metrics, health } = telemetry;
     let timeout = changes.borrow().request_timeout;
     let namespace = Namespace::new(&settings.kv, timeout)?;
-    if let Some(why) = settings.kv.unencrypted() {
-        warn!("{why}");
+    if let Some(host) = settings.kv.unencrypted() {
+        warn!(
+            host,
+            "the token is sent unencrypted: CF_API_BASE_URL begins with http:// and names another machine"
+        );
     }
 
     tokio::pin!(shutdown);

@@ -58,7 +58,7 @@ impl Live {
             return;
         }
         for change in &changes {
-            info!("{change}");
+            info!(%change, "applied new settings");
         }
         self.metrics.set(numbers(&new));
         self.sender.send_replace(new);
@@ -70,7 +70,7 @@ impl Live {
         if self.refused.borrow().as_deref() == Some(why) {
             return;
         }
-        warn!("the new settings are refused, the last ones stay in effect: {why}");
+        warn!(error = %why, "refused the new settings; the last ones stay in effect");
         self.metrics.settings_refused.inc();
         self.refused.send_replace(Some(why.to_owned()));
     }

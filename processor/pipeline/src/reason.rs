@@ -1,49 +1,49 @@
-//! Why an event or a task cannot go on.
+//! The reasons of dead letters.
 
 use serde::{Deserialize, Serialize};
 
-/// Why an event ended here.
+/// The reason of a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// The message is no event.
+    /// The message is not a valid event.
     Invalid,
-    /// Its headers are such that no client can read the message.
+    /// No NATS client can read the headers of the message.
     UnreadableHeaders,
-    /// It was delivered again and again, and no replica lived to say what it is.
-    DeliveredTooOften,
-    /// KV did not take it in as many attempts as the policy allows.
-    AttemptsUsedUp,
-    /// KV refuses this task, however it is sent.
+    /// NATS delivered the event again and again, and each replica crashed before it could examine it.
+    MaxDeliveriesExceeded,
+    /// KV did not accept the task within the attempts of the retry policy (mode Core).
+    RetriesExhausted,
+    /// KV refuses this task and accepts others.
     RefusedByKv,
-    /// It changes a task whose value in KV is not one.
+    /// The event updates a task whose value in KV is not a task.
     UnreadableInKv,
-    /// It is a task's record in the ledger that something else has written over.
+    /// Another program has written over the record of the task in the ledger.
     UnreadableInLedger,
-    /// There was no time left at shutdown.
+    /// The shutdown grace was over before KV accepted the task (mode Core).
     Shutdown,
 }
 
 impl Reason {
-    /// Each of them.
+    /// All reasons.
     pub const ALL: [Self; 8] = [
         Self::Invalid,
         Self::UnreadableHeaders,
-        Self::DeliveredTooOften,
-        Self::AttemptsUsedUp,
+        Self::MaxDeliveriesExceeded,
+        Self::RetriesExhausted,
         Self::RefusedByKv,
         Self::UnreadableInKv,
         Self::UnreadableInLedger,
         Self::Shutdown,
     ];
 
-    /// As it stands in the letter and in the metric's label.
+    /// The name of the reason in dead letters and in the label of the metric.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Invalid => "invalid",
             Self::UnreadableHeaders => "unreadable-headers",
-            Self::DeliveredTooOften => "delivered-too-often",
-            Self::AttemptsUsedUp => "attempts-used-up",
+            Self::MaxDeliveriesExceeded => "max-deliveries-exceeded",
+            Self::RetriesExhausted => "retries-exhausted",
             Self::RefusedByKv => "refused-by-kv",
             Self::UnreadableInKv => "unreadable-in-kv",
             Self::UnreadableInLedger => "unreadable-in-ledger",

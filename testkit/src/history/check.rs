@@ -331,7 +331,7 @@ mod tests {
                 "no dead letter for the invalid event 1-4",
             ]
         );
-        let valid = [letter("1-1", "invalid", 1, good), letter("1-1", "attempts-used-up", 1, good)];
+        let valid = [letter("1-1", "invalid", 1, good), letter("1-1", "retries-exhausted", 1, good)];
         assert_eq!(letters(&Expectation::new(), &events[..1], &valid).len(), 2);
     }
 
@@ -348,11 +348,14 @@ mod tests {
 
     #[test]
     fn an_event_that_waits_for_no_room_is_fine_and_one_that_waits_for_a_conflict_is_not() {
-        let lines =
-            ["3 events have to wait: NATS refuses the write: maximum bytes exceeded", "wrong last sequence"];
+        let lines = [
+            r#"events have to wait events=3 error="NATS refuses the write: maximum bytes exceeded""#,
+            "wrong last sequence",
+        ];
         let lines = lines.map(str::to_owned);
         assert_eq!(contention(&lines), []);
-        let line = "3 events have to wait: NATS refuses the write: wrong last sequence".to_owned();
+        let line =
+            r#"events have to wait events=3 error="NATS refuses the write: wrong last sequence""#.to_owned();
         assert_eq!(contention([&line]).len(), 1);
     }
 

@@ -29,9 +29,9 @@ pub(crate) enum ApplyError {
     Read { kind: String, name: String, source: kube::Error },
     #[error("cannot apply the {kind} {name}: {source}")]
     Apply { kind: String, name: String, source: kube::Error },
-    #[error("the {kind} {name} belongs to something else: delete it, or call the pipeline otherwise")]
+    #[error("the {kind} {name} belongs to another owner: delete it, or rename the pipeline")]
     NotOurs { kind: String, name: String },
-    #[error("the {kind} {name} cannot be written as JSON: {source}")]
+    #[error("cannot write the {kind} {name} as JSON: {source}")]
     Json { kind: String, name: String, source: serde_json::Error },
 }
 
@@ -67,7 +67,7 @@ where
     let live = match live {
         Some(live) => live,
         None => {
-            info!("the {kind} {name} is made");
+            info!(kind, name, "created");
             // By an apply, one that somebody else makes at this moment would become ours.
             let params =
                 PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
@@ -86,7 +86,7 @@ where
     let is_new = is_as_created(&live);
     match place {
         None if !is_new => return Ok(live),
-        Some(place) if !is_new => info!("the {kind} {name} is not as it should be: {place} is put right"),
+        Some(place) if !is_new => info!(kind, name, fields = place, "corrected drift"),
         _ => {}
     }
     if let Value::Object(fields) = &mut desired {

@@ -45,7 +45,7 @@ pub(crate) struct References {
 
 /// Why a Secret could not be looked at.
 #[derive(Debug, thiserror::Error)]
-#[error("the Secret {name} cannot be read: {source}")]
+#[error("cannot read the Secret {name}: {source}")]
 pub(crate) struct DereferenceError {
     name: String,
     source: kube::Error,

@@ -48,10 +48,10 @@ pub(crate) async fn lead(client: Client, candidate: Candidate) -> Result<Leaders
         .build()
         .await?;
     let (mut held, _) = manager.watch().await;
-    info!("waiting for the Lease {}/{}", candidate.namespace, candidate.lease);
+    info!(namespace = candidate.namespace, lease = candidate.lease, "waiting for the Lease");
     // It ends only with the manager's task.
     let _ = held.wait_for(|held| *held).await;
-    info!("this operator works from now on");
+    info!("became leader");
     Ok(Leadership { _held: held, candidate, client })
 }
 
@@ -68,7 +68,10 @@ impl Leadership {
                 Ok(Ok(lease)) => {
                     let spec = lease.spec.unwrap_or_default();
                     if spec.holder_identity.as_deref() != Some(&self.candidate.identity) {
-                        warn!("the Lease is another's: {}", spec.holder_identity.unwrap_or_default());
+                        warn!(
+                            holder = spec.holder_identity.unwrap_or_default(),
+                            "another operator holds the Lease"
+                        );
                         return;
                     }
                     // By our own clock: a renewal that is seen has happened since the last look. Not by the Lease's version,
@@ -77,10 +80,10 @@ impl Leadership {
                         (renewed, seen) = (Instant::now(), spec.renew_time);
                     }
                 }
-                Ok(Err(error)) => warn!("the Lease cannot be read: {error}"),
-                Err(_) => warn!("the Lease cannot be read: no answer"),
+                Ok(Err(error)) => warn!(%error, "cannot read the Lease"),
+                Err(_) => warn!(error = "no answer", "cannot read the Lease"),
             }
         }
-        warn!("the Lease was not renewed for {DURATION} s");
+        warn!(seconds = DURATION, "lost the Lease: it was not renewed in time");
     }
 }

@@ -23,10 +23,7 @@ const AGAIN: Duration = Duration::from_secs(600);
 pub(crate) async fn hand_over(client: Client, candidate: Candidate, deployment: String) {
     let Candidate { namespace, lease, .. } = &candidate;
     while let Err(error) = once(&client, &candidate, &deployment).await {
-        warn!(
-            "the Lease {namespace}/{lease} cannot be made to go with the Deployment {deployment}: {error}; again in {} s",
-            AGAIN.as_secs()
-        );
+        warn!(namespace, lease, deployment, %error, retry_in_seconds = AGAIN.as_secs(), "cannot set the owner of the Lease; retrying");
         tokio::time::sleep(AGAIN).await;
     }
 }
@@ -37,7 +34,7 @@ async fn once(client: &Client, candidate: &Candidate, deployment: &str) -> Resul
     let (deployment, lease) = tokio::try_join!(deployments.get(deployment), leases.get(&candidate.lease))?;
     if let Some(patch) = patch(&lease, &deployment) {
         leases.patch(&candidate.lease, &PatchParams::apply(FIELD_MANAGER), &Patch::Apply(&patch)).await?;
-        info!("the Lease {} goes with the Deployment {} from now on", candidate.lease, deployment.name_any());
+        info!(lease = candidate.lease, deployment = deployment.name_any(), "set the owner of the Lease");
     }
     Ok(())
 }

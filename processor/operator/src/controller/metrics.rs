@@ -20,13 +20,13 @@ impl OperatorMetrics {
         let registry = Registry::new();
         let options = HistogramOpts::new(
             "taskpipeline_operator_reconcile_duration_seconds",
-            "How long reconciles took, by result: applied, invalid (something has to be mended), failed (tried again).",
+            "Duration of reconciles, by result: applied, invalid (a user has to correct something), failed (retried).",
         )
         .buckets(vec![0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]);
         let reconciles = HistogramVec::new(options, &["result"])?;
         let leader = prometheus::IntGauge::new(
             "taskpipeline_operator_leader",
-            "1 while this operator is the one that works.",
+            "1 while this operator is the leader, else 0.",
         )?;
         let requests = IntCounterVec::new(
             Opts::new(

@@ -51,48 +51,48 @@ use self::policy::Policy;
 use self::reconcile::{Context, after_failure, reconcile};
 use self::server::State;
 
-/// How many pipelines are carried out at a time.
+/// How many pipelines are reconciled at a time.
 const CONCURRENCY: u16 = 4;
 
-/// How long events about a pipeline gather.
+/// The time in which changes of a pipeline are collected before a reconcile.
 const DEBOUNCE: Duration = Duration::from_millis(200);
 
-/// How often it is looked whether the CRD is there by now.
+/// The interval between two checks whether the CRD is installed.
 const CRD: Duration = Duration::from_secs(5);
 
-/// What `taskpipeline operator` can be told.
+/// The options of `taskpipeline operator`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Operator {
-    /// Looks after the pipelines of the whole cluster, not only of its own namespace
+    /// Reconcile the pipelines of all namespaces, not only of its own
     #[arg(long)]
     all_namespaces: bool,
-    /// The namespace it works and holds its Lease in
+    /// The namespace of the operator and of its Lease
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     namespace: String,
-    /// The Lease by which one of several operators works
+    /// The Lease by which one of several operators becomes leader
     #[arg(long, env = "LEASE_NAME", default_value = "taskpipeline-operator")]
     lease: String,
-    /// Its own Deployment, with which the Lease goes
+    /// The Deployment of the operator, which becomes the owner of the Lease
     #[arg(long, env = "OPERATOR_DEPLOYMENT")]
     deployment: Option<String>,
-    /// Its own name among them
+    /// The name of this operator in the Lease
     #[arg(long, env = "POD_NAME", default_value_t = uuid::Uuid::new_v4().simple().to_string())]
     identity: String,
-    /// The image that replicas run
+    /// The image of the replicas
     #[arg(long, env = "PROCESSOR_IMAGE")]
     image: String,
-    /// When it is pulled: Always, IfNotPresent or Never
+    /// The pull policy of the image: Always, IfNotPresent or Never
     #[arg(long, env = "PROCESSOR_IMAGE_PULL_POLICY")]
     image_pull_policy: Option<String>,
-    /// The Secrets to pull it with
+    /// The Secrets with which the image is pulled, separated by commas
     #[arg(long, env = "PROCESSOR_IMAGE_PULL_SECRETS", value_delimiter = ',')]
     image_pull_secrets: Vec<String>,
     #[command(flatten)]
     policy: Policy,
-    /// The address of /livez, /readyz and /metrics; every one of this machine if it is not given
+    /// The listen address of /livez, /readyz and /metrics [default: all addresses]
     #[arg(long, env = "HOST")]
     host: Option<IpAddr>,
-    /// Its port
+    /// The listen port
     #[arg(long, env = "PORT", default_value_t = 3002)]
     port: u16,
 }
@@ -102,7 +102,7 @@ pub struct Operator {
 pub enum OperatorError {
     /// There is no cluster to talk to.
     #[error(
-        "cannot talk to the API server; in a cluster that takes a service account, elsewhere a kubeconfig"
+        "cannot connect to the API server. In a cluster, check the service account; elsewhere, the kubeconfig"
     )]
     Client(#[from] kube::Error),
     /// What the client is configured by is wrong.
@@ -115,7 +115,7 @@ pub enum OperatorError {
     #[error("cannot use Leases")]
     Lease(#[from] kube_lease_manager::LeaseManagerError),
     /// It may not be the only one that works.
-    #[error("the Lease is lost: ending, to be started anew")]
+    #[error("lost the Lease: the operator exits, and its pod starts again")]
     Lost,
 }
 
@@ -235,12 +235,16 @@ impl Operator {
                 Err(kube::Error::Api(status)) if status.code == 404 => {
                     let what =
                         "the CRD of TaskPipelines is not installed: `taskpipeline crd | kubectl apply -f -`";
-                    warn!("{what}; looking again in {} s", CRD.as_secs());
+                    warn!(
+                        error = what,
+                        retry_in_seconds = CRD.as_secs(),
+                        "cannot list TaskPipelines; retrying"
+                    );
                     state.waits_for(what);
                 }
                 Err(error) => {
-                    warn!("TaskPipelines cannot be listed: {error}; again in {} s", CRD.as_secs());
-                    state.waits_for("TaskPipelines cannot be listed");
+                    warn!(%error, retry_in_seconds = CRD.as_secs(), "cannot list TaskPipelines; retrying");
+                    state.waits_for("cannot list TaskPipelines");
                 }
             }
             tokio::time::sleep(CRD).await;
@@ -268,9 +272,9 @@ impl Operator {
             .run(reconcile, after_failure, context)
             .for_each(|result| async move {
                 match result {
-                    Ok((pipeline, _)) => debug!("carried out {pipeline}"),
+                    Ok((pipeline, _)) => debug!(%pipeline, "reconciled"),
                     // Said where it happened.
-                    Err(error) => debug!("{error}"),
+                    Err(error) => debug!(%error, "the controller reports an error"),
                 }
             })
             .await;

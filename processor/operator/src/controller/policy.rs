@@ -13,25 +13,25 @@ use super::invalid::{Invalid, invalid};
 use super::seniority::older;
 use crate::api::TaskPipeline;
 
-/// The reason of a pipeline that is one too many.
+/// The reason of a pipeline beyond the limit of its namespace.
 pub(crate) const TOO_MANY: &str = "TooManyPipelines";
 
-/// The longest drain: so long a deleted pod may stay.
+/// The longest drain: a deleted pod may stay for this time.
 const MOST_GRACE: Duration = Duration::from_secs(600);
 
 /// The annotations, labels and references that editors of pipelines may use.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Policy {
-    /// What the keys of pods' labels and annotations may begin with; `*` allows any
+    /// The allowed prefixes of label and annotation keys of pods, separated by commas; `*` allows any
     #[arg(long, env = "ALLOW_METADATA", value_delimiter = ',')]
     allow_metadata: Vec<String>,
-    /// The priority classes that pods may have; `*` allows any
+    /// The allowed priority classes of pods, separated by commas; `*` allows any
     #[arg(long, env = "ALLOW_PRIORITY_CLASSES", value_delimiter = ',')]
     allow_priority_classes: Vec<String>,
-    /// How many replicas a pipeline may ask for
+    /// The most replicas of a pipeline
     #[arg(long, env = "MOST_REPLICAS", default_value_t = Policy::default().most_replicas)]
     most_replicas: i32,
-    /// How many pipelines of a namespace are carried out, the oldest first
+    /// The most pipelines of a namespace that are reconciled, the oldest first
     #[arg(long, env = "MOST_PIPELINES", default_value_t = Policy::default().most_pipelines)]
     most_pipelines: usize,
 }

@@ -48,11 +48,11 @@ pub(crate) enum ReconcileError {
     Dereference(#[from] DereferenceError),
     #[error(transparent)]
     Apply(#[from] ApplyError),
-    #[error("the replica count cannot be written: {0}")]
+    #[error("cannot write the replica count: {0}")]
     Replicas(#[source] kube::Error),
-    #[error("the status cannot be written: {0}")]
+    #[error("cannot write the status: {0}")]
     Status(#[source] kube::Error),
-    #[error("the Deployment cannot be read: {0}")]
+    #[error("cannot read the Deployment: {0}")]
     Read(#[source] kube::Error),
 }
 
@@ -104,7 +104,7 @@ pub(crate) fn after_failure(
     let failed = failures.entry(name.clone()).or_default();
     *failed += 1;
     let wait = back_off(*failed, rand::random());
-    warn!("{name} cannot be carried out: {error}; next in {:.1} s", wait.as_secs_f64());
+    warn!(pipeline = name, %error, retry_in_seconds = wait.as_secs_f64(), "reconcile failed; retrying");
     Action::requeue(wait)
 }
 
@@ -130,7 +130,7 @@ impl Context {
             secondary: None,
         };
         if let Err(error) = self.recorder.publish(&event, &pipeline.object_ref(&())).await {
-            warn!("an Event about {} cannot be written: {error}", status::name(pipeline));
+            warn!(pipeline = status::name(pipeline), %error, "cannot write an Event");
         }
     }
 }
@@ -231,7 +231,7 @@ async fn say(
         }
     }
     patch_status(pipeline, context, FIELD_MANAGER, &json!(wanted)).await?;
-    info!("{}: {}", status::name(pipeline), wanted.ready);
+    info!(pipeline = status::name(pipeline), ready = %wanted.ready, "reconciled");
     Ok(())
 }
 

@@ -255,7 +255,7 @@ async fn an_object_that_somebody_else_makes_at_the_same_moment_does_not_become_o
         "selector": {}, "template": {}}});
     bench.server.put(DEPLOYMENT, theirs.clone());
     let error = bench.reconcile().await.unwrap_err();
-    assert!(error.contains("belongs to something else"), "{error}");
+    assert!(error.contains("belongs to another owner"), "{error}");
     assert_eq!(bench.server.get(DEPLOYMENT), theirs);
 }
 
@@ -274,7 +274,7 @@ async fn an_object_that_was_exchanged_since_it_was_read_does_not_become_ours() {
     assert!(bench.server.exchanged.lock().unwrap().is_empty(), "nothing was exchanged");
     assert_eq!(bench.server.get(DEPLOYMENT), theirs);
     let error = bench.reconcile().await.unwrap_err();
-    assert!(error.contains("belongs to something else"), "{error}");
+    assert!(error.contains("belongs to another owner"), "{error}");
 }
 
 #[tokio::test]
@@ -367,7 +367,7 @@ async fn an_object_of_that_name_that_is_somebody_elses_is_left_alone() {
         "spec": {"selector": {}, "template": {}}});
     bench.server.put(DEPLOYMENT, theirs.clone());
     let error = bench.reconcile().await.unwrap_err();
-    assert!(error.contains("belongs to something else"), "{error}");
+    assert!(error.contains("belongs to another owner"), "{error}");
     assert_eq!(bench.server.get(DEPLOYMENT), theirs);
 }
 
@@ -380,6 +380,6 @@ async fn without_a_right_to_write_the_status_the_pipeline_runs_all_the_same() {
         403,
     );
     let error = bench.reconcile().await.unwrap_err();
-    assert!(error.contains("the status cannot be written"), "{error}");
+    assert!(error.contains("cannot write the status"), "{error}");
     assert_ne!(bench.server.get(DEPLOYMENT), Value::Null);
 }

@@ -76,7 +76,7 @@ pub(crate) async fn set(
         "metadata": metadata,
         "spec": {"replicas": replicas},
     });
-    info!("the Deployment {name} gets {replicas} replicas");
+    info!(deployment = name, replicas, "scaled the Deployment");
     let params = PatchParams::apply(REPLICAS_MANAGER).force();
     api.patch(&name, &params, &Patch::Apply(&body)).await
 }

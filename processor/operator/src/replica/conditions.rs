@@ -1,5 +1,5 @@
-//! What the replica that writes to KV says of its pipeline: five conditions, and whether its settings were accepted. Pure;
-//! [`super::report`] looks and writes. No message has a number that moves, so that a steady state writes nothing.
+//! The conditions that the writer reports: five about the pipeline, and whether its settings were accepted. Pure;
+//! [`super::report`] reads and writes. Messages have no numbers that change, so that a steady state writes nothing.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -90,10 +90,8 @@ fn nats(seen: &Seen) -> Verdict {
 fn kv(seen: &Seen) -> Verdict {
     let kind = ConditionType::KvReachable;
     match &seen.kv {
-        KvState::Unknown => verdict(kind, None, "NothingWritten", "nothing was written yet"),
-        KvState::Reachable => {
-            verdict(kind, Some(true), "Reachable", "the last request was answered as it should be")
-        }
+        KvState::Unknown => verdict(kind, None, "NothingWritten", "no request was sent yet"),
+        KvState::Reachable => verdict(kind, Some(true), "Reachable", "the last request succeeded"),
         KvState::Failing(why) => verdict(kind, Some(false), "Failing", why.clone()),
         KvState::Misconfigured(why) => verdict(kind, Some(false), "Misconfigured", why.clone()),
     }
@@ -105,26 +103,26 @@ fn caught_up(seen: &Seen) -> Verdict {
         return verdict(kind, Some(false), "Stalled", why.clone());
     }
     if seen.late.is_some() {
-        let what = "events wait for more than half of the time that the stream keeps them, and are lost after that: add \
-                    replicas, or see what holds them up";
+        let what = "events have waited for more than half the maxAge of the stream, which deletes them at maxAge: add replicas, \
+                    or find the cause in the logs";
         return verdict(kind, Some(false), "Late", what);
     }
     if seen.oldest > PATIENCE {
         return verdict(kind, Some(false), "Behind", "events or changes have waited for more than 90 s");
     }
-    verdict(kind, Some(true), "CaughtUp", "nothing waits for long")
+    verdict(kind, Some(true), "CaughtUp", "no event or change waits for more than 90 s")
 }
 
 fn room(seen: &Seen) -> Verdict {
     let kind = ConditionType::RoomLeft;
     match &seen.filling {
-        None => verdict(kind, Some(true), "Enough", "there is room in NATS"),
+        None => verdict(kind, Some(true), "Enough", "there is room in the streams"),
         Some(what) => verdict(
             kind,
             Some(false),
             "Filling",
             format!(
-                "{what}; what does not fit is refused, and plain publishers are not told: give it more room"
+                "{what}; a full stream refuses messages, and plain publishers get no error: give it more room"
             ),
         ),
     }
@@ -133,13 +131,13 @@ fn room(seen: &Seen) -> Verdict {
 fn dead_letters(seen: &Seen) -> Verdict {
     let kind = ConditionType::DeadLettersEmpty;
     match seen.dead_letters {
-        None => verdict(kind, None, "Unknown", "the dead letters cannot be counted"),
-        Some(0) => verdict(kind, Some(true), "Empty", "nothing was set aside"),
+        None => verdict(kind, None, "Unknown", "cannot count the dead letters"),
+        Some(0) => verdict(kind, Some(true), "Empty", "there are no dead letters"),
         Some(_) => verdict(
             kind,
             Some(false),
-            "SomeAreThere",
-            "events or tasks were set aside: `taskpipeline dead-letters list` shows them",
+            "NotEmpty",
+            "there are dead letters: list them with `taskpipeline dead-letters list`",
         ),
     }
 }
@@ -149,7 +147,7 @@ fn settings(seen: &Seen) -> Verdict {
     match &seen.refused {
         None => verdict(kind, Some(true), "Accepted", "the newest settings are in effect"),
         Some(why) => {
-            verdict(kind, Some(false), "Refused", format!("the last good settings stay in effect: {why}"))
+            verdict(kind, Some(false), "Refused", format!("the last valid settings stay in effect: {why}"))
         }
     }
 }

@@ -23,7 +23,7 @@ pub enum FileError {
         source: std::io::Error,
     },
     /// It is no TaskPipeline.
-    #[error("{path} is no TaskPipeline: {reason}")]
+    #[error("{path} is not a TaskPipeline: {reason}")]
     Yaml {
         /// Which file.
         path: PathBuf,

@@ -61,7 +61,7 @@ impl Report {
             }
             match self.write(&pipeline, &wanted).await {
                 Ok(()) => said = Some((wanted, Instant::now())),
-                Err(error) => debug!("the conditions cannot be written: {error}"),
+                Err(error) => debug!(%error, "cannot write the conditions"),
             }
         }
     }

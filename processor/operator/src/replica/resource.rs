@@ -42,12 +42,12 @@ impl Own {
         let api: Api<TaskPipeline> = Api::namespaced(client.clone(), &self.namespace);
         match tokio::time::timeout(PATIENCE, api.get(&self.name)).await {
             Ok(Ok(pipeline)) => return Some(pipeline),
-            Ok(Err(error)) => warn!("the TaskPipeline {} cannot be read: {error}", self.name),
-            Err(_) => warn!("the TaskPipeline {} cannot be read: no answer", self.name),
+            Ok(Err(error)) => warn!(pipeline = self.name, %error, "cannot read the TaskPipeline"),
+            Err(_) => warn!(pipeline = self.name, error = "no answer", "cannot read the TaskPipeline"),
         }
         let known = serde_json::from_slice(&std::fs::read(self.file()?).ok()?).ok();
         if known.is_some() {
-            warn!("going on with the settings that were seen last");
+            warn!("continuing with the last known settings");
         }
         known
     }
@@ -59,7 +59,7 @@ impl Own {
             .map_err(std::io::Error::other)
             .and_then(|bytes| std::fs::write(&file, bytes));
         if let Err(error) = kept {
-            debug!("the settings cannot be kept in {}: {error}", file.display());
+            debug!(file = %file.display(), %error, "cannot keep the settings in a file");
         }
     }
 
@@ -77,7 +77,7 @@ impl Own {
                     latest.send_replace(Some(pipeline));
                 }
                 Ok(None) => return,
-                Err(error) => debug!("the TaskPipeline {} is not seen: {error}", self.name),
+                Err(error) => debug!(pipeline = self.name, %error, "cannot watch the TaskPipeline"),
             }
         }
     }

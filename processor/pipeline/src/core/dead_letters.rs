@@ -91,12 +91,12 @@ async fn publish_all(
         loop {
             for letter in &batch {
                 if let Err(error) = publish(&client, &subject, letter).await {
-                    error!("a dead letter cannot be published: {error}");
+                    error!(%error, "cannot publish a dead letter");
                 }
             }
             match round_trip(&client).await {
                 Ok(()) => break,
-                Err(error) => warn!("{} dead letters wait for NATS: {error}", unpublished.count()),
+                Err(error) => warn!(count = unpublished.count(), %error, "dead letters wait for NATS"),
             }
             while client.connection_state() != State::Connected {
                 tokio::time::sleep(RECONNECT_POLL).await;

@@ -61,7 +61,7 @@ pub(super) async fn run(
             Ok(event) => {
                 let Event { correlation_id, data } = event;
                 let subject = &received.subject;
-                info!(correlation_id = correlation_id.as_str(), %subject, "Received {subject}");
+                info!(correlation_id = correlation_id.as_str(), %subject, "received");
                 version = version.next();
                 let id = data.task_id().clone();
                 let carried = Carried { correlation_id, version, received };
@@ -71,7 +71,7 @@ pub(super) async fn run(
             }
             Err(error) => {
                 metrics.events_invalid.inc();
-                warn!(subject = %received.subject, "Refused a message on {}: {error}", received.subject);
+                warn!(subject = %received.subject, %error, "refused an invalid message");
                 letters.send(Letter::undecodable(received, &error)).await;
             }
         }

@@ -80,7 +80,7 @@ pub(super) async fn run(
     }
 
     let grace = settings.pipeline.shutdown_grace;
-    info!("draining: no more events are taken, what is in hand is written within {} s", grace.as_secs());
+    info!(grace_seconds = grace.as_secs(), "draining: takes no more events and writes those in flight");
     health.set_draining();
     let started = Instant::now();
     deadline.send_replace(Some(started + grace.saturating_sub(LAST_WORDS)));
@@ -96,10 +96,10 @@ pub(super) async fn run(
     })
     .await;
     match (drained, unpublished.count()) {
-        (Ok(()), 0) => info!("drained in {:.1} s", started.elapsed().as_secs_f64()),
+        (Ok(()), 0) => info!(seconds = started.elapsed().as_secs_f64(), "drained"),
         (_, lost) => error!(
-            "the grace of {} s is over, and {lost} events are lost: NATS did not take them as dead letters",
-            grace.as_secs()
+            grace_seconds = grace.as_secs(),
+            lost, "the shutdown grace is over and events are lost: NATS did not accept them as dead letters"
         ),
     }
     Ok(())

@@ -93,7 +93,7 @@ impl<K: BulkApi> Projector<K> {
                             self.settle(answered).await;
                         }
                         Err(error) => {
-                            error!("a request to KV fell over: {error}");
+                            error!(%error, "a request to KV panicked");
                             return;
                         }
                     }
@@ -213,8 +213,8 @@ impl<K: BulkApi> Projector<K> {
             if shown {
                 let key = TaskKey::new(id.clone());
                 for correlation_id in carried.iter().map(|carried| carried.correlation_id.as_str()) {
-                    info!(correlation_id, %key, "{verb} {key}");
-                    info!(correlation_id, %key, attempt, "Attempt {attempt}/{most}");
+                    info!(correlation_id, operation = verb, %key, "writing");
+                    info!(correlation_id, attempt, max_attempts = most, "attempt");
                 }
             }
         }
@@ -260,7 +260,7 @@ impl<K: BulkApi> Projector<K> {
                 for carried in self.ledger.remove(id) {
                     let correlation_id = carried.correlation_id.as_str();
                     self.metrics.updates_unknown.inc();
-                    warn!(correlation_id, "The task tasks:{id} does not exist; its update changes nothing");
+                    warn!(correlation_id, task_id = %id, "the task does not exist; its update changes nothing");
                 }
                 return;
             }
@@ -288,16 +288,13 @@ impl<K: BulkApi> Projector<K> {
         entry.attempts += 1;
         let attempt = entry.attempts;
         let Some(delay) = delay_after(&self.tuning, attempt, failure, dice) else {
-            self.abandon(operation, &id, Reason::AttemptsUsedUp, &failure.to_string()).await;
+            self.abandon(operation, &id, Reason::RetriesExhausted, &failure.to_string()).await;
             return;
         };
         for carried in entry.in_request() {
             let correlation_id = carried.correlation_id.as_str();
             let seconds = delay.as_secs_f64();
-            warn!(
-                correlation_id,
-                attempt, "Attempt {attempt}/{most} failed: {failure}; next in {seconds:.1} s"
-            );
+            warn!(correlation_id, attempt, max_attempts = most, error = %failure, retry_in_seconds = seconds, "attempt failed");
         }
         self.metrics.retries.inc();
         self.schedule.queue(operation).retry(&id, now + delay);
@@ -309,7 +306,7 @@ impl<K: BulkApi> Projector<K> {
         let delay = self.schedule.wait_refused(operation, id, &self.tuning, dice, Instant::now());
         for carried in entry.in_request() {
             let (correlation_id, seconds) = (carried.correlation_id.as_str(), delay.as_secs_f64());
-            warn!(correlation_id, "Refused, which proves nothing: {what}; next in {seconds:.1} s");
+            warn!(correlation_id, error = %what, retry_in_seconds = seconds, "KV refused a whole request; retrying");
         }
     }
 
@@ -328,7 +325,7 @@ impl<K: BulkApi> Projector<K> {
     async fn bury(&self, carried: Vec<Carried>, reason: Reason, detail: &str, attempts: u32) {
         for carried in carried {
             let correlation_id = carried.correlation_id.as_str();
-            warn!(correlation_id, "Dead letter after {attempts} attempts ({}): {detail}", reason.as_str());
+            warn!(correlation_id, attempts, reason = reason.as_str(), %detail, "dead letter");
             self.letters.send(Letter::new(carried.received, reason, detail, attempts)).await;
         }
     }
@@ -337,7 +334,7 @@ impl<K: BulkApi> Projector<K> {
         self.requests.abort();
         let left = self.ledger.take_all();
         if !left.is_empty() {
-            warn!("{} events could not be written in time and become dead letters", left.len());
+            warn!(count = left.len(), "events were not written in time and become dead letters");
             self.bury(left, Reason::Shutdown, "not written before the end of SHUTDOWN_GRACE", 0).await;
         }
     }
@@ -356,6 +353,6 @@ fn say_successful(operation: Operation, id: &TaskId, carried: &[Carried]) {
     }
     let key = TaskKey::new(id.clone());
     for correlation_id in carried.iter().map(|carried| carried.correlation_id.as_str()) {
-        info!(correlation_id, %key, "{} {key} successful", operation.verb());
+        info!(correlation_id, operation = operation.verb(), %key, "written");
     }
 }

@@ -166,11 +166,11 @@ async fn after_500_500_200_there_were_three_attempts_with_the_tables_delays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn attempts_used_up_make_a_dead_letter_and_the_next_event_starts_afresh() {
+async fn retries_exhausted_make_a_dead_letter_and_the_next_event_starts_afresh() {
     let mut bench = Bench::start(Scripted::new(|n, _| if n < 5 { Err(transient()) } else { Ok(none()) }));
     bench.create("a").await;
     let letter = bench.letters.recv().await.unwrap();
-    assert_eq!((letter.reason(), letter.attempts()), (Reason::AttemptsUsedUp, 5));
+    assert_eq!((letter.reason(), letter.attempts()), (Reason::RetriesExhausted, 5));
     bench.create("a").await;
     let (calls, dead) = bench.finish().await;
     let gaps = gaps(&calls);
@@ -289,7 +289,7 @@ async fn a_read_that_fails_is_never_taken_for_not_there() {
     let metrics = Arc::clone(&bench.metrics);
     let (calls, dead) = bench.finish().await;
     assert_eq!((calls.len(), dead.len()), (5, 1));
-    assert_eq!(dead[0].reason(), Reason::AttemptsUsedUp);
+    assert_eq!(dead[0].reason(), Reason::RetriesExhausted);
     assert_eq!(metrics.updates_unknown.get(), 0);
 }
 

@@ -95,7 +95,7 @@ impl Source {
         // What the server sent before it answers this is in our buffers by then: the client forgets a
         // subscription soon after it has told the server so.
         if round_trip(&self.client).await.is_err() {
-            warn!("NATS does not answer; what it has sent meanwhile is lost");
+            warn!("NATS does not answer; messages that it sent meanwhile are lost");
         }
         // Fails only where the connection is closed, and then nothing more comes anyway.
         let _ = self.messages.drain().await;
@@ -127,8 +127,8 @@ impl Drops {
         match std::mem::take(&mut self.unreported) {
             0 => {}
             count => warn!(
-                "dropped {count} events: KV does not take them as fast as they come, and in mode Core NATS \
-                 does not keep them"
+                count,
+                "dropped events: KV accepts them more slowly than they arrive, and in mode Core NATS does not keep them"
             ),
         }
     }

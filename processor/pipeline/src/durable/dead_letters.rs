@@ -14,7 +14,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// Why a letter is not stored; it may be tried again under the same id.
 #[derive(Debug, thiserror::Error)]
-#[error("a dead letter cannot be stored in {stream}: {reason}")]
+#[error("cannot store a dead letter in {stream}: {reason}")]
 pub(crate) struct LetterError {
     pub(crate) stream: String,
     pub(crate) reason: String,

@@ -27,7 +27,7 @@ pub(crate) async fn create_consumer(
                     warn!(
                         wanted,
                         allowed = config.max_ack_pending,
-                        "NATS allows few unacknowledged messages (max_ack_pending): under load fewer events are taken in"
+                        "NATS allows few unacknowledged messages (max_ack_pending); this limits the intake under load"
                     );
                 }
                 return Ok(consumer);

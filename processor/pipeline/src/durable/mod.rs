@@ -92,7 +92,7 @@ pub(super) async fn run(
         () = &mut shutdown => return Ok(()),
     };
     member.health.set_source(client.clone());
-    info!("replica {} takes part in {}", member.replica, session.consumer.cached_info().name);
+    info!(replica = %member.replica, consumer = %session.consumer.cached_info().name, "joined the consumer");
 
     let target = Target::new(settings.kv.namespace_url.as_str());
     let parts = member.projector(namespace, changes, durable.settle_after, target, session.max_age);
@@ -123,7 +123,7 @@ pub(super) async fn run(
     }
 
     let grace = settings.pipeline.shutdown_grace;
-    info!("draining: no more events are taken, and KV is left to another replica");
+    info!("draining: takes no more events and leaves KV to another replica");
     health.set_draining();
     let started = Instant::now();
     stop.send_replace(Some(started + grace.saturating_sub(LAST_WORDS)));
@@ -136,10 +136,10 @@ pub(super) async fn run(
     })
     .await;
     match drained {
-        Ok(()) => info!("drained in {:.1} s", started.elapsed().as_secs_f64()),
+        Ok(()) => info!(seconds = started.elapsed().as_secs_f64(), "drained"),
         Err(_) => warn!(
-            "the grace of {} s is over; what was in hand is delivered again, and written by another replica",
-            grace.as_secs()
+            grace_seconds = grace.as_secs(),
+            "the shutdown grace is over; another replica takes over the events in flight"
         ),
     }
     Ok(())

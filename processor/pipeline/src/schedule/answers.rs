@@ -108,19 +108,15 @@ impl Schedule {
             if allowance.resets_in > LONGEST_WAIT {
                 warn!(
                     asked_seconds = allowance.resets_in.as_secs(),
-                    "KV says that nothing is left of its limit for longer than its limits last; waiting {} s",
-                    LONGEST_WAIT.as_secs()
+                    waiting_seconds = LONGEST_WAIT.as_secs(),
+                    "KV reports a used-up limit that lasts longer than its limits do"
                 );
             }
             self.gate.wait(allowance.resets_in, now);
         }
         if let Some(others) = self.others.learn(allowance, now) {
-            self.metrics.requests_of_others.inc_by(others.into());
-            warn!(
-                "others use the same Cloudflare token: {others} requests of late that are not of this pipeline. Together \
-                 they must stay below Cloudflare's limit: give each pipeline a token of its own account, or lower \
-                 its request budget"
-            );
+            self.metrics.external_requests.inc_by(others.into());
+            warn!(requests = %others, "other clients use the same Cloudflare token. All requests together must stay below the limit of Cloudflare: give each pipeline a token of its own account, or lower its request budget");
         }
     }
 
@@ -129,7 +125,7 @@ impl Schedule {
         match failure {
             None => self.size.taken(keys, now),
             Some(Failure::TooLarge(_) | Failure::TooSlow(_)) if self.size.failed(keys, now) => {
-                debug!("{keys} keys were too much for KV: {} at a time from now on", self.size.keys());
+                debug!(keys, next = self.size.keys(), "a request had too many keys for KV");
             }
             Some(_) => {}
         }
@@ -157,7 +153,7 @@ impl Schedule {
                 (Vec::new(), self.blame.failed(attempt))
             }
             Failure::Refused(ref what) | Failure::TooLarge(ref what) => {
-                debug!("{} keys refused ({what})", ids.len());
+                debug!(keys = ids.len(), error = %what, "KV refused keys");
                 let too_large = matches!(failure, Failure::TooLarge(_));
                 let dice = self.dice.random();
                 (Vec::new(), self.blame.refused(attempt, ids, what, too_large, dice))
@@ -197,10 +193,7 @@ impl Schedule {
                     now,
                 );
             } else {
-                warn!(
-                    task_id = id.as_str(),
-                    "KV refuses a task, and accepted no other before and after it: {what}"
-                );
+                warn!(task_id = id.as_str(), error = %what, "KV refuses a task and accepted others before and after it");
             }
         }
         let mut verdicts = Vec::new();
@@ -238,7 +231,7 @@ impl Schedule {
 
     fn report_misconfigured(&mut self, what: String, now: Instant) {
         if self.gate.may_report(now) {
-            warn!("KV cannot be used: {what}. Events wait, and it is tried again now and then");
+            warn!(error = %what, "KV unavailable; events are queued, retrying");
         }
         self.health.set_kv(KvState::Misconfigured(what));
     }

@@ -10,13 +10,13 @@ use nkeys::KeyPair;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum LoginError {
     /// It holds nothing.
-    #[error("it is empty")]
+    #[error("the file is empty")]
     Empty,
     /// Not a credentials file.
-    #[error("it has no JWT and seed between lines such as -----BEGIN NATS USER JWT-----")]
+    #[error("the JWT or the seed is missing between lines such as -----BEGIN NATS USER JWT-----")]
     NotCredentials,
     /// The seed cannot be used.
-    #[error("it has no seed of a user's NKey, which begins with SU")]
+    #[error("the seed of a user NKey, which begins with SU, is missing")]
     NotSeed,
 }
 

@@ -42,7 +42,7 @@ pub struct Metrics {
     /// Writes to the ledger that another replica was ahead of.
     pub ledger_conflicts: IntCounter,
     /// How often a task's attempts were used up, and counted anew.
-    pub attempts_used_up: IntCounter,
+    pub retries_exhausted: IntCounter,
     /// 1 while this replica writes to KV.
     projector_active: IntGauge,
     /// How often this replica gave up writing to KV, since it did not move though work waited.
@@ -94,7 +94,7 @@ pub struct Metrics {
     /// How many keys a request takes at present.
     pub batch_keys: IntGauge,
     /// Requests of others with the same token.
-    pub requests_of_others: IntCounter,
+    pub external_requests: IntCounter,
     /// What Cloudflare bills for the keys written.
     cost: Counter,
     /// 1 while connected.
@@ -131,7 +131,7 @@ impl Metrics {
                 Histogram::with_opts(
                     HistogramOpts::new(
                         "event_landing_seconds",
-                        "From receiving an event to KV's answer that its task is written.",
+                        "Time from receiving an event until KV has confirmed the write of its task.",
                     )
                     .buckets(buckets()?),
                 )?,
@@ -144,65 +144,62 @@ impl Metrics {
             request_seconds: registered(
                 r,
                 HistogramVec::new(
-                    HistogramOpts::new("kv_request_duration_seconds", "How long requests to KV took.")
+                    HistogramOpts::new("kv_request_duration_seconds", "Duration of requests to KV.")
                         .buckets(buckets()?),
                     &["operation"],
                 )?,
             )?,
             keys: labelled(
                 "kv_keys_total",
-                "Keys in requests that KV answered with success; Cloudflare bills each.",
+                "Keys in successful requests to KV; Cloudflare bills each.",
                 &["operation"],
             )?,
             events_dropped: counter(
                 "events_dropped_total",
-                "Events received and dropped for want of room: KV does not keep up, and Core cannot wait.",
+                "Events received and dropped because memory was full (mode Core only).",
             )?,
-            events_invalid: counter("events_invalid_total", "Messages that are no valid event.")?,
-            events_stored: counter(
-                "events_stored_total",
-                "Events taken into the ledger or the dead letters.",
-            )?,
-            redeliveries: counter(
-                "events_redelivered_total",
-                "Events that NATS delivered not for the first time.",
-            )?,
+            events_invalid: counter("events_invalid_total", "Invalid messages.")?,
+            events_stored: counter("events_stored_total", "Events stored in the ledger or as dead letters.")?,
+            redeliveries: counter("events_redelivered_total", "Events that NATS delivered again.")?,
             events_held: gauge(
                 "events_held",
-                "Events in this replica that NATS refuses to store in the ledger or the dead letters; they are retried.",
+                "Events in this replica that NATS refused to store in the ledger or as dead letters; they are retried.",
             )?,
             events_foreign: counter(
                 "events_foreign_total",
-                "Messages that the consumer delivered on subjects of another pipeline, acknowledged and left alone.",
+                "Messages on subjects that do not belong to the pipeline; they are acknowledged and ignored.",
             )?,
             events_lost: counter(
                 "events_lost_total",
-                "Messages that the stream dropped (max_msgs, max_bytes, max_age, a purge) before they were acknowledged.",
+                "Messages that the stream dropped (max_msgs, max_bytes, max_age, a purge) before a replica acknowledged them.",
             )?,
             ledger_conflicts: counter(
                 "ledger_conflicts_total",
-                "Writes to the ledger that another replica was ahead of; they are read and folded again.",
+                "Writes to the ledger that failed because another replica had written the record; they are folded again.",
             )?,
-            attempts_used_up: counter(
-                "kv_attempts_used_up_total",
-                "How often a task's attempts to be written were used up; it is tried again later.",
+            retries_exhausted: counter(
+                "kv_retries_exhausted_total",
+                "Tasks whose attempts were exhausted; they are retried later.",
             )?,
-            projector_active: gauge("projector_active", "1 on the replica that writes to KV, else 0.")?,
+            projector_active: gauge(
+                "projector_active",
+                "1 on the replica that writes to KV (the writer), else 0.",
+            )?,
             projector_stalls: counter(
                 "projector_stalls_total",
-                "How often this replica gave up writing to KV: nothing was written though work waited and nothing excused it.",
+                "Times that this replica stopped being the writer because it wrote nothing although work waited.",
             )?,
             unsettled_tasks: gauge(
                 "projector_unsettled_tasks",
-                "Tasks in the projector's hands that KV may not have as the ledger has them.",
+                "Tasks in the memory of the projector whose value in KV may differ from the ledger.",
             )?,
             deferred_tasks: gauge(
                 "projector_deferred_tasks",
-                "Tasks that wait for their rest, their next attempt or the end of a doubt without being kept in memory.",
+                "Tasks that wait for minWriteInterval, a retry or the settle time, and are not kept in memory.",
             )?,
             rests_forgotten: counter(
                 "write_rests_forgotten_total",
-                "Tasks that may be written sooner than minWriteInterval says: more than 450,000 were written within it.",
+                "Tasks that may be written before minWriteInterval has passed, because more than 450,000 tasks were written within it.",
             )?,
             changes_behind: gauge(
                 "projector_changes_behind",
@@ -219,31 +216,28 @@ impl Metrics {
                 r,
                 Gauge::new(
                     "stream_max_age_seconds",
-                    "How long the stream keeps an event that is not taken in; 0: for ever, or there is no stream.",
+                    "Time that the stream keeps an event; 0 if it keeps events indefinitely, or if there is no stream.",
                 )?,
             )?,
-            stream_bytes: sizes(
-                "stream_bytes",
-                "Bytes that a stream holds: events, ledger or dead_letters.",
-            )?,
+            stream_bytes: sizes("stream_bytes", "Bytes in a stream: events, ledger or dead_letters.")?,
             stream_max_bytes: sizes(
                 "stream_max_bytes",
-                "Bytes that a stream may hold: events, ledger or dead_letters; 0: it has no limit.",
+                "Limit of the bytes in a stream: events, ledger or dead_letters; 0 if there is none.",
             )?,
-            account_bytes: gauge("nats_account_bytes", "Bytes that all streams of the NATS account hold.")?,
+            account_bytes: gauge("nats_account_bytes", "Bytes in all streams of the NATS account.")?,
             account_max_bytes: gauge(
                 "nats_account_max_bytes",
-                "Bytes that all streams of the NATS account may hold; 0: it has no limit.",
+                "Limit of the bytes in all streams of the NATS account; 0 if there is none.",
             )?,
             events_trimmed: counter(
                 "events_trimmed_total",
-                "Events that are in the ledger, and were dropped from the stream to keep room in it.",
+                "Events that were dropped from the stream to keep room in it, after the ledger had them.",
             )?,
             oldest_change_age: registered(
                 r,
                 Gauge::new(
                     "oldest_change_age_seconds",
-                    "Age of the oldest change of the ledger that KV may lack, on the replica that writes to KV.",
+                    "Age of the oldest change of the ledger that may be missing in KV, on the writer.",
                 )?,
             )?,
             settings: registered(
@@ -258,7 +252,7 @@ impl Metrics {
             )?,
             settings_refused: counter(
                 "settings_refused_total",
-                "How often new settings were refused, and the last good ones stayed in effect.",
+                "Times that new settings were refused; the last valid ones stay in effect.",
             )?,
             updates_unknown: counter(
                 "updates_of_unknown_tasks_total",
@@ -266,44 +260,50 @@ impl Metrics {
             )?,
             retries: counter(
                 "kv_key_retries_total",
-                "Failed attempts, counted for each key, to be repeated.",
+                "Failed attempts that are retried, counted for each key.",
             )?,
             dead_letters: labelled("dead_letters_total", "Dead letters published, by reason.", &["reason"])?,
             dead_letters_stored: gauge(
                 "dead_letters_stored",
-                "Dead letters in their stream, as counted last; large ones count for each part.",
+                "Dead letters in their stream at the last count; a large one counts for each of its parts.",
             )?,
-            events_waiting: gauge("events_waiting", "Events received that have not landed in KV.")?,
-            tasks_in_memory: gauge("tasks_in_memory", "Tasks that are dirty, in a request or at rest.")?,
+            events_waiting: gauge("events_waiting", "Events received whose tasks are not in KV yet.")?,
+            tasks_in_memory: gauge(
+                "tasks_in_memory",
+                "Tasks in memory: waiting, in a request, or within minWriteInterval.",
+            )?,
             requests_in_flight: gauge("kv_requests_in_flight", "Requests to KV without an answer yet.")?,
             budget_available: registered(
                 r,
-                Gauge::new("kv_budget_available_requests", "Requests the budget allows at once.")?,
+                Gauge::new(
+                    "kv_budget_available_requests",
+                    "Requests that the budget allows at this moment.",
+                )?,
             )?,
-            batch_keys: gauge("kv_batch_keys", "Keys that one write request takes at present.")?,
-            requests_of_others: counter(
-                "kv_requests_of_others_total",
-                "Requests that KV counted for the same token and this replica did not send, as far as noticed.",
+            batch_keys: gauge("kv_batch_keys", "Keys that one write request has at most at present.")?,
+            external_requests: counter(
+                "kv_external_requests_total",
+                "Requests of other clients with the same token, estimated from the Ratelimit header.",
             )?,
             cost: registered(
                 r,
                 Counter::new(
                     "kv_write_cost_dollars_total",
-                    "What Cloudflare bills for the keys put and deleted, beyond what the plan includes.",
+                    "Cost of the keys written and deleted, by the price of Cloudflare, without what the plan includes.",
                 )?,
             )?,
             nats_connected: gauge("nats_connected", "1 while connected to NATS, else 0.")?,
             slow_consumers: counter(
                 "nats_slow_consumer_total",
-                "How often the NATS client reported that it dropped events.",
+                "Times that the NATS client reported dropped events (slow consumer).",
             )?,
             forged_answers: counter(
                 "nats_forged_answers_total",
-                "Messages on this replica's answer subjects that answer nothing it asked; they are ignored.",
+                "Messages on the answer subjects of this replica that answer no request of it; they are ignored.",
             )?,
             events_unreadable: counter(
                 "events_unreadable_total",
-                "Messages whose headers no NATS client can read; they are dead letters.",
+                "Messages with headers that no NATS client can read; they become dead letters.",
             )?,
             registry,
         };

@@ -50,19 +50,19 @@ pub(crate) struct Stored {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WriteError {
     /// The record is not what it was.
-    #[error("another replica has written it")]
+    #[error("another replica has written the record")]
     Conflict,
     /// It was not written. Another write of the record is on its way, which may fail: the record may be what it was.
-    #[error("another replica is writing it")]
+    #[error("another replica is writing the record")]
     Busy,
     /// It was not written: NATS has no room for it, or does not allow it.
-    #[error("NATS refuses the write: {0}")]
+    #[error("NATS refused the write: {0}")]
     Refused(String),
     /// It was not written: no server has the bucket, or its leader is being elected.
-    #[error("NATS has no such bucket, or no leader for it at the moment")]
+    #[error("the bucket is missing in NATS, or has no leader at the moment")]
     Missing,
     /// It may have been written or not.
-    #[error("NATS does not confirm the write: {0}")]
+    #[error("NATS did not confirm the write: {0}")]
     Unknown(String),
 }
 
@@ -75,7 +75,7 @@ impl WriteError {
 
 /// Why nothing could be read.
 #[derive(Debug, thiserror::Error)]
-#[error("the ledger cannot be read: {0}")]
+#[error("cannot read the ledger: {0}")]
 pub(crate) struct ReadError(pub(crate) String);
 
 fn record(read: Result<Option<Raw>, RawError>) -> Result<Option<Stored>, ReadError> {

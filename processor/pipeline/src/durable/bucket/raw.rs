@@ -15,7 +15,7 @@ use crate::header_block::{self, HeaderFault};
 
 /// Why it cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("a message of the stream {stream} cannot be read: {reason}")]
+#[error("cannot read a message of the stream {stream}: {reason}")]
 pub(crate) struct RawError {
     stream: String,
     pub(crate) reason: String,

@@ -99,7 +99,7 @@ impl<R: Register> Holder<R> {
                 }
                 Ok(None) => {}
                 Err(error) if complained.as_ref() != Some(&error) => {
-                    warn!("whether to project cannot be found out: {error}");
+                    warn!(%error, "cannot find out which replica is the writer");
                     complained = Some(error);
                 }
                 Err(_) => {}
@@ -151,10 +151,7 @@ impl<R: Register> Holder<R> {
             && claimant.is_forgotten(found)
         {
             warn!(
-                "what was settled in KV is not known any more (the ledger was thrown back, or nobody has projected \
-                 for longer than it remembers deletes): all of it is written again. Tasks that were deleted \
-                 meanwhile may be left in KV; `taskpipeline resync --verify` names them as unmanaged, and \
-                 --delete-unmanaged deletes them"
+                "the control record of KV is too old or ahead of the ledger: writing all tasks again. Tasks that were deleted meanwhile may remain in KV: `taskpipeline resync --verify` lists them as unmanaged, --delete-unmanaged deletes them"
             );
         }
         let shared = self.is_shared().await.map_err(|error| error.to_string())?;
@@ -162,9 +159,7 @@ impl<R: Register> Holder<R> {
         crash::point("taking-over");
         match self.write(&control, revision).await {
             Ok(revision) => {
-                info!(
-                    "this replica writes to KV from now on (term {term}), what came after change {settled}"
-                );
+                info!(term, from_revision = %settled, "became writer");
                 Ok(Some(Held { control, revision, since, doubt, spare, shared }))
             }
             Err(error) if error.is_contended() => Ok(None),
@@ -232,11 +227,11 @@ impl<R: Register> Holder<R> {
             written = self.write(&released, held.revision).await;
         }
         match written {
-            Ok(_) => info!("this replica has let go of KV; all up to change {} is settled", settled.0),
+            Ok(_) => info!(settled_revision = settled.0, "stopped being the writer"),
             // Another has it, and what was sent since may have spoilt what that one wrote.
             Err(WriteError::Conflict) => self.hand_over(&held).await,
             // It runs out by itself.
-            Err(error) => warn!("that this replica has let go of KV cannot be recorded: {error}"),
+            Err(error) => warn!(%error, "cannot record that this replica is no longer the writer"),
         }
     }
 
@@ -248,7 +243,7 @@ impl<R: Register> Holder<R> {
                 Ok(Some((found, revision))) => {
                     let handed = found.handed(held.control.settled);
                     if self.write(&handed, revision).await.is_ok() {
-                        info!("handed over what came after change {}", held.control.settled.0);
+                        info!(from_revision = held.control.settled.0, "handed over to the next writer");
                         return;
                     }
                 }
@@ -256,7 +251,7 @@ impl<R: Register> Holder<R> {
             }
             self.bucket.sleep(LOOK / 5).await;
         }
-        warn!("could not hand over what came after change {}", held.control.settled.0);
+        warn!(from_revision = held.control.settled.0, "could not hand over to the next writer");
     }
 
     /// Whether there is a control record of another namespace whose projector may come back to what it knew.

@@ -55,7 +55,7 @@ impl<R: Register> Holder<R> {
     pub(crate) async fn grant(&self, asked: Asked, requests: u32) {
         let loan = Loan { granted: requests, ..asked.loan };
         if let Err(error) = self.write_loan(&loan, asked.revision).await {
-            debug!("{requests} requests were not lent: {error}");
+            debug!(requests, %error, "could not lend requests");
         }
     }
 

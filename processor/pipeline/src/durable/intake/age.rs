@@ -42,13 +42,14 @@ pub(crate) fn watch(
                 Some(most) if !late => {
                     let (age, most) = (age.as_secs(), most.as_secs());
                     error!(
-                        "the oldest event that is not taken in is {age} s old, and the stream keeps events for \
-                         {most} s: add replicas, or raise the stream's max_age, before events are lost"
+                        age_seconds = age,
+                        max_age_seconds = most,
+                        "the oldest event that waits is about to expire from the stream: add replicas, or raise the max_age of the stream, before events are lost"
                     );
                     late = true;
                 }
                 None if late => {
-                    info!("no event waits longer than half of what the stream keeps any more");
+                    info!("no event waits longer than half the max_age of the stream any more");
                     late = false;
                 }
                 _ => {}

@@ -36,13 +36,13 @@ use crate::telemetry::metrics::Metrics;
 /// Why a pull came to an end; what it had in hand is delivered again.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IngestError {
-    #[error("events cannot be pulled: {0}")]
+    #[error("cannot pull events: {0}")]
     Pull(String),
-    #[error("the connection to NATS was made anew")]
+    #[error("reconnected to NATS")]
     Reconnected,
     #[error(transparent)]
     Unanswered(#[from] Refusal),
-    #[error("events were in hand longer than NATS waits for their acks ({} s); they come again", .0.as_secs())]
+    #[error("events were in flight longer than the ack wait ({} s); NATS delivers them again", .0.as_secs())]
     TooSlow(Duration),
 }
 
@@ -121,9 +121,10 @@ impl<S: Store, L: LetterBox, A: Acknowledge> Ingest<S, L, A> {
             if lost > 0 {
                 self.metrics.events_lost.inc_by(lost);
                 error!(
-                    "the stream {} has dropped {lost} messages before event {sequence} that were never taken in: by max_msgs, \
-                     max_bytes, max_age, or because somebody deleted them",
-                    self.names.stream
+                    stream = self.names.stream,
+                    lost,
+                    before = sequence,
+                    "the stream dropped messages that no replica had read: by max_msgs, max_bytes, max_age, or a deletion"
                 );
             }
             let Some(kind) = self.names.kind(&message.subject) else {
@@ -204,11 +205,11 @@ impl<S: Store, L: LetterBox, A: Acknowledge> Ingest<S, L, A> {
                     "{crashes} replicas crashed while they handled it; it was delivered {} times",
                     suspect.deliveries
                 );
-                let letter = Letter::new(suspect.received(), Reason::DeliveredTooOften, &detail, 0);
+                let letter = Letter::new(suspect.received(), Reason::MaxDeliveriesExceeded, &detail, 0);
                 return self.store(vec![self.kept(suspect, letter)], taken).await.map(drop);
             }
             Err(error) => {
-                debug!("event {} has to wait: {error}", suspect.version);
+                debug!(event = %suspect.version, %error, "an event has to wait");
                 let pending = Pending {
                     high: suspect.high,
                     deliveries: suspect.deliveries,
@@ -241,12 +242,7 @@ impl<S: Store, L: LetterBox, A: Acknowledge> Ingest<S, L, A> {
         }
         crash::point("stored");
         if let Some(why) = &why {
-            warn!(
-                "{} events have to wait: {why}",
-                count(
-                    pending.iter().enumerate().filter(|(n, _)| left.contains(n)).map(|(_, pending)| pending)
-                )
-            );
+            warn!(events = count(pending.iter().enumerate().filter(|(n, _)| left.contains(n)).map(|(_, pending)| pending)), error = %why, "events have to wait");
         }
         self.retry_queue.note(left.len() < pending.len(), !left.is_empty());
         for (place, mut pending) in pending.into_iter().enumerate() {
@@ -268,7 +264,7 @@ impl<S: Store, L: LetterBox, A: Acknowledge> Ingest<S, L, A> {
         match Event::decode(delivery.kind, &delivery.message.payload) {
             Ok(event) => {
                 let correlation_id = event.correlation_id.as_str();
-                info!(correlation_id, %subject, "Received {subject}");
+                info!(correlation_id, %subject, "received");
                 let id = event.data.task_id().clone();
                 let at = timestamp(delivery.high.time);
                 let record = Record::of(version, at, event.correlation_id, &event.data);
@@ -276,7 +272,7 @@ impl<S: Store, L: LetterBox, A: Acknowledge> Ingest<S, L, A> {
             }
             Err(error) => {
                 self.metrics.events_invalid.inc();
-                warn!(%subject, "Refused a message on {subject} ({version}): {error}");
+                warn!(%subject, event = %version, %error, "refused an invalid message");
                 let letter = Letter::undecodable(delivery.received(), &error);
                 self.kept(delivery, letter)
             }
@@ -305,16 +301,10 @@ impl<S: Store, L: LetterBox, A: Acknowledge> Ingest<S, L, A> {
         let count = self.metrics.events_foreign.get();
         // There may be as many as there are events.
         if count.is_power_of_two() {
-            warn!(
-                subject,
-                count,
-                "message {sequence} of the stream {stream} is on {subject}, which is none of this pipeline's subjects: it \
-                 is acknowledged and left alone, and so were {count} so far. Does the stream change subjects \
-                 (subject_transform), or has it others than those of this pipeline?"
-            );
+            warn!(%subject, count, %stream, sequence, "acknowledged a message whose subject does not belong to this pipeline. Check subject_transform and the subjects of the stream");
         }
         if let Err(error) = acker.answer(AckKind::Ack).await {
-            debug!("an ack cannot be sent: {error}");
+            debug!(%error, "cannot send an ack");
         }
     }
 }

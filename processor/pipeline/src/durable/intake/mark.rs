@@ -16,7 +16,7 @@ const MOST_TRIES: usize = 5;
 pub(crate) enum MarkError {
     #[error(transparent)]
     Read(#[from] ReadError),
-    #[error("how far this replica has read cannot be recorded: {0}")]
+    #[error("cannot record the high water of this replica: {0}")]
     Write(#[from] WriteError),
 }
 

@@ -88,7 +88,7 @@ impl<A: Acknowledge> Pending<A> {
     async fn tell(&self, kind: AckKind) {
         for acker in &self.ackers {
             if let Err(error) = acker.answer(kind).await {
-                debug!("an ack cannot be sent: {error}");
+                debug!(%error, "cannot send an ack");
             }
         }
     }

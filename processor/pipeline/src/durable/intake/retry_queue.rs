@@ -132,7 +132,7 @@ impl RetryLoop {
                     let (round, left, why) = match tried {
                         Ok(tried) => tried,
                         Err(error) => {
-                            warn!("a try fell over: {error}");
+                            warn!(%error, "a retry panicked");
                             stuck.note(false, true);
                             waiting.fell_over(Instant::now());
                             continue;
@@ -148,7 +148,7 @@ impl RetryLoop {
                         break Err(why);
                     }
                     if !tried.stored.is_empty() && waiting.is_empty() {
-                        info!("all events that had to wait are stored");
+                        info!("all waiting events are stored");
                     }
                 }
                 kept = receiver.recv() => match kept {

@@ -120,7 +120,7 @@ impl Salvage {
             match self.look_through(&info, &finish).await {
                 Ok(true) => found_at = Some(Instant::now()),
                 Ok(false) => {}
-                Err(error) => debug!("{error}; what is handed out is looked through later"),
+                Err(error) => debug!(%error, "cannot examine the deliveries now; retrying later"),
             }
         }
     }
@@ -219,10 +219,6 @@ impl Salvage {
         self.said = Some(Instant::now());
         let count = std::mem::take(&mut self.unsaid);
         let stream = &self.ingest.names.stream;
-        warn!(
-            count,
-            "the stream {stream} has messages whose headers no client can read ({first}). They are dead letters now. Each \
-             cuts the connection by which events are pulled: have their producer mend its headers"
-        );
+        warn!(count, %stream, first = %first, "moved messages with unreadable headers to the dead letters. Each such message cuts the connection for pulls: have their producer correct the headers");
     }
 }

@@ -28,7 +28,7 @@ pub(crate) enum Refusal {
     Ledger(#[from] LedgerError),
     #[error(transparent)]
     Letter(#[from] LetterError),
-    #[error("events were held longer than NATS waits for their acks; NATS delivers them again")]
+    #[error("events were held longer than the ack wait; NATS delivers them again")]
     TooSlow,
 }
 

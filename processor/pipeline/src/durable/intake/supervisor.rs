@@ -54,7 +54,7 @@ pub(crate) async fn first(
         match sessions.begin().await {
             Ok(session) => return Ok(session),
             Err(SessionError::Streams(StreamsError::Unfit(reason))) => return Err(reason),
-            Err(error) => warn!("not started yet: {error}"),
+            Err(error) => warn!(%error, "not started yet; retrying"),
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSES.1);
@@ -111,9 +111,9 @@ impl Supervisor {
             }
             match ended {
                 None => return,
-                Some(IngestError::Reconnected) => debug!("the session begins anew after a reconnect"),
+                Some(IngestError::Reconnected) => debug!("the session begins again after a reconnect"),
                 Some(error) => {
-                    warn!("{error}; looking at the stream again");
+                    warn!(%error, "the session ended; looking at the stream again");
                     tokio::time::sleep(PAUSES.0).await;
                 }
             }
@@ -128,14 +128,14 @@ impl Supervisor {
             match self.sessions.begin().await {
                 Ok(session) => {
                     if !complained.is_empty() {
-                        info!("events are pulled again");
+                        info!("pulls events again");
                     }
                     return session;
                 }
                 Err(error) => {
                     let error = error.to_string();
                     if error != complained {
-                        warn!("no events can be pulled: {error}");
+                        warn!(%error, "cannot pull events");
                         complained = error;
                     }
                 }
@@ -201,7 +201,7 @@ impl Supervisor {
         let finished = tokio::time::timeout(FINISH, async {
             while let Some(ended) = workers.join_next().await {
                 if let Ok(Err(error)) = ended {
-                    debug!("{error}");
+                    debug!(%error, "a worker ended");
                 }
             }
             if !retrying.is_finished() {
@@ -209,7 +209,7 @@ impl Supervisor {
             }
         });
         if finished.await.is_err() {
-            debug!("a worker does not finish; what it has in hand is delivered again");
+            debug!("a worker does not finish; NATS delivers its events again");
         }
         ended
     }

@@ -123,10 +123,10 @@ impl Reader {
                 }
             };
             if let Some(allowed) = limits::largest_pull(&why).filter(|allowed| *allowed < self.most) {
-                info!(allowed, "NATS lets changes be fetched in smaller parts only (max_request_batch)");
+                info!(allowed, "NATS allows smaller reads of the ledger only (max_request_batch)");
                 self.most = allowed;
             }
-            debug!(from = self.position.0, why, "the ledger's feed is made again");
+            debug!(from = self.position.0, reason = %why, "subscribing to the ledger again");
             tokio::time::sleep(pause).await;
         }
     }
@@ -139,7 +139,7 @@ impl Reader {
     fn note(&self, why: &str) {
         let mut broken = self.broken();
         if broken.as_deref() != Some(why) {
-            warn!(error = why, "cannot read the ledger's changes; retrying");
+            warn!(error = why, "cannot read the changes of the ledger; retrying");
         }
         *broken = Some(why.to_owned());
     }
@@ -202,11 +202,11 @@ impl Reader {
 
     fn decode(&self, subject: &str, payload: &[u8], revision: Revision, behind: u64) -> Option<Change> {
         let Some(id) = self.names.task_of(subject) else {
-            warn!("{subject} in the ledger is no task's record; it is left alone");
+            warn!(%subject, "a record in the ledger does not belong to a task; it is left alone");
             return None;
         };
         if payload.is_empty() {
-            debug!("somebody has deleted the ledger's record {subject}");
+            debug!(%subject, "a record of the ledger was deleted");
             return None;
         }
         match serde_json::from_slice::<Record>(payload) {
@@ -215,7 +215,7 @@ impl Reader {
                 Some(Change { id, known, behind })
             }
             Err(error) => {
-                error!("the ledger's record {subject} cannot be read and is left alone: {error}");
+                error!(%subject, %error, "cannot read a record of the ledger; it is left alone");
                 None
             }
         }

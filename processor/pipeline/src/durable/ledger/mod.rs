@@ -47,7 +47,9 @@ pub(crate) enum LedgerError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Write(#[from] WriteError),
-    #[error("the ledger's record {subject} cannot be read: {reason}. Was it written by something else?")]
+    #[error(
+        "cannot read the record {subject} of the ledger: {reason}. Check whether another program writes to the ledger"
+    )]
     Foreign { subject: String, reason: String },
     #[error(transparent)]
     Letter(#[from] LetterError),
@@ -109,7 +111,7 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
             if contended.is_empty() {
                 break;
             }
-            debug!("{} records are folded again, the {}. time", contended.len(), tries + 1);
+            debug!(records = contended.len(), attempt = tries + 1, "folding contended records again");
         }
         if !contended.is_empty() {
             why.get_or_insert(WriteError::Conflict.into());
@@ -196,7 +198,7 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
                 }
                 Ok(Found::Empty) => {}
                 // The next event of the task sets it aside.
-                Err(error) => warn!("{error}"),
+                Err(error) => warn!(%error, "cannot read a record of the ledger"),
             }
         }
         Ok(known)
@@ -261,7 +263,7 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
 
     /// Keeps what cannot be read as a dead letter, before it is written over.
     async fn set_aside(&self, id: &TaskId, stored: &Stored, error: &LedgerError) -> Result<(), LedgerError> {
-        warn!("{error}. It is kept as a dead letter, and replaced");
+        warn!(%error, "replaced an unreadable record of the ledger; a dead letter keeps it");
         self.letters.store(&Letter::of_record(&self.names, id, stored, &error.to_string())).await?;
         Ok(())
     }
@@ -287,7 +289,7 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
             Ok(Found::Record(known)) => Ok(Some(known)),
             Ok(Found::Empty) => Ok(None),
             Err(error) => {
-                warn!("{error}");
+                warn!(%error, "cannot read a record of the ledger");
                 Ok(None)
             }
         }

@@ -33,7 +33,7 @@ pub enum Selection {
 #[derive(Debug, thiserror::Error)]
 pub enum LettersError {
     /// There is no connection.
-    #[error("cannot use NATS at {url}: {reason}; is it running, and are NATS_URL and the login right?")]
+    #[error("cannot use NATS at {url}: {reason}. Check that NATS runs, and check NATS_URL and the login")]
     Nats {
         /// The servers, without credentials.
         url: String,
@@ -41,7 +41,9 @@ pub enum LettersError {
         reason: String,
     },
     /// The stream of dead letters cannot be used.
-    #[error("cannot use JetStream at {url}: {reason}; is it turned on, and is this login let?")]
+    #[error(
+        "cannot use JetStream at {url}: {reason}. Check that JetStream is on and that the login may use it"
+    )]
     Store {
         /// The servers, without credentials.
         url: String,
@@ -49,7 +51,7 @@ pub enum LettersError {
         reason: StoreError,
     },
     /// The list is not written.
-    #[error("the list cannot be written as JSON")]
+    #[error("cannot write the list as JSON")]
     Json(#[from] serde_json::Error),
     /// A name does not mean one letter.
     #[error(transparent)]
@@ -63,10 +65,10 @@ pub enum LettersError {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotFound {
     /// It means none.
-    #[error("there is no dead letter {0}; see `taskpipeline dead-letters list`")]
+    #[error("dead letter {0} not found. Run `taskpipeline dead-letters list`")]
     None(String),
     /// It means several.
-    #[error("{name} is the id of {} dead letters; say which by its sequence: {}", .sequences.len(), join(.sequences))]
+    #[error("{name} is the id of {} dead letters. Name one by its sequence: {}", .sequences.len(), join(.sequences))]
     Many {
         /// The name.
         name: String,

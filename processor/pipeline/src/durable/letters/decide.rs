@@ -45,71 +45,54 @@ pub(super) struct Facts<'a> {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
     #[error(
-        "it is no dead letter that this version of taskpipeline can read. Look at it with `show`, and delete \
-         it with `drop`"
+        "this version of taskpipeline cannot read the message as a dead letter. Read it with `show`, and delete it with `drop`"
     )]
     Foreign,
     #[error(
-        "{} of its {expected} parts are missing ({}), so its bytes are not whole. If it is being stored right \
-         now, try again; otherwise have its producer publish the event anew, and drop the letter",
+        "{} of its {expected} parts are missing ({}), so its payload is incomplete. If a replica is storing it right now, try again. Otherwise have its producer publish the event again, and drop the letter",
         .missing.len(), list(.missing)
     )]
     Incomplete { missing: Vec<usize>, expected: usize },
-    #[error("it is of the queue group {}, whose ledger alone knows its task. Set QUEUE_GROUP to that", line(.0))]
+    #[error("it belongs to the queue group {}, and only the ledger of that group knows its task. Set QUEUE_GROUP to that group", line(.0))]
     OtherGroup(String),
-    #[error("its subject {} is none of this pipeline's. Set SUBJECT_PREFIX to what it begins with", line(.0))]
+    #[error("its subject {} does not belong to this pipeline. Set SUBJECT_PREFIX to the prefix of the subject", line(.0))]
     OtherSubject(String),
     #[error(
-        "its bytes still are no event ({0}), so it would come back as a dead letter at once. Publish the event \
-         as it should be (`taskpipeline publish`) and drop the letter; or replay it with processors that take \
-         it, or, to see it fail again, with --as-new"
+        "its payload is still not a valid event ({0}), so it would become a dead letter again. Publish a corrected event (`taskpipeline publish`) and drop the letter. If newer processors accept it, replay it with --as-new"
     )]
     Undecodable(DecodeError),
     #[error(
-        "the task {} was changed by a newer event (version {newest}, this one is {version}), and this one would \
-         put an old state over it. Drop the letter; or, if it is to count as the newest event all the same, \
-         give --as-new",
+        "the task {} has a newer event (version {newest}, the letter has {version}), so a replay would restore an old state. Drop the letter, or pass --as-new to replay it as the newest event",
         line(.task.as_str())
     )]
     Newer { task: TaskId, newest: Version, version: Version },
     #[error(
-        "events wait to be taken in ({events}), and there may be newer ones of the task {} among them. Try again when \
-         the replicas have caught up (are they running?); or, if it is to count as the newest event, give \
-         --as-new",
+        "events wait in the stream ({events}), and newer ones of the task {} may be among them. Try again when the replicas have caught up, or pass --as-new to replay the letter as the newest event",
         line(.task.as_str())
     )]
     Behind { events: u64, task: TaskId },
     #[error(
-        "the ledger knows the task {}, and the letter does not say where in the stream its event stood (mode \
-         Core), so it may put an old state over a newer one. Drop it; or, if it is to count as the newest \
-         event, give --as-new",
+        "the ledger knows the task {}, and the letter has no version (mode Core), so a replay may restore an old state. Drop the letter, or pass --as-new to replay it as the newest event",
         line(.0.as_str())
     )]
     NoVersion(TaskId),
     #[error(
-        "the ledger has no record of the task {}, and the event is older than deleted tasks are remembered \
-         ({} h): it may bring back a task that was deleted since. Drop the letter; or, if it is to count as \
-         the newest event, give --as-new",
+        "the ledger has no record of the task {}, and the event is older than the memory of deleted tasks ({} h), so a replay may restore a deleted task. Drop the letter, or pass --as-new to replay it as the newest event",
         line(.0.as_str()), .1.as_secs() / 3_600
     )]
     Forgotten(TaskId, Duration),
     #[error(
-        "the ledger has no record of the task {} any more (it was deleted), so nothing is left to be written. \
-         Drop the letter",
+        "the task {} was deleted and the ledger has no record of it, so nothing remains to be written. Drop the letter",
         line(.0.as_str())
     )]
     NoRecord(TaskId),
     #[error(
-        "KV held something under tasks:{} that is no task, and the updates to it were taken as updates of a task \
-         that does not exist: to write those again would change nothing. Publish a tasks.created for it \
-         (`taskpipeline publish created`), which replaces what KV holds, and drop the letter",
+        "KV holds a value under tasks:{} that is not a task, so its updates counted as updates of a missing task. A replay would change nothing. Publish a tasks.created for it (`taskpipeline publish created`), which replaces the value, and drop the letter",
         line(.0.as_str())
     )]
     UnreadableInKv(TaskId),
     #[error(
-        "its bytes are a record of the ledger that could not be read, and was replaced by what the next event of the \
-         task {} says: there is no event to replay. Compare them with the task, publish what is missing \
-         (`taskpipeline publish`), and drop the letter",
+        "its payload is an unreadable record of the ledger, which the next event of the task {} replaced. It has no event to replay. Compare it with the task, publish the missing changes (`taskpipeline publish`), and drop the letter",
         line(.0.as_str())
     )]
     UnreadableInLedger(TaskId),

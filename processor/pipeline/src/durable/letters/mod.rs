@@ -70,7 +70,7 @@ impl Desk {
         let (stream, subject) = (&self.names.dead_letter_stream, &self.names.dead_letter_subject);
         Ok(match (all, entries.len()) {
             (0, _) if !self.store.exists() => format!(
-                "no dead letters: there is no stream {stream}, which the first replica makes (is STREAM_NAME right?)\n"
+                "no dead letters: stream {stream} not found. The first replica creates it; check STREAM_NAME\n"
             ),
             (0, _) => format!("no dead letters in {stream} on {subject}\n"),
             (all, shown) => {
@@ -123,14 +123,14 @@ impl Desk {
         let mut replay = match Replay::begin(self, as_new, entries.iter().any(Entry::is_event)).await {
             Ok(replay) => replay,
             Err(why) => {
-                tally.note(&Err(format!("nothing is replayed: {why}")), tell);
+                tally.note(&Err(format!("nothing was replayed: {why}")), tell);
                 tally.not_done += entries.len() - 1;
                 return Ok(tally);
             }
         };
         for entry in &entries {
             let outcome = replay.one(entry).await;
-            tally.note(&outcome.map_err(|why| format!("{} is not done with: {why}", name(entry))), tell);
+            tally.note(&outcome.map_err(|why| format!("cannot replay {}: {why}", name(entry))), tell);
         }
         Ok(tally)
     }
@@ -244,7 +244,7 @@ mod tests {
     fn entries() -> Vec<Entry> {
         let mut later = message("g-1-5", 1, 1, b"");
         later["receivedAt"] = json!("2026-11-23T08:00:00.000Z");
-        later["reason"] = json!("delivered-too-often");
+        later["reason"] = json!("max-deliveries-exceeded");
         let messages =
             [message("g-1-5", 1, 1, b""), message("g-1-6", 1, 2, b""), message("g-1-6", 2, 2, b""), later];
         let mut index = Index::default();
@@ -278,6 +278,6 @@ mod tests {
     #[test]
     fn all_are_all_or_those_with_a_reason() {
         assert_eq!(selected(&Selection::All(None)).0, [1, 2, 4]);
-        assert_eq!(selected(&Selection::All(Some(Reason::DeliveredTooOften))).0, [4]);
+        assert_eq!(selected(&Selection::All(Some(Reason::MaxDeliveriesExceeded))).0, [4]);
     }
 }

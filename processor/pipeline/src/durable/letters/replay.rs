@@ -37,19 +37,16 @@ pub(super) enum ReplayError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     #[error(
-        "its header {0} cannot be sent again. Have its producer publish the event anew, and drop the letter"
+        "its header {0} cannot be sent again. Have its producer publish the event again, and drop the letter"
     )]
     Header(String),
-    #[error(
-        "the stream does not confirm that it has the event: {0}. Try again; it is stored once if you do so soon"
-    )]
+    #[error("the stream did not confirm the event: {0}. Try again soon: the stream stores it once")]
     Publish(String),
     #[error(
-        "the stream {0} has taken it, and not this pipeline's. Set STREAM_NAME to the one that captures \
-         the events; the letter was kept"
+        "the stream {0} stored the event, and the pipeline reads another stream. Set STREAM_NAME to the stream that captures the events; the letter is kept"
     )]
     OtherStream(String),
-    #[error("it was replayed, but is still there: {0}. Do not replay it again, but drop it")]
+    #[error("replayed, but cannot delete the letter: {0}. Do not replay it again; drop it")]
     Kept(StoreError),
 }
 

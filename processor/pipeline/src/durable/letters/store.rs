@@ -29,7 +29,7 @@ const BATCH_TIME: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The stream cannot be read.
-    #[error("the stream {stream} cannot be read: {reason}")]
+    #[error("cannot read the stream {stream}: {reason}")]
     Read {
         /// Its name.
         stream: String,
@@ -37,7 +37,7 @@ pub enum StoreError {
         reason: String,
     },
     /// A message cannot be read.
-    #[error("message {sequence} of {stream} cannot be read: {reason}")]
+    #[error("cannot read message {sequence} of {stream}: {reason}")]
     Message {
         /// Its stream.
         stream: String,
@@ -47,7 +47,7 @@ pub enum StoreError {
         reason: String,
     },
     /// A message cannot be deleted.
-    #[error("message {sequence} of {stream} cannot be deleted: {reason}")]
+    #[error("cannot delete message {sequence} of {stream}: {reason}")]
     Delete {
         /// Its stream.
         stream: String,

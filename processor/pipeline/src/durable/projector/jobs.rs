@@ -127,11 +127,11 @@ impl<S: Store + Register, L: LetterBox> Tools<S, L> {
         match &recorded {
             Ok(Some(_)) if known.is_none() => {
                 self.metrics.updates_unknown.inc();
-                warn!(correlation_id, "The task tasks:{id} does not exist; its update changes nothing");
+                warn!(correlation_id, task_id = %id, "the task does not exist; its update changes nothing");
             }
             Ok(_) => {}
             Err(error) => {
-                warn!("what KV knows of tasks:{id} cannot be recorded: {error}");
+                warn!(task_id = %id, %error, "cannot record the value of a task that KV holds");
                 self.pause().await;
             }
         }
@@ -141,7 +141,7 @@ impl<S: Store + Register, L: LetterBox> Tools<S, L> {
     /// Stores a letter, however long it takes: what it tells of is settled only then.
     async fn store(&self, letter: &Letter) {
         while let Err(error) = self.letters.store(letter).await {
-            warn!("{error}");
+            warn!(%error, "cannot store a dead letter");
             self.pause().await;
         }
     }
@@ -151,7 +151,7 @@ impl<S: Store + Register, L: LetterBox> Tools<S, L> {
         for _ in 0..EXPIRE_TRIES {
             let (left, error) = self.ledger.expire(records, settler, memory).await;
             let Some(error) = error else { break };
-            warn!("the records of {} deleted tasks cannot be given their time to live: {error}", left.len());
+            warn!(count = left.len(), %error, "cannot set the time to live of the records of deleted tasks");
             self.pause().await;
             records = left;
         }

@@ -167,7 +167,7 @@ pub(crate) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<O
                 }
             }
         }
-        warn!("another replica writes to KV now");
+        warn!("another replica is the writer now");
         let handover = projector.parts.holder.hand_over(projector.projection.held());
         tokio::select! {
             () = handover => {}
@@ -216,7 +216,7 @@ impl<K: BulkApi> Projector<K> {
                 Some(reply) = self.requests.next() => match reply {
                     Ok(reply) => self.projection.answered(reply, Instant::now(), wall()),
                     Err(error) => {
-                        error!("a request to KV fell over: {error}");
+                        error!(%error, "a request to KV panicked");
                         return Ended::Lost;
                     }
                 },
@@ -227,7 +227,7 @@ impl<K: BulkApi> Projector<K> {
                         }
                     }
                     Err(error) => {
-                        error!("a part of the projector fell over: {error}");
+                        error!(%error, "a job of the projector panicked");
                         return Ended::Lost;
                     }
                 },

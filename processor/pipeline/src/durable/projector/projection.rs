@@ -349,7 +349,7 @@ impl Projection {
             }
             Done::Read(ids, Err(error)) => {
                 self.reading -= ids.len();
-                warn!("{} tasks cannot be read again: {error}", ids.len());
+                warn!(tasks = ids.len(), %error, "cannot read tasks from the ledger again");
                 self.unsettled.give_back(ids, now + PAUSE);
             }
         }

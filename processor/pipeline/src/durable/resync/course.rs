@@ -161,7 +161,7 @@ impl Course<'_> {
         let deadline = Instant::now() + grace;
         stop.send_replace(Some(deadline));
         if tokio::time::timeout_at(deadline + Duration::from_secs(1), projecting).await.is_err() {
-            warn!("the projector did not end in time; another waits until its lease is over");
+            warn!("the projector did not stop in time; the next writer waits until its lease ends");
         }
         match outcome {
             Ok(()) => Ok(()),
@@ -189,7 +189,7 @@ impl Course<'_> {
                 Err(error) => {
                     let error = error.to_string();
                     if error != complained {
-                        warn!("how far it is cannot be read: {error}");
+                        warn!(%error, "cannot read the progress");
                         complained = error;
                     }
                 }

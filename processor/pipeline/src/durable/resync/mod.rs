@@ -56,30 +56,27 @@ const CORRELATION_ID: &str = "taskpipeline-resync";
 #[derive(Debug, thiserror::Error)]
 pub enum ResyncError {
     /// There is nothing to write from.
-    #[error(
-        "only DELIVERY_MODE=Durable keeps a ledger that KV can be brought to; Core has nothing to resync from"
-    )]
+    #[error("resync needs DELIVERY_MODE=Durable, which keeps a ledger; Core keeps none")]
     Core,
     /// As for `run`.
     #[error(transparent)]
     Run(#[from] RunError),
     /// There is none of these names.
     #[error(
-        "there is no stream {0}: has `taskpipeline run` ever run on this server, and are STREAM_NAME and \
-         QUEUE_GROUP the same as for it?"
+        "stream {0} not found. Check that `taskpipeline run` has run on this server, and that STREAM_NAME and QUEUE_GROUP are the same"
     )]
     NoLedger(String),
     /// KV does not answer as it should.
-    #[error("KV cannot be read: {0}")]
+    #[error("cannot read KV: {0}")]
     Kv(String),
     /// NATS does not answer as it should.
     #[error("{0}")]
     Ledger(String),
     /// A signal came.
-    #[error("interrupted; the same command begins anew")]
+    #[error("interrupted; the same command starts again")]
     Stopped,
     /// A signal came while KV was written.
-    #[error("interrupted at change {settled} of {up_to}; the same command goes on from there")]
+    #[error("interrupted at change {settled} of {up_to}; the same command continues from there")]
     Interrupted {
         /// Up to where all is settled.
         settled: u64,
@@ -249,11 +246,11 @@ impl<'a> Resync<'a> {
         if !self.wanted.mends() {
             return Ok(report);
         }
-        let mended = tokio::select! {
-            mended = self.mend(&report) => mended?,
+        let repaired = tokio::select! {
+            repaired = self.mend(&report) => repaired?,
             () = &mut shutdown => return Err(ResyncError::Stopped),
         };
-        if mended == 0 {
+        if repaired == 0 {
             return Ok(report);
         }
         let parts = self.projector(self.tuning.clone());
@@ -264,7 +261,7 @@ impl<'a> Resync<'a> {
             report = self.scan() => report?,
             () = &mut shutdown => return Err(ResyncError::Stopped),
         };
-        Ok(Report { mended, ..report })
+        Ok(Report { repaired, ..report })
     }
 
     async fn scan(&mut self) -> Result<Report, ResyncError> {

@@ -111,7 +111,7 @@ impl Reader {
             let Some(delay) = delay_after(&self.tuning, attempt, &failure, rand::random()) else {
                 return Err(ResyncError::Kv(format!("{failure} ({attempt} attempts)")));
             };
-            warn!("reading from KV failed: {failure}; next in {:.1} s", delay.as_secs_f64());
+            warn!(error = %failure, retry_in_seconds = delay.as_secs_f64(), "cannot read from KV; retrying");
             tokio::time::sleep(delay).await;
         }
     }

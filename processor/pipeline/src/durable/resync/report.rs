@@ -1,4 +1,4 @@
-//! What a comparison has found, for people and for programs. Pure.
+//! The report of a comparison, for people and for programs. Pure.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -10,7 +10,7 @@ use taskpipeline_contract::{TaskId, TaskKey};
 
 use super::compare::Class;
 
-/// How many keys of each class people get to see.
+/// How many keys of each class the text names.
 const SHOWN: usize = 20;
 
 /// The result of a comparison of KV with the ledger.
@@ -18,19 +18,19 @@ const SHOWN: usize = 20;
 pub struct Report {
     /// How many tasks KV should hold.
     pub(super) ledger_tasks: usize,
-    /// How many keys it lists under the tasks' prefix.
+    /// How many keys KV lists under the prefix of tasks.
     pub(super) kv_keys: usize,
     pub(super) differences: BTreeMap<Class, Vec<TaskId>>,
-    /// Keys under the prefix that are no task's.
+    /// Keys under the prefix that do not name a task.
     pub(super) strangers: Vec<String>,
-    /// How many differ only because they are on their way.
+    /// How many differ only because their changes are in flight.
     pub(super) pending: usize,
-    /// How many differences were mended before.
-    pub(super) mended: usize,
+    /// How many differences an earlier pass has repaired.
+    pub(super) repaired: usize,
 }
 
 impl Report {
-    /// Whether KV is what the ledger says, and nothing else.
+    /// Whether KV holds exactly the tasks of the ledger.
     pub fn is_equal(&self) -> bool {
         self.differences.is_empty() && self.strangers.is_empty()
     }
@@ -39,32 +39,36 @@ impl Report {
         self.differences.get(&class).map_or(&[], Vec::as_slice)
     }
 
-    /// For people: counts, and the first keys of each class, so written that none can do harm to a terminal.
+    /// The report for people: counts, and the first keys of each class, escaped for a terminal.
     pub fn to_text(&self) -> String {
         let mut text = format!("the ledger has {} tasks, KV has {} keys", self.ledger_tasks, self.kv_keys);
-        if self.mended > 0 {
-            let _ = write!(text, "; {} differences were mended", self.mended);
+        if self.repaired > 0 {
+            let _ = write!(text, "; {} differences were repaired", self.repaired);
         }
         if self.pending > 0 {
-            let _ = write!(text, "; {} changes are on their way", self.pending);
+            let _ = write!(text, "; {} changes are in flight", self.pending);
         }
         text.push('\n');
         for class in Class::ALL {
             let keys = self.of(class).iter().map(|id| TaskKey::new(id.clone()).to_string());
             list(&mut text, class.as_str(), keys);
         }
-        list(&mut text, "no task's", self.strangers.iter().cloned());
-        text.push_str(if self.is_equal() { "KV is what the ledger says\n" } else { "KV differs\n" });
+        list(&mut text, "not tasks", self.strangers.iter().cloned());
+        if self.is_equal() {
+            let _ = writeln!(text, "in sync: {} tasks", self.ledger_tasks);
+        } else {
+            text.push_str("not in sync\n");
+        }
         text
     }
 
-    /// For programs: all of it.
+    /// The whole report, for programs.
     pub fn to_json(&self) -> Value {
         let mut json = Map::new();
         json.insert("equal".to_owned(), self.is_equal().into());
         json.insert("ledgerTasks".to_owned(), self.ledger_tasks.into());
         json.insert("kvKeys".to_owned(), self.kv_keys.into());
-        json.insert("mended".to_owned(), self.mended.into());
+        json.insert("repaired".to_owned(), self.repaired.into());
         json.insert("pending".to_owned(), self.pending.into());
         for class in Class::ALL {
             json.insert(class.as_str().to_owned(), json!(self.of(class)));

@@ -87,7 +87,7 @@ impl<S: Register + Store> Agreement<S> {
         let incarnation = source.current().incarnation;
         let (consumer, made) = events.consumer(source.current()).await?;
         if made {
-            info!("made the consumer {}", self.names.consumer(incarnation));
+            info!(consumer = self.names.consumer(incarnation), "created the consumer");
         }
         if events.present().await?.created == source.created {
             self.delete_former_consumers(events, incarnation).await;
@@ -110,7 +110,7 @@ impl<S: Register + Store> Agreement<S> {
         // The next session tries again.
         let consumers = self.consumers(events).await.unwrap_or_default();
         for (name, _) in consumers.into_iter().filter(|(_, of)| *of < incarnation) {
-            info!("deletes the consumer {name} of an earlier life of the stream");
+            info!(consumer = name, "deleting the consumer of an earlier incarnation of the stream");
             events.delete_consumer(&name).await;
         }
     }
@@ -158,7 +158,7 @@ impl<S: Register + Store> Agreement<S> {
             Judgement::Recreated => {
                 source.recreated(now.created);
                 let incarnation = source.current().incarnation;
-                warn!("the stream {} was recreated: incarnation {incarnation}", self.names.stream);
+                warn!(stream = self.names.stream, incarnation, "the stream was recreated");
             }
             Judgement::TailLost { after, new_from } => {
                 let from = first_after(events, now.first..new_from, after).await?;
@@ -167,10 +167,10 @@ impl<S: Register + Store> Agreement<S> {
                 let read_from = events.ack_floor(&consumer).await.map_or(0, |floor| floor + 1);
                 source.thrown_back(from, read_from);
                 warn!(
-                    "the stream {} has lost its newest messages (a power failure, or an older copy restored?): \
-                     from {from} on it is incarnation {}",
-                    self.names.stream,
-                    source.current().incarnation
+                    stream = self.names.stream,
+                    from,
+                    incarnation = source.current().incarnation,
+                    "the stream lost its newest messages (a power failure, or a restored older copy)"
                 );
             }
         }
@@ -210,8 +210,8 @@ impl<S: Register + Store> Agreement<S> {
         let mut latest = 0;
         for (name, incarnation) in self.consumers(events).await? {
             warn!(
-                "the ledger knows nothing of the stream: the consumer {name} of an earlier ledger, or of before its record was \
-                 deleted, is deleted, and the stream read again"
+                consumer = name,
+                "the ledger knows nothing of the stream: deleting the consumer and reading the stream from its beginning"
             );
             latest = latest.max(incarnation);
             events.delete_consumer(&name).await;
@@ -236,7 +236,7 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     if let Err(error) = &parsed
         && !bytes.is_empty()
     {
-        warn!("a record of the stream in the ledger's bucket cannot be read, and is replaced: {error}");
+        warn!(%error, "replaced an unreadable record of the stream in the ledger");
     }
     parsed.ok()
 }

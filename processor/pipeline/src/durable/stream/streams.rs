@@ -70,7 +70,7 @@ pub(crate) async fn ensure(
 fn use_of(stream: &Stream, fitness: &Fitness, or_else: &str) -> Result<(), StreamsError> {
     let name = &stream.cached_info().config.name;
     for warning in &fitness.warnings {
-        warn!("the stream {name}: {warning}");
+        warn!(stream = name, warning, "the stream does not fit well");
     }
     if fitness.misfits.is_empty() {
         return Ok(());
@@ -173,12 +173,9 @@ impl Maker<'_> {
             config.max_bytes = limit::max_bytes(size);
             let error = match self.jetstream.create_stream(config.clone()).await {
                 Ok(stream) => {
-                    info!("made the stream {name} on {}, with room for {size}", config.subjects.join(", "));
+                    info!(stream = name, subjects = config.subjects.join(", "), %size, "created the stream");
                     if size < wanted {
-                        warn!(
-                            "the stream {name} has room for {size} only, since NATS has no more: give it more, and set {}",
-                            kind.setting()
-                        );
+                        warn!(stream = name, %size, setting = kind.setting(), "created the stream smaller than wanted: NATS has no more room. Give NATS more room, then raise the setting");
                     }
                     return Ok(stream);
                 }

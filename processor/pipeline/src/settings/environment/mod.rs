@@ -24,7 +24,7 @@ const LOCAL_NATS: &str = "nats://127.0.0.1:4222";
 
 /// Every variable at fault, one a line.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the environment is not right:\n{}", .0.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n"))]
+#[error("invalid environment:\n{}", .0.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n"))]
 pub struct ConfigError(pub Vec<String>);
 
 /// A pipeline in mode `Durable`, for commands that look at it and do not run it.

@@ -68,7 +68,7 @@ impl Projection {
                 Verdict::Unexplained(what) => {
                     let delay = self.schedule.wait_refused(operation, &id, &self.tuning, dice, now);
                     let (correlation_id, seconds) = (self.correlation_id(&id), delay.as_secs_f64());
-                    warn!(correlation_id, "Refused, which proves nothing: {what}; next in {seconds:.1} s");
+                    warn!(correlation_id, error = %what, retry_in_seconds = seconds, "KV refused a whole request; retrying");
                 }
             }
         }
@@ -80,7 +80,7 @@ impl Projection {
             self.setup.metrics.landed(age(record, at.wall));
             if enabled!(tracing::Level::INFO) {
                 let (key, correlation_id) = (TaskKey::new(id.clone()), self.correlation_id(id));
-                info!(correlation_id, %key, "{} {key} successful", operation.verb());
+                info!(correlation_id, operation = operation.verb(), %key, "written");
             }
         }
         let landed = self.unsettled.landed(id, sent);
@@ -125,7 +125,7 @@ impl Projection {
             }
             self.unsettled.wait_for(id, Share::Letter);
         }
-        warn!(correlation_id = self.correlation_id(id), "Dead letter ({}): {detail}", reason.as_str());
+        warn!(correlation_id = self.correlation_id(id), reason = reason.as_str(), %detail, "dead letter");
         let letter = Letter::of_task(&self.setup.names, id, &known, reason, detail, attempts.max(1));
         if reason == Reason::UnreadableInKv {
             return self.join(id, None, Some(letter));
@@ -143,10 +143,10 @@ impl Projection {
         let delay =
             delay_after(tuning, attempt, failure, dice).unwrap_or_else(|| longest_delay(tuning, dice));
         let (correlation_id, seconds) = (self.correlation_id(id), delay.as_secs_f64());
-        warn!(correlation_id, attempt, "Attempt {attempt}/{most} failed: {failure}; next in {seconds:.1} s");
+        warn!(correlation_id, attempt, max_attempts = most, error = %failure, retry_in_seconds = seconds, "attempt failed");
         self.setup.metrics.retries.inc();
         if used_up {
-            self.setup.metrics.attempts_used_up.inc();
+            self.setup.metrics.retries_exhausted.inc();
             self.unsettled.forgive(id);
         }
         delay

@@ -102,7 +102,7 @@ impl Projection {
         let (key, verb) = (TaskKey::new(id.clone()), operation.verb());
         let (attempt, most) = (self.unsettled.attempts(id) + 1, self.tuning.retry.max_attempts);
         let correlation_id = self.correlation_id(id);
-        info!(correlation_id, %key, "{verb} {key}");
-        info!(correlation_id, %key, attempt, "Attempt {attempt}/{most}");
+        info!(correlation_id, operation = verb, %key, "writing");
+        info!(correlation_id, attempt, max_attempts = most, "attempt");
     }
 }

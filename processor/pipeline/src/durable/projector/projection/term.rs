@@ -65,11 +65,11 @@ impl Projection {
                 .to_owned(),
         };
         if self.setup.health.stalled().as_deref() != Some(&*why) {
-            error!(reason = why, "the projector does not move");
+            error!(reason = why, "the projector is stalled");
         }
         if gives_up {
             self.setup.metrics.projector_stalls.inc();
-            error!("gave up writing to KV, for another replica to try");
+            error!("stopped being the writer, so that another replica tries");
         }
         self.setup.health.set_stalled(Some(why));
         gives_up
@@ -97,7 +97,7 @@ impl Projection {
                 self.take_in_what_may_be(now);
             }
             Renewal::Restarted(held) => {
-                warn!("a former holder has handed over what came after change {}", held.control.settled.0);
+                warn!(from_revision = held.control.settled.0, "a former writer handed over");
                 let settled = held.control.settled;
                 let setup = &self.setup;
                 self.unsettled = Unsettled::new(&setup.limits, settled, held.doubt, setup.settle_after, now);
@@ -115,7 +115,7 @@ impl Projection {
             }
             Renewal::Lost => return Term::Lost,
             Renewal::Unknown(what) => {
-                warn!("that this replica writes to KV cannot be recorded: {what}");
+                warn!(error = %what, "cannot renew the control record");
                 self.renew_at = now + RENEW_AGAIN;
             }
         }

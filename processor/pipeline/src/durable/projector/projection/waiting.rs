@@ -106,7 +106,7 @@ impl Projection {
         let mut found = match found {
             Ok(found) => found,
             Err(error) => {
-                warn!(tasks = due.len(), %error, "cannot read tasks that are due from the ledger; retrying");
+                warn!(tasks = due.len(), %error, "cannot read due tasks from the ledger; retrying");
                 return self.unsettled.unread_deferred(due.into_iter().map(|(hash, _)| hash), now + PAUSE);
             }
         };

@@ -64,8 +64,8 @@ impl Script {
 
     fn count(&mut self, step: &Step, said: &str) {
         let what = [
-            ("another replica has written it", "conflicts"),
-            ("another replica is writing it", "writes on their way"),
+            ("has written the record", "conflicts"),
+            ("is writing the record", "writes on their way"),
             ("maximum messages exceeded", "refused for want of room"),
             ("there: false", "events that are not there"),
             ("made: true", "consumers made"),
@@ -101,8 +101,11 @@ impl Script {
                 let said = simulated.answered(simulated.asked.ledger(step, &value));
                 let mut found = real.asked.ledger(step, &value).await;
                 // The second may come before or after the first is through.
-                if real.is_cluster && found.contains("has written it") && said.contains("is writing it") {
-                    found = found.replace("has written it", "is writing it");
+                if real.is_cluster
+                    && found.contains("has written the record")
+                    && said.contains("is writing the record")
+                {
+                    found = found.replace("has written the record", "is writing the record");
                     *self.seen.entry("second writes that came late").or_default() += 1;
                 }
                 (said, found)

@@ -99,7 +99,7 @@ impl Rooms {
         config.discard = DiscardPolicy::New;
         let name = &config.name;
         match self.jetstream.update_stream(&config).await {
-            Ok(_) => info!("the stream {name} may take up {size} from now on"),
+            Ok(_) => info!(stream = name, %size, "changed the size limit of the stream"),
             Err(error) => {
                 if error.kind() == CreateStreamErrorKind::TimedOut {
                     self.silent.lock().unwrap_or_else(PoisonError::into_inner).insert(kind);
@@ -135,10 +135,9 @@ impl Rooms {
         let said = (!said.is_empty()).then_some(said);
         if self.health.filling() != said {
             match &said {
-                Some(what) => error!(
-                    "{what}: when it is full, NATS refuses what comes, and tells plain publishers nothing. Give it more room \
-                     (spec.delivery.room, the NATS account's limit, the volume)"
-                ),
+                Some(what) => {
+                    error!(error = %what, "a stream is nearly full. A full stream refuses messages, and plain publishers get no error. Give it more room (spec.delivery.room, the limit of the NATS account, the volume)")
+                }
                 None => info!("there is enough room in NATS again"),
             }
             self.health.set_filling(said);
@@ -165,7 +164,7 @@ impl Rooms {
         let consumers = match consumers(stream).await {
             Ok(consumers) => consumers,
             Err(why) => {
-                debug!("what the consumers have acknowledged is not known: {why}");
+                debug!(error = %why, "cannot read the ack floors of the consumers");
                 return Ok(());
             }
         };
@@ -173,7 +172,7 @@ impl Rooms {
         match stream.purge().sequence(up_to).await {
             Ok(purged) => {
                 self.metrics.events_trimmed.inc_by(purged.purged);
-                debug!("{} events that are in the ledger were dropped, up to event {up_to}", purged.purged);
+                debug!(events = purged.purged, up_to, "dropped events that the ledger holds");
                 Ok(())
             }
             Err(error) => {
@@ -194,7 +193,7 @@ impl Rooms {
     fn say(&self, kind: Kind, what: String) {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if said.get(&kind) != Some(&what) {
-            warn!("{what}");
+            warn!(error = %what, "cannot make room in a stream");
             said.insert(kind, what);
         }
     }
