@@ -14,6 +14,7 @@ mod interrupt;
 mod processes;
 mod programs;
 mod progress;
+mod prose;
 mod report;
 mod run;
 mod sim;
@@ -59,6 +60,8 @@ enum Subject {
     Variants(variants::Options),
     /// Are the crates that we take free of known flaws, of licenses we may take, and from where they should be?
     Deny,
+    /// Check the docs against the house style, by Vale
+    Prose,
     /// Write the files that are generated from others: the CRD, the plain manifests, the chart's README
     Generate(generate::Options),
     /// Build the images that pods run
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
             Subject::Bench(options) => bench::run(&shop, &options),
             Subject::Variants(options) => variants::run(&shop, &options),
             Subject::Deny => deny::check(&shop).map(|()| ExitCode::SUCCESS),
+            Subject::Prose => prose::check(&shop).map(|()| ExitCode::SUCCESS),
             Subject::Generate(options) => generate::run(&shop, &options),
             Subject::Image(options) => images::run(&shop, &options),
             Subject::Wasm => wasm::build(&shop).map(|_| ExitCode::SUCCESS),

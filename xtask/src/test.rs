@@ -14,7 +14,7 @@ use crate::programs::{self, Asked};
 use crate::report::{Report, Tally};
 use crate::soak::{CRASHABLE, crashable_processor};
 use crate::tools::{Everything, Workshop, everything};
-use crate::{compose, deny, generate, run, wasm};
+use crate::{compose, deny, generate, prose, run, wasm};
 
 /// What `test` can be told.
 #[derive(clap::Args)]
@@ -31,6 +31,7 @@ enum Step {
     Clippy,
     Doc,
     Deny,
+    Prose,
     Wasm,
     Build,
     Generate,
@@ -100,6 +101,9 @@ fn check(shop: &Workshop, options: &Options, report: &mut Report) {
     }
     if options.wants(Step::Deny) {
         report.step(shop, "deny", || deny::check(shop));
+    }
+    if options.wants(Step::Prose) {
+        report.step(shop, "prose", || prose::check(shop));
     }
 }
 

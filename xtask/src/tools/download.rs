@@ -170,7 +170,7 @@ fn platform_of(os: &str, arch: &str) -> Option<(&'static str, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tools::{compose, helm, helm_docs, nats_server, node, promtool};
+    use crate::tools::{compose, helm, helm_docs, nats_server, node, promtool, vale};
 
     /// Somebody who has got at the place of the releases puts another archive there, and its sum into the list beside it.
     #[test]
@@ -203,6 +203,7 @@ mod tests {
             compose::RELEASE,
             promtool::RELEASE,
             node::RELEASE,
+            vale::RELEASE,
         ];
         let mut count = 0;
         for release in releases {

@@ -21,6 +21,7 @@ mod npm;
 mod peer;
 mod prometheus;
 mod promtool;
+mod vale;
 mod version;
 mod wasm_target;
 
@@ -138,6 +139,14 @@ impl Workshop {
     /// When there is no Node or npm, the registry cannot be reached, or it does not build.
     pub(crate) fn peer(&self) -> Result<Peer> {
         peer::build(self, &node::find(self)?)
+    }
+
+    /// Vale.
+    ///
+    /// # Errors
+    /// If there is none and no way to get one.
+    pub(crate) fn vale(&self) -> Result<PathBuf> {
+        vale::VALE.find(self)
     }
 
     /// cargo-deny.
