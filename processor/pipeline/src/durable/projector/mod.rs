@@ -205,7 +205,7 @@ impl<K: BulkApi> Projector<K> {
                 return Ended::Stalled;
             }
             self.projection.show(now);
-            let wake_at = self.projection.next_wake(now);
+            let wake_at = self.projection.next_wake(stopping, now);
             tokio::select! {
                 () = self.feed.next(&mut changes, TAKE_IN), if !stopping && self.projection.wants_changes() => {
                     self.projection.changes(changes.drain(..), Instant::now());

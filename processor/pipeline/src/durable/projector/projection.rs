@@ -246,13 +246,16 @@ impl Projection {
     }
 
     /// By when to take the next turn, if nothing happens before.
-    pub(crate) fn next_wake(&self, now: Instant) -> Instant {
+    pub(crate) fn next_wake(&self, stopping: bool, now: Instant) -> Instant {
         let renew = if self.renewing { None } else { Some(self.renew_at) };
         let soon = now + PAUSE;
         // Where there is no room for what is due, an answer makes it.
         let due = self.unsettled.next_due().filter(|_| self.may_read_again());
         let deferred = self.unsettled.next_deferred().filter(|_| self.may_read_deferred());
-        [renew, self.schedule.next_wake(), due, deferred].into_iter().flatten().fold(soon, Instant::min)
+        // What is due to be sent, and may not be sent, waits for a renewal, which wakes the driver. Until then it would stay due,
+        // and the driver would not sleep at all.
+        let send = self.schedule.next_wake().filter(|_| !stopping && self.may_send(now));
+        [renew, send, due, deferred].into_iter().flatten().fold(soon, Instant::min)
     }
 
     /// Takes in what was read, as far as the control record says that it is. When that is soon used up it is renewed

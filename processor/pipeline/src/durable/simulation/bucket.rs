@@ -161,8 +161,9 @@ impl Bucket {
     fn store(&mut self, write: &Write, now: u64) -> Message {
         self.newest.0 += 1;
         let value = Bytes::from(write.value.clone());
-        let task = self.names.task_of(&write.subject);
-        let task = task.map(|id| (id, Arc::new(serde_json::from_slice(&value).unwrap())));
+        // One that cannot be read is as none: only scenes write such.
+        let record = serde_json::from_slice(&value).ok().map(Arc::new);
+        let task = self.names.task_of(&write.subject).zip(record);
         let lives = write.time_to_live.map(|time| u64::try_from(time.as_millis()).unwrap());
         let entry = Entry { value, revision: self.newest, expires_at: lives.map(|ms| now + ms), task };
         if let Some(before) = self.records.insert(write.subject.clone(), entry) {

@@ -57,6 +57,11 @@ impl World {
         let outside = Outside { broken: None, connected };
         let stalled = projecting.projection.has_given_up(&outside, now) && !projecting.stopping;
         check_accounts(projecting);
+        projecting.projection.show(now);
+        // Work that is due and stays due would keep the driver from sleeping. A replica that may leave does so at once.
+        let wake_at = projecting.projection.next_wake(projecting.stopping, now);
+        let leaves = projecting.stopping && projecting.projection.may_leave();
+        assert!(leaves || wake_at >= now, "{:?} overdue", now - wake_at);
         if stalled {
             self.fail(format!("the projector of {p} does not move, and says that this is a bug"));
         }

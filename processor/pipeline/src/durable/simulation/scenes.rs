@@ -1,14 +1,25 @@
 //! Histories that are written by hand: single faults that a drawn history meets too rarely to rely on.
 
+use std::sync::Arc;
+
 use async_nats::jetstream::consumer::pull::Config;
+use bytes::Bytes;
 use taskpipeline_contract::{Description, EventData, NewTask, Status, Title};
 
 use super::kv::Verdict;
+use super::net::{Acking, Link, nanos};
+use super::replica::{Intake, Out, Tag};
 use super::runner::played;
-use super::settings::{Knobs, REPLICAS, Setting};
+use super::settings::{ACK_WAIT, Knobs, REPLICAS, Setting, TICK};
 use super::steps::{Drawn, Step};
 use super::truth::Message;
 use super::world::{World, task};
+use crate::durable::bucket::lanes::Write;
+use crate::durable::bucket::raw::Raw;
+use crate::durable::intake::ingest::{HandedOut, Ingest};
+use crate::fold::Version;
+use crate::header_block::HeaderFault;
+use crate::reason::Reason;
 
 const SETTING: Setting = Setting {
     clustered: false,
@@ -170,5 +181,112 @@ fn a_replica_that_is_stopped_while_it_agrees_joins_no_former_life() {
         world.create("new");
         world.live(24);
         assert!(world.in_kv().contains("new"), "{}", world.in_kv());
+    });
+}
+
+impl World {
+    /// The intake of a replica that has a session.
+    fn ingest(&self, p: usize) -> (Ingest<Link, Link, Acking>, Arc<str>) {
+        let Intake::Working(working) = &self.replicas[p].intake else { panic!("{p} has no session") };
+        (working.ingest.clone(), Arc::clone(&working.consumer))
+    }
+
+    /// Another program writes over a record.
+    fn spoil(&self, subject: String, value: &[u8]) {
+        let write = Write { subject, value: value.to_vec(), expected: None, time_to_live: None };
+        let mut net = self.net.lock().unwrap();
+        let now = net.now;
+        net.bucket.commit(&write, now);
+    }
+
+    fn reasons(&self) -> Vec<Reason> {
+        self.net.lock().unwrap().letters.iter().map(|letter| letter.reason).collect()
+    }
+}
+
+/// The next event of the task replaces the record, and a dead letter keeps it.
+#[test]
+fn a_record_that_another_program_has_written_over_is_set_aside() {
+    played(&SETTING, |world| {
+        world.live(12);
+        world.create("old");
+        world.live(12);
+        assert!(world.in_kv().contains("old"), "{}", world.in_kv());
+        world.spoil(world.names.task(&task(0)), b"{");
+        world.live(12);
+        assert_eq!(world.reasons(), []);
+        world.create("new");
+        world.live(24);
+        assert_eq!(world.reasons(), [Reason::UnreadableInLedger]);
+        assert!(world.in_kv().contains("new"), "{}", world.in_kv());
+    });
+}
+
+/// The stream also captures subjects of another pipeline.
+#[test]
+fn a_message_of_another_pipeline_is_acknowledged_and_left_alone() {
+    played(&SETTING, |world| {
+        world.live(12);
+        let before = world.replicas[0].tools.metrics.events_foreign.get();
+        let payload = "another's".to_owned();
+        world.publish_quietly(&Message { subject: "orders.created", payload, data: None });
+        world.create("ours");
+        world.live(24);
+        assert_eq!(world.replicas[0].tools.metrics.events_foreign.get(), before + 1);
+        assert!(world.in_kv().contains("ours"), "{}", world.in_kv());
+        assert!(world.net.lock().unwrap().stream.is_done("tasks-processor-1"));
+    });
+}
+
+/// NATS delivers the event four times, and seven trials of it are on record: then it becomes a dead letter without another trial.
+#[test]
+fn an_event_that_replicas_crashed_with_becomes_a_dead_letter() {
+    played(&SETTING, |world| {
+        world.live(12);
+        world.spoil(world.names.suspect(Version::new(1, 1)), br#"{"begun":7}"#);
+        world.acks_to_lose = usize::MAX;
+        world.create("deadly");
+        // Each ack is lost, so that the event is delivered again after each ack wait.
+        let ack_waits = 4 * usize::try_from(ACK_WAIT.as_millis()).unwrap() / usize::try_from(TICK).unwrap();
+        world.live(ack_waits);
+        assert_eq!(world.reasons(), [Reason::MaxDeliveriesExceeded]);
+        world.acks_to_lose = 0;
+        world.live(ack_waits);
+        assert!(world.net.lock().unwrap().stream.is_done("tasks-processor-1"));
+    });
+}
+
+/// The salvage hands messages to the intake that the client could not read, and others that were handed out beside them.
+#[test]
+fn what_was_handed_out_unread_is_stored_or_becomes_a_dead_letter() {
+    played(&SETTING, |world| {
+        world.live(12);
+        let (ingest, consumer) = world.ingest(0);
+        let link = world.replicas[0].link.clone();
+        let handed_out =
+            |sequence: u64, subject: &str, payload: &str, fault: Option<HeaderFault>| HandedOut {
+                raw: Raw {
+                    subject: subject.to_owned(),
+                    sequence,
+                    time: nanos(0),
+                    block: Some(Bytes::from_static(b"NATS/1.0\r\nno colon\r\n\r\n")),
+                    payload: payload.to_owned().into(),
+                },
+                headers: fault.map_or(Ok(None), Err),
+                acker: Acking { link: link.clone(), consumer: Arc::clone(&consumer), sequence },
+            };
+        let deleted = r#"{"correlationId":"c","data":{"id":"task-0"}}"#;
+        let messages = vec![
+            handed_out(1, "tasks.created", "unreadable", Some(HeaderFault::NoColon(1))),
+            handed_out(2, "tasks.deleted", deleted, None),
+            handed_out(3, "orders.created", "another's", Some(HeaderFault::NoColon(1))),
+        ];
+        world.replicas[0].spawn(Tag::Take, async move {
+            Out::TakenIn(ingest.take_in_handed_out(messages).await.map(|all| assert!(all)))
+        });
+        world.live(12);
+        assert_eq!(world.reasons(), [Reason::UnreadableHeaders]);
+        let record = world.names.task(&task(0));
+        assert!(world.net.lock().unwrap().bucket.get(&record).is_some(), "the delete is in the ledger");
     });
 }
