@@ -95,7 +95,7 @@ pub use status::{ConditionType, PROCESSOR_MANAGER, TaskPipelineStatus};
     ).message("delivery.stream cannot be changed, because the ledger belongs to the stream: delete the pipeline and create another"),
     validation = Rule::new(
         "self.nats.subjectPrefix == oldSelf.nats.subjectPrefix && self.nats.queueGroup == oldSelf.nats.queueGroup"
-    ).message("nats.subjectPrefix and nats.queueGroup cannot be changed, because the stream and the ledger depend on them: delete the pipeline and create another"),
+    ).message("nats.subjectPrefix and nats.queueGroup cannot be changed, because the stream and the ledger are named after them: delete the pipeline and create another"),
     validation = Rule::new(
         "self.delivery.mode == 'Core' || duration(self.kv.requestTimeout) + duration(self.kv.requestTimeout) + duration(self.kv.requestTimeout) <= duration(self.kv.settleAfter)"
     ).message("kv.requestTimeout must be at most a third of kv.settleAfter: shorten kv.requestTimeout or lengthen kv.settleAfter; a later request could permanently overwrite a newer task with an older one"),
@@ -141,7 +141,7 @@ pub struct Nats {
         validation = Rule::new("self.matches('^(nats|tls|ws|wss)://[^,]*(,(nats|tls|ws|wss)://[^,]*)*$')")
             .message("url must be one or more addresses such as nats://host:4222, separated by commas; the schemes are nats, tls, ws and wss"),
         validation = Rule::new("self.matches('^((nats|tls)://[^,]*(,(nats|tls)://[^,]*)*|ws://[^,]*(,ws://[^,]*)*|wss://[^,]*(,wss://[^,]*)*)$')")
-            .message("url must have only nats:// and tls://, or only ws://, or only wss:// addresses: encryption must not fall back to none"),
+            .message("url must have only nats:// and tls://, or only ws://, or only wss:// addresses: encrypted connections must not fall back to plain ones"),
         validation = Rule::new("!self.contains('@')")
             .message("url must not contain a user or a password: put them into the Secret of nats.authSecretRef"),
         validation = Rule::new(r"self.matches('^([a-z]+://([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?/?(,|$))+$')")

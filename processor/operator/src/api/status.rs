@@ -1,5 +1,5 @@
-//! The status of a TaskPipeline, as the operator and the writer report it. It has no counts except replicas, which are
-//! metrics, so a steady state writes nothing.
+//! The status of a TaskPipeline, as the operator and the writer report it. Counts of events and tasks are metrics, so a steady
+//! state writes nothing here.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
