@@ -113,7 +113,7 @@ pub struct TaskPipelineSpec {
     pub replicas: Option<i32>,
     /// The NATS servers and the subjects of the events.
     pub nats: Nats,
-    /// How events are delivered. Default: without loss (mode Durable).
+    /// How events are delivered. Default: nothing is lost (mode Durable).
     #[serde(default)]
     pub delivery: Delivery,
     /// Cloudflare KV, and how replicas write to it. All changes except those of secretRef and settleAfter take effect in
