@@ -2,7 +2,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
-{{- /* The longest name made of it has 22 characters more. */ -}}
+{{- /* The longest name that is built from it has 22 more characters. */ -}}
 {{- define "taskpipeline.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
@@ -13,7 +13,10 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* What selects pods of a component; never changed. Arguments: the root, the component. */ -}}
+{{- /*
+The labels that select the pods of a component. Never change them: selectors are immutable.
+Arguments: the root, the component.
+*/ -}}
 {{- define "taskpipeline.selector" -}}
 {{- $root := index . 0 -}}
 app.kubernetes.io/name: {{ include "taskpipeline.name" $root }}
@@ -29,7 +32,7 @@ app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{- /* Arguments: the root, the values of an image. */ -}}
+{{- /* An image with its digest or tag. Arguments: the root, the values of the image. */ -}}
 {{- define "taskpipeline.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 -}}
@@ -52,7 +55,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- if .Values.nats.enabled -}}
 {{- printf "%s://%s:4222" (include "nats.scheme" .Subcharts.nats) (include "taskpipeline.natsName" .) -}}
 {{- else -}}
-{{- required "nats.url: with nats.enabled=false, say where your NATS is" .Values.nats.url -}}
+{{- required "nats.url: required with nats.enabled=false; set the URL of your NATS, such as nats://host:4222" .Values.nats.url -}}
 {{- end -}}
 {{- end -}}
 
@@ -64,12 +67,12 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
-{{- /* The Secret with the authority of the bundled servers' certificates, where they have some. */ -}}
+{{- /* The Secret with the certificate authority of the bundled servers; empty without TLS. */ -}}
 {{- define "taskpipeline.natsCaSecret" -}}
 {{- if .Values.nats.enabled }}{{ include "nats.tlsSecret" .Subcharts.nats }}{{ end -}}
 {{- end -}}
 
-{{- /* The login that `helm test` publishes by: the first. */ -}}
+{{- /* The login with which `helm test` publishes: that of the first producer. */ -}}
 {{- define "taskpipeline.natsProducer" -}}
 {{- (first .Values.nats.auth.producers).name -}}
 {{- end -}}

@@ -1,11 +1,11 @@
-//! `taskpipeline crd`: prints the CRD, or brings it up to date in a cluster, which `helm upgrade` does not do by itself. An
-//! older program never takes back what a newer one has said: pipelines may use it already.
+//! `taskpipeline crd`: prints the CRD, or upgrades it in a cluster, which `helm upgrade` does not do by itself. An older
+//! program never downgrades a newer CRD, because pipelines may already use its fields.
 //!
-//! Helm 4 applies the chart's CRD itself, server-side, at each `helm install`, before any hook. So that this ends well:
-//! - The CRD is applied here under the name of whoever has applied it, Helm mostly. Were the fields somebody else's, the next
-//!   installation of another version would end in a conflict.
-//! - An older chart shall end in one. Each version's CRD has an annotation of its own, and a newer version holds those of all
-//!   earlier ones, with another value.
+//! Helm 4 applies the chart's CRD itself, server-side, at each `helm install`, before any hook. Therefore:
+//! - This module applies the CRD under the manager that applied it before, usually Helm. With another manager, the next
+//!   installation of another version would fail with a conflict.
+//! - An older chart must fail with a conflict. Each version's CRD has an annotation of its own, and a newer version holds the
+//!   annotations of all earlier versions, with another value.
 
 use std::time::Duration;
 
@@ -20,25 +20,25 @@ use tokio::time::{Instant, sleep};
 
 use crate::api::TaskPipeline;
 
-/// Which program's the CRD is, by its version.
+/// The annotation with the version of the program that wrote the CRD.
 const VERSION: &str = "taskpipeline.dev/version";
 
-/// A version's own annotation is this and the version.
+/// The prefix of the annotation that each version has of its own.
 const OWN: &str = "taskpipeline.dev/crd-";
 
-/// What went before. A version is added here when the next one is begun.
+/// The earlier versions. Add a version here when you begin the next one.
 const EARLIER: &[&str] = &["0.1.0"];
 
-/// Who applies it, unless somebody has already.
+/// The field manager of a CRD that nobody has applied yet.
 const FIELD_MANAGER: &str = "helm";
 
-/// Who holds the annotations of earlier versions. The name stands in the message that an older chart ends with.
+/// The field manager of the annotations of earlier versions. The conflict of an older chart names it.
 const GUARD: &str = "newer-taskpipeline";
 
-/// How long the API server may take to serve it.
+/// How long the API server may take until it serves the CRD.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What it can be told.
+/// The options of `taskpipeline crd`.
 #[derive(Debug, Args)]
 pub struct Crd {
     /// Apply it to the cluster, unless a newer one is there
@@ -49,49 +49,49 @@ pub struct Crd {
 /// Why the CRD is not up to date.
 #[derive(Debug, thiserror::Error)]
 pub enum CrdError {
-    /// It cannot be written as YAML.
+    /// The CRD cannot be written as YAML.
     #[error("cannot write the CRD")]
     Yaml(#[from] serde_saphyr::ser::Error),
-    /// There is no cluster.
+    /// No cluster is configured.
     #[error("cannot find the cluster. In a cluster, check the service account; elsewhere, the kubeconfig")]
     Infer(#[from] kube::config::InferConfigError),
-    /// The API server does not take it.
+    /// The API server refuses the CRD.
     #[error("cannot apply the CRD {name}")]
     Api {
-        /// Its name.
+        /// The name of the CRD.
         name: String,
-        /// What the API server says.
+        /// The error of the API server.
         source: kube::Error,
     },
-    /// What is there is newer.
+    /// The CRD in the cluster is newer.
     #[error(
         "the CRD in the cluster has version {theirs}, and this program has {ours}: a downgrade could break pipelines. Install version {theirs} or later"
     )]
     Newer {
-        /// The version of what is there.
+        /// The version of the CRD in the cluster.
         theirs: String,
-        /// Our own.
+        /// The version of this program.
         ours: &'static str,
     },
-    /// It was applied, and is not served.
+    /// The API server does not serve the applied CRD.
     #[error("applied the CRD {name}, but the API server does not serve it after {} s. Run `kubectl describe crd {name}`", PATIENCE.as_secs())]
     NotServed {
-        /// Its name.
+        /// The name of the CRD.
         name: String,
     },
 }
 
 impl Crd {
-    /// Prints or applies it; answers what is to be printed.
+    /// Returns the CRD as text, or applies it and returns a message.
     ///
     /// # Errors
-    /// Where it cannot be applied, or would take back what a newer program has said.
+    /// If the CRD cannot be applied, or the cluster has a newer one.
     pub async fn run(&self) -> Result<String, CrdError> {
         if self.apply { apply().await } else { Ok(yaml()?) }
     }
 }
 
-/// As it is: with the version of this program.
+/// The CRD with the annotations of this version.
 #[must_use]
 pub fn crd() -> CustomResourceDefinition {
     let mut crd = TaskPipeline::crd();
@@ -101,7 +101,7 @@ pub fn crd() -> CustomResourceDefinition {
     crd
 }
 
-/// Under whose name it is applied.
+/// The field manager under which the CRD is applied.
 fn manager(crd: Option<&CustomResourceDefinition>) -> String {
     let mut appliers = crd
         .and_then(|crd| crd.metadata.managed_fields.as_ref())
@@ -111,12 +111,12 @@ fn manager(crd: Option<&CustomResourceDefinition>) -> String {
         .filter(|entry| entry.fields_v1.as_ref().is_some_and(|fields| fields.0.get("f:spec").is_some()))
         .filter_map(|entry| entry.manager.clone())
         .collect::<Vec<_>>();
-    // Whoever else has applied it once: it is a chart's now.
+    // Helm comes first: even if others applied the CRD once, it belongs to a chart now.
     appliers.sort_by_key(|name| name != FIELD_MANAGER);
     appliers.into_iter().next().unwrap_or_else(|| FIELD_MANAGER.to_owned())
 }
 
-/// What keeps older charts out; nothing, where there are none.
+/// The annotations that make older charts fail, if there are earlier versions.
 fn guard(version: &str) -> Option<Value> {
     let superseded =
         |earlier: &&str| (format!("{OWN}{earlier}"), Value::from(format!("superseded by {version}")));
@@ -130,16 +130,16 @@ fn guard(version: &str) -> Option<Value> {
     })
 }
 
-/// The same as YAML.
+/// The CRD as YAML.
 ///
 /// # Errors
-/// None in practice: it is generated from the types.
+/// Never in practice, because the CRD comes from the types.
 pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
     serde_saphyr::to_string(&crd())
 }
 
 async fn apply() -> Result<String, CrdError> {
-    // Two are compiled in, and rustls would not choose.
+    // Two crypto providers are compiled in, so rustls cannot choose by itself.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let crd = crd();
     let name = crd.name_any();
@@ -176,7 +176,7 @@ async fn apply() -> Result<String, CrdError> {
     Ok(format!("the CRD {name} {what}: version {ours}\n"))
 }
 
-/// Whether a version is newer than another; one that cannot be read is not.
+/// Whether one version is newer than the other. A version that does not parse is not newer.
 fn is_newer(one: &str, other: &str) -> bool {
     let (one, other) = (Version::parse(one), Version::parse(other));
     matches!((one, other), (Ok(one), Ok(other)) if one > other)
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(held.len(), EARLIER.len());
         assert_eq!(guard["metadata"].as_object().unwrap().len(), 1);
         assert!(guard.get("spec").is_none());
-        // Were one of them ours as well, applying the CRD and then the guard would never come to rest.
+        // With a shared annotation, the CRD and the guard would change it back and forth at each run.
         assert!(held.keys().all(|annotation| !crd().annotations().contains_key(annotation)));
     }
 

@@ -1,4 +1,5 @@
-//! TaskPipelines in Kubernetes: the resource, its CRD, the controller that carries it out, and how a replica follows its own.
+//! TaskPipelines in Kubernetes: the resource, its CRD, the controller that reconciles it, and how a replica follows its own
+//! resource.
 
 pub mod api;
 pub mod controller;

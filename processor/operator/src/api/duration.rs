@@ -1,4 +1,4 @@
-//! A duration as it stands in a resource: `1s`, `500ms`, `1h30m`. Go's notation, which CEL reads too, without fractions and
+//! Durations in a resource: `1s`, `500ms`, `1h30m`. The notation is that of Go, which CEL also reads, without fractions and
 //! signs.
 
 use std::borrow::Cow;
@@ -10,15 +10,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use taskpipeline_pipeline::settings::{LONGEST_DURATION, format_duration};
 
-/// What the API server checks, and the parser.
+/// The rule of the parser for the API server.
 const PATTERN: &str = "^([0-9]+(ms|s|m|h))+$";
 
-/// A duration as a resource writes it: `1s`, `500ms`, `1h30m`.
+/// A duration in the notation of a resource: `1s`, `500ms`, `1h30m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(Duration);
 
 impl Span {
-    /// The duration itself.
+    /// The duration.
     #[must_use]
     pub fn get(self) -> Duration {
         self.0
@@ -26,13 +26,13 @@ impl Span {
 }
 
 impl From<Duration> for Span {
-    /// What is finer than a millisecond is cut off.
+    /// Cuts off everything below a millisecond.
     fn from(duration: Duration) -> Self {
         Self(Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
     }
 }
 
-/// Why a text is no duration.
+/// A text that is not a duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be a duration such as 500ms, 10s, 5m or 1h30m, at most 87600h")]
 pub struct SpanError;
@@ -93,7 +93,7 @@ impl JsonSchema for Span {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        // The length bounds what its CEL rules cost.
+        // The length bounds the cost of the CEL rules.
         json_schema!({"type": "string", "pattern": PATTERN, "maxLength": 32})
     }
 }

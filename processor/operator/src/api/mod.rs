@@ -1,9 +1,10 @@
-//! The TaskPipeline resource: what may be asked for, with units and defaults, and what cannot work. The CRD is
-//! generated from here, so these comments are what `kubectl explain` says. Knows nothing of how it is carried out.
+//! The TaskPipeline resource: its fields with units and defaults, and the rules for invalid values. `cargo xtask generate`
+//! writes the CRD from this module, so `kubectl explain` shows these comments. The module does not know how the operator
+//! carries out a pipeline.
 
-// KubeSchema derives a private copy of each type, whose `pub` nobody can reach.
+// KubeSchema derives a private copy of each type, so its `pub` is unreachable.
 #![allow(unreachable_pub)]
-// Columns are alike; and `kubectl explain` shows these comments as they are.
+// The attributes of columns repeat, and `kubectl explain` shows these comments without rendering markdown.
 #![allow(clippy::duplicated_attributes, clippy::doc_markdown)]
 
 mod duration;
@@ -25,7 +26,7 @@ pub use size::Bytes;
 pub(crate) use status::Said;
 pub use status::{ConditionType, PROCESSOR_MANAGER, TaskPipelineStatus};
 
-/// Task events from NATS to Cloudflare KV, processed by replicas that share a queue group.
+/// A pipeline that takes task events from NATS and writes the tasks to Cloudflare KV, with replicas in one queue group.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "taskpipeline.dev",
@@ -52,7 +53,7 @@ pub use status::{ConditionType, PROCESSOR_MANAGER, TaskPipelineStatus};
         name = "Replicas",
         type_ = "string",
         json_path = ".status.ready",
-        description = "Ready replicas of those wanted"
+        description = "Ready replicas and wanted replicas"
     ),
     printcolumn(
         name = "Caught-Up",
@@ -82,93 +83,96 @@ pub use status::{ConditionType, PROCESSOR_MANAGER, TaskPipelineStatus};
     cel,
     validation = Rule::new(
         "self.delivery.mode == 'Durable' || !has(self.delivery.stream)"
-    ).message("delivery.stream has no meaning in mode Core, which has no stream: remove it, or use mode Durable"),
+    ).message("delivery.stream has no meaning in mode Core, which has no stream: remove the field, or use mode Durable"),
     validation = Rule::new(
         "self.delivery.mode == 'Durable' || !has(self.delivery.room)"
-    ).message("delivery.room has no meaning in mode Core, which has no streams: remove it, or use mode Durable"),
+    ).message("delivery.room has no meaning in mode Core, which has no streams: remove the field, or use mode Durable"),
     validation = Rule::new(
         "self.delivery.mode == oldSelf.delivery.mode"
-    ).message("delivery.mode cannot be changed while the pipeline lives: events would be lost or written twice; delete it and create another"),
+    ).message("delivery.mode cannot be changed, because events would be lost or written twice: delete the pipeline and create another"),
     validation = Rule::new(
         "has(self.delivery.stream) == has(oldSelf.delivery.stream) && (!has(self.delivery.stream) || self.delivery.stream == oldSelf.delivery.stream)"
-    ).message("delivery.stream cannot be changed while the pipeline lives: its ledger belongs to its stream; delete the pipeline and create another"),
+    ).message("delivery.stream cannot be changed, because the ledger belongs to the stream: delete the pipeline and create another"),
     validation = Rule::new(
         "self.nats.subjectPrefix == oldSelf.nats.subjectPrefix && self.nats.queueGroup == oldSelf.nats.queueGroup"
-    ).message("nats.subjectPrefix and nats.queueGroup cannot be changed while the pipeline lives: its stream and its ledger are named after them; delete the pipeline and create another"),
+    ).message("nats.subjectPrefix and nats.queueGroup cannot be changed, because the stream and the ledger are named after them: delete the pipeline and create another"),
     validation = Rule::new(
         "self.delivery.mode == 'Core' || duration(self.kv.requestTimeout) + duration(self.kv.requestTimeout) + duration(self.kv.requestTimeout) <= duration(self.kv.settleAfter)"
-    ).message("kv.requestTimeout must be at most a third of kv.settleAfter: a request that takes effect later could put an old task over a newer one permanently; make it shorter, or kv.settleAfter longer"),
+    ).message("kv.requestTimeout must be at most a third of kv.settleAfter: shorten kv.requestTimeout or lengthen kv.settleAfter; a later request could permanently overwrite a newer task with an older one"),
     validation = Rule::new(
         "!has(self.delivery.stream) || duration(self.delivery.stream.maxAge) > duration(self.kv.settleAfter)"
-    ).message("delivery.stream.maxAge must be longer than kv.settleAfter: deletes are remembered for about as long, and have to outlive the requests that could undo them")
+    ).message("delivery.stream.maxAge must be longer than kv.settleAfter: tombstones live for about maxAge, and must outlive the requests that could undo a delete")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TaskPipelineSpec {
-    /// How many replicas run. Absent: 2 at first, and from then on whatever `kubectl scale deployment` or an autoscaler on
-    /// the Deployment says. Present, also by `kubectl scale taskpipeline`: enforced. Removed again: the count stays.
+    /// How many replicas run. The operator enforces a count that you set here or by `kubectl scale taskpipeline`. Without it,
+    /// the operator starts 2 replicas, and then keeps the count that `kubectl scale deployment` or an autoscaler on the
+    /// Deployment sets. If you remove the field, the count stays.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self >= 0 && self <= 1000").message("replicas must be 0 to 1000"))]
     pub replicas: Option<i32>,
-    /// Where events come from.
+    /// The NATS servers and the subjects of the events.
     pub nats: Nats,
-    /// What is promised about events. Default: nothing is lost (mode Durable).
+    /// How events are delivered. Default: nothing is lost (mode Durable).
     #[serde(default)]
     pub delivery: Delivery,
-    /// Where tasks go. Everything in here but the Secret and settleAfter takes effect in running replicas.
+    /// Cloudflare KV, and how replicas write to it. All changes except those of secretRef and settleAfter take effect in
+    /// running replicas.
     pub kv: Kv,
-    /// When a failed write is tried again. Takes effect in running replicas, also for attempts that wait already.
+    /// When a failed write is retried. A change takes effect in running replicas, even for attempts that wait already.
     #[serde(default)]
     pub retry: Retry,
-    /// True: no replica runs, and events wait in the stream (in mode Core they are lost). Default: false.
+    /// If true, no replica runs. Events wait in the stream; in mode Core they are lost. Default: false.
     #[serde(default)]
     pub suspend: bool,
-    /// How the replicas' pods are run. A change rolls them.
+    /// The settings of the replicas' pods. A change rolls the pods.
     #[serde(default)]
     pub processor: Processor,
 }
 
-/// Where events come from.
+/// The NATS servers and the subjects of the events.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Nats {
-    /// The address of one or more servers, separated by commas: `nats://host:4222`, or `tls://` where TLS is a must (one of
-    /// them makes it a must for all), or `ws://host:8080` or `wss://host` for websockets. No
-    /// user and no password in it; they belong into the Secret of `authSecretRef`.
+    /// The addresses of one or more servers, separated by commas, such as `nats://host:4222`. One `tls://` address makes TLS
+    /// mandatory for all servers. For websockets, use `ws://host:8080` or `wss://host`. Put the user and the password into the
+    /// Secret of `authSecretRef`, not into the addresses.
     #[x_kube(
         validation = Rule::new("self.matches('^(nats|tls|ws|wss)://[^,]*(,(nats|tls|ws|wss)://[^,]*)*$')")
             .message("url must be one or more addresses such as nats://host:4222, separated by commas; the schemes are nats, tls, ws and wss"),
         validation = Rule::new("self.matches('^((nats|tls)://[^,]*(,(nats|tls)://[^,]*)*|ws://[^,]*(,ws://[^,]*)*|wss://[^,]*(,wss://[^,]*)*)$')")
-            .message("url must have either nats:// and tls://, or ws://, or wss:// addresses only: a scheme that promises encryption must not fall back to one that does not"),
+            .message("url must have only nats:// and tls://, or only ws://, or only wss:// addresses: encrypted connections must not fall back to plain ones"),
         validation = Rule::new("!self.contains('@')")
-            .message("url must hold no user or password: put them into the Secret of nats.authSecretRef"),
+            .message("url must not contain a user or a password: put them into the Secret of nats.authSecretRef"),
         validation = Rule::new(r"self.matches('^([a-z]+://([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?/?(,|$))+$')")
-            .message("url must name a host and, if not 4222, a port, and nothing else")
+            .message("url must name a host and, unless it is 4222, a port; nothing else is allowed")
     )]
-    // Its length bounds what the rules cost, which the API server wants to know beforehand.
+    // The length bounds the cost of the rules, which the API server estimates beforehand.
     #[schemars(length(max = 2048))]
     pub url: String,
-    /// The Secret to log in to NATS by: `user` and `password`, or `token`, or `creds` (the text of a .creds file), or `nkey`
-    /// (the seed of an NKey); `ca.crt` for a server certificate of your own, `tls.crt` and `tls.key` where servers ask for a
-    /// certificate, `tlsFirst` (true) where they begin with TLS (handshake_first), and `inboxPrefix` where its user may get
-    /// answers only there. It must say in `hosts` (separated by commas) to which of the hosts in `url` it may be sent: `host`, or
-    /// with a scheme and a port `tls://host:4222`. Its key `pipelines` says which pipelines may use it; without, the first may.
+    /// The Secret with the login for NATS. It has `user` and `password`, or `token`, or `creds` (the text of a .creds file), or
+    /// `nkey` (the seed of an NKey). Its key `hosts` lists the hosts of `url` that may receive the login, separated by commas:
+    /// `host`, or with a scheme and a port `tls://host:4222`. Its key `pipelines` lists the pipelines that may use the Secret.
+    /// Without that key, only the oldest pipeline that refers to it may. Optional keys: `ca.crt` is your own certificate
+    /// authority. `tls.crt` and `tls.key` are for servers that require a client certificate. `tlsFirst` (true) is for servers
+    /// that begin with TLS (handshake_first). `inboxPrefix` is for a user that may receive answers only under that prefix.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth_secret_ref: Option<SecretRef>,
-    /// A Secret whose `ca.crt` the servers' certificates are checked against, such as cert-manager makes it; nothing else in it
-    /// gets to the replicas. It takes the place of the `ca.crt` of `authSecretRef`. Default: the authorities that the image knows.
+    /// The Secret whose `ca.crt` verifies the servers' certificates, as cert-manager creates it. Replicas receive no other key
+    /// of the Secret. It replaces the `ca.crt` of `authSecretRef`. Default: the authorities that the image knows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretRef>,
-    /// Events come on `{subjectPrefix}.created`, `.updated` and `.deleted`. Default: tasks.
+    /// The prefix of the subjects: events arrive on `{subjectPrefix}.created`, `.updated` and `.deleted`. Default: tasks.
     #[serde(default = "defaults::subject_prefix")]
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*$')")
         .message("subjectPrefix must be tokens of letters, digits, _ and -, separated by single dots"))]
     #[schemars(length(max = 128))]
     pub subject_prefix: String,
-    /// Each event goes to one of the replicas that share this name; the consumer and the ledger are named after it.
+    /// The queue group of the replicas. NATS gives each event to one of them. The consumer and the ledger are named after it.
     /// Default: tasks-processor.
     #[serde(default = "defaults::queue_group")]
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*$')")
-        .message("queueGroup must be made of letters, digits, _ and single - between them"))]
+        .message("queueGroup must consist of letters, digits, _ and single - between them"))]
     #[schemars(length(max = 64))]
     pub queue_group: String,
 }
@@ -176,31 +180,31 @@ pub struct Nats {
 /// A Secret in the pipeline's namespace.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct SecretRef {
-    /// Its name.
+    /// The name of the Secret.
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')")
-        .message("name must be a Secret's name: lower case letters, digits, - and ."))]
+        .message("name must be the name of a Secret: lowercase letters, digits, - and ."))]
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }
 
-/// What is promised about events.
+/// How events are delivered.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Delivery {
-    /// Durable: events are kept in a JetStream stream until they are in the ledger, and nothing is lost. Core: NATS core,
-    /// at most once. It cannot be changed later. Default: Durable.
+    /// In mode Durable, a JetStream stream keeps each event until it is in the ledger, and nothing is lost. Mode Core uses NATS
+    /// core and delivers at most once. You cannot change the mode later. Default: Durable.
     #[serde(default)]
     pub mode: Mode,
-    /// The stream of mode Durable; made if it is missing. It cannot be changed later.
+    /// The stream of mode Durable. Replicas create a missing stream. You cannot change this field later.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stream: Option<Stream>,
-    /// How much room each stream of mode Durable may take up on each server that keeps it; none takes another's. It is
-    /// changed in streams that the pipeline has made; a change rolls the pods.
+    /// How much room each stream of mode Durable may use on each server that stores it. No stream uses another stream's room.
+    /// A change rolls the pods, and the replicas change the streams that the pipeline created.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub room: Option<Room>,
 }
 
-/// What is promised about events.
+/// How events are delivered.
 #[derive(schemars::JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     /// Nothing is lost.
@@ -214,155 +218,157 @@ pub enum Mode {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Stream {
-    /// Its name. Default: TASKS.
+    /// The name of the stream. Default: TASKS.
     #[serde(default = "defaults::stream")]
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*$')")
-        .message("stream.name must be made of letters, digits, _ and single - between them"))]
+        .message("stream.name must consist of letters, digits, _ and single - between them"))]
     #[schemars(length(max = 64))]
     pub name: String,
-    /// On how many servers it is kept, and the ledger with it, if they are made: 1, 3 or 5. Default: 1.
+    /// How many servers store the stream and the ledger, if replicas create them: 1, 3 or 5. Default: 1.
     #[serde(default = "defaults::stream_replicas")]
     #[x_kube(validation = Rule::new("self in [1, 3, 5]").message("stream.replicas must be 1, 3 or 5"))]
     pub replicas: i32,
-    /// How long an event may wait to be taken in, if the stream is made. Default: 72h.
+    /// How long an event may wait to be taken in, if replicas create the stream. Default: 72h.
     #[serde(default = "defaults::max_age")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('87600h')").message("stream.maxAge must be 1m to 87600h: deletes are remembered for about as long, and have to outlive the requests that could undo them"))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('87600h')").message("stream.maxAge must be 1m to 87600h: tombstones live for about maxAge, and must outlive the requests that could undo a delete"))]
     pub max_age: Span,
-    /// The largest event in bytes, with its headers, if the stream is made. A larger one is refused: a JetStream publisher gets
-    /// an error, a plain publisher hears nothing. Default: 65536.
+    /// The largest event in bytes, with its headers, if replicas create the stream. NATS refuses larger events: a JetStream
+    /// publisher gets an error, and a plain publisher gets none. Default: 65536.
     #[serde(default = "defaults::max_event_bytes")]
     #[x_kube(validation = Rule::new("self >= 1024 && self <= 67108864").message("stream.maxEventBytes must be 1024 to 67108864 (64 MiB, the most that NATS allows)"))]
     pub max_event_bytes: i32,
 }
 
-/// How much room the streams may take up.
+/// How much room the streams may use.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Room {
-    /// Of events. Those that are in the ledger are dropped, the oldest first, when they take up half of it; the rest is for
-    /// events that wait, about 3,000 a MiB. Default: 4Gi when the stream is made, or less where NATS has less.
+    /// The room of the events. When events that are in the ledger use half of it, replicas purge the oldest. The rest is for
+    /// events that wait, about 3,000 per MiB. Default: 4Gi when the stream is made, or less where NATS has less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<Bytes>,
-    /// Of the ledger, which has a record of about 0.6 KiB, and its description, for each task. Default: 2Gi when it is made,
-    /// or less where NATS has less.
+    /// The room of the ledger. Each task needs about 0.6 KiB plus its description. Default: 2Gi when it is made, or less where
+    /// NATS has less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ledger: Option<Bytes>,
-    /// Of dead letters. Default: 256Mi when their stream is made, or less where NATS has less.
+    /// The room of the dead letters. Default: 256Mi when their stream is made, or less where NATS has less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_letters: Option<Bytes>,
 }
 
-/// Where tasks go.
+/// Cloudflare KV, and how replicas write to it.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Kv {
-    /// The Secret with `CF_ACCOUNT_ID`, `CF_NAMESPACE_ID` and `CF_API_TOKEN`, whose token needs the permission Workers KV
-    /// Storage: Edit. `CF_API_BASE_URL`, for another address than Cloudflare's, may stand only there.
-    /// Its key `pipelines` says which pipelines may use it, separated by commas, or `*`; without, the first may.
+    /// The Secret with `CF_ACCOUNT_ID`, `CF_NAMESPACE_ID` and `CF_API_TOKEN`. The token needs the permission Workers KV Storage:
+    /// Edit. To use another address than Cloudflare's, set `CF_API_BASE_URL` in the same Secret. The key `pipelines` lists the
+    /// pipelines that may use the Secret, separated by commas, or `*`. Without that key, only the oldest pipeline that refers to
+    /// it may.
     pub secret_ref: SecretRef,
-    /// How many requests the whole pipeline may make, however many replicas it has.
+    /// How many requests the whole pipeline may send, for any number of replicas.
     #[serde(default)]
     pub request_budget: RequestBudget,
-    /// How long one request may take; at most a third of settleAfter. Default: 10s.
+    /// The timeout of a request, at most a third of settleAfter. Default: 10s.
     #[serde(default = "defaults::request_timeout")]
     #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('5m')").message("requestTimeout must be more than 0s and at most 5m"))]
     pub request_timeout: Span,
-    /// How long after it was sent a request may still take effect at Cloudflare's: what is in doubt is written again then.
-    /// At least three times requestTimeout. A change rolls the pods. Default: 30s.
+    /// How long a sent request may still take effect at Cloudflare. After this time, the writer writes each task in doubt again.
+    /// Must be at least three times requestTimeout. A change rolls the pods. Default: 30s.
     #[serde(default = "defaults::settle_after")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('1h')").message("settleAfter must be 1s to 1h"))]
     pub settle_after: Span,
-    /// The least time between two writes of one task. Longer saves money: Cloudflare bills every key written ($5 a million),
-    /// and takes about one write a second of a key. Default: 1s.
+    /// The least time between two writes of one task. A longer time saves money, because Cloudflare bills every written key ($5
+    /// per million). Cloudflare accepts about one write per second of a key. Default: 1s.
     #[serde(default = "defaults::min_write_interval")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('24h')").message("minWriteInterval must be at most 24h"))]
     pub min_write_interval: Span,
-    /// How many keys a bulk write has.
+    /// The size of a bulk write.
     #[serde(default)]
     pub batch: Batch,
 }
 
-/// How many requests may be made in a time.
+/// How many requests may be sent in a period.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct RequestBudget {
-    /// So many requests in each period, at any time. Default: 1100, which is Cloudflare's 1,200 in 5 minutes less a margin.
+    /// The most requests in any window of one period. Default: 1100, which is Cloudflare's 1,200 in 5 minutes less a margin.
     #[serde(default = "defaults::requests")]
-    #[x_kube(validation = Rule::new("self >= 1").message("requestBudget.requests must be at least 1: with none, nothing could ever be written; `suspend: true` stops a pipeline"))]
+    #[x_kube(validation = Rule::new("self >= 1").message("requestBudget.requests must be at least 1, because a pipeline without requests never writes; to stop it, set `suspend: true`"))]
     pub requests: i32,
-    /// Default: 5m.
+    /// The period of the budget. Default: 5m.
     #[serde(default = "defaults::period")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('87600h')").message("requestBudget.period must be 1s to 87600h"))]
     pub period: Span,
 }
 
-/// How many keys a bulk write has.
+/// The size of a bulk write.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Batch {
-    /// The most keys. It begins with 1,000, and adapts to what KV takes. Default: 10000, the most that Cloudflare allows.
+    /// The most keys of a bulk write. Writes begin with 1,000 keys and adapt to the answers of KV. Default: 10000, the most that
+    /// Cloudflare allows.
     #[serde(default = "defaults::max_keys")]
-    #[x_kube(validation = Rule::new("self >= 1 && self <= 10000").message("batch.maxKeys must be 1 to 10000, the most that Cloudflare takes"))]
+    #[x_kube(validation = Rule::new("self >= 1 && self <= 10000").message("batch.maxKeys must be 1 to 10000, the most that Cloudflare allows"))]
     pub max_keys: i32,
 }
 
-/// When a failed write is tried again.
+/// When a failed write is retried.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Retry {
-    /// How often a write is tried in all, the first time included. When they are used up the task waits for the longest
-    /// delay and is tried anew (Durable), or becomes a dead letter (Core). Default: 5.
+    /// The number of attempts for a write, including the first. After the last attempt, the task waits for the longest delay
+    /// and starts again (Durable), or becomes a dead letter (Core). Default: 5.
     #[serde(default = "defaults::max_attempts")]
-    #[x_kube(validation = Rule::new("self >= 1").message("retry.maxAttempts must be at least 1: the first attempt counts too"))]
+    #[x_kube(validation = Rule::new("self >= 1").message("retry.maxAttempts must be at least 1, because the first attempt counts"))]
     pub max_attempts: i32,
-    /// The delays before attempts 2, 3 and so on; the last one stands for all later attempts too. A tenth of it at the most
-    /// is added by chance. Default: 1s, 3s, 10s, 20s, 30s.
+    /// The delays before attempts 2, 3 and so on. The last delay also applies to all later attempts. A random part of up to a
+    /// tenth is added to each. Default: 1s, 3s, 10s, 20s, 30s.
     #[serde(default = "defaults::delays")]
     #[x_kube(
-        validation = Rule::new("self.size() > 0").message("retry.delays must hold at least one delay"),
+        validation = Rule::new("self.size() > 0").message("retry.delays must contain at least one delay"),
         validation = Rule::new("self.all(delay, duration(delay) <= duration('87600h'))").message("retry.delays must each be at most 87600h")
     )]
     #[schemars(length(max = 20))]
     pub delays: Vec<Span>,
 }
 
-/// How the replicas' pods are run. A closed set: whoever may create a pipeline gets pods of ours and nothing else.
+/// The settings of the replicas' pods. The set is closed, so that the right to create pipelines does not allow arbitrary pods.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Processor {
-    /// CPU and memory. Default: requests of 100m and 128Mi, a limit of 256Mi.
+    /// CPU and memory of a pod. Default: requests of 100m and 128Mi, a limit of 256Mi.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
-    /// The labels of the nodes it may run on.
+    /// The node labels that the pods require.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub node_selector: BTreeMap<String, String>,
-    /// The taints it tolerates.
+    /// The taints that the pods tolerate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub tolerations: Vec<Toleration>,
-    /// Where it would rather run. Default: spread over nodes and zones.
+    /// The affinity of the pods. Default: spread over nodes and zones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
-    /// The PriorityClass of its pods, by its name: who goes first where nodes are full. The operator must allow it. Default: the
+    /// The PriorityClass of the pods. The operator must allow it (the chart's operator.allow.priorityClasses). Default: the
     /// cluster's default one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?([.][a-z0-9]([a-z0-9-]*[a-z0-9])?)*$')")
-        .message("priorityClassName must be a PriorityClass's name: lower case letters, digits, - and ."))]
+        .message("priorityClassName must be the name of a PriorityClass: lowercase letters, digits, - and ."))]
     #[schemars(length(min = 1, max = 253))]
     pub priority_class_name: Option<String>,
-    /// More labels of its pods, as far as the operator allows them; none of ours can be replaced.
+    /// Additional labels of the pods. The operator must allow them, and they cannot replace the operator's labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub labels: BTreeMap<String, String>,
-    /// More annotations of its pods, as far as the operator allows them; none of ours can be replaced.
+    /// Additional annotations of the pods. The operator must allow them, and they cannot replace the operator's annotations.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub annotations: BTreeMap<String, String>,
-    /// More environment variables, by their values alone: RUST_LOG, LOG_FORMAT, SHUTDOWN_GRACE, ACK_WAIT.
+    /// Additional environment variables with literal values: RUST_LOG, LOG_FORMAT, SHUTDOWN_GRACE, ACK_WAIT.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[x_kube(validation = Rule::new("self.all(name, name in ['RUST_LOG', 'LOG_FORMAT', 'SHUTDOWN_GRACE', 'ACK_WAIT'])")
-        .message("env may set RUST_LOG, LOG_FORMAT, SHUTDOWN_GRACE and ACK_WAIT; all else is set by the resource"))]
+        .message("env may set only RUST_LOG, LOG_FORMAT, SHUTDOWN_GRACE and ACK_WAIT; the resource has fields for all other settings"))]
     #[schemars(extend("maxProperties" = 16))]
     pub env: BTreeMap<String, String>,
 }
@@ -396,7 +402,7 @@ impl Default for Retry {
     }
 }
 
-/// The defaults of the CRD, which are the pipeline's own.
+/// The defaults of the CRD, which are those of the pipeline.
 mod defaults {
     use taskpipeline_pipeline::settings::{DurableSettings, EventSettings, Tuning};
 
@@ -458,7 +464,7 @@ mod defaults {
         Tuning::default().retry.delays.into_iter().map(Span::from).collect()
     }
 
-    /// As the CRD has numbers; none of the defaults is out of its range.
+    /// Converts a default to the number type of the CRD. No default exceeds its range.
     fn number(number: impl TryInto<i32>) -> i32 {
         number.try_into().unwrap_or(i32::MAX)
     }

@@ -1,5 +1,5 @@
-//! From a spec to the settings of a pipeline, which the operator builds from and replicas follow. Pure. The API server has
-//! checked most of it; a file has not been near one.
+//! Converts a spec to the settings of a pipeline, for the operator and the replicas. Pure. Checks everything, because a spec
+//! from a file has not passed an API server.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -15,7 +15,7 @@ use taskpipeline_pipeline::settings::{
 
 use super::{Mode, TaskPipelineSpec};
 
-/// Every field at fault, by its path, with what it should be.
+/// The invalid fields of a spec, each with its path and the rule that it breaks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("; "))]
 pub struct SpecError(pub Vec<String>);
@@ -48,7 +48,7 @@ fn delivery(spec: &TaskPipelineSpec, faults: &mut Faults) -> Delivery {
                 faults.0.push(format!("spec.delivery.{field}: has no meaning in mode Core"));
             }
         }
-        // How many there are is seen in the status, and changes.
+        // The replica count comes from the status, because it changes while the pipeline runs.
         return Delivery::Core(CoreSettings::default());
     }
     let stream = said.stream.clone().unwrap_or_default();
@@ -92,7 +92,7 @@ fn tuning(spec: &TaskPipelineSpec, faults: &mut Faults) -> Tuning {
     }
 }
 
-/// The faults so far; each method answers something usable even where there is one.
+/// The faults so far. Each method returns a usable value even for an invalid field, so the check continues.
 #[derive(Default)]
 struct Faults(Vec<String>);
 

@@ -1,4 +1,4 @@
-//! A [`Size`] as it stands in a resource.
+//! Sizes in a resource, as [`Size`].
 
 use std::borrow::Cow;
 

@@ -1,65 +1,65 @@
-//! The status of a TaskPipeline: what is so, as far as the operator and the projector know. Counts are metrics: a steady
+//! The status of a TaskPipeline, as the operator and the writer report it. Counts of events and tasks are metrics, so a steady
 //! state writes nothing here.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-/// What is so.
+/// The status of the pipeline, as the operator and the writer report it.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskPipelineStatus {
-    /// The generation of the spec that the operator has carried out.
+    /// The generation of the spec that the operator reconciled last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// How many pods there are.
+    /// The number of pods.
     #[serde(default)]
     pub replicas: i32,
-    /// How many of them are ready.
+    /// The number of ready pods.
     #[serde(default)]
     pub ready_replicas: i32,
-    /// Ready pods of those that are wanted, to be read: `2/3`.
+    /// Ready pods and wanted pods as text: `2/3`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<String>,
     /// The labels of the pods, for autoscalers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
-    /// Ready, Progressing and Degraded by the operator; NatsConnected, KvReachable, CaughtUp, RoomLeft and DeadLettersEmpty by the
-    /// replica that writes to KV.
+    /// The conditions. The operator writes Ready, Progressing and Degraded. The replica that writes to KV writes NatsConnected,
+    /// KvReachable, CaughtUp, RoomLeft, DeadLettersEmpty and SettingsAccepted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 }
 
-/// Who writes the conditions that a replica knows: the replica itself, and the operator in its place while none is ready.
-/// One field manager for both, since a condition that two have written cannot be taken back by either.
+/// The field manager of the conditions that the writer reports. While no replica is ready, the operator writes them under the
+/// same name, because a condition with two managers cannot be removed by either.
 pub const PROCESSOR_MANAGER: &str = "taskpipeline-processor";
 
-/// Which condition.
+/// The type of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ConditionType {
-    /// All replicas that are wanted are ready, of the newest spec.
+    /// All wanted replicas are ready.
     Ready,
-    /// Replicas are coming or going.
+    /// Replicas start, stop or are replaced.
     Progressing,
-    /// Something has to be mended by someone; the message says what.
+    /// A user has to act; the message says how.
     Degraded,
     /// The replica that writes to KV is connected to NATS.
     NatsConnected,
-    /// KV answers as it should.
+    /// Requests to KV succeed.
     KvReachable,
-    /// What has been published is in KV, but for what came a moment ago.
+    /// No event and no change has waited for KV for more than 90 s.
     CaughtUp,
-    /// None of the streams is nearly full.
+    /// No stream is nearly full.
     RoomLeft,
-    /// No event and no task has been set aside.
+    /// There are no dead letters.
     DeadLettersEmpty,
     /// The settings of the newest spec are in effect in the replica that writes to KV.
     SettingsAccepted,
 }
 
 impl ConditionType {
-    /// Those that a replica writes, and not the operator.
+    /// The conditions of the writer, not of the operator.
     pub const OF_THE_PROCESSOR: [Self; 6] = [
         Self::NatsConnected,
         Self::KvReachable,
@@ -69,7 +69,7 @@ impl ConditionType {
         Self::SettingsAccepted,
     ];
 
-    /// As it stands in the status.
+    /// The name in the status.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -86,10 +86,11 @@ impl ConditionType {
     }
 }
 
-/// The longest message of a condition, in bytes. The API server takes 32 KiB, every pipeline's in each list and watch.
+/// The longest message of a condition, in bytes. The API server allows 32 KiB, but each list and watch has the messages of all
+/// pipelines.
 const MOST_MESSAGE: usize = 1024;
 
-/// Not longer than [`MOST_MESSAGE`].
+/// Cuts a message to [`MOST_MESSAGE`] bytes.
 fn cut(mut message: String) -> String {
     const MORE: &str = "…";
     if message.len() > MOST_MESSAGE {
@@ -99,7 +100,7 @@ fn cut(mut message: String) -> String {
     message
 }
 
-/// What is said of a condition, whoever says it.
+/// A condition without its time and generation.
 pub(crate) struct Said {
     pub(crate) kind: ConditionType,
     /// True, False or Unknown.
@@ -109,8 +110,8 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    /// The condition of a spec of this generation. Its time moves only when its status does; `old`: the conditions as
-    /// they are.
+    /// Completes the condition for a spec of this generation. Its time changes only with its status. `old`: the present
+    /// conditions.
     pub(crate) fn condition(self, generation: Option<i64>, old: &[Condition], now: &Time) -> Condition {
         let before = old.iter().find(|before| before.type_ == self.kind.as_str());
         let since = before.filter(|before| before.status == self.status);

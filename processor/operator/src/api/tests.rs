@@ -1,4 +1,4 @@
-//! The type against YAML as people write it; its CEL rules by kube's own checker. A real API server checks them in
+//! Tests of the type with YAML as users write it. kube's own checker evaluates the CEL rules here, and a real API server in
 //! `cargo xtask e2e`.
 
 use std::time::Duration;
@@ -16,7 +16,7 @@ fn minimal() -> TaskPipeline {
     pipeline(include_str!("../../../tests/pipelines/minimal.yaml"))
 }
 
-/// The minimal pipeline with a field set to something else.
+/// The minimal pipeline with another value in one field.
 fn with(path: &str, value: &Value) -> Result<TaskPipeline, serde_json::Error> {
     edited(&minimal(), path, value)
 }
@@ -58,14 +58,14 @@ fn everything_that_can_be_said_is_read() {
 fn what_cannot_work_is_refused_with_the_reason() {
     let refused = [
         ("nats.url", json!("http://nats:4222"), "the schemes are nats, tls, ws and wss"),
-        ("nats.url", json!("nats://user:password@nats:4222"), "no user or password"),
+        ("nats.url", json!("nats://user:password@nats:4222"), "must not contain a user or a password"),
         ("nats.url", json!("nats://nats:4222/path"), "must name a host"),
         ("nats.url", json!("nats://one:4222,two:4222"), "separated by commas"),
         ("nats.subjectPrefix", json!("tasks.>"), "subjectPrefix must be"),
         ("nats.queueGroup", json!("a.b"), "queueGroup must be"),
         ("retry.delays", json!([]), "at least one delay"),
         ("retry.maxAttempts", json!(0), "at least 1"),
-        ("kv.requestBudget.requests", json!(0), "nothing could ever be written"),
+        ("kv.requestBudget.requests", json!(0), "a pipeline without requests never writes"),
         ("nats.url", json!("wss://nats,ws://nats:8080"), "must not fall back"),
         ("nats.url", json!("wss://nats,nats://nats:4222"), "must not fall back"),
         ("kv.requestBudget.period", json!("500ms"), "1s to 87600h"),
@@ -179,7 +179,7 @@ fn every_field_of_the_crd_is_documented() {
         let fields = schema["properties"].as_object().into_iter().flatten();
         for (name, field) in fields {
             let path = format!("{path}.{name}");
-            // What Kubernetes itself defines is documented there.
+            // Kubernetes documents its own types.
             if path == ".spec.processor.affinity" || path == ".spec.processor.tolerations" {
                 continue;
             }

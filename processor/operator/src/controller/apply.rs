@@ -1,4 +1,4 @@
-//! Brings an object in the cluster to what it should be, by server-side apply, and writes nothing where it is so already.
+//! Applies an object to the cluster with server-side apply, and writes nothing if it is already up to date.
 
 use std::fmt::Debug;
 
@@ -15,11 +15,11 @@ use tracing::info;
 use super::covers::difference;
 use super::names::FIELD_MANAGER;
 
-/// Says what was applied last, by a digest. What is wanted is compared with what is there; that something is wanted no more
-/// shows only here, and applying it all anew takes it away.
+/// The annotation with a digest of the last applied object. The comparison with the live object cannot show that a field is no
+/// longer wanted. The changed digest shows it, and the next apply removes the field.
 const APPLIED: &str = "taskpipeline.dev/applied";
 
-/// How often it is tried to take a new object's fields from the create, which fails where a controller writes at that moment.
+/// How many attempts remove the managed fields of the create. An attempt fails if a controller writes at that moment.
 const DISOWN: u32 = 5;
 
 /// Why an object could not be applied.
@@ -35,10 +35,10 @@ pub(crate) enum ApplyError {
     Json { kind: String, name: String, source: serde_json::Error },
 }
 
-/// Applies an object; answers it as it is then.
+/// Applies an object, and returns its new state.
 ///
 /// # Errors
-/// Where the API server does not take it, or an object of that name belongs to something else.
+/// If the API server refuses the object, or an object of that name belongs to another owner.
 pub(crate) async fn apply<T>(client: &Client, wanted: &T) -> Result<T, ApplyError>
 where
     T: Resource<DynamicType = (), Scope = NamespaceResourceScope>
@@ -68,7 +68,7 @@ where
         Some(live) => live,
         None => {
             info!(kind, name, "created");
-            // By an apply, one that somebody else makes at this moment would become ours.
+            // An apply would take over an object that another client creates at this moment.
             let params =
                 PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
             api.create(&params, wanted).await.map_err(refused)?
@@ -81,7 +81,7 @@ where
         return Err(ApplyError::NotOurs { kind, name });
     }
     let there = to_json(&live)?;
-    // In this order, so that the log names the place that matters.
+    // In this order, so that the log names the field rather than the digest.
     let place = difference(&there, &plain).or_else(|| difference(&there, &desired));
     let is_new = is_as_created(&live);
     match place {
@@ -93,19 +93,19 @@ where
         fields.insert("apiVersion".to_owned(), T::api_version(&()).into());
         fields.insert("kind".to_owned(), kind.clone().into());
     }
-    // Not one of that name that somebody has made since.
+    // With the uid, the apply cannot hit a new object of the same name.
     if let Some(uid) = live.uid() {
         desired["metadata"]["uid"] = uid.into();
     }
-    // What somebody else has claimed of it is ours.
+    // Forced, because these fields belong to the operator even if another client has set them.
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let applied = api.patch(&name, &params, &Patch::Apply(&desired)).await.map_err(&refused)?;
     disowned(&api, applied).await.map_err(refused)
 }
 
-/// An object whose fields belong no longer to the operator's create. What does would not go with an apply without it, and
-/// what the API server has filled in then, such as a replica count, would pass for said by somebody. (As kubectl does where
-/// it goes over to server-side apply.)
+/// Removes the managed fields of the operator's create, as kubectl does when it changes to server-side apply. Otherwise an apply
+/// could not remove fields of the create. A default of the API server, such as a replica count, would also seem to be set by a
+/// client.
 async fn disowned<T>(api: &Api<T>, mut applied: T) -> Result<T, kube::Error>
 where
     T: Resource + DeserializeOwned + Clone + Debug,
@@ -119,7 +119,7 @@ where
         let version = applied.resource_version();
         let change = json!({"metadata": {"managedFields": kept, "resourceVersion": version}});
         applied = match api.patch(&name, &PatchParams::default(), &Patch::Merge(&change)).await {
-            // Its controller has written its status meanwhile.
+            // The controller of the object has written its status meanwhile.
             Err(kube::Error::Api(status)) if status.code == 409 && left > 0 => api.get(&name).await?,
             done => done?,
         };
@@ -127,7 +127,7 @@ where
     Ok(applied)
 }
 
-/// Whether fields of it still belong to the operator's create.
+/// Whether fields still belong to the operator's create.
 fn is_as_created(live: &impl Resource) -> bool {
     live.meta().managed_fields.iter().flatten().any(is_of_create)
 }
@@ -137,7 +137,7 @@ fn is_of_create(entry: &ManagedFieldsEntry) -> bool {
     is_ours && entry.operation.as_deref() == Some("Update") && entry.subresource.is_none()
 }
 
-/// With [`APPLIED`].
+/// Adds the annotation [`APPLIED`].
 fn marked(mut desired: Value) -> Value {
     let digest = Sha256::digest(desired.to_string());
     let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();

@@ -1,5 +1,4 @@
-//! The objects of a pipeline, as they should be. Pure: a validated pipeline in, objects out. The replica count is not in
-//! here; see [`super::replicas`].
+//! Builds the objects of a validated pipeline. Pure. The replica count is in [`super::replicas`].
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -27,28 +26,28 @@ use super::dereference::SecretFacts;
 use super::names::{self, labels, selector};
 use super::validate::{CA, Login, NatsAuth, NatsCa, Validated};
 
-/// Where health and metrics are served.
+/// The port of health and metrics.
 const PORT: i32 = 3001;
 
-/// How much longer a pod may take to end than its drain, in seconds.
+/// The time that a pod may take to end after its drain, in seconds.
 const AFTER_DRAIN: i64 = 10;
 
-/// Where the Secret to log in to NATS by is mounted.
+/// The mount path of the Secret with the login for NATS.
 const NATS_AUTH: &str = "/etc/taskpipeline/nats-auth";
 
-/// Where the certificate authority of the servers is mounted.
+/// The mount path of the certificate authority of the servers.
 const NATS_CA: &str = "/etc/taskpipeline/nats-ca";
 
-/// Where a replica keeps the settings it saw last, for a restart while the API server is away.
+/// The directory with the last settings of a replica, for a restart while the API server is unavailable.
 const STATE: &str = "/var/lib/taskpipeline";
 
-/// What the pods run.
+/// The image of the pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Image {
     pub(crate) name: String,
-    /// As a pod has it: Always, IfNotPresent or Never.
+    /// Always, IfNotPresent or Never.
     pub(crate) pull_policy: Option<String>,
-    /// The Secrets to pull it with.
+    /// The names of the Secrets for pulling the image.
     pub(crate) pull_secrets: Vec<String>,
 }
 
@@ -89,7 +88,7 @@ fn metadata(pipeline: &TaskPipeline) -> ObjectMeta {
     }
 }
 
-/// A replica reads its own pipeline, and says in its status what it sees.
+/// The rights of a replica: it reads its own pipeline, and writes conditions into the status.
 fn role(pipeline: &TaskPipeline) -> Role {
     let rule = |resource: &str, verbs: &[&str]| PolicyRule {
         api_groups: Some(vec![TaskPipeline::group(&()).into_owned()]),
@@ -125,7 +124,7 @@ fn role_binding(pipeline: &TaskPipeline) -> RoleBinding {
     }
 }
 
-/// Without an address of its own: it is there for Prometheus and for people.
+/// A headless Service for Prometheus and for users.
 fn service(pipeline: &TaskPipeline) -> Service {
     Service {
         metadata: metadata(pipeline),
@@ -151,7 +150,7 @@ fn disruption_budget(pipeline: &TaskPipeline) -> PodDisruptionBudget {
         spec: Some(PodDisruptionBudgetSpec {
             max_unavailable: Some(IntOrString::Int(1)),
             selector: Some(match_labels(pipeline)),
-            // A replica that does not get ready must not keep a node from being drained.
+            // A replica that does not become ready must not block the drain of a node.
             unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
             ..PodDisruptionBudgetSpec::default()
         }),
@@ -185,7 +184,7 @@ fn deployment(pipeline: &TaskPipeline, validated: &Validated, image: &Image) -> 
 
 fn template(pipeline: &TaskPipeline, validated: &Validated, image: &Image) -> PodTemplateSpec {
     let processor = &pipeline.spec.processor;
-    // Ours win: what comes later replaces what came before.
+    // The operator's labels come last, so they replace those of the spec.
     let mut all_labels = processor.labels.clone();
     all_labels.extend(labels(pipeline));
     let mut annotations = processor.annotations.clone();
@@ -242,9 +241,9 @@ fn template(pipeline: &TaskPipeline, validated: &Validated, image: &Image) -> Po
     }
 }
 
-/// Which Secrets, and which versions of them: a changed one rolls the pods. Not a digest of what is in them, which would
-/// tell whether a guess is right. The Secret of the certificate authority is left out: replicas read it at each connection, and
-/// cert-manager changes it whenever it renews the servers' certificate.
+/// Annotations with the versions of the Secrets, so that a changed Secret rolls the pods. They contain no digest of the values,
+/// because a digest would confirm a guess. The Secret of the certificate authority is omitted: replicas read it at each
+/// connection, and cert-manager changes it at each renewal of the servers' certificate.
 fn seen_secrets(validated: &Validated) -> BTreeMap<String, String> {
     let seen = |secret: &SecretFacts| format!("{}/{}", secret.uid, secret.resource_version);
     let kv = ("taskpipeline.dev/kv-secret".to_owned(), seen(&validated.kv));
@@ -253,7 +252,7 @@ fn seen_secrets(validated: &Validated) -> BTreeMap<String, String> {
     std::iter::once(kv).chain(auth).collect()
 }
 
-/// How long a drain may take, in seconds.
+/// The longest drain, in seconds.
 fn grace(validated: &Validated) -> i64 {
     i64::try_from(validated.settings.shutdown_grace.as_secs()).unwrap_or(i64::MAX / 2)
 }
@@ -308,10 +307,11 @@ fn container(pipeline: &TaskPipeline, validated: &Validated, image: &Image) -> C
     }
 }
 
-/// What a replica has to know before it can ask for anything, and what cannot change while it runs.
+/// The environment of a replica: the settings that it needs before its first request, and those that cannot change while it
+/// runs.
 fn env(pipeline: &TaskPipeline, validated: &Validated) -> Vec<EnvVar> {
     let spec = &pipeline.spec;
-    // The kubelet would put other variables, the token among them, in place of `$(NAME)`.
+    // Escaped, because the kubelet would replace `$(NAME)` by other variables, such as the token.
     let value = |name: &str, value: String| EnvVar {
         name: name.to_owned(),
         value: Some(value.replace('$', "$$")),
@@ -335,7 +335,7 @@ fn env(pipeline: &TaskPipeline, validated: &Validated) -> Vec<EnvVar> {
         value("STATE_DIRECTORY", STATE.to_owned()),
         value("NATS_URL", spec.nats.url.clone()),
     ];
-    // How many share the budget is seen in the status while they run.
+    // Replicas read from the status how many share the budget.
     let settings = validated.settings.fixed_variables().into_iter();
     let settings = settings.filter(|(setting, _)| *setting != Setting::CoreReplicas);
     env.extend(settings.map(|(setting, text)| value(setting.variable(), text)));
@@ -385,7 +385,7 @@ fn from_secret(name: &str, secret: &str, key: &str) -> EnvVar {
     }
 }
 
-/// The keys of the Secret to log in to NATS by that are needed as files.
+/// The keys of the login Secret that replicas need as files.
 fn files(validated: &Validated) -> Option<(&SecretFacts, Vec<&'static str>)> {
     let auth = validated.nats_auth.as_ref()?;
     let mut keys = Vec::new();
@@ -415,7 +415,7 @@ fn volumes(validated: &Validated) -> Vec<Volume> {
     std::iter::once(state).chain(auth).chain(ca).collect()
 }
 
-/// A volume with these keys of a Secret, and no others.
+/// A volume with only these keys of a Secret.
 fn from_keys(name: &str, secret: &str, keys: &[&str]) -> Volume {
     let item = |key: &&str| KeyToPath { key: (*key).to_owned(), path: (*key).to_owned(), mode: None };
     Volume {
@@ -434,7 +434,7 @@ fn mounts(validated: &Validated) -> Vec<VolumeMount> {
     let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
         name: name.to_owned(),
         mount_path: path.to_owned(),
-        // The API server leaves out a `false` here, which would pass for drift for ever.
+        // The API server omits a `false` here, so the operator would see drift indefinitely.
         read_only: read_only.then_some(true),
         ..VolumeMount::default()
     };

@@ -1,4 +1,4 @@
-//! The operator's client of the API server, which counts what it asks for.
+//! The operator's client of the API server, which counts its requests.
 
 use kube::client::{Body, ClientBuilder};
 use kube::{Client, Config};
@@ -10,7 +10,7 @@ use super::metrics::OperatorMetrics;
 /// A client of the cluster that this process runs in, or of the kubeconfig's.
 ///
 /// # Errors
-/// Where there is no cluster.
+/// If no cluster is configured.
 pub(crate) async fn client(metrics: &OperatorMetrics) -> Result<Client, OperatorError> {
     // One crypto provider for the whole process; a second call finds it installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -23,7 +23,7 @@ pub(crate) async fn client(metrics: &OperatorMetrics) -> Result<Client, Operator
     Ok(ClientBuilder::try_from(config)?.with_layer(&count).build())
 }
 
-/// The kind of objects that a path is about: `/apis/apps/v1/namespaces/shop/deployments/tasks` is about deployments.
+/// The resource in a path: `deployments` for `/apis/apps/v1/namespaces/shop/deployments/tasks`.
 fn resource(path: &str) -> &str {
     let mut parts = path.trim_matches('/').split('/');
     let rest = match parts.next() {
@@ -32,7 +32,7 @@ fn resource(path: &str) -> &str {
         _ => return "",
     };
     match rest {
-        // A namespace is an object too.
+        // The path of a namespace itself ends here.
         Some("namespaces") => parts.nth(1).unwrap_or("namespaces"),
         rest => rest.unwrap_or(""),
     }

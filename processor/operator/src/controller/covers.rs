@@ -1,17 +1,17 @@
-//! Whether an object in the cluster already says what it should. Pure. The API server adds defaults, leaves out what is
-//! empty and writes quantities its own way, and others add fields of theirs; so it is enough that all we want is there.
+//! Whether an object in the cluster already has all wanted fields. Pure. Additional fields are allowed: the API server adds
+//! defaults, omits empty fields and rewrites quantities, and other clients add their own fields.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 use serde_json::Value;
 
-/// The first place where `live` does not say what `wanted` does, as a path; none where it has all of it. Lists have to be of
-/// the same length.
+/// The path of the first field in which `live` differs from `wanted`, or none if `live` has all of `wanted`. Lists must have the
+/// same length.
 pub(crate) fn difference(live: &Value, wanted: &Value) -> Option<String> {
     compare(live, wanted, false).map(|path| path.trim_start_matches('.').to_owned())
 }
 
-/// `quantities`: texts are amounts of a resource.
+/// Compares two values. `quantities`: the texts are amounts of a resource.
 fn compare(live: &Value, wanted: &Value, quantities: bool) -> Option<String> {
     let is_same = match (live, wanted) {
         (Value::Object(live), Value::Object(wanted)) => {
@@ -40,7 +40,7 @@ fn is_of_quantities(name: &str) -> bool {
     matches!(name, "limits" | "requests" | "sizeLimit")
 }
 
-/// What the API server leaves out. Not `false` and 0, which it may take for something else when they are missing.
+/// Whether the API server omits this value. It keeps `false` and 0, because their absence can have another meaning.
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -51,7 +51,7 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// A quantity in billionths, the finest that Kubernetes knows.
+/// A quantity in billionths, the finest unit of Kubernetes.
 /// <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>
 fn quantity(text: &str) -> Option<i128> {
     let end =
@@ -70,7 +70,7 @@ fn quantity(text: &str) -> Option<i128> {
         "Mi" => 1_000_000_000 << 20,
         "Gi" => 1_000_000_000 << 30,
         "Ti" => 1_000_000_000 << 40,
-        // Greater ones, and exponents, are compared as texts.
+        // Greater units and exponents are compared as texts.
         _ => return None,
     };
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));

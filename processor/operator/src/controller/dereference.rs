@@ -1,5 +1,5 @@
-//! What a pipeline refers to, as it is now. Reads, and keeps nothing of a Secret but which keys it has and where it may be
-//! sent: its values never get into memory that lives longer than the reading.
+//! Reads the Secrets that a pipeline refers to. Keeps only the names of the keys, and the lists of hosts and pipelines. No other
+//! value stays in memory after the read.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,31 +11,31 @@ use kube::{Client, ResourceExt};
 use super::seniority::{age, older};
 use crate::api::TaskPipeline;
 
-/// What is known of a Secret.
+/// The facts about a Secret, without its values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SecretFacts {
     pub(crate) name: String,
     pub(crate) uid: String,
     pub(crate) resource_version: String,
-    /// The keys that hold something.
+    /// The keys with a value that is not blank.
     pub(crate) keys: BTreeSet<String>,
-    /// To which hosts it may be sent: its key `hosts`, which is no secret.
+    /// The hosts that may receive the Secret, from its key `hosts`, which is not secret.
     pub(crate) hosts: Vec<String>,
-    /// Which pipelines may use it: its key `pipelines`; nothing, where it has none.
+    /// The pipelines that may use the Secret, from its key `pipelines`, if it has that key.
     pub(crate) pipelines: Option<Vec<String>>,
-    /// The oldest other pipeline that refers to it and is older than this one.
+    /// The oldest pipeline that refers to the Secret, if it is older than this one.
     pub(crate) claimed_by: Option<String>,
 }
 
-/// A Secret that was looked for.
+/// The result of looking for a Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     There(SecretFacts),
-    /// There is none of this name.
+    /// No Secret has this name.
     Missing(String),
 }
 
-/// What a pipeline refers to.
+/// The Secrets that a pipeline refers to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct References {
     pub(crate) kv: Found,
@@ -43,7 +43,7 @@ pub(crate) struct References {
     pub(crate) nats_ca: Option<Found>,
 }
 
-/// Why a Secret could not be looked at.
+/// A Secret that could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the Secret {name}: {source}")]
 pub(crate) struct DereferenceError {
@@ -51,10 +51,10 @@ pub(crate) struct DereferenceError {
     source: kube::Error,
 }
 
-/// Reads what the pipeline refers to. `all`: the pipelines there are.
+/// Reads the Secrets that the pipeline refers to. `all`: all known pipelines.
 ///
 /// # Errors
-/// Where the API server does not say.
+/// If the API server does not return a Secret.
 pub(crate) async fn dereference(
     client: &Client,
     pipeline: &TaskPipeline,
@@ -74,7 +74,7 @@ pub(crate) async fn dereference(
     Ok(References { kv, nats_auth, nats_ca })
 }
 
-/// The oldest of the pipelines of its namespace that refers to this Secret, where that is not this one.
+/// The oldest pipeline of the namespace that refers to this Secret, unless it is this pipeline.
 fn claimed_by(secret: &str, pipeline: &TaskPipeline, all: &[Arc<TaskPipeline>]) -> Option<String> {
     let refers = |other: &&Arc<TaskPipeline>| {
         let auth = other.spec.nats.auth_secret_ref.as_ref();

@@ -1,15 +1,14 @@
-//! Why the operator does not carry out a pipeline: a reason for its condition, and a message for its user.
+//! Why the operator cannot reconcile a pipeline: a reason for the condition, and a message for the user.
 
-/// A pipeline that cannot be carried out until somebody changes it or what it refers to.
+/// The fault of a pipeline that a user has to correct, in the pipeline or in an object that it refers to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct Invalid {
-    /// One word, as a condition has it.
+    /// The reason of a condition: one word.
     pub(crate) reason: &'static str,
     pub(crate) message: String,
 }
 
-/// Makes one.
 pub(crate) fn invalid(reason: &'static str, message: impl Into<String>) -> Invalid {
     Invalid { reason, message: message.into() }
 }

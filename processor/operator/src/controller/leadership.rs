@@ -1,5 +1,5 @@
-//! Which of several operators works: the holder of a Lease. Fail-stop: one that cannot see that it still holds it ends, and
-//! is started anew as one that waits.
+//! Leader election: of several operators, only the holder of a Lease works. Fail-stop: an operator that cannot confirm that it
+//! holds the Lease exits, and restarts as a standby.
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-/// How long a Lease is valid after its renewal, in seconds: so long nobody works where its holder dies.
+/// How long a Lease is valid after its renewal, in seconds. If its holder dies, no operator works for this time.
 const DURATION: u64 = 6;
 
-/// How long before that it is renewed, in seconds.
+/// How long before its end the Lease is renewed, in seconds.
 const RENEWED_BEFORE: u64 = 4;
 
-/// How often the holder looks whether it still is.
+/// The interval between two checks of the Lease.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The Lease, and who wants it.
+/// The Lease, and an operator that wants to hold it.
 #[derive(Clone, Debug)]
 pub(crate) struct Candidate {
     pub(crate) namespace: String,
@@ -28,17 +28,17 @@ pub(crate) struct Candidate {
     pub(crate) identity: String,
 }
 
-/// What holding the Lease needs. It is let go of when this is dropped.
+/// The held Lease. Dropping this releases the Lease.
 pub(crate) struct Leadership {
     _held: watch::Receiver<bool>,
     candidate: Candidate,
     client: Client,
 }
 
-/// Waits until the Lease is held.
+/// Waits until this operator holds the Lease.
 ///
 /// # Errors
-/// Where Leases cannot be used at all.
+/// If Leases cannot be used.
 pub(crate) async fn lead(client: Client, candidate: Candidate) -> Result<Leadership, LeaseManagerError> {
     let manager = LeaseManagerBuilder::new(client.clone(), &candidate.lease)
         .with_namespace(&candidate.namespace)
@@ -49,14 +49,14 @@ pub(crate) async fn lead(client: Client, candidate: Candidate) -> Result<Leaders
         .await?;
     let (mut held, _) = manager.watch().await;
     info!(namespace = candidate.namespace, lease = candidate.lease, "waiting for the Lease");
-    // It ends only with the manager's task.
+    // The watch ends only with the task of the manager.
     let _ = held.wait_for(|held| *held).await;
     info!("became leader");
     Ok(Leadership { _held: held, candidate, client })
 }
 
 impl Leadership {
-    /// Resolves when it cannot be seen any more that the Lease is held.
+    /// Resolves when the operator can no longer confirm that it holds the Lease.
     pub(crate) async fn lost(&self) {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), &self.candidate.namespace);
         let valid = Duration::from_secs(DURATION);
@@ -74,8 +74,8 @@ impl Leadership {
                         );
                         return;
                     }
-                    // By our own clock: a renewal that is seen has happened since the last look. Not by the Lease's version,
-                    // which changes with its owner as well.
+                    // By the local clock: a new renewal happened after the last check. Not by the resource version, which also
+                    // changes with the owner.
                     if spec.renew_time != seen {
                         (renewed, seen) = (Instant::now(), spec.renew_time);
                     }

@@ -1,8 +1,7 @@
-//! The operator's Lease belongs to the operator's own Deployment, so that the garbage collector removes the one with the
-//! other. The chart cannot do it: Helm would refuse to take over a Lease that an operator has made before.
+//! Makes the operator's Deployment the owner of its Lease, so that the garbage collector removes both. The chart cannot set the
+//! owner, because Helm would refuse to adopt a Lease that an operator has created.
 //!
-//! It is said under a field manager of its own: what the holder of the Lease writes into it leaves it alone, and it leaves
-//! alone what the holder writes.
+//! A separate field manager sets the owner, so this patch and the writes of the holder do not affect each other.
 
 use std::time::Duration;
 
@@ -16,10 +15,10 @@ use tracing::{info, warn};
 use super::leadership::Candidate;
 use super::names::FIELD_MANAGER;
 
-/// How long until it is tried again. It matters only when the Deployment goes.
+/// The wait before a retry. The owner matters only when the Deployment is deleted.
 const AGAIN: Duration = Duration::from_secs(600);
 
-/// Has the Lease belong to this Deployment. That it does not is no reason not to work: it is said, and tried again.
+/// Makes the Deployment the owner of the Lease. A failure does not stop the operator: it logs the failure and retries.
 pub(crate) async fn hand_over(client: Client, candidate: Candidate, deployment: String) {
     let Candidate { namespace, lease, .. } = &candidate;
     while let Err(error) = once(&client, &candidate, &deployment).await {
@@ -39,16 +38,16 @@ async fn once(client: &Client, candidate: &Candidate, deployment: &str) -> Resul
     Ok(())
 }
 
-/// What makes the Lease belong to the Deployment; nothing, where it does.
+/// The patch that sets the owner, unless the Lease has it.
 fn patch(lease: &Lease, deployment: &Deployment) -> Option<Value> {
-    // It does not hold up the Deployment's deletion, for which a right to more than the Lease would be needed.
+    // Without blocking the Deployment's deletion, which would need a right beyond the Lease.
     let owner = deployment.owner_ref(&())?;
     let belongs = lease.owner_references().iter().any(|it| it.uid == owner.uid);
     (!belongs).then(|| {
         json!({
             "apiVersion": Lease::api_version(&()),
             "kind": Lease::kind(&()),
-            // By its uid: one that is gone is not made anew.
+            // With the uid, the patch cannot create a Lease that was deleted meanwhile.
             "metadata": {"name": lease.name_any(), "uid": lease.uid(), "ownerReferences": [owner]},
         })
     })

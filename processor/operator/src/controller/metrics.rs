@@ -1,10 +1,10 @@
-//! What the operator counts.
+//! The operator's metrics.
 
 use std::time::Duration;
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 
-/// The operator's counters.
+/// The metrics of the operator.
 #[derive(Clone)]
 pub(crate) struct OperatorMetrics {
     pub(crate) registry: Registry,
@@ -14,8 +14,10 @@ pub(crate) struct OperatorMetrics {
 }
 
 impl OperatorMetrics {
+    /// Registers the metrics.
+    ///
     /// # Errors
-    /// Where the registry does not take them.
+    /// If the registry refuses a metric.
     pub(crate) fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let options = HistogramOpts::new(
@@ -65,7 +67,7 @@ mod tests {
     use taskpipeline_pipeline::telemetry::health::Health;
     use taskpipeline_pipeline::telemetry::metrics::Metrics;
 
-    /// What is made for these metrics, all in text.
+    /// The files that use these metrics.
     const USERS: [(&str, &str); 3] = [
         ("alerts", include_str!("../../../../charts/taskpipeline/files/alerts.yaml")),
         ("the dashboard", include_str!("../../../../charts/taskpipeline/files/dashboard.json")),

@@ -1,5 +1,4 @@
-//! The controller: makes of each TaskPipeline a running processor, and keeps it so. This file starts the parts and ends them,
-//! nothing else.
+//! The controller: runs a processor for each TaskPipeline. This file only starts and stops the parts.
 
 mod apply;
 mod build;
@@ -100,12 +99,12 @@ pub struct Operator {
 /// Why the operator ended.
 #[derive(Debug, thiserror::Error)]
 pub enum OperatorError {
-    /// There is no cluster to talk to.
+    /// The API server cannot be reached.
     #[error(
         "cannot connect to the API server. In a cluster, check the service account; elsewhere, the kubeconfig"
     )]
     Client(#[from] kube::Error),
-    /// What the client is configured by is wrong.
+    /// The configuration of the client is invalid.
     #[error("cannot find the cluster")]
     Infer(#[from] kube::config::InferConfigError),
     /// The metrics cannot be registered.
@@ -114,12 +113,12 @@ pub enum OperatorError {
     /// Leases cannot be used.
     #[error("cannot use Leases")]
     Lease(#[from] kube_lease_manager::LeaseManagerError),
-    /// It may not be the only one that works.
+    /// The Lease is lost, so another operator may be the leader.
     #[error("lost the Lease: the operator exits, and its pod starts again")]
     Lost,
 }
 
-/// An operator that knows its cluster and does not work yet.
+/// An operator that has found its cluster and has not started yet.
 pub struct Prepared {
     operator: Operator,
     client: Client,
@@ -128,7 +127,7 @@ pub struct Prepared {
 }
 
 impl Operator {
-    /// Where `/livez`, `/readyz` and `/metrics` are wanted: an address, or nothing for every one of this machine, and a port.
+    /// The listen address and port of `/livez`, `/readyz` and `/metrics`. No address means all addresses.
     #[must_use]
     pub fn address(&self) -> (Option<IpAddr>, u16) {
         (self.host, self.port)
@@ -137,7 +136,7 @@ impl Operator {
     /// Finds the cluster.
     ///
     /// # Errors
-    /// Where there is none.
+    /// If no cluster is configured.
     pub async fn prepare(self) -> Result<Prepared, OperatorError> {
         let metrics = OperatorMetrics::new()?;
         let client = client::client(&metrics).await?;
@@ -146,7 +145,7 @@ impl Operator {
 }
 
 impl Prepared {
-    /// Its endpoints, which tell how it is from now on.
+    /// The HTTP endpoints of the operator.
     pub fn routes(&self) -> axum::Router {
         server::routes(Arc::clone(&self.state), self.metrics.registry.clone())
     }
@@ -154,7 +153,7 @@ impl Prepared {
     /// Works until `shutdown` resolves.
     ///
     /// # Errors
-    /// Where the Lease is lost.
+    /// If the Lease is lost.
     pub async fn run(
         self,
         shutdown: impl Future<Output = ()> + Send + Sync + 'static,
@@ -179,7 +178,7 @@ impl Operator {
             identity: self.identity.clone(),
         };
         let leadership = tokio::select! {
-            // A standby is as ready as can be.
+            // A standby operator is ready too.
             led = async {
                 self.crd_is_there(&client, &state).await;
                 state.ready();
@@ -188,7 +187,7 @@ impl Operator {
             () = &mut shutdown => return Ok(()),
         };
         metrics.leader.set(1);
-        // Beside the work, which does not wait for it.
+        // In the background, because the work does not need it.
         if let Some(deployment) = self.deployment.clone() {
             tokio::spawn(lease_owner::hand_over(client.clone(), candidate, deployment));
         }
@@ -215,7 +214,7 @@ impl Operator {
         }
     }
 
-    /// The objects of a kind that it looks after.
+    /// The objects of a kind in the namespaces of this operator.
     fn api<T>(&self, client: &Client) -> Api<T>
     where
         T: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
@@ -273,7 +272,7 @@ impl Operator {
             .for_each(|result| async move {
                 match result {
                     Ok((pipeline, _)) => debug!(%pipeline, "reconciled"),
-                    // Said where it happened.
+                    // The step that failed has logged it at a higher level.
                     Err(error) => debug!(%error, "the controller reports an error"),
                 }
             })

@@ -1,4 +1,4 @@
-//! What the operator calls what it makes, and how it marks it. Pure.
+//! The names and labels of the objects that the operator creates. Pure.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -8,21 +8,21 @@ use kube::ResourceExt;
 
 use crate::api::TaskPipeline;
 
-/// Who writes all but the replica count.
+/// The field manager of everything except the replica count.
 pub(crate) const FIELD_MANAGER: &str = "taskpipeline-operator";
 
-/// Who writes the replica count, and only where it is asked for: whatever else scales is left alone.
+/// The field manager of the replica count. It writes only a requested count, so that other scalers keep theirs.
 pub(crate) const REPLICAS_MANAGER: &str = "taskpipeline-operator-replicas";
 
-/// The pipeline that a pod belongs to.
+/// The label with the pipeline of a pod.
 pub(crate) const PIPELINE_LABEL: &str = "taskpipeline.dev/pipeline";
 
-/// What all objects of a pipeline are called.
+/// The name of all objects of a pipeline.
 pub(crate) fn owned(pipeline: &str) -> String {
     format!("{pipeline}-processor")
 }
 
-/// What tells a pipeline's pods from all others; never changed.
+/// The labels that select a pipeline's pods. Never change them, because selectors are immutable.
 pub(crate) fn selector(pipeline: &TaskPipeline) -> BTreeMap<String, String> {
     let labels = [("app.kubernetes.io/name", "taskpipeline"), ("app.kubernetes.io/component", "processor")];
     let mut labels: BTreeMap<_, _> =

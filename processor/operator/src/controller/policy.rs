@@ -1,6 +1,6 @@
-//! What the operator lets those have who may edit pipelines: nothing of what reaches beyond a pipeline's own pods, unless
-//! whoever runs the operator allows it. Sidecar injectors, Vault and Multus act on annotations and labels, with the rights of the
-//! namespace; labels join Services and network policies; a priority class and many replicas push other pods out. Pure.
+//! The limits for editors of pipelines. By default, a pipeline cannot affect anything beyond its own pods; the administrator of
+//! the operator can allow more. Sidecar injectors, Vault and Multus act on annotations and labels with the rights of the
+//! namespace. Labels can match Services and network policies. A priority class or many replicas can evict other pods. Pure.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -48,7 +48,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Everything is allowed.
+    /// A policy that allows everything.
     #[cfg(test)]
     pub(super) fn open() -> Self {
         let any = || vec!["*".to_owned()];
@@ -60,8 +60,10 @@ impl Policy {
         }
     }
 
+    /// Checks a spec against the limits.
+    ///
     /// # Errors
-    /// The first thing that is not allowed.
+    /// The first field that is not allowed.
     pub(crate) fn allows(&self, pipeline: &TaskPipeline, settings: &PipelineSettings) -> Result<(), Invalid> {
         let spec = &pipeline.spec;
         let processor = &spec.processor;
@@ -75,9 +77,9 @@ impl Policy {
                 return Err(invalid(
                     "MetadataNotAllowed",
                     format!(
-                        "spec.processor.{field}: this operator allows no {key:?}, since other controllers may act on it with \
-                         rights of their own. Whoever runs the operator can allow it (--allow-metadata, in the chart \
-                         operator.allow.metadata)"
+                        "spec.processor.{field}: this operator does not allow {key:?}, because other controllers may act on it \
+                         with rights of their own. The administrator of the operator can allow it (--allow-metadata, in the \
+                         chart operator.allow.metadata)"
                     ),
                 ));
             }
@@ -88,8 +90,8 @@ impl Policy {
             return Err(invalid(
                 "PriorityClassNotAllowed",
                 format!(
-                    "spec.processor.priorityClassName: this operator does not allow {class}, since it may push out pods of \
-                     others. Whoever runs the operator can allow it (--allow-priority-classes, in the chart \
+                    "spec.processor.priorityClassName: this operator does not allow {class:?}, because it may evict other \
+                     pods. The administrator of the operator can allow it (--allow-priority-classes, in the chart \
                      operator.allow.priorityClasses)"
                 ),
             ));
@@ -98,23 +100,24 @@ impl Policy {
             return Err(invalid(
                 "TooManyReplicas",
                 format!(
-                    "spec.replicas is {replicas}, and this operator allows {}. Whoever runs the operator can allow more \
-                     (--most-replicas, in the chart operator.allow.replicas)",
+                    "spec.replicas is {replicas}, but this operator allows at most {}. The administrator of the operator can \
+                     allow more (--most-replicas, in the chart operator.allow.replicas)",
                     self.most_replicas
                 ),
             ));
         }
         if settings.shutdown_grace > MOST_GRACE {
-            let fault = Setting::ShutdownGrace.is("must be at most 10m: so long a deleted pod may stay");
+            let fault = Setting::ShutdownGrace
+                .is("must be at most 10m, because a deleted pod may stay for this time");
             return Err(invalid("InvalidSpec", fault.by_path()));
         }
         Ok(())
     }
 
-    /// Whether it is one of the pipelines that are carried out.
+    /// Checks whether the pipeline is within the limit of its namespace.
     ///
     /// # Errors
-    /// Where as many older ones are in its namespace as this operator carries out.
+    /// If the namespace has too many older pipelines.
     pub(crate) fn admits(&self, pipeline: &TaskPipeline, all: &[Arc<TaskPipeline>]) -> Result<(), Invalid> {
         let most = self.most_pipelines;
         if older(pipeline, all).take(most).count() < most {
@@ -123,8 +126,9 @@ impl Policy {
         Err(invalid(
             TOO_MANY,
             format!(
-                "this operator carries out {most} pipelines of a namespace, the oldest ones. Delete one that is not needed, or \
-                 have whoever runs the operator allow more (--most-pipelines, in the chart operator.allow.pipelines)"
+                "this operator reconciles only the {most} oldest pipelines of a namespace. Delete a pipeline that you do not \
+                 need, or ask the administrator of the operator to allow more (--most-pipelines, in the chart \
+                 operator.allow.pipelines)"
             ),
         ))
     }

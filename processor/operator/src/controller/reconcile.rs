@@ -1,5 +1,5 @@
-//! One pipeline, once: dereference -> validate -> build -> apply -> status. Holds the order of the steps and what becomes
-//! of their errors; each step is in a module of its own.
+//! Reconciles one pipeline once: dereference -> validate -> build -> apply -> status. This module has the order of the steps and
+//! handles their errors; each step has a module of its own.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,20 +28,20 @@ use super::status::{self, Outcome, is_said, status};
 use super::validate::validate;
 use crate::api::{PROCESSOR_MANAGER, TaskPipeline};
 
-/// How often a pipeline is looked at though nothing has happened: its Secrets may have changed, which cannot be watched
-/// without a right to list them all.
+/// The interval between two reconciles without a change. The Secrets may have changed, and watching them would need the right
+/// to list all Secrets.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
-/// The same for one that is too many for its namespace: thousands of these must not keep others waiting.
+/// The same interval for a pipeline above the limit of its namespace, because thousands of these must not delay the others.
 const LOOK_AGAIN_AT_TOO_MANY: Duration = Duration::from_secs(600);
 
-/// The wait after a first failure; twice as long after each other, and a part of it by chance.
+/// The wait after the first failure. It doubles after each further failure, and a part of it is random.
 const BACK_OFF: Duration = Duration::from_secs(1);
 
 /// The longest wait.
 const MOST_BACK_OFF: Duration = Duration::from_secs(60);
 
-/// Why a pipeline could not be carried out; it is tried again.
+/// Why a reconcile failed; the operator retries.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReconcileError {
     #[error(transparent)]
@@ -56,23 +56,23 @@ pub(crate) enum ReconcileError {
     Read(#[source] kube::Error),
 }
 
-/// What all reconciles share.
+/// The state that all reconciles share.
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) image: Image,
     pub(crate) policy: Policy,
-    /// The pipelines that are watched.
+    /// The watched pipelines.
     pub(crate) pipelines: Store<TaskPipeline>,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: OperatorMetrics,
-    /// How often each pipeline has failed in a row.
+    /// The number of consecutive failures of each pipeline.
     pub(crate) failures: Mutex<HashMap<String, u32>>,
 }
 
 /// Reconciles one pipeline once: dereference, validate, build, apply, status.
 ///
 /// # Errors
-/// Where the API server does not do its part.
+/// If a request to the API server fails.
 pub(crate) async fn reconcile(
     pipeline: Arc<TaskPipeline>,
     context: Arc<Context>,
@@ -92,7 +92,7 @@ pub(crate) async fn reconcile(
     Ok(Action::requeue(if is_too_many { LOOK_AGAIN_AT_TOO_MANY } else { LOOK_AGAIN }))
 }
 
-/// When a pipeline that failed is tried again.
+/// Schedules the retry of a failed reconcile.
 #[allow(clippy::needless_pass_by_value)] // the controller's signature
 pub(crate) fn after_failure(
     pipeline: Arc<TaskPipeline>,
@@ -108,8 +108,8 @@ pub(crate) fn after_failure(
     Action::requeue(wait)
 }
 
-/// How long to wait after so many failures in a row; `dice`: 0 to 1, so that those who failed together do not come back
-/// together.
+/// The wait after a number of consecutive failures. `dice`: a random number from 0 to 1, so that pipelines that failed together
+/// are not retried together.
 pub(crate) fn back_off(failed: u32, dice: f64) -> Duration {
     let doubled = BACK_OFF.saturating_mul(2_u32.saturating_pow(failed.saturating_sub(1).min(10)));
     doubled.min(MOST_BACK_OFF).mul_f64(0.5 + dice / 2.0)
@@ -124,7 +124,7 @@ impl Context {
         let event = Event {
             type_,
             reason: reason.to_owned(),
-            // The API server takes a kilobyte.
+            // The API server allows a kilobyte.
             note: Some(note.chars().take(900).collect()),
             action: "Reconcile".to_owned(),
             secondary: None,
@@ -135,9 +135,9 @@ impl Context {
     }
 }
 
-/// Answers what has to be mended first, if anything.
+/// Applies the pipeline and writes its status. Returns the fault that a user has to correct first, if there is one.
 async fn carry_out(pipeline: &TaskPipeline, context: &Context) -> Result<Option<Invalid>, ReconcileError> {
-    // What belongs to it goes with it.
+    // The garbage collector deletes the owned objects.
     if pipeline.meta().deletion_timestamp.is_some() {
         return Ok(None);
     }
@@ -167,7 +167,7 @@ async fn apply_all(
     context: &Context,
 ) -> Result<Result<Deployment, Invalid>, ReconcileError> {
     let client = &context.client;
-    // Whether there is room for it, and whose a Secret is, depends on the others. Where nothing is watched, there are none.
+    // The limit of the namespace and the claims to Secrets depend on the other pipelines. Without a watch, there are none.
     let _ = context.pipelines.wait_until_ready().await;
     let all = context.pipelines.state();
     if let Err(invalid) = context.policy.admits(pipeline, &all) {
@@ -199,7 +199,7 @@ async fn live(pipeline: &TaskPipeline, context: &Context) -> Result<Option<Deplo
     deployments.get_opt(&owned(&pipeline.name_any())).await.map_err(ReconcileError::Read)
 }
 
-/// Writes the status, and an Event where a condition that people act on has turned.
+/// Writes the status, and an Event if Degraded has begun, changed or ended.
 async fn say(
     pipeline: &TaskPipeline,
     context: &Context,
@@ -224,7 +224,7 @@ async fn say(
             }
             "False" if was.is_some_and(|was| was.status == "True") => {
                 context
-                    .tell(pipeline, EventType::Normal, "Recovered", "what had to be mended is mended")
+                    .tell(pipeline, EventType::Normal, "Recovered", "the pipeline is no longer degraded")
                     .await;
             }
             _ => {}

@@ -1,5 +1,5 @@
-//! Reconciling against an API server of our own: it keeps what it is given, and fails where it is told to. What a real one
-//! makes of it is for `cargo xtask e2e`.
+//! Tests of reconciles against an API server in memory, which stores objects and fails on request. `cargo xtask e2e` tests with a
+//! real API server.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -24,16 +24,16 @@ const SECRET: &str = "/api/v1/namespaces/shop/secrets/cloudflare-kv";
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/shop/deployments/tasks-processor";
 const ROLE: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/shop/roles/tasks-processor";
 
-/// An API server in memory, which fails where a test says so.
+/// An API server in memory, which fails at the requests that a test names.
 #[derive(Default)]
 struct Server {
     objects: Mutex<HashMap<String, Value>>,
-    /// What was asked for, reads too: `PATCH /path`.
+    /// All requests, including reads: `PATCH /path`.
     asked: Mutex<Vec<String>>,
     failing: Mutex<Vec<(Method, &'static str, u16)>>,
-    /// What somebody puts in an object's place before the next patch of it.
+    /// The object that replaces another before its next patch.
     exchanged: Mutex<HashMap<String, Value>>,
-    /// So many changes of managed fields come too late: somebody has written the object meanwhile.
+    /// The number of changes of managed fields that fail with a conflict.
     conflicts: Mutex<u32>,
 }
 
@@ -104,13 +104,13 @@ impl Server {
         self.failing.lock().unwrap().clear();
     }
 
-    /// What was written since it was asked last.
+    /// The writes since the last call.
     fn writes(&self) -> Vec<String> {
         let asked = std::mem::take(&mut *self.asked.lock().unwrap());
         asked.into_iter().filter(|asked| !asked.starts_with("GET")).collect()
     }
 
-    /// `status reason` of a condition.
+    /// The status and the reason of a condition.
     fn condition(&self, kind: &str) -> String {
         let conditions = self.get(PIPELINE)["status"]["conditions"].clone();
         let found = conditions.as_array().into_iter().flatten().find(|condition| condition["type"] == kind);
@@ -128,7 +128,7 @@ fn refusal(code: u16) -> Response {
     (StatusCode::from_u16(code).unwrap(), axum::Json(status)).into_response()
 }
 
-/// As server-side apply does, as far as it matters here: conditions are merged by their type.
+/// Merges as server-side apply does, as far as these tests need: conditions by their type.
 fn merge(object: &mut Value, said: &Value) {
     let Value::Object(fields) = said else {
         *object = said.clone();
@@ -191,7 +191,7 @@ impl Bench {
     }
 
     fn secret(&self, version: &str) {
-        // What is in it does not matter but for its being there.
+        // Only the existence of the objects matters.
         let data = json!({"CF_ACCOUNT_ID": "YQ==", "CF_NAMESPACE_ID": "YQ==", "CF_API_TOKEN": "YQ=="});
         let metadata = json!({"name": "cloudflare-kv", "uid": "6f", "resourceVersion": version});
         self.server
@@ -245,7 +245,7 @@ async fn a_controller_that_writes_a_new_object_at_once_is_no_failure() {
 async fn an_object_that_somebody_else_makes_at_the_same_moment_does_not_become_ours() {
     const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/shop/deployments";
     let bench = Bench::start().await;
-    // It is not there when it is looked for, and there when it is made.
+    // The object does not exist at the read, but exists at the create.
     bench.server.fail(Method::POST, DEPLOYMENTS, 409);
     bench.reconcile().await.unwrap_err();
     let writes = bench.server.writes();
@@ -259,7 +259,7 @@ async fn an_object_that_somebody_else_makes_at_the_same_moment_does_not_become_o
     assert_eq!(bench.server.get(DEPLOYMENT), theirs);
 }
 
-/// The real API server's answer to such an apply is in `e2e/cluster/tests/pipeline.rs`.
+/// `e2e/cluster/tests/pipeline.rs` tests such an apply with a real API server.
 #[tokio::test]
 async fn an_object_that_was_exchanged_since_it_was_read_does_not_become_ours() {
     let bench = Bench::start().await;

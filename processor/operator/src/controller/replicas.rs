@@ -1,8 +1,8 @@
-//! How many replicas run, and who says so. Decides; [`set`] writes.
+//! Decides how many replicas run; [`set`] writes the count.
 //!
-//! A field manager of its own writes the count, and only where it is asked for: at first, when nobody has, and as long as
-//! the pipeline says how many. One manager for all would take the count away again by leaving it out, and the Deployment
-//! would fall back to 1.
+//! A separate field manager writes the count, and only in two cases: at first, when nobody has set it, and while the pipeline
+//! sets it. A single manager for all fields would remove the count whenever it omits the count, and the Deployment would fall
+//! back to 1.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::{Api, Patch, PatchParams};
@@ -12,18 +12,18 @@ use tracing::info;
 
 use super::names::REPLICAS_MANAGER;
 
-/// How many run where nobody has said so.
+/// The count if nobody has set one.
 const AT_FIRST: i32 = 2;
 
-/// A count to be written.
+/// A count to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Count {
     replicas: i32,
-    /// The pipeline is suspended: as many as run again after it, unless somebody says otherwise.
+    /// The count after the end of a suspension, unless somebody sets another.
     resume_with: Option<i32>,
 }
 
-/// What is to be written, if anything.
+/// The count to write, if it differs from the present one.
 pub(crate) fn wanted(spec: Option<i32>, suspend: bool, live: Option<&Deployment>) -> Option<Count> {
     let is_owned = live.is_some_and(is_owned);
     let is = live.and_then(|live| live.spec.as_ref()?.replicas).filter(|_| is_owned);
@@ -31,14 +31,14 @@ pub(crate) fn wanted(spec: Option<i32>, suspend: bool, live: Option<&Deployment>
     let (replicas, resume_with) = match (suspend, spec) {
         (true, _) => (0, suspended_from.or(is).or(Some(AT_FIRST))),
         (false, Some(spec)) => (spec, None),
-        // What we stopped ourselves we start again; whoever else has said a number may have said 0.
+        // The operator restarts only replicas that it stopped itself; another client may have set 0.
         (false, None) => (suspended_from.or(is).unwrap_or(AT_FIRST), None),
     };
     let is_so = is == Some(replicas) && suspended_from == resume_with;
     (!is_so).then_some(Count { replicas, resume_with })
 }
 
-/// Whether anybody has ever said how many.
+/// Whether any client has set the count.
 fn is_owned(live: &Deployment) -> bool {
     live.managed_fields().iter().any(|entry| {
         let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
@@ -46,18 +46,18 @@ fn is_owned(live: &Deployment) -> bool {
     })
 }
 
-/// How many ran before the pipeline was suspended; nothing, where it is not.
+/// The count before the suspension, if the pipeline is suspended.
 fn suspended_from(live: &Deployment) -> Option<i32> {
     live.annotations().get(SUSPENDED).and_then(|text| text.parse().ok())
 }
 
-/// On a Deployment that was scaled to 0 by us: how many there were.
+/// The annotation of a suspended Deployment with the count before the suspension.
 const SUSPENDED: &str = "taskpipeline.dev/suspended-from";
 
 /// Writes the count.
 ///
 /// # Errors
-/// Where the API server does not take it.
+/// If the API server refuses it.
 pub(crate) async fn set(
     client: &Client,
     deployment: &Deployment,
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn the_count_is_set_at_first_and_then_left_alone_unless_the_pipeline_says_it() {
         assert_eq!(wanted(None, false, None), count(AT_FIRST));
-        // The API server's default, of nobody.
+        // The default of the API server, which no client has set.
         assert_eq!(wanted(None, false, Some(&live(1, None, None))), count(AT_FIRST));
         assert_eq!(wanted(None, false, Some(&live(5, Some("kubectl"), None))), None);
         assert_eq!(wanted(None, false, Some(&live(0, Some("kubectl"), None))), None);
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!(
             wanted(Some(1), false, Some(&live(1, None, None))),
             count(1),
-            "it is the API server's no more"
+            "the API server no longer owns the count"
         );
         assert_eq!(wanted(Some(3), false, Some(&live(3, Some(REPLICAS_MANAGER), None))), None);
         assert_eq!(wanted(None, false, Some(&live(3, Some(REPLICAS_MANAGER), None))), None, "it stays");

@@ -1,4 +1,4 @@
-//! Which of a namespace's pipelines were there first. Whoever may make pipelines takes nothing from those that are there. Pure.
+//! The order of age of the pipelines in a namespace, so that a new pipeline takes nothing from an older one. Pure.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -9,12 +9,12 @@ use kube::ResourceExt;
 
 use crate::api::TaskPipeline;
 
-/// When it was made; of those that were made in the same second, one is the older.
+/// The age as a sort key: the creation time, and the uid for pipelines of the same second.
 pub(crate) fn age(pipeline: &TaskPipeline) -> (Option<Time>, Option<String>) {
     (pipeline.creation_timestamp(), pipeline.uid())
 }
 
-/// Those of its namespace that were made before it.
+/// The older pipelines of the same namespace.
 pub(crate) fn older<'a>(
     pipeline: &'a TaskPipeline,
     all: &'a [Arc<TaskPipeline>],

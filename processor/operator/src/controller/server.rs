@@ -1,4 +1,4 @@
-//! The operator's `/livez`, `/readyz` and `/metrics`, for the one that works and for those that wait.
+//! The operator's `/livez`, `/readyz` and `/metrics`, on the leader and on standby operators.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,13 +7,13 @@ use axum::http::{StatusCode, header};
 use axum::routing::get;
 use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
 
-/// What it waits for; nothing when it is ready.
+/// The cause of the wait, or none if the operator is ready.
 #[derive(Debug)]
 pub(crate) struct State(Mutex<Option<&'static str>>);
 
 impl Default for State {
     fn default() -> Self {
-        Self(Mutex::new(Some("it is starting")))
+        Self(Mutex::new(Some("the operator is starting")))
     }
 }
 

@@ -1,5 +1,5 @@
-//! The operator's part of a pipeline's status. Pure: what is so in, conditions out; a condition's time moves only when
-//! its status does.
+//! The operator's part of a pipeline's status. Pure: computes conditions from the outcome of a reconcile. The time of a
+//! condition changes only with its status.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -12,14 +12,14 @@ use crate::api::{ConditionType, Said, TaskPipeline};
 use super::invalid::Invalid;
 use super::names::{owned, selector};
 
-/// What the last attempt to carry out a spec came to.
+/// The outcome of the last reconcile.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome<'a> {
-    /// All is applied.
+    /// All objects are applied.
     Applied(&'a Deployment),
-    /// Something has to be mended first; what ran before goes on.
+    /// A user has to correct something first. Running replicas continue.
     Invalid(&'a Invalid, Option<&'a Deployment>),
-    /// The API server did not do its part; it is tried again.
+    /// A request to the API server failed. The operator retries.
     Failed(&'a str, Option<&'a Deployment>),
 }
 
@@ -63,8 +63,8 @@ pub(crate) fn status(pipeline: &TaskPipeline, outcome: &Outcome<'_>, now: &Time)
     }
 }
 
-/// What the processor says of a pipeline while there is no processor to say it: that nobody knows. Nothing, where it says
-/// so already or a replica is ready.
+/// The processor's conditions as Unknown, while no replica is ready to report them. None if a replica is ready, or if they are
+/// Unknown already.
 pub(crate) fn unknown(pipeline: &TaskPipeline, ready: i32, now: &Time) -> Option<Vec<Condition>> {
     let old = pipeline.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     let kinds = ConditionType::OF_THE_PROCESSOR;
@@ -77,13 +77,13 @@ pub(crate) fn unknown(pipeline: &TaskPipeline, ready: i32, now: &Time) -> Option
     let verdict = || Verdict {
         status: "Unknown",
         reason: "NoReplica",
-        message: "no replica is ready that could say".to_owned(),
+        message: "no replica is ready to report this condition".to_owned(),
     };
     let generation = pipeline.metadata.generation;
     Some(kinds.into_iter().map(|kind| condition(kind, verdict(), generation, old, now)).collect())
 }
 
-/// What is to be said of a condition.
+/// The status, reason and message of a condition.
 struct Verdict {
     status: &'static str,
     reason: &'static str,
@@ -94,15 +94,15 @@ fn verdict(is: bool, reason: &'static str, message: impl Into<String>) -> Verdic
     Verdict { status: if is { "True" } else { "False" }, reason, message: message.into() }
 }
 
-/// A Deployment's replicas.
+/// The replica counts of a Deployment.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
     wanted: i32,
     there: i32,
     ready: i32,
-    /// Of the newest template.
+    /// Replicas of the newest template.
     updated: i32,
-    /// The Deployment's own controller has seen the newest of it.
+    /// Whether the Deployment's controller has seen the newest spec.
     seen: bool,
 }
 
@@ -133,20 +133,19 @@ fn ready(pipeline: &TaskPipeline, outcome: &Outcome<'_>, counts: &Counts) -> Ver
         Outcome::Applied(_) if pipeline.spec.suspend => verdict(
             false,
             "Suspended",
-            "spec.suspend is true: no replica runs, and events wait in the stream",
+            "spec.suspend is true: no replica runs, and events wait in the stream (in mode Core they are lost)",
         ),
-        Outcome::Applied(_) if counts.wanted == 0 => verdict(false, "ScaledToZero", "no replica is wanted"),
-        // A roll-out is under way, and as many are ready as are wanted.
+        Outcome::Applied(_) if counts.wanted == 0 => {
+            verdict(false, "ScaledToZero", "the Deployment is scaled to 0 replicas")
+        }
+        // Also during a rollout, if enough replicas are ready.
         Outcome::Applied(_) if counts.seen && counts.ready >= counts.wanted => {
             verdict(true, "ReplicasReady", of)
         }
         Outcome::Applied(_) => verdict(
             false,
             "ReplicasNotReady",
-            format!(
-                "{of}; where they do not get ready, `kubectl logs deployment/{}` says why",
-                owned(&pipeline.name_any())
-            ),
+            format!("{of}; if this stays, read `kubectl logs deployment/{}`", owned(&pipeline.name_any())),
         ),
     }
 }
@@ -157,12 +156,12 @@ fn progressing(outcome: &Outcome<'_>, counts: &Counts) -> Verdict {
             true,
             "RollingOut",
             format!(
-                "{} of {} replicas are of the newest settings and ready",
+                "{} of {} replicas have the newest settings and are ready",
                 counts.updated.min(counts.ready),
                 counts.wanted
             ),
         ),
-        _ => verdict(false, "Settled", "nothing is being changed"),
+        _ => verdict(false, "Settled", "no rollout is in progress"),
     }
 }
 
@@ -172,19 +171,19 @@ fn degraded(outcome: &Outcome<'_>, deployment: Option<&Deployment>) -> Verdict {
         Outcome::Failed(what, _) => verdict(true, "ApplyFailed", *what),
         Outcome::Applied(_) => match stuck(deployment) {
             Some(why) => verdict(true, "RolloutStuck", why),
-            None => verdict(false, "AsExpected", "nothing has to be mended"),
+            None => verdict(false, "AsExpected", "no action is needed"),
         },
     }
 }
 
-/// What the Deployment says where its roll-out does not get on.
+/// The message of a Deployment whose rollout makes no progress.
 fn stuck(deployment: Option<&Deployment>) -> Option<String> {
     let conditions = deployment?.status.as_ref()?.conditions.as_ref()?;
     let stuck = conditions.iter().find(|condition| {
         (condition.type_ == "Progressing" && condition.status == "False")
             || (condition.type_ == "ReplicaFailure" && condition.status == "True")
     })?;
-    Some(stuck.message.clone().unwrap_or_else(|| "the Deployment does not get on".to_owned()))
+    Some(stuck.message.clone().unwrap_or_else(|| "the Deployment makes no progress".to_owned()))
 }
 
 fn condition(
@@ -198,7 +197,7 @@ fn condition(
     Said { kind, status, reason, message }.condition(generation, old, now)
 }
 
-/// Whether the status says this already.
+/// Whether the resource already has this status.
 pub(crate) fn is_said(pipeline: &TaskPipeline, wanted: &OperatorStatus) -> bool {
     let Some(is) = &pipeline.status else { return false };
     (is.observed_generation, is.replicas, is.ready_replicas)
@@ -208,7 +207,7 @@ pub(crate) fn is_said(pipeline: &TaskPipeline, wanted: &OperatorStatus) -> bool 
         && wanted.conditions.iter().all(|condition| is.conditions.contains(condition))
 }
 
-/// The name, for logs.
+/// The namespace and name, for logs.
 pub(crate) fn name(pipeline: &TaskPipeline) -> String {
     format!("{}/{}", pipeline.namespace().unwrap_or_default(), pipeline.name_any())
 }

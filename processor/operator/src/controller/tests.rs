@@ -1,4 +1,4 @@
-//! What is built and said of pipelines as people write them, in YAML.
+//! Tests of the objects and the status for pipelines as users write them, in YAML.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Container, PodSpec};
@@ -198,7 +198,7 @@ fn what_the_api_server_makes_of_an_object_is_no_drift() {
     assert_eq!(place.as_deref(), Some("spec.template.spec.containers[0].image"));
 }
 
-/// A Deployment of which so many replicas are there, of the newest template, and ready.
+/// A Deployment with counts of replicas: present, of the newest template, and ready.
 fn deployment(wanted: i32, there: i32, updated: i32, ready: i32) -> Deployment {
     serde_json::from_value(json!({
         "metadata": {"name": "tasks-processor", "generation": 2},
@@ -212,7 +212,7 @@ fn at(second: i64) -> Time {
     Time(k8s_openapi::jiff::Timestamp::from_second(second).unwrap())
 }
 
-/// `Ready=True(Reason)` and so on.
+/// The conditions in short: `Ready=True(Reason)`.
 fn said(status: &OperatorStatus) -> Vec<String> {
     let text =
         |condition: &Condition| format!("{}={}({})", condition.type_, condition.status, condition.reason);
@@ -279,7 +279,7 @@ fn while_no_replica_is_ready_nobody_knows_what_a_replica_would_say_and_that_is_s
     assert_eq!(unknown(&pipeline, 0, &at(2)), None);
 }
 
-/// What of a manifest is looked at here.
+/// The part of a manifest that these tests read.
 #[derive(serde::Deserialize)]
 #[serde(tag = "kind")]
 enum Manifest {
@@ -289,7 +289,7 @@ enum Manifest {
     Other,
 }
 
-/// The Secret with these keys, as the operator sees it; NATS' logins are made beside the bundled NATS.
+/// A Secret with these keys, as the operator sees it. The chart of the bundled NATS creates the logins.
 fn example_secret(manifests: &[Manifest], name: &str) -> Found {
     let secrets =
         manifests.iter().filter_map(|it| if let Manifest::Secret(it) = it { Some(it) } else { None });

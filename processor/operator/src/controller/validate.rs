@@ -1,5 +1,5 @@
-//! Whether a pipeline can be run as it stands, with what it refers to. Pure: the answer is what to build, or what has to be
-//! mended, in words for whoever has to mend it.
+//! Checks a pipeline and the Secrets that it refers to. Pure: returns the settings to build from, or the fault that a user has
+//! to correct, with a message for that user.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -12,13 +12,13 @@ use super::dereference::{Found, References, SecretFacts};
 use super::invalid::{Invalid, invalid};
 use super::policy::Policy;
 
-/// The key of a Secret that cert-manager has a certificate authority in, too.
+/// The key of a Secret with a certificate authority, as cert-manager uses it.
 pub(crate) const CA: &str = "ca.crt";
 
-/// A pipeline that can be run.
+/// A valid pipeline, ready to build.
 #[derive(Clone, Debug)]
 pub(crate) struct Validated {
-    /// What replicas are given, and take at their start.
+    /// The settings of the replicas at their start.
     pub(crate) settings: PipelineSettings,
     pub(crate) kv: SecretFacts,
     pub(crate) nats_auth: Option<NatsAuth>,
@@ -30,7 +30,7 @@ pub(crate) struct Validated {
 pub(crate) struct NatsAuth {
     pub(crate) secret: SecretFacts,
     pub(crate) login: Login,
-    /// Whether it brings a certificate for the replicas, and its key.
+    /// Whether the Secret has a client certificate and its key.
     pub(crate) has_certificate: bool,
 }
 
@@ -40,21 +40,21 @@ pub(crate) struct NatsCa {
     pub(crate) secret: String,
 }
 
-/// By which keys of the Secret.
+/// The kind of login, by the keys of the Secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Login {
     UserAndPassword,
     Token,
     Credentials,
     Nkey,
-    /// By none: it holds certificates only.
+    /// No login: the Secret has only certificates.
     None,
 }
 
-/// Checks a pipeline and what it refers to. Answers the settings to build from, or what has to be corrected.
+/// Checks a pipeline and the Secrets that it refers to.
 ///
 /// # Errors
-/// The first thing that has to be mended.
+/// The first fault that a user has to correct.
 pub(crate) fn validate(
     pipeline: &TaskPipeline,
     found: &References,
@@ -70,7 +70,7 @@ pub(crate) fn validate(
     for key in ["CF_NAMESPACE_ID", "CF_API_TOKEN"] {
         has(kv, key, "spec.kv.secretRef")?;
     }
-    // A server that is not Cloudflare's may do without.
+    // Another server than Cloudflare's may not need an account.
     if !kv.keys.contains("CF_API_BASE_URL") {
         has(kv, "CF_ACCOUNT_ID", "spec.kv.secretRef")?;
     }
@@ -85,13 +85,13 @@ fn there<'a>(found: &'a Found, field: &str) -> Result<&'a SecretFacts, Invalid> 
         Found::Missing(name) => Err(invalid(
             "SecretMissing",
             format!(
-                "the Secret {name} ({field}) does not exist: create it, and the pipeline goes on by itself"
+                "the Secret {name} ({field}) does not exist: create it, and the operator continues within a minute"
             ),
         )),
     }
 }
 
-/// Whoever may edit pipelines must not be able to read by one of his own what the Secret of another is for.
+/// Checks that the pipeline may use the Secret. Otherwise editors of pipelines could use the Secret of another pipeline.
 fn is_for(secret: &SecretFacts, pipeline: &TaskPipeline, field: &str) -> Result<(), Invalid> {
     let (name, own) = (&secret.name, pipeline.name_any());
     let why = match (&secret.pipelines, &secret.claimed_by) {
@@ -99,14 +99,14 @@ fn is_for(secret: &SecretFacts, pipeline: &TaskPipeline, field: &str) -> Result<
         (None, None) => return Ok(()),
         (Some(pipelines), _) => format!("is for the pipelines {:?} only", pipelines.join(", ")),
         (None, Some(other)) => {
-            format!("is used by the pipeline {other}, and does not say which others may use it")
+            format!("is used by the pipeline {other}, and does not list the pipelines that may use it")
         }
     };
     Err(invalid(
         "SecretNotForThisPipeline",
         format!(
-            "the Secret {name} ({field}) {why}: if {own} may use it, name all that may in its key `pipelines`, separated by \
-             commas"
+            "the Secret {name} ({field}) {why}: if {own} may use it, list all allowed pipelines in its key `pipelines`, \
+             separated by commas"
         ),
     ))
 }
@@ -116,7 +116,10 @@ fn has(secret: &SecretFacts, key: &str, field: &str) -> Result<(), Invalid> {
         return Ok(());
     }
     let name = &secret.name;
-    Err(invalid("SecretKeyMissing", format!("the Secret {name} ({field}) has no {key}, or it is empty")))
+    Err(invalid(
+        "SecretKeyMissing",
+        format!("the Secret {name} ({field}) has no {key}, or {key} is empty: set it"),
+    ))
 }
 
 fn nats_auth(found: &Found, pipeline: &TaskPipeline, hosts: &[Address]) -> Result<NatsAuth, Invalid> {
@@ -143,28 +146,28 @@ fn nats_auth(found: &Found, pipeline: &TaskPipeline, hosts: &[Address]) -> Resul
             return Err(invalid(
                 "SecretKeyMissing",
                 format!(
-                    "the Secret {name} (spec.nats.authSecretRef) must have either creds, or token, or nkey, or user \
-                     and password, and only one of these"
+                    "the Secret {name} (spec.nats.authSecretRef) must have exactly one login: creds, token, nkey, or user \
+                     and password"
                 ),
             ));
         }
     };
-    // Whoever may edit a pipeline must not be able to have it send what he may not read to a host of his.
+    // Otherwise editors of a pipeline could send a login that they may not read to their own host.
     if (login != Login::None || has_certificate)
         && let Some(host) = hosts.iter().find(|host| !secret.hosts.iter().any(|allowed| host.is(allowed)))
     {
         return Err(invalid(
             "HostNotAllowed",
             format!(
-                "the Secret {name} (spec.nats.authSecretRef) may not be sent to {host}: if it should be, add that host to \
-                 its key `hosts`"
+                "the Secret {name} (spec.nats.authSecretRef) may not be sent to {host}: if the host is right, add it to the key \
+                 `hosts` of the Secret"
             ),
         ));
     }
     Ok(NatsAuth { secret: secret.clone(), login, has_certificate })
 }
 
-/// A certificate authority is no secret: any pipeline may refer to any.
+/// Finds the certificate authority. It is not secret, so any pipeline may refer to it.
 fn nats_ca(found: &References) -> Result<Option<NatsCa>, Invalid> {
     if let Some(ca) = &found.nats_ca {
         let secret = there(ca, "spec.nats.caSecretRef")?;
@@ -177,7 +180,7 @@ fn nats_ca(found: &References) -> Result<Option<NatsCa>, Invalid> {
     })
 }
 
-/// Where a server is.
+/// The address of a server.
 struct Address {
     scheme: String,
     host: String,
@@ -191,7 +194,7 @@ impl std::fmt::Display for Address {
 }
 
 impl Address {
-    /// `allowed`: a host, if need be with a scheme before it and a port behind it, which it must have then.
+    /// Whether an entry of `hosts` allows this address. `allowed`: a host, with an optional scheme and port that must match too.
     fn is(&self, allowed: &str) -> bool {
         let (scheme, rest) =
             allowed.split_once("://").map_or((None, allowed), |(scheme, rest)| (Some(scheme), rest));
@@ -210,7 +213,7 @@ impl Address {
 /// The addresses in a list of URLs.
 fn hosts(urls: &str) -> Result<Vec<Address>, Invalid> {
     let wrong = |url: &str| {
-        // Not the address itself: somebody may have put a password into it.
+        // Without the address itself, because it may contain a password.
         let scheme = url.split("://").next().unwrap_or_default();
         let what =
             "must be addresses such as nats://host:4222, without user and password, separated by commas";
@@ -289,7 +292,7 @@ mod tests {
         assert_eq!(reason("nats://n", elsewhere, None), "");
     }
 
-    /// What a pod would refuse at its start is said at the resource, by the field's name.
+    /// The operator reports settings that a pod would refuse at its start, with the name of the field.
     #[test]
     fn settings_that_no_replica_would_start_with_are_invalid() {
         let found = References { kv: secret("cloudflare-kv", &ALL, &[]), nats_auth: None, nats_ca: None };

@@ -1,5 +1,5 @@
-//! The pipelines as they are watched and kept: without their managed fields, which nothing here reads, and which whoever may edit
-//! pipelines can make as large as the rest.
+//! The watch and the store of pipelines. The store has no managed fields: the operator does not read them, and editors of
+//! pipelines could make them as large as the rest.
 
 use futures_util::Stream;
 use kube::api::Api;
@@ -9,7 +9,7 @@ use kube::{Resource, ResourceExt};
 
 use crate::api::TaskPipeline;
 
-/// What is kept of the pipelines, and their changes; who polls these keeps it up to date.
+/// The store of pipelines, and the stream of their changes. Polling the stream keeps the store up to date.
 pub(crate) fn pipelines(
     api: Api<TaskPipeline>,
 ) -> (Store<TaskPipeline>, impl Stream<Item = Result<TaskPipeline, watcher::Error>>) {

@@ -1,5 +1,5 @@
-//! The conditions that the writer reports: five about the pipeline, and whether its settings were accepted. Pure;
-//! [`super::report`] reads and writes. Messages have no numbers that change, so that a steady state writes nothing.
+//! The conditions that the writer reports: five about the pipeline, and one about its settings. Pure; [`super::report`] reads
+//! and writes them. Messages contain no changing numbers, so that a steady state writes nothing.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -9,23 +9,23 @@ use std::time::Duration;
 use crate::api::{ConditionType, Said};
 use taskpipeline_pipeline::telemetry::health::{KvState, NatsState};
 
-/// Longer than this nothing should wait. In doubt after a fail-over, a task waits for the settle time.
+/// The longest normal wait. It is longer than the settle time, for which a task in doubt waits after a fail-over.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// What a replica sees.
+/// The state of the pipeline as a replica sees it.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
     pub(super) nats: NatsState,
     pub(super) kv: KvState,
-    /// Why events may be lost to their age soon.
+    /// Why the stream may soon delete events because of their age.
     pub(super) late: Option<String>,
-    /// Which streams are nearly full.
+    /// The streams that are nearly full.
     pub(super) filling: Option<String>,
-    /// Why the projector does not move though work waits.
+    /// Why the projector makes no progress although work waits.
     pub(super) stalled: Option<String>,
-    /// How long the oldest event waits to be taken in, or the oldest change to be written.
+    /// How long the oldest event has waited for the ledger, or the oldest change for KV.
     pub(super) oldest: Duration,
-    /// How many dead letters there are, if that is known.
+    /// The number of dead letters, if it is known.
     pub(super) dead_letters: Option<u64>,
     /// Why the newest settings are not in effect.
     pub(super) refused: Option<String>,
@@ -34,13 +34,14 @@ pub(super) struct Seen {
 /// A condition without its time.
 struct Verdict {
     kind: ConditionType,
-    /// Nothing: unknown.
+    /// None if it is unknown.
     is: Option<bool>,
     reason: &'static str,
     message: String,
 }
 
-/// The conditions that the writing replica reports. `old`: the present conditions; `generation`: that of the spec that was read.
+/// The conditions that the writer reports. `old`: the present conditions. `generation`: the generation of the spec that the
+/// replica has read.
 pub(super) fn conditions(
     seen: &Seen,
     old: &[Condition],
@@ -56,7 +57,7 @@ pub(super) fn conditions(
                 None => "Unknown",
             };
             let before = old.iter().find(|before| before.type_ == verdict.kind.as_str());
-            // Whoever has just taken over has seen nothing yet; what was known is still the best there is.
+            // A new writer has seen nothing yet, so the known condition stays.
             if let (None, Some(known)) = (verdict.is, before.filter(|before| before.status != "Unknown")) {
                 return Condition { observed_generation: generation, ..known.clone() };
             }

@@ -1,4 +1,4 @@
-//! A pipeline's resource in a file, for where there is no cluster. Reads it, and looks whether it has changed.
+//! A pipeline's resource in a file, without a cluster. Reads the file, and checks it for changes.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -8,42 +8,42 @@ use taskpipeline_pipeline::settings::PipelineSettings;
 
 use crate::api::TaskPipeline;
 
-/// How often the file is looked at.
+/// The interval between two checks of the file.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Why a file is no resource.
+/// Why a file cannot be used as a resource.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// It is not there, or may not be read.
+    /// The file does not exist, or may not be read.
     #[error("cannot read {path}: {source}")]
     Read {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// It is no TaskPipeline.
+    /// The file is not a TaskPipeline.
     #[error("{path} is not a TaskPipeline: {reason}")]
     Yaml {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// What is wrong with it, and where.
+        /// The fault and its place.
         reason: String,
     },
-    /// What it says cannot work.
+    /// The settings in the file are invalid.
     #[error("{path}: {reason}")]
     Invalid {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// Every field at fault.
+        /// All invalid fields.
         reason: String,
     },
 }
 
-/// Reads a file; answers the resource, and its settings.
+/// Reads the resource from a file, with its settings.
 ///
 /// # Errors
-/// Where it cannot be read, or what it says cannot work.
+/// If the file cannot be read, or its settings are invalid.
 pub fn read(path: &Path) -> Result<(TaskPipeline, PipelineSettings), FileError> {
     let text =
         std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
@@ -59,18 +59,18 @@ pub fn read(path: &Path) -> Result<(TaskPipeline, PipelineSettings), FileError> 
 #[derive(Clone, Copy, Debug)]
 pub struct Seen(Option<SystemTime>);
 
-/// How the file is before it is read: what changes later is a change to [`follow`], whether or not the read saw it.
+/// The state of a file. Call this before [`read`], so that [`follow`] finds every later change, even one that the read saw.
 #[must_use]
 pub fn look(path: &Path) -> Seen {
     Seen(modified(path))
 }
 
-/// Takes over what changes in the file, for ever.
+/// Applies changes of the file, indefinitely.
 pub async fn follow(path: PathBuf, Seen(mut seen): Seen, live: Live) {
     loop {
         tokio::time::sleep(LOOK).await;
         let now = modified(&path);
-        // One that is gone for a moment is being written anew.
+        // A file that is missing for a moment is being rewritten.
         if now == seen || now.is_none() {
             continue;
         }
@@ -110,7 +110,7 @@ mod tests {
         let seen = look(&path);
         let (_, read) = read(&path).unwrap();
         let (live, mut settings) = Live::new(read.tuning, read.delivery, Arc::new(Metrics::new().unwrap()));
-        // A clock of the file system may tick every few milliseconds only.
+        // The clock of a file system may tick only every few milliseconds.
         tokio::time::sleep(Duration::from_millis(50)).await;
         write(7);
         let following = tokio::spawn(follow(path.clone(), seen, live));

@@ -1,4 +1,4 @@
-//! How a replica follows its TaskPipeline, in a cluster or in a file, and says in its status what it sees.
+//! How a replica follows its TaskPipeline, in a cluster or in a file, and reports its conditions in the status.
 
 mod conditions;
 pub mod file;

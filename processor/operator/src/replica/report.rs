@@ -1,5 +1,5 @@
-//! Says in the status of a pipeline's resource what the replica that writes to KV sees. Writes only what has changed, and
-//! does not mind when nobody listens: the pipeline goes on without.
+//! Writes the conditions of the writer into the status of the pipeline's resource. Writes only changes, and tolerates an
+//! unreachable API server, because the pipeline does not depend on the status.
 
 use std::time::Duration;
 
@@ -16,29 +16,29 @@ use super::resource::Own;
 use crate::api::{Mode, PROCESSOR_MANAGER, TaskPipeline};
 use taskpipeline_pipeline::telemetry::Telemetry;
 
-/// How often it is looked.
+/// The interval between two checks of the conditions.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// In mode Core each replica writes to KV, and any of them may say what it sees; two that see different things do not
-/// correct each other more often than this.
+/// The least time between two corrections in mode Core. There every replica is a writer, and two replicas with different
+/// views could correct each other endlessly.
 const CORRECTION: Duration = Duration::from_secs(30);
 
 /// Writes the conditions of the writing replica into the resource's status, when they have changed.
 pub struct Report {
-    /// Whose status.
+    /// The resource with the status.
     pub own: Own,
-    /// As this pod.
+    /// A client with the rights of this pod.
     pub client: Client,
-    /// What is seen.
+    /// The health of this replica.
     pub telemetry: Telemetry,
     /// Why the newest settings are not in effect.
     pub refused: watch::Receiver<Option<String>>,
-    /// The resource, as it was seen last.
+    /// The last known resource.
     pub latest: watch::Receiver<Option<TaskPipeline>>,
 }
 
 impl Report {
-    /// Looks and writes, for ever.
+    /// Checks and writes the conditions, indefinitely.
     pub async fn run(mut self) {
         let mut said: Option<(Vec<Condition>, Instant)> = None;
         loop {
@@ -52,7 +52,7 @@ impl Report {
             let now = Time(k8s_openapi::jiff::Timestamp::now());
             let wanted = conditions(&self.seen(), old, pipeline.metadata.generation, &now);
             let is_said = wanted.iter().all(|condition| old.contains(condition));
-            // What was written a moment ago has not been seen yet, or was another replica's to correct.
+            // A recent write may not be visible yet, or another replica may have corrected it.
             let pause = if pipeline.spec.delivery.mode == Mode::Core { CORRECTION } else { LOOK * 2 };
             let is_on_its_way =
                 said.as_ref().is_some_and(|(said, at)| same(said, &wanted) && at.elapsed() < pause);
@@ -94,7 +94,7 @@ impl Report {
     }
 }
 
-/// Whether two say the same, whenever it was.
+/// Whether two lists of conditions are equal, apart from the times.
 fn same(one: &[Condition], other: &[Condition]) -> bool {
     let what = |condition: &Condition| {
         let Condition { type_, status, reason, message, observed_generation, .. } = condition.clone();

@@ -1,6 +1,6 @@
-//! A replica's own resource in the cluster: its settings are taken over as they change, and what the replica sees is said
-//! in its status, by the one that writes to KV. The pipeline does not depend on it: while the API server is away the last
-//! settings hold, which a restarted container finds in its state directory.
+//! A replica's own resource in the cluster. The replica applies changes of its settings, and the writer reports its conditions
+//! in the status. The pipeline does not depend on the API server. While the API server is unavailable, the last settings stay
+//! in effect; a restarted container reads them from its state directory.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -18,17 +18,17 @@ use taskpipeline_pipeline::settings::PipelineSettings;
 
 use crate::api::TaskPipeline;
 
-/// How long a start waits for the API server before it goes on with what it knows.
+/// How long a start waits for the API server before it uses the last known settings.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Which resource.
+/// The resource of this replica.
 #[derive(Clone, Debug)]
 pub struct Own {
-    /// Its namespace.
+    /// The namespace of the resource.
     pub namespace: String,
-    /// Its name.
+    /// The name of the resource.
     pub name: String,
-    /// Where the last settings are kept, if anywhere.
+    /// The directory for the last settings, if there is one.
     pub state: Option<PathBuf>,
 }
 
@@ -37,7 +37,7 @@ impl Own {
         self.state.as_ref().map(|directory| directory.join("pipeline.json"))
     }
 
-    /// The resource as it is, or as it was when it was seen last.
+    /// The present resource, or the last known one if the API server does not answer.
     pub async fn read(&self, client: &Client) -> Option<TaskPipeline> {
         let api: Api<TaskPipeline> = Api::namespaced(client.clone(), &self.namespace);
         match tokio::time::timeout(PATIENCE, api.get(&self.name)).await {
@@ -52,7 +52,7 @@ impl Own {
         known
     }
 
-    /// Keeps it for a restart.
+    /// Stores the resource for a restart.
     fn keep(&self, pipeline: &TaskPipeline) {
         let Some(file) = self.file() else { return };
         let kept = serde_json::to_vec(pipeline)
@@ -63,7 +63,7 @@ impl Own {
         }
     }
 
-    /// Takes over what changes in the resource, for ever, and shows it to `latest`.
+    /// Applies changes of the resource, indefinitely, and sends each version to `latest`.
     pub async fn follow(self, client: Client, live: Live, latest: watch::Sender<Option<TaskPipeline>>) {
         let api: Api<TaskPipeline> = Api::namespaced(client, &self.namespace);
         let only = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
@@ -86,15 +86,15 @@ impl Own {
 /// A client of the cluster that this pod runs in.
 ///
 /// # Errors
-/// Where there is none.
+/// If no cluster is configured.
 pub async fn client() -> Result<Client, kube::Error> {
     // One crypto provider for the whole process; a second call finds it installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::try_default().await
 }
 
-/// Hands the settings of a resource over to the pipeline that runs; in mode Core a replica takes its part of them. Answers
-/// whether they can be used at all.
+/// Gives the settings of a resource to the running pipeline. In mode Core a replica takes its share of the budget. Returns
+/// whether the settings are valid.
 pub fn hand_over(pipeline: &TaskPipeline, live: &Live) -> bool {
     match PipelineSettings::try_from(&pipeline.spec) {
         Ok(settings) => live.accept_shared(settings.tuning, replicas(pipeline)),
@@ -106,7 +106,7 @@ pub fn hand_over(pipeline: &TaskPipeline, live: &Live) -> bool {
     true
 }
 
-/// How many replicas there are or will be in a moment, whichever is more: together they must not overspend.
+/// The greater of the present and the wanted number of replicas, so that together they stay within the budget.
 fn replicas(pipeline: &TaskPipeline) -> NonZeroU32 {
     let there = pipeline.status.as_ref().map_or(0, |status| status.replicas);
     let wanted = pipeline.spec.replicas.unwrap_or(0);

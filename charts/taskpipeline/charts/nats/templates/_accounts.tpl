@@ -1,12 +1,13 @@
 {{- /*
-The logins and what each of them may do.
+The logins and their rights.
 
-NATS does not check reply subjects, and JetStream sends its acks there. A producer in the account of the streams could have acks
-sent to the ledger, to the dead letters, or to a replica that waits for another answer. In an account of its own, its reply
-subjects are subjects of that account, and only the subjects of the events lead out of it.
+NATS does not check reply subjects, and JetStream sends its acks to them. A producer in the account
+of the streams could direct acks to the ledger, to the dead letters, or to a replica that waits for
+another answer. If a producer has an account of its own, its reply subjects are subjects of that
+account. Only the subjects of the events lead out of the account.
 */ -}}
 
-{{- /* The account of the streams. */ -}}
+{{- /* The account that owns the streams. */ -}}
 {{- define "nats.account" -}}taskpipeline{{- end -}}
 
 {{- /* The subjects of the events, as JSON. */ -}}
@@ -21,8 +22,9 @@ subjects are subjects of that account, and only the subjects of the events lead 
 {{- end -}}
 
 {{- /*
-Whether each producer has an account of its own: "true" or nothing. An upgrade keeps the single account of an earlier release,
-since NATS stores streams by account. `helm template` does not ask the cluster, and so knows no earlier release.
+Whether each producer has an account of its own: "true" or nothing. An upgrade keeps the single
+account of an earlier release, because NATS stores streams by account. `helm template` does not ask
+the cluster, so it finds no earlier release.
 */ -}}
 {{- define "nats.isolates" -}}
 {{- $said := toString .Values.auth.isolateProducers -}}
@@ -38,7 +40,7 @@ since NATS stores streams by account. `helm template` does not ask the cluster, 
 {{- printf "%s_PASSWORD" (upper . | replace "-" "_") -}}
 {{- end -}}
 
-{{- /* A producer as a user. Arguments: the root, its name. */ -}}
+{{- /* The NATS user of a producer. Arguments: the root, the producer's name. */ -}}
 {{- define "nats.producer" -}}
 {{- $root := index . 0 -}}
 {{- $name := index . 1 -}}
@@ -47,16 +49,16 @@ since NATS stores streams by account. `helm template` does not ask the cluster, 
   password: ${{ include "nats.variable" $name }}
   permissions: {
     publish: { allow: {{ include "nats.subjects" $root }} }
-    # A JetStream publish is answered there.
+    # JetStream answers a publish on these subjects.
     subscribe: { allow: ["_INBOX.>"] }
   }
 }
 {{- end -}}
 
-{{- /* The processor as a user. */ -}}
+{{- /* The NATS user of the processor. */ -}}
 {{- define "nats.processor" -}}
 {
-  # Everything else is denied, such as to delete a stream, or to purge another than that of the events.
+  # NATS denies everything else. Examples: deleting a stream, purging the ledger.
   user: processor
   password: $PROCESSOR_PASSWORD
   permissions: {
@@ -69,7 +71,7 @@ since NATS stores streams by account. `helm template` does not ask the cluster, 
         {{- $letters := printf "%s-DEAD-LETTERS" $pipeline.stream }}
         {{- range $stream := list $pipeline.stream (printf "KV_%s" $ledger) $letters }}
         "$JS.API.STREAM.CREATE.{{ $stream }}"
-        # Its limit, when spec.delivery.room is edited.
+        # Sets the limit of the stream after an edit of spec.delivery.room.
         "$JS.API.STREAM.UPDATE.{{ $stream }}"
         "$JS.API.STREAM.INFO.{{ $stream }}"
         "$JS.API.STREAM.MSG.GET.{{ $stream }}"
@@ -84,14 +86,14 @@ since NATS stores streams by account. `helm template` does not ask the cluster, 
         "$JS.API.CONSUMER.MSG.NEXT.{{ $stream }}.*"
         "$JS.ACK.{{ $stream }}.>"
         {{- end }}
-        # Events that are in the ledger, when they take up half of the stream's room.
+        # Purges events that are in the ledger when they use half of the stream's room.
         "$JS.API.STREAM.PURGE.{{ $pipeline.stream }}"
-        # A dead letter that was replayed or dropped.
+        # Deletes a dead letter after a replay or a drop.
         "$JS.API.STREAM.MSG.DELETE.{{ $letters }}"
         "$KV.{{ $ledger }}.>"
         "dead-letters.{{ $pipeline.subjectPrefix }}"
         {{- end }}
-        # Dead letters that are replayed.
+        # Publishes replayed dead letters.
         {{- range include "nats.subjects" . | fromJsonArray }}
         "{{ . }}"
         {{- end }}
@@ -100,7 +102,7 @@ since NATS stores streams by account. `helm template` does not ask the cluster, 
     subscribe: {
       allow: [
         "_INBOX_PROCESSOR.>"
-        # Mode Core, as a member of the queue group: one subscription, which keeps the order of all events.
+        # Mode Core: one subscription in the queue group, which keeps the order of all events.
         {{- range $pipeline := .Values.pipelines }}
         "{{ $pipeline.subjectPrefix }}.* {{ $pipeline.queueGroup }}"
         {{- end }}

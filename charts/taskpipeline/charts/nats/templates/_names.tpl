@@ -15,7 +15,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{- /* The Secret of a login. Arguments: the root, which login. */ -}}
+{{- /* The Secret of a login. Arguments: the root, the login. */ -}}
 {{- define "nats.secret" -}}
 {{- $root := index . 0 -}}
 {{- $login := index . 1 -}}
@@ -29,7 +29,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $producer.secretName | default (printf "%s-%s" (include "nats.fullname" $root) $producer.name) -}}
 {{- end -}}
 
-{{- /* The password in a Secret: what was made at the first installation stays. Arguments: the root, the Secret's name. */ -}}
+{{- /*
+The password in a Secret. An upgrade keeps the password of the first installation.
+Arguments: the root, the Secret's name.
+*/ -}}
 {{- define "nats.password" -}}
 {{- $root := index . 0 -}}
 {{- $known := lookup "v1" "Secret" $root.Release.Namespace (index . 1) | default dict -}}
@@ -43,7 +46,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- /* The scheme of the servers' addresses. */ -}}
 {{- define "nats.scheme" -}}{{ ternary "tls" "nats" (ne (include "nats.tlsSecret" .) "") }}{{- end -}}
 
-{{- /* The Secret with the servers' certificate, where they have one. */ -}}
+{{- /* The Secret with the servers' certificate; empty without TLS. */ -}}
 {{- define "nats.tlsSecret" -}}
 {{- if .Values.tls.secretName -}}
 {{- .Values.tls.secretName -}}
@@ -69,9 +72,10 @@ capabilities: {drop: [ALL]}
 {{- end -}}
 
 {{- /*
-One server does not become three, nor three one: a server that finds itself alone, or in a cluster, with streams of the other
-kind drops them after half a minute. So a release that would do that is refused before anything changes. Volumes outlive
-`helm uninstall` and count as well. Where Helm does not ask the cluster (`helm template`), nothing is known.
+Refuses to change one server into three, or three into one. A single server deletes the streams of a
+cluster after half a minute, and a cluster deletes the streams of a single server. This check fails
+before anything changes. It also counts the volumes, which outlive `helm uninstall`. `helm template`
+does not ask the cluster, so it finds neither servers nor volumes.
 */ -}}
 {{- define "nats.refuseOtherCount" -}}
 {{- $name := include "nats.fullname" . -}}
@@ -86,6 +90,6 @@ kind drops them after half a minute. So a release that would do that is refused 
 {{- $there = ternary 3 1 (hasKey $second "spec") -}}
 {{- end -}}
 {{- if and $there (ne $there $wanted) -}}
-{{- fail (printf "nats.replicas is %d, and %s in namespace %s has its data on %d: events, ledger and dead letters would be deleted, for NATS drops the streams of one server in a cluster of three, and those of three on a single one. Set nats.replicas=%d. For another number of servers, install a second release and let this one drain (docs/operations.md, \"One NATS server or three\")." $wanted $name .Release.Namespace $there $there) -}}
+{{- fail (printf "nats.replicas is %d, but %s in namespace %s has its data on %d: NATS would delete events, ledger and dead letters. Set nats.replicas=%d. For another number of servers, install a second release and drain this one (docs/operations.md, \"One NATS server or three\")" $wanted $name .Release.Namespace $there $there) -}}
 {{- end -}}
 {{- end -}}
