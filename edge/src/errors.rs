@@ -83,10 +83,10 @@ impl EdgeError {
             Self::BadRequest(_) => "Parts of the address are invalid.",
             Self::NoSuchPage => "There is no page at this address.",
             Self::NoSuchTask => {
-                "The task may be deleted. If the task is new, it can take up to a minute to appear."
+                "The task was deleted, or never existed. A new task can take up to a minute to appear."
             }
-            Self::MethodNotAllowed => "The Worker answers GET and HEAD only. Events on NATS change tasks.",
-            Self::TaskUnreadable => "The value under its key in KV is not this task.",
+            Self::MethodNotAllowed => "The Worker answers only GET and HEAD. Only events change tasks.",
+            Self::TaskUnreadable => "The value in KV is not this task.",
             Self::Kv(_) => "The Worker cannot read from KV. Try again in a moment.",
             Self::Render(_) => "The Worker cannot render the answer. Try again in a moment.",
         }
