@@ -36,7 +36,7 @@ impl Timestamp {
     /// Parses RFC 3339 with any offset. Truncates to milliseconds.
     ///
     /// # Errors
-    /// If the text is not a date and time in that form, or its year in UTC is not 0 to 9999.
+    /// If the text is not RFC 3339, or its year in UTC is not 0 to 9999.
     pub fn parse(text: &str) -> Result<Self, RuleError> {
         if let Some(moment) = Self::parse_own(text) {
             return Ok(moment);

@@ -1,7 +1,7 @@
 //! A cache of list calls, so that similar requests share one call.
 //!
-//! The key of the cache is the prefix, the cursor and one of two page sizes, so requests with different filters
-//! and limits share list calls. Values are not cached here: KV caches them.
+//! The key of the cache is the prefix, the cursor and one of two page sizes. So requests with different filters and
+//! limits share list calls. Values are not cached here: KV caches them.
 
 use std::collections::HashMap;
 use std::future::Future;

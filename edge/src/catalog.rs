@@ -14,7 +14,7 @@ use crate::reader::{ListedKey, MAX_BULK_KEYS, MAX_LIST_KEYS, ReadError, TaskRead
 
 /// The most list calls for one answer; a free account has 1,000 a day.
 ///
-/// If few tasks pass the filter, the answer is a short page with a cursor, and not a scan of the whole namespace.
+/// If few tasks pass the filter, the answer is a short page with a cursor. It never scans the whole namespace.
 const MAX_LIST_CALLS: usize = 5;
 
 /// The keys of a list call for a small page; a larger page requests [`MAX_LIST_KEYS`].
@@ -79,7 +79,7 @@ impl Listed for Task {
 
 /// Reads one page of tasks.
 ///
-/// A key that passes the filter counts towards the limit even if its value is not a task or is deleted.
+/// A key that passes the filter counts towards the limit, even if its value is missing or not a task.
 pub(crate) async fn page<T: Listed>(
     reader: &impl TaskReader,
     query: &ListQuery,

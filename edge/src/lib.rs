@@ -1,7 +1,7 @@
 //! The read-only edge: shows the tasks in Cloudflare KV, as pages for people and as JSON for programs.
 //!
-//! One `axum` router over a [`TaskReader`] runs in workerd (the `worker` module, wasm only), and natively in tests
-//! and in the simulator. The crate never writes to KV.
+//! One `axum` router over a [`TaskReader`] runs in workerd, with the `worker` module (wasm only). Tests and the
+//! simulator run it natively. The crate never writes to KV.
 
 mod assets;
 mod cached;

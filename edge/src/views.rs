@@ -1,7 +1,7 @@
 //! The templates of the pages, and their data.
 //!
-//! Templates escape all texts. A text from a task or a key is in its own element, so that no character in it can
-//! change the order of the text around it.
+//! Templates escape all texts. Each text from a task or a key is in its own element. So no character in it can change
+//! the order of the text around it.
 
 use askama::Template;
 use taskpipeline_contract::{Status, Task, Timestamp};

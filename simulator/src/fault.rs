@@ -26,7 +26,7 @@ pub enum Fault {
     },
     /// Answers 429 with this `Retry-After`, rounded up to seconds.
     ///
-    /// The simulator admits requests as soon as the rule has ended, so that a test sees clients that do not wait.
+    /// The simulator admits requests as soon as the rule has ended. So a test sees clients that do not wait.
     Throttled {
         /// The time in `Retry-After`.
         #[serde(rename = "retry_after_ms", with = "millis")]

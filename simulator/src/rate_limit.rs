@@ -242,8 +242,8 @@ mod tests {
         assert_eq!(let_in(elsewhere, &seconds).0, [true, true, true, true, true, false]);
     }
 
-    /// The maximum of the sliding window is that of the fixed windows with the worst phase. So a client that stays
-    /// within the limit of a sliding window is within the limit of fixed windows of any phase.
+    /// The maximum of the sliding window is that of the fixed windows with the worst phase. So a client within the
+    /// limit of a sliding window is within the limit of fixed windows of any phase.
     #[test]
     fn the_worst_phase_has_the_same_maximum_as_the_sliding_window() {
         let seconds = [0, 10, 250, 299, 305, 306, 310, 400, 549, 555, 700, 701, 702];

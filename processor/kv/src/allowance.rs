@@ -1,5 +1,4 @@
-//! The rest of the token's rate limit, as KV reports it, and the requests of other clients with the same token.
-//! Pure.
+//! The rest of the token's rate limit, and the requests that other clients send with the same token. Pure.
 //!
 //! Cloudflare's answers have the header `Ratelimit: "default";r=50;t=30`: 50 requests are left, and the window
 //! starts again in 30 seconds (<https://developers.cloudflare.com/fundamentals/api/reference/limits/>). An answer

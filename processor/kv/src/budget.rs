@@ -19,8 +19,8 @@ pub struct RequestBudget {
 impl Default for RequestBudget {
     /// 1,100 requests in 5 minutes: Cloudflare's 1,200 and a margin.
     ///
-    /// The margin is for other users of the token, such as a dashboard, and for requests that reach Cloudflare
-    /// closer together than they were sent.
+    /// The margin is for other users of the token, such as a dashboard. It is also for requests that reach
+    /// Cloudflare closer together than they were sent.
     fn default() -> Self {
         Self { requests: NonZeroU32::MIN.saturating_add(1_099), period: Duration::from_secs(300) }
     }
@@ -46,7 +46,7 @@ pub struct Spare {
 
 /// The late requests of a former holder, which every budget leaves room for.
 ///
-/// After a pause, a projector may send the requests that it was about to send, before it notices the new holder.
+/// After a pause, a projector may send a few pending requests before it notices the new holder.
 const LATE: f64 = 4.0;
 
 /// The requests that a pipeline may send at once if the earlier spending is unknown: another may have spent them.
