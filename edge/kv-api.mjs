@@ -1,22 +1,22 @@
-// The API of workerd's local KV answers only those who call it 127.0.0.1. This calls it so, for those who reach this port: the
-// processor of docker-compose.yml, which is in another container. For trying out only: it asks nobody for a token.
+// A proxy to the API of workerd's local KV. That API answers only requests whose Host header is 127.0.0.1, and
+// the processor of docker-compose.yml runs in another container. For demos only: the proxy checks no token.
 
-import { createServer, request } from "node:http";
+import { createServer, request as send } from "node:http";
 
 const API = "/cdn-cgi/local/explorer/api/";
 
-createServer((asked, answer) => {
-  if (asked.url !== "/health" && !asked.url.startsWith(API)) {
-    answer.writeHead(404).end();
+createServer((request, response) => {
+  if (request.url !== "/health" && !request.url.startsWith(API)) {
+    response.writeHead(404).end();
     return;
   }
-  const { method, url: path } = asked;
-  const headers = { ...asked.headers, host: "127.0.0.1" };
-  const passed = request({ host: "edge", port: 8787, method, path, headers }, (given) => {
-    answer.writeHead(given.statusCode, given.headers);
-    given.pipe(answer);
+  const { method, url: path } = request;
+  const headers = { ...request.headers, host: "127.0.0.1" };
+  const forwarded = send({ host: "edge", port: 8787, method, path, headers }, (answer) => {
+    response.writeHead(answer.statusCode, answer.headers);
+    answer.pipe(response);
   });
-  // Whoever gets no answer tries again.
-  passed.on("error", () => answer.destroy());
-  asked.pipe(passed);
+  // The client retries a request without an answer.
+  forwarded.on("error", () => response.destroy());
+  request.pipe(forwarded);
 }).listen(8788);

@@ -1,4 +1,4 @@
-//! The three events and how bytes become one.
+//! The three events, and how bytes are decoded to an event.
 
 use std::str::FromStr;
 
@@ -10,8 +10,8 @@ use crate::wire::{RawData, RawEvent, Slot, Text};
 use crate::{Description, RuleError, Status, TaskId, Title};
 
 checked_text! {
-    /// What one event is followed by through logs, answers and dead letters: 1 to 128 printable ASCII
-    /// characters, the space included.
+    /// The id of an event in logs, answers and dead letters: 1 to 128 printable ASCII characters, spaces
+    /// included.
     CorrelationId, check_correlation_id
 }
 
@@ -22,7 +22,7 @@ fn check_correlation_id(text: &str) -> Result<(), RuleError> {
     }
 }
 
-/// Which of the three events; the last token of its subject.
+/// The kind of an event: the last token of its subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EventKind {
     /// `tasks.created`
@@ -34,7 +34,7 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    /// All three.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::Created, Self::Updated, Self::Deleted];
 
     /// The last token of the subject.
@@ -57,58 +57,60 @@ impl EventKind {
 /// A valid event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// What the producer follows it by.
+    /// The id under which the producer follows the event.
     pub correlation_id: CorrelationId,
-    /// What happened.
+    /// The change of the task.
     pub data: EventData,
 }
 
-/// What happened to a task.
+/// The change of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EventData {
-    /// It came to be, or began anew.
+    /// The task is created. A task with this id is replaced, with all its fields.
     Created(NewTask),
-    /// Some of its fields changed.
+    /// Some fields of the task change.
     Updated(TaskPatch),
-    /// It is gone.
+    /// The task is deleted.
     Deleted(TaskId),
 }
 
 /// The data of `tasks.created`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NewTask {
-    /// Which task.
+    /// The task's id.
     pub id: TaskId,
-    /// Its title.
+    /// The task's title.
     pub title: Title,
-    /// Its description.
+    /// The task's description.
     pub description: Description,
-    /// Its status.
+    /// The task's status.
     pub status: Status,
 }
 
-/// The data of `tasks.updated`: what is absent stays as it is.
+/// The data of `tasks.updated`. A field that is `None` does not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TaskPatch {
-    /// Which task.
+    /// The task's id.
     pub id: TaskId,
-    /// Its new title.
+    /// The new title.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub title: Option<Title>,
-    /// Its new description.
+    /// The new description.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<Description>,
-    /// Its new status.
+    /// The new status.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
 }
 
 impl Event {
-    /// Reads and validates the bytes of an event of this kind. Unknown fields are ignored; a field said
-    /// twice is an error, since two readers could take different ones.
+    /// Decodes and validates an event of this kind.
+    ///
+    /// Ignores unknown fields. A repeated field is an error, because two readers could take different values.
+    /// Never panics.
     ///
     /// # Errors
-    /// Says why the bytes are no such event, with every field at fault. Never panics, whatever the bytes.
+    /// If the bytes are not such an event. The error names every invalid field.
     pub fn decode(kind: EventKind, bytes: &[u8]) -> Result<Self, DecodeError> {
         if bytes.is_empty() {
             return Err(DecodeError::Malformed("the message is empty".to_owned()));
@@ -138,15 +140,15 @@ impl Event {
         Some(Self { correlation_id: correlation_id?, data: data? })
     }
 
-    /// The event as it travels on NATS.
+    /// Encodes the event as JSON, as producers publish it on NATS.
     ///
     /// # Errors
-    /// None in practice: every part is text. The signature is `serde_json`'s.
+    /// If `serde_json` cannot write the event; every valid event can be written.
     pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
         serde_json::to_vec(self)
     }
 
-    /// Which of the three it is.
+    /// The kind of the event.
     #[must_use]
     pub fn kind(&self) -> EventKind {
         match self.data {
@@ -156,7 +158,7 @@ impl Event {
         }
     }
 
-    /// The task it is about.
+    /// The id of the task that changes.
     #[must_use]
     pub fn task_id(&self) -> &TaskId {
         self.data.task_id()
@@ -164,7 +166,7 @@ impl Event {
 }
 
 impl EventData {
-    /// The task it is about.
+    /// The id of the task that changes.
     #[must_use]
     pub fn task_id(&self) -> &TaskId {
         match self {
@@ -223,7 +225,7 @@ impl Serialize for Event {
     }
 }
 
-/// The faults found so far. Each method answers the value, or nothing after noting what is wrong.
+/// The faults found so far. Each method returns the value, or notes a fault and returns `None`.
 #[derive(Default)]
 struct Faults(Vec<FieldFault>);
 

@@ -1,15 +1,15 @@
-//! What can be wrong with an event, said so that its producer can put it right.
+//! The faults of an event, named so that its producer can correct them.
 
 use std::fmt;
 
 use crate::RuleError;
 
-/// One field at fault: where it is and what is wrong with it.
+/// An invalid field: its path and its problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldFault {
-    /// The path from the top of the event, such as `data.title`; `event` for the event as a whole.
+    /// The path of the field, such as `data.title`; `event` for the whole event.
     pub field: &'static str,
-    /// What is wrong, such as `must be 1 to 200 characters, got 0`.
+    /// The problem, such as `must be 1 to 200 characters, got 0`.
     pub problem: RuleError,
 }
 
@@ -19,19 +19,19 @@ impl fmt::Display for FieldFault {
     }
 }
 
-/// Why bytes are not an event. Safe to log: what it quotes is escaped and cut short.
+/// The reason why bytes are not an event. Safe to log: quoted input is escaped and cut.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// Not JSON at all, or JSON that says a field twice.
+    /// The bytes are not JSON, or the JSON repeats a field.
     #[error("not a JSON event: {0}")]
     Malformed(String),
-    /// JSON, but fields are missing, of a wrong type or against the rules. Every field at fault is listed.
+    /// Fields are missing, have a wrong type or break a rule. Lists every invalid field.
     #[error("invalid event: {}", list(.0))]
     Invalid(Vec<FieldFault>),
 }
 
 impl DecodeError {
-    /// The fields at fault; none when the bytes could not be read at all.
+    /// The invalid fields; empty if the bytes are malformed.
     #[must_use]
     pub fn faults(&self) -> &[FieldFault] {
         match self {

@@ -1,5 +1,4 @@
-//! How tasks lie in KV: the key, and the metadata beside the value that lets the list page show tasks
-//! without reading their values.
+//! Tasks in KV: the key, and the metadata, with which the list page shows tasks without reading their values.
 
 use std::fmt;
 
@@ -7,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Status, Task, TaskId, Timestamp, Title};
 
-/// What every task's key begins with.
+/// The prefix of every task's key.
 pub const KEY_PREFIX: &str = "tasks:";
 
 /// Cloudflare's limit on one key's metadata, in bytes of JSON.
@@ -24,19 +23,19 @@ impl TaskKey {
         Self(id)
     }
 
-    /// Reads a key that KV gave; nothing when it is no task's.
+    /// Parses a key of KV; `None` if it is not the key of a task.
     #[must_use]
     pub fn parse(key: &str) -> Option<Self> {
         TaskId::new(key.strip_prefix(KEY_PREFIX)?).ok().map(Self)
     }
 
-    /// The task it is the key of.
+    /// The id of the task.
     #[must_use]
     pub fn id(&self) -> &TaskId {
         &self.0
     }
 
-    /// The task it is the key of.
+    /// The id of the task, without a copy.
     #[must_use]
     pub fn into_id(self) -> TaskId {
         self.0
@@ -61,8 +60,10 @@ impl Serialize for TaskKey {
     }
 }
 
-/// What the list page shows of a task, small enough to be its KV metadata: at most 800 bytes of title and
-/// some 120 of the rest, below [`MAX_METADATA_BYTES`] whatever the task (a test holds it to that).
+/// The KV metadata of a task: the fields that the list page shows.
+///
+/// Its JSON is always within [`MAX_METADATA_BYTES`]: at most 800 bytes of title, and about 120 bytes of other
+/// fields. A test checks this.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskMetadata {
@@ -70,9 +71,9 @@ pub struct TaskMetadata {
     pub title: Title,
     /// The task's status.
     pub status: Status,
-    /// When it was created.
+    /// The time at which the task was created.
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// The time of the task's last change.
     pub updated_at: Timestamp,
 }
 

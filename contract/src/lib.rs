@@ -1,8 +1,8 @@
-//! What producers, the processor and the edge agree on: the task, its three events and how they are
-//! validated, the KV key a task is stored under and the metadata stored beside it.
+//! The formats that producers, the processor and the edge share: the task, its three events and their
+//! validation, the KV key of a task and its metadata.
 //!
-//! No I/O, no clock and no async here; the crate builds for every target, wasm32 included. Whoever needs
-//! one of these formats takes it from here, so that no two sides can come to differ.
+//! The crate has no I/O, no clock and no async code, and builds for every target, wasm32 included. All parts of the
+//! project use these types, so that their formats cannot differ.
 
 mod event;
 mod fault;

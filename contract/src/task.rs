@@ -1,4 +1,4 @@
-//! The task and the rules of its fields.
+//! The task, and the rules of its fields.
 
 use std::fmt;
 
@@ -8,9 +8,10 @@ use crate::text::{Quoted, check_length, check_no_control, checked_text};
 use crate::{RuleError, Timestamp};
 
 checked_text! {
-    /// A task's id: 1 to 256 bytes of UTF-8 without control characters, and neither `.` nor `..`, so that
-    /// its KV key fits Cloudflare's 512 bytes and a URL can name it. Everything else is allowed, `/`, `%`,
-    /// quotes and emoji included.
+    /// A task's id: 1 to 256 bytes of UTF-8 without control characters, and neither `.` nor `..`.
+    ///
+    /// So its KV key fits Cloudflare's 512 bytes, and a URL can name it. All other texts are allowed, with `/`,
+    /// `%`, quotes and emoji.
     TaskId, check_id
 }
 
@@ -42,25 +43,25 @@ fn check_description(text: &str) -> Result<(), RuleError> {
     check_length(text.chars().count(), 0, 2000, "characters")
 }
 
-/// Where a task stands.
+/// The status of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// Not begun.
+    /// Work on the task has not started.
     Pending,
-    /// Being worked on.
+    /// Work on the task has started.
     InProgress,
-    /// Done.
+    /// The task is done.
     Completed,
-    /// Given up.
+    /// The task was abandoned.
     Cancelled,
 }
 
 impl Status {
-    /// All of them, in the order a task goes through them.
+    /// All statuses, in the order of a task's life.
     pub const ALL: [Self; 4] = [Self::Pending, Self::InProgress, Self::Completed, Self::Cancelled];
 
-    /// The name in events, values and URLs.
+    /// The name of the status in events, values and URLs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -89,20 +90,20 @@ impl std::str::FromStr for Status {
     }
 }
 
-/// A task as it is stored in KV and shown at the edge.
+/// A task as KV stores it and the edge shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Task {
-    /// What events and URLs call it by.
+    /// The id of the task in events and URLs.
     pub id: TaskId,
-    /// One line about it.
+    /// One line of text.
     pub title: Title,
-    /// More about it; may be empty.
+    /// A longer text; may be empty.
     pub description: Description,
-    /// Where it stands.
+    /// The status.
     pub status: Status,
-    /// When the event that created it was taken in.
+    /// The time at which the processor took in the event that created the task.
     pub created_at: Timestamp,
-    /// When the last event that changed it was taken in.
+    /// The time at which the processor took in the last event that changed the task.
     pub updated_at: Timestamp,
 }

@@ -1,10 +1,10 @@
-//! Text with a rule: the macro behind every string newtype, and the error a broken rule gives.
+//! Texts with a rule: the macro for all string newtypes, and the error of a broken rule.
 
 use std::fmt;
 
-/// Why a text was refused, as the end of a sentence: `must be 1 to 200 characters, got 0`.
+/// The rule that a text breaks, as the end of a sentence: `must be 1 to 200 characters, got 0`.
 ///
-/// What it quotes of the input is escaped and cut short, so that it can go to a log as it is.
+/// Safe to log: quoted input is escaped and cut.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct RuleError(String);
@@ -15,7 +15,7 @@ impl RuleError {
     }
 }
 
-/// A piece of foreign text made safe to print: quoted, escaped, at most 40 characters of it.
+/// Formats input so that it is safe to print: quoted, escaped, and cut after 40 characters.
 pub(crate) struct Quoted<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Quoted<'_> {
@@ -27,7 +27,7 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// The length rules in one place: `must be {least} to {most} {unit}, got {length}`.
+/// Checks a length. The error is `must be {least} to {most} {unit}, got {length}`.
 pub(crate) fn check_length(length: usize, least: usize, most: usize, unit: &str) -> Result<(), RuleError> {
     if (least..=most).contains(&length) {
         return Ok(());
@@ -45,9 +45,9 @@ pub(crate) fn check_no_control(text: &str) -> Result<(), RuleError> {
     }
 }
 
-/// A string newtype that can only be made through its `check`, and serialises as the string it is.
+/// Defines a string newtype whose values always pass `check`. A value serializes as a string.
 ///
-/// The text is shared, not copied, when the value is cloned: ids travel through several queues.
+/// Clones share the text, because ids pass through several queues.
 macro_rules! checked_text {
     ($(#[$doc:meta])* $name:ident, $check:path) => {
         $(#[$doc])*
@@ -59,14 +59,14 @@ macro_rules! checked_text {
             /// Checks the text.
             ///
             /// # Errors
-            /// Says which rule the text breaks.
+            /// If the text breaks a rule. The error names the rule.
             pub fn new(text: impl AsRef<str>) -> Result<Self, $crate::RuleError> {
                 let text = text.as_ref();
                 $check(text)?;
                 Ok(Self(text.into()))
             }
 
-            /// The text itself.
+            /// The text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -105,7 +105,7 @@ pub(crate) fn as_str<S: serde::Serializer>(text: &str, serializer: S) -> Result<
     serializer.serialize_str(text)
 }
 
-/// Makes a checked text from whatever a format hands out, without a copy in between.
+/// Deserializes a checked text from a borrowed string, without another copy.
 pub(crate) struct Checked<T>(pub(crate) fn(&str) -> Result<T, RuleError>);
 
 impl<T> serde::de::Visitor<'_> for Checked<T> {

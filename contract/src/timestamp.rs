@@ -1,4 +1,4 @@
-//! A moment in UTC, to the millisecond, as tasks carry it.
+//! The timestamps of tasks: times in UTC, with millisecond precision.
 
 use std::fmt;
 
@@ -9,22 +9,23 @@ use time::{Date, Month, OffsetDateTime, Time, UtcOffset};
 use crate::RuleError;
 use crate::text::{Checked, Quoted};
 
-/// How we write every moment, digit by digit: `0` stands for a digit.
+/// The form of every timestamp that this crate writes; `0` stands for any digit.
 const FORM: &[u8; 24] = b"0000-00-00T00:00:00.000Z";
 
-/// A moment in UTC with millisecond precision, written `2026-11-22T08:00:00.000Z` (what JavaScript's
-/// `toISOString` writes, so that values of the replaced system and ours look alike).
+/// A time in UTC with millisecond precision, written as `2026-11-22T08:00:00.000Z`.
+///
+/// JavaScript's `toISOString` writes the same form, so values of the replaced system look the same.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(OffsetDateTime);
 
 impl Timestamp {
-    /// The start of 1970, for tests and as a stand-in.
+    /// The start of 1970, for tests and as a placeholder.
     pub const UNIX_EPOCH: Self = Self(OffsetDateTime::UNIX_EPOCH);
 
-    /// A moment by its milliseconds since the start of 1970.
+    /// The time this many milliseconds after the start of 1970.
     ///
     /// # Errors
-    /// Where the year is not within 0 to 9999, which the format cannot write.
+    /// If the year is not 0 to 9999: the format cannot write it.
     pub fn from_unix_millis(millis: i64) -> Result<Self, RuleError> {
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000)
             .map_err(|_| ())
@@ -32,10 +33,10 @@ impl Timestamp {
             .map_err(|()| RuleError::new(format!("must be in the years 0 to 9999, got {millis} ms")))
     }
 
-    /// Reads RFC 3339, with any offset; what is finer than a millisecond is cut off.
+    /// Parses RFC 3339 with any offset. Truncates to milliseconds.
     ///
     /// # Errors
-    /// Where the text is not a date and time of that form.
+    /// If the text is not RFC 3339, or its year in UTC is not 0 to 9999.
     pub fn parse(text: &str) -> Result<Self, RuleError> {
         if let Some(moment) = Self::parse_own(text) {
             return Ok(moment);
@@ -48,20 +49,22 @@ impl Timestamp {
             })
     }
 
-    /// Its milliseconds since the start of 1970.
+    /// The milliseconds since the start of 1970.
     #[must_use]
     pub fn to_unix_millis(self) -> i64 {
         self.0.unix_timestamp() * 1_000 + i64::from(self.0.millisecond())
     }
 
-    /// The moment as the `time` crate has it, for display in other formats.
+    /// The time as a type of the `time` crate, for display in other formats.
     #[must_use]
     pub fn to_offset_date_time(self) -> OffsetDateTime {
         self.0
     }
 
-    /// Reads what [`fmt::Display`] writes, which is ten times as fast as reading whatever RFC 3339 allows: each
-    /// event's record holds three moments, and is written and read several times.
+    /// Parses the form that [`fmt::Display`] writes.
+    ///
+    /// This is ten times as fast as parsing all of RFC 3339. A record contains three timestamps, and is written and
+    /// read several times for each event.
     fn parse_own(text: &str) -> Option<Self> {
         let text: &[u8; FORM.len()] = text.as_bytes().try_into().ok()?;
         let as_we_write =
@@ -86,7 +89,7 @@ impl Timestamp {
 }
 
 impl From<std::time::SystemTime> for Timestamp {
-    /// A clock outside the years 0 to 9999 is wrong; its tasks are stamped with the epoch.
+    /// A time outside the years 0 to 9999 comes from a wrong clock, and becomes [`Timestamp::UNIX_EPOCH`].
     fn from(moment: std::time::SystemTime) -> Self {
         Self::in_range(OffsetDateTime::from(moment)).unwrap_or(Self::UNIX_EPOCH)
     }
@@ -146,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_its_own_form_as_it_reads_any_other() {
+    fn its_own_form_and_other_forms_parse_to_the_same_time() {
         for millis in
             [-62_167_219_200_000_i64, -1, 0, 951_782_400_001, 1_709_164_799_999, 253_402_300_799_999]
         {
@@ -161,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn milliseconds_come_back() {
+    fn milliseconds_convert_to_a_timestamp_and_back() {
         for millis in [-1, 0, 1, 1_700_000_000_123] {
             assert_eq!(Timestamp::from_unix_millis(millis).unwrap().to_unix_millis(), millis);
         }

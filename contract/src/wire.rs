@@ -1,8 +1,7 @@
-//! The shape of an event's JSON before validation: any field may be missing or of a wrong type without
-//! ending the parse, so that one pass can report every field at fault.
+//! The JSON of an event before validation.
 //!
-//! Only reading is decided here, never whether a value is good. Strings are borrowed from the input where
-//! they hold no escape.
+//! A missing field or a wrong type does not end the parse, so that one pass finds every invalid field. This module
+//! does not validate values. Strings without escapes are borrowed from the input.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,12 +10,12 @@ use std::marker::PhantomData;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// What stands where `T` was expected.
+/// The value in the place of a `T`.
 #[derive(Default)]
 pub(crate) enum Slot<T> {
     #[default]
     Missing,
-    /// Another type, by its name in an error: `null`, `a number`.
+    /// A value of another type, with the type's name in errors: `null`, `a number`.
     Wrong(&'static str),
     Is(T),
 }
@@ -43,10 +42,10 @@ pub(crate) struct RawData<'a> {
     pub(crate) status: Text<'a>,
 }
 
-/// Reads a `Slot<T>` from any JSON value.
+/// Deserializes a `Slot<T>` from any JSON value.
 struct AnyValue<T>(PhantomData<T>);
 
-/// How a wanted value is made; the default of each method is "that is a wrong type".
+/// A type that an event expects. The default of each method answers a wrong type.
 trait Wanted<'de>: Sized {
     fn text(_text: Cow<'de, str>) -> Slot<Self> {
         Slot::Wrong("a string")

@@ -1,4 +1,4 @@
-//! Whatever bytes come in, decoding answers an event or a clear error; what is encoded decodes to itself.
+//! Any bytes decode to an event or to a clear error, and an encoded event decodes to itself.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -58,7 +58,7 @@ fn kind() -> impl Strategy<Value = EventKind> {
     proptest::sample::select(EventKind::ALL.to_vec())
 }
 
-/// JSON of any shape, with the contract's field names among the keys so that it comes near to an event.
+/// JSON of any shape. Some keys are the contract's field names, so that the JSON resembles an event.
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -76,7 +76,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// An error must say something, name only fields of the contract, and be safe to print.
+/// Asserts that an error has a text, names only fields of the contract, and is safe to print.
 fn assert_clear(error: &DecodeError) -> Result<(), TestCaseError> {
     let message = error.to_string();
     prop_assert!(!message.is_empty() && message.len() < 1500, "{message}");
@@ -181,7 +181,7 @@ fn the_longest_title_of_the_widest_characters_fits_the_metadata() {
 }
 
 #[test]
-fn the_quick_starts_events_decode() {
+fn the_events_of_the_quick_start_decode() {
     let created = json!({"correlationId": "test-001", "data": {"id": "task-1", "title": "My First Task",
         "description": "This is a test task", "status": "pending"}});
     let updated = json!({"correlationId": "test-002", "data": {"id": "task-1", "status": "completed",
@@ -195,7 +195,7 @@ fn the_quick_starts_events_decode() {
 }
 
 #[test]
-fn every_field_at_fault_is_listed() {
+fn every_invalid_field_is_listed() {
     let event = json!({"correlationId": "ünïcode", "data": {"id": "", "title": "", "status": "done"}});
     assert_eq!(
         faults(EventKind::Created, &event),
@@ -230,7 +230,7 @@ fn wrong_types_are_named() {
 }
 
 #[test]
-fn what_is_not_json_is_malformed() {
+fn bytes_that_are_not_json_are_malformed() {
     let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
     let deep_unknown = format!(r#"{{"correlationId":"c","data":{{"id":"a","x":{deep}}}}}"#);
     assert!(Event::decode(EventKind::Deleted, deep_unknown.as_bytes()).is_ok(), "unknown fields are ignored");
@@ -243,7 +243,7 @@ fn what_is_not_json_is_malformed() {
 }
 
 #[test]
-fn ids_that_a_url_or_a_key_cannot_hold_are_refused() {
+fn ids_that_do_not_fit_a_url_or_a_key_are_refused() {
     for id in ["", ".", "..", "a\u{0}", "a\nb", "\u{7f}", &"x".repeat(257)] {
         assert!(TaskId::new(id).is_err(), "{id:?}");
     }

@@ -81,7 +81,7 @@ async fn each_event_of_the_quick_start_shows_on_all_pages_in_workerd() {
         let (code, page) = edge.text("/").await?;
         ensure!(code == StatusCode::OK && page.contains("No tasks yet"), "{code} {page}");
         let (code, page) = edge.text("/tasks/task-1").await?;
-        ensure!(code == StatusCode::NOT_FOUND && page.contains("There is no such task"), "{code} {page}");
+        ensure!(code == StatusCode::NOT_FOUND && page.contains("Task not found"), "{code} {page}");
         Ok(())
     })
     .await

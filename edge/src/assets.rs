@@ -1,4 +1,4 @@
-//! The stylesheet and the icon: the only answers that shared caches may keep.
+//! The stylesheet and the icon: the only answers that shared caches may store.
 
 use std::sync::LazyLock;
 
@@ -12,15 +12,15 @@ use crate::headers;
 const STYLESHEET: &str = include_str!("../assets/site.css");
 const ICON: &str = include_str!("../assets/icon.svg");
 
-/// Where the stylesheet is; another content is at another URL.
+/// The path of the stylesheet, with a hash of its content.
 pub(crate) static STYLESHEET_URL: LazyLock<String> =
     LazyLock::new(|| format!("/assets/site-{:016x}.css", content_hash(STYLESHEET)));
 
-/// Where the icon is.
+/// The path of the icon, with a hash of its content.
 pub(crate) static ICON_URL: LazyLock<String> =
     LazyLock::new(|| format!("/assets/icon-{:016x}.svg", content_hash(ICON)));
 
-/// FNV-1a: it tells versions of a file apart, and guards against nothing.
+/// FNV-1a: distinguishes versions of a file. Not a cryptographic hash.
 const fn content_hash(text: &str) -> u64 {
     let bytes = text.as_bytes();
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
@@ -32,6 +32,7 @@ const fn content_hash(text: &str) -> u64 {
     hash
 }
 
+/// Serves the assets whose paths contain a hash.
 pub(crate) async fn hashed(uri: Uri) -> Result<Response, EdgeError> {
     match uri.path() {
         path if path == *STYLESHEET_URL => {
@@ -42,7 +43,7 @@ pub(crate) async fn hashed(uri: Uri) -> Result<Response, EdgeError> {
     }
 }
 
-/// What browsers ask for beside an answer that names no icon, such as JSON.
+/// Serves `/favicon.ico`, which browsers request for answers that do not link an icon, such as JSON.
 pub(crate) async fn favicon() -> Response {
     asset("image/svg+xml", headers::PUBLIC_DAY, ICON)
 }

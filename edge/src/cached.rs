@@ -1,5 +1,7 @@
-//! Lists that are remembered for a while, so that many like requests cost one list call. A list call is asked for by its cursor
-//! and one of two sizes, so that requests which differ in filter and limit share it. Values are not remembered here: KV does it.
+//! A cache of list calls, so that similar requests share one call.
+//!
+//! The key of the cache is the prefix, the cursor and one of two page sizes. So requests with different filters and
+//! limits share list calls. Values are not cached here: KV caches them.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -7,16 +9,16 @@ use std::future::Future;
 use crate::links;
 use crate::reader::{KeyPage, ReadError, TaskReader};
 
-/// Keeps texts for a while; how long is its own affair. One that keeps nothing is right, too.
+/// A cache of texts. The cache decides how long it keeps a text, and may keep none.
 pub trait ListCache: Send + Sync + 'static {
-    /// The text that is stored under this key, if there is one.
+    /// The text under this key, if the cache has it.
     fn get(&self, key: &str) -> impl Future<Output = Option<String>> + Send;
 
-    /// Keeps a text under this key.
+    /// Stores a text under this key.
     fn put(&self, key: &str, text: String) -> impl Future<Output = ()> + Send;
 }
 
-/// Remembers lists for a while, so that like requests cost one list call.
+/// A [`TaskReader`] that caches list calls in a [`ListCache`].
 #[derive(Debug)]
 pub struct Cached<R, C> {
     reader: R,
@@ -24,7 +26,7 @@ pub struct Cached<R, C> {
 }
 
 impl<R: TaskReader, C: ListCache> Cached<R, C> {
-    /// A reader that asks `cache` before it lists.
+    /// A reader that looks in `cache` before it calls `reader`.
     pub fn new(reader: R, cache: C) -> Self {
         Self { reader, cache }
     }
@@ -33,8 +35,8 @@ impl<R: TaskReader, C: ListCache> Cached<R, C> {
 impl<R: TaskReader, C: ListCache> TaskReader for Cached<R, C> {
     async fn list(&self, prefix: &str, limit: usize, cursor: Option<&str>) -> Result<KeyPage, ReadError> {
         let key = format!("{}/{limit}/{}", links::encode(prefix), links::encode(cursor.unwrap_or_default()));
-        let kept = self.cache.get(&key).await;
-        if let Some(page) = kept.and_then(|text| serde_json::from_str(&text).ok()) {
+        let cached = self.cache.get(&key).await;
+        if let Some(page) = cached.and_then(|text| serde_json::from_str(&text).ok()) {
             return Ok(page);
         }
         let page = self.reader.list(prefix, limit, cursor).await?;

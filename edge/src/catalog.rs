@@ -1,7 +1,7 @@
-//! From KV's keys and values to tasks: walks the list, reads what the list does not hold, and notes what
-//! is stored under a task's key but is no task.
+//! Reads tasks from KV: lists keys, reads the values that the list call does not return, and notes keys whose
+//! values are not tasks.
 //!
-//! It may not know about HTTP, and it never reads values one by one.
+//! For a list it reads values in bulk, never one by one. It does not depend on HTTP.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -12,35 +12,37 @@ use crate::cursor::Cursor;
 use crate::query::ListQuery;
 use crate::reader::{ListedKey, MAX_BULK_KEYS, MAX_LIST_KEYS, ReadError, TaskReader};
 
-/// The most list calls one answer may cost; a free account has 1,000 a day. A filter that few tasks pass then gives a
-/// short page with a cursor, instead of a request that walks the whole namespace.
+/// The most list calls for one answer; a free account has 1,000 a day.
+///
+/// If few tasks pass the filter, the answer is a short page with a cursor. It never scans the whole namespace.
 const MAX_LIST_CALLS: usize = 5;
 
-/// How many keys a list call asks for where they may be enough, and [`MAX_LIST_KEYS`] elsewhere: a call costs the same however
-/// many it gives, and there are two sizes only, so that like requests share their list calls.
+/// The keys of a list call for a small page; a larger page requests [`MAX_LIST_KEYS`].
+///
+/// Every list call costs the same. There are only two sizes, so that similar requests share list calls.
 const FEW_LIST_KEYS: usize = 100;
 
-/// The fewest values that are read together where a list call does not say enough.
+/// The fewest keys that are processed together, and so the fewest values of one bulk read.
 const MIN_READ: usize = 10;
 
-/// What the list page shows of a task.
+/// The part of a task that the list page shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Summary {
     pub(crate) id: TaskId,
     pub(crate) metadata: TaskMetadata,
 }
 
-/// Some of the tasks, in the order of their keys.
+/// One page of tasks, in the order of their keys.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Page<T> {
     pub(crate) tasks: Vec<T>,
-    /// Where the next page begins. It may be there although this page is short.
+    /// The start of the next page. A short page may have one too.
     pub(crate) cursor: Option<Cursor>,
-    /// The keys that hold something other than a task.
+    /// The keys whose values are not tasks.
     pub(crate) skipped: Vec<String>,
 }
 
-/// What is stored for a task.
+/// The value under the key of a task.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Stored {
     Task(Box<Task>),
@@ -49,7 +51,7 @@ pub(crate) enum Stored {
     Unreadable,
 }
 
-/// How much of a task is wanted, and so whether its metadata is enough.
+/// The form of a task on a page: a [`Summary`] needs only the metadata, a [`Task`] needs the value.
 pub(crate) trait Listed: Sized + Send {
     fn from_metadata(id: &TaskId, metadata: &TaskMetadata) -> Option<Self>;
     fn from_task(task: Task) -> Self;
@@ -75,9 +77,9 @@ impl Listed for Task {
     }
 }
 
-/// One page of tasks.
+/// Reads one page of tasks.
 ///
-/// A key that passes the filter takes its place even when it cannot be shown.
+/// A key that passes the filter counts towards the limit, even if its value is missing or not a task.
 pub(crate) async fn page<T: Listed>(
     reader: &impl TaskReader,
     query: &ListQuery,
@@ -114,7 +116,7 @@ pub(crate) async fn page<T: Listed>(
     Ok(page)
 }
 
-/// What is stored for this task.
+/// Reads one task.
 pub(crate) async fn task(reader: &impl TaskReader, id: &TaskId) -> Result<Stored, ReadError> {
     let value = reader.get(&TaskKey::new(id.clone()).to_string()).await?;
     Ok(match value {
@@ -123,33 +125,33 @@ pub(crate) async fn task(reader: &impl TaskReader, id: &TaskId) -> Result<Stored
     })
 }
 
-/// What became of some candidates.
+/// The result of [`show`].
 struct Shown {
-    /// How many places they took.
+    /// The number of places on the page that the candidates took.
     taken: usize,
-    /// The key of the last one that there was room for.
+    /// The key of the last candidate that had room.
     last: String,
-    /// Whether there was no room for others.
+    /// Whether candidates are left for the next page.
     is_cut: bool,
 }
 
-/// A listed key on its way to the page.
+/// A listed key that passes the filter, as far as its metadata shows.
 struct Candidate<T> {
     key: String,
     kind: Kind<T>,
 }
 
-/// What is to be done with it.
+/// The next step for a candidate.
 enum Kind<T> {
-    /// The metadata was enough.
+    /// Show the task: the metadata is enough.
     Shown(T),
-    /// The value must be read.
+    /// Read the value.
     Wanted(TaskId),
-    /// Not a task's key.
+    /// Skip the key: it is not the key of a task.
     Foreign,
 }
 
-/// Adds what these keys hold to the page, as long as there is room.
+/// Adds candidates to the page until `room` places are taken.
 async fn show<T: Listed>(
     reader: &impl TaskReader,
     candidates: Vec<Candidate<T>>,
@@ -169,10 +171,10 @@ async fn show<T: Listed>(
             Kind::Shown(task) => page.tasks.push(task),
             Kind::Foreign => page.skipped.push(key),
             Kind::Wanted(id) => match values.remove(&key).map(|text| read_task(&text, &id)) {
-                // Deleted since it was listed.
+                // Deleted after the list call.
                 None => {}
                 Some(None) => page.skipped.push(key),
-                // The list lags behind the values, or had no metadata to filter by.
+                // The list is older than the value, or the key has no metadata to filter by.
                 Some(Some(task)) if !passes(task.status, status) => continue,
                 Some(Some(task)) => page.tasks.push(T::from_task(task)),
             },
@@ -182,7 +184,7 @@ async fn show<T: Listed>(
     Ok(shown)
 }
 
-/// Nothing when the metadata says that the filter does not let it pass.
+/// Makes a candidate from a listed key; `None` if the metadata does not pass the filter.
 fn candidate<T: Listed>(listed: ListedKey, status: Option<Status>) -> Option<Candidate<T>> {
     let ListedKey { name: key, metadata } = listed;
     let Some(id) = TaskKey::parse(&key).map(TaskKey::into_id) else {
@@ -214,7 +216,7 @@ async fn values<T: Listed>(
     Ok(try_join_all(reads).await?.into_iter().flatten().collect())
 }
 
-/// Nothing when the text is not this task; a task under another task's key is not it either.
+/// Parses the task with this id; `None` for any other text, the task of another id included.
 fn read_task(text: &str, id: &TaskId) -> Option<Task> {
     serde_json::from_str(text).ok().filter(|task: &Task| task.id == *id)
 }

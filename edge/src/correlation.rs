@@ -1,6 +1,6 @@
-//! The id that ties an answer to its request, in headers, error bodies and logs.
+//! The correlation id of a request, in headers, error bodies and logs.
 //!
-//! A visitor's id is taken only when it is harmless wherever it ends up; otherwise a new one is made.
+//! The edge keeps a visitor's id only if every character is safe in all three. Otherwise it generates a new id.
 
 use std::sync::Arc;
 
@@ -9,20 +9,21 @@ use uuid::Uuid;
 
 pub(crate) const HEADER: HeaderName = HeaderName::from_static("x-correlation-id");
 
-/// 1 to 128 characters of `[A-Za-z0-9._=-]`.
+/// A correlation id: 1 to 128 characters of `[A-Za-z0-9._=-]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Correlation(Arc<str>);
 
 impl Correlation {
-    /// The request's own id, or a new one.
+    /// The id in the request's headers, if there is exactly one and it is safe; otherwise a new id.
     pub(crate) fn of(headers: &HeaderMap) -> Self {
-        let mut said = headers.get_all(HEADER).iter();
-        match (said.next().and_then(safe), said.next()) {
+        let mut values = headers.get_all(HEADER).iter();
+        match (values.next().and_then(safe), values.next()) {
             (Some(id), None) => Self(id.into()),
             _ => Self::generate(),
         }
     }
 
+    /// A new random UUID.
     pub(crate) fn generate() -> Self {
         Self(Uuid::new_v4().to_string().into())
     }
@@ -59,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn any_other_is_replaced_by_a_new_uuid() {
+    fn an_unsafe_or_repeated_id_is_replaced_by_a_new_uuid() {
         let too_long = "x".repeat(129);
         let cases: [&[&str]; 8] =
             [&[], &[""], &["a b"], &["<b>"], &["é"], &["a,b"], &[too_long.as_str()], &["one", "two"]];

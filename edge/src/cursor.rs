@@ -1,5 +1,7 @@
-//! Where the next page of a list begins: a place in KV's list, and what of it was shown already. KV's own cursors
-//! point between list calls only, and a list call always asks for more keys than a small page has.
+//! The cursor of the edge: the start of a list's next page.
+//!
+//! KV's own cursors point between list calls only, and a list call returns more keys than a small page shows.
+//! So a cursor of the edge combines KV's cursor with the last key that is already shown.
 
 use std::fmt;
 
@@ -7,24 +9,26 @@ use taskpipeline_contract::KEY_PREFIX;
 
 use crate::links;
 
-/// The longest cursor that is passed on to KV, and the longest key of KV, percent-encoded.
+/// The longest cursor of KV that the edge passes on, in bytes.
 const MAX_PAGE: usize = 2048;
+
+/// The longest key of KV, percent-encoded, in bytes.
 const MAX_AFTER: usize = 3 * 512;
 
-/// Between the two parts. The second has none, for it is encoded.
+/// Separates the two parts. Encoding keeps this character out of the second part.
 const SEPARATOR: char = '~';
 
-/// The place in KV's list where the next page begins, and how many keys there were already shown.
+/// The position in KV's list where the next page begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cursor {
-    /// What KV gave; nothing at the beginning.
+    /// The cursor of KV; `None` at the start of the list.
     pub(crate) page: Option<String>,
-    /// The last key that was shown of what comes there.
+    /// The last key after KV's cursor that is already shown.
     pub(crate) after: Option<String>,
 }
 
 impl Cursor {
-    /// Reads one that an earlier list gave; nothing where it is none.
+    /// Parses the cursor of an earlier list; `None` if the text cannot be such a cursor.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
             return None;
@@ -39,7 +43,7 @@ impl Cursor {
         })
     }
 
-    /// Whether this key was shown already.
+    /// Whether an earlier page already shows this key.
     pub(crate) fn is_past(&self, key: &str) -> bool {
         self.after.as_deref().is_some_and(|after| key <= after)
     }
@@ -60,8 +64,8 @@ impl fmt::Display for Cursor {
     }
 }
 
-/// The problem of a cursor that no list gave.
-pub(crate) const UNKNOWN_CURSOR: &str = "must be a cursor that an earlier list gave";
+/// The problem that a [`Fault`](crate::errors::Fault) names for an unknown cursor.
+pub(crate) const UNKNOWN_CURSOR: &str = "must be a cursor from an earlier list";
 
 #[cfg(test)]
 mod tests {
@@ -71,7 +75,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cursor_that_was_given_is_read_as_it_was(
+        fn a_displayed_cursor_parses_to_itself(
             page in proptest::option::of("[!-~]{1,80}"),
             after in proptest::option::of("\\PC{1,60}"),
         ) {
@@ -82,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_list_gave_is_none() {
+    fn a_text_that_is_not_a_cursor_is_refused() {
         let long = "a".repeat(MAX_PAGE + 1);
         for text in ["", "~", "a b", "\u{e9}", "a~%2", "a~%ff", &long] {
             assert_eq!(Cursor::parse(text), None, "{text}");

@@ -1,7 +1,7 @@
-//! Everything that can go wrong with a request: its status, its code, and what the visitor is told.
+//! The errors of a request: their statuses, codes and messages.
 //!
-//! A message never holds the request's input or an inner cause; the cause goes to the log with the
-//! correlation id. An error knows nothing of HTML or JSON until the routes' outermost layer renders it.
+//! A message never contains the request's input or an inner cause. The Worker logs the cause with the
+//! correlation id. The outermost layer of the routes renders an error as HTML or JSON.
 
 use axum::http::header::{ALLOW, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
@@ -12,16 +12,16 @@ use crate::correlation::Correlation;
 use crate::cursor::UNKNOWN_CURSOR;
 use crate::reader::ReadError;
 
-/// One part of the request at fault.
+/// An invalid part of the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Fault {
     /// `id`, `status`, `limit`, `cursor` or `url`.
     pub(crate) field: &'static str,
-    /// What is wrong, as the end of a sentence; says the rule, not the input.
+    /// The rule that the part breaks, as the end of a sentence. Never contains the input.
     pub(crate) problem: String,
 }
 
-/// Why a request is not answered with what it asked for.
+/// The reason why a request fails.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum EdgeError {
     #[error("bad request")]
@@ -51,7 +51,7 @@ impl EdgeError {
         }
     }
 
-    /// A stable name of the error, for programs.
+    /// The stable code of the error, for programs.
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::BadRequest(_) => "bad_request",
@@ -64,34 +64,35 @@ impl EdgeError {
         }
     }
 
-    /// The error in a few words, for people.
+    /// The heading of the error page.
     pub(crate) fn title(&self) -> &'static str {
         match self {
-            Self::BadRequest(_) => "This request cannot be understood",
-            Self::NoSuchPage => "There is no such page",
-            Self::NoSuchTask => "There is no such task",
-            Self::MethodNotAllowed => "This address can only be read",
+            Self::BadRequest(_) => "Invalid request",
+            Self::NoSuchPage => "Page not found",
+            Self::NoSuchTask => "Task not found",
+            Self::MethodNotAllowed => "Method not allowed",
             Self::TaskUnreadable => "This task cannot be shown",
-            Self::Kv(_) => "Tasks cannot be read right now",
-            Self::Render(_) => "Something went wrong here",
+            Self::Kv(_) => "Tasks are unavailable",
+            Self::Render(_) => "Internal error",
         }
     }
 
-    /// What it means and what can be done, for people.
+    /// The cause of the error and what to do, for people.
     pub(crate) fn message(&self) -> &'static str {
         match self {
-            Self::BadRequest(_) => "The address holds something that is not allowed.",
-            Self::NoSuchPage => "Nothing is found at this address.",
+            Self::BadRequest(_) => "Parts of the address are invalid.",
+            Self::NoSuchPage => "There is no page at this address.",
             Self::NoSuchTask => {
-                "It may have been deleted, or it is new and has not arrived yet, which can take a minute."
+                "The task was deleted, or never existed. A new task can take up to a minute to appear."
             }
-            Self::MethodNotAllowed => "Only GET and HEAD are answered. Tasks change by events, not here.",
-            Self::TaskUnreadable => "Something is stored under its id, but it is not a task.",
-            Self::Kv(_) => "The store did not answer. Please try again in a moment.",
-            Self::Render(_) => "The fault is not yours. Please try again in a moment.",
+            Self::MethodNotAllowed => "The Worker answers only GET and HEAD. Only events change tasks.",
+            Self::TaskUnreadable => "The value in KV is not this task.",
+            Self::Kv(_) => "The Worker cannot read from KV. Try again in a moment.",
+            Self::Render(_) => "The Worker cannot render the answer. Try again in a moment.",
         }
     }
 
+    /// The invalid parts of a bad request; empty for any other error.
     pub(crate) fn faults(&self) -> &[Fault] {
         match self {
             Self::BadRequest(faults) => faults,
@@ -99,7 +100,7 @@ impl EdgeError {
         }
     }
 
-    /// The body for programs.
+    /// The JSON body of the error, for programs.
     pub(crate) fn body<'a>(&'a self, correlation: &'a Correlation) -> ErrorBody<'a> {
         ErrorBody {
             code: self.code(),
@@ -122,7 +123,7 @@ impl From<ReadError> for EdgeError {
 }
 
 impl IntoResponse for EdgeError {
-    /// Status and headers; the error itself rides along for the layer that knows how to show it.
+    /// Status and headers. The error is in the extensions, where the outermost layer takes it to render it.
     fn into_response(self) -> Response {
         let mut response = self.status().into_response();
         let headers = response.headers_mut();
@@ -140,7 +141,7 @@ impl IntoResponse for EdgeError {
     }
 }
 
-/// What a program is told of an error, under the key `error`.
+/// The JSON of an error, under the key `error`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ErrorBody<'a> {

@@ -1,33 +1,32 @@
-//! The headers every answer carries: what browsers may do with it, and who may store it.
-//!
-//! Nothing here depends on the request.
+//! The security and cache headers of every answer. They do not depend on the request.
 
 use axum::http::header::{CACHE_CONTROL, HeaderMap, HeaderName, HeaderValue};
 
-/// Pages and data: an answer carries its request's correlation id and is stale at any moment, so no
-/// shared cache may keep it and a browser asks again. `no-store` would be more than is needed: it turns
-/// off the back/forward cache, and there is nothing secret in a task list.
+/// For pages and data: no shared cache stores the answer, and browsers revalidate it.
+///
+/// The answer contains the correlation id of its request, and can be stale at any time. `no-store` would also
+/// turn off the back/forward cache, and a task list contains no secrets.
 pub(crate) const PRIVATE: HeaderValue = HeaderValue::from_static("private, no-cache");
 
-/// Assets whose URL names their content.
+/// For assets whose URL contains a hash of their content.
 pub(crate) const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
 
-/// Assets at a fixed URL.
+/// For assets at a fixed URL.
 pub(crate) const PUBLIC_DAY: HeaderValue = HeaderValue::from_static("public, max-age=86400");
 
-/// Health and errors, and whatever said nothing: without this header Cloudflare may keep a 404 for minutes.
+/// For health, errors and answers without a cache header. Without it, Cloudflare may cache a 404 for minutes.
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; \
     base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
-// Only what every Chromium knows: a name it does not (`web-share`, on Linux) is a warning on each page.
+// Only names that every Chromium knows: an unknown name (`web-share`, on Linux) is a warning on each page.
 const PERMISSIONS_POLICY: &str = "accelerometer=(), autoplay=(), camera=(), display-capture=(), \
     encrypted-media=(), fullscreen=(), geolocation=(), gyroscope=(), magnetometer=(), microphone=(), \
     midi=(), payment=(), picture-in-picture=(), publickey-credentials-get=(), screen-wake-lock=(), usb=(), \
     xr-spatial-tracking=()";
 
-/// The eleven of hono's `secureHeaders`, with its values, and the two it leaves out.
+/// The eleven headers that hono's `secureHeaders` sets, with its values, and two that it does not set.
 const SECURE: [(&str, &str); 13] = [
     ("content-security-policy", CONTENT_SECURITY_POLICY),
     ("cross-origin-opener-policy", "same-origin"),
@@ -44,7 +43,7 @@ const SECURE: [(&str, &str); 13] = [
     ("x-xss-protection", "0"),
 ];
 
-/// Puts the secure headers on, and `no-store` where the answer does not say who may store it.
+/// Adds the secure headers, and `no-store` if the answer has no cache header.
 pub(crate) fn complete(headers: &mut HeaderMap) {
     for (name, value) in SECURE {
         headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
@@ -52,7 +51,7 @@ pub(crate) fn complete(headers: &mut HeaderMap) {
     headers.entry(CACHE_CONTROL).or_insert(NO_STORE);
 }
 
-/// Whether a shared cache may store this answer and give it to others.
+/// Whether shared caches may store this answer.
 pub(crate) fn is_shared(headers: &HeaderMap) -> bool {
     headers.get(CACHE_CONTROL).is_some_and(|value| value.as_bytes().starts_with(b"public"))
 }

@@ -1,7 +1,7 @@
-//! The read-only edge: shows the tasks that lie in Cloudflare KV, as pages for people and as JSON.
+//! The read-only edge: shows the tasks in Cloudflare KV, as pages for people and as JSON for programs.
 //!
-//! One `axum` router over a [`TaskReader`] runs in workerd (the `worker` module, wasm only) and natively
-//! (tests and the demo, over a [`MemoryReader`]). Nothing here writes to KV or knows how tasks came there.
+//! One `axum` router over a [`TaskReader`] runs in workerd, with the `worker` module (wasm only). Tests and the
+//! simulator run it natively. The crate never writes to KV.
 
 mod assets;
 mod cached;

@@ -1,18 +1,18 @@
-//! The URLs of the edge: how an id or a cursor goes into one, and how an id comes out again.
+//! The URLs of the edge: encodes ids and cursors, and decodes ids.
 //!
-//! An id may hold any character, `/` and `%` included, so everything but unreserved characters is
-//! percent-encoded, and a path is decoded here, strictly, from its raw form.
+//! An id may contain any character, `/` and `%` included. So everything but unreserved characters is
+//! percent-encoded. This module decodes a raw path strictly.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use taskpipeline_contract::TaskId;
 
-/// Everything but what RFC 3986 calls unreserved.
+/// All characters that RFC 3986 does not call unreserved.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 pub(crate) const PAGE_PREFIX: &str = "/tasks/";
 pub(crate) const API_PREFIX: &str = "/api/tasks/";
 
-/// Why a text that should be percent-encoded UTF-8 is not.
+/// The reason why a text is not percent-encoded UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DecodeError {
     #[error("must be percent-encoded: two hexadecimal digits follow each %")]
@@ -21,20 +21,22 @@ pub(crate) enum DecodeError {
     NotUtf8,
 }
 
-/// The page of a task.
+/// The path of a task's page.
 pub(crate) fn task_page(id: &TaskId) -> String {
     format!("{PAGE_PREFIX}{}", encode(id.as_str()))
 }
 
-/// The JSON of a task.
+/// The path of a task's JSON.
 pub(crate) fn task_json(id: &TaskId) -> String {
     format!("{API_PREFIX}{}", encode(id.as_str()))
 }
 
+/// Percent-encodes all reserved characters.
 pub(crate) fn encode(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }
 
+/// Decodes percent-encoded UTF-8. Refuses broken escapes.
 pub(crate) fn decode(text: &str) -> Result<String, DecodeError> {
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
@@ -53,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broken_escape_is_refused_wherever_it_stands() {
+    fn a_broken_escape_is_refused_at_any_position() {
         for text in ["%", "a%", "%2", "%zz", "%2x", "ok%41%", "%%41"] {
             assert_eq!(decode(text), Err(DecodeError::BadEscape), "{text}");
         }
@@ -66,14 +68,14 @@ mod tests {
     }
 
     #[test]
-    fn reserved_characters_do_not_survive_in_a_path() {
+    fn reserved_characters_are_encoded_in_a_path() {
         let id = TaskId::new("a/b?c#d%\"'<& é").unwrap();
         assert_eq!(task_page(&id), "/tasks/a%2Fb%3Fc%23d%25%22%27%3C%26%20%C3%A9");
     }
 
     proptest! {
         #[test]
-        fn what_is_encoded_decodes_to_itself(text in any::<String>()) {
+        fn an_encoded_text_decodes_to_itself(text in any::<String>()) {
             prop_assert_eq!(decode(&encode(&text)), Ok(text));
         }
     }

@@ -1,7 +1,7 @@
-//! A KV store in memory, for tests and for showing the pages without Cloudflare.
+//! A KV store in memory, for tests and for demos without Cloudflare.
 //!
-//! It behaves as KV does in order, paging and metadata, but shows a write at once, which KV does not
-//! promise. Nothing may depend on that.
+//! The order, the paging and the metadata are as in KV. A write is visible at once, which KV does not promise:
+//! do not depend on that.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -33,10 +33,10 @@ impl MemoryReader {
         Self::default()
     }
 
-    /// Stores a task as the processor does: its JSON, and beside it the metadata.
+    /// Stores a task as the processor does: the JSON as the value, and the metadata.
     ///
     /// # Errors
-    /// None in practice: every part of a task is text. The signature is `serde_json`'s.
+    /// If `serde_json` cannot write the task; every valid task can be written.
     pub fn put(&self, task: &Task) -> Result<(), serde_json::Error> {
         let value = serde_json::to_string(task)?;
         let metadata = serde_json::to_string(&TaskMetadata::from(task))?;
@@ -44,7 +44,7 @@ impl MemoryReader {
         Ok(())
     }
 
-    /// Stores any text under any key, as another writer of the namespace could.
+    /// Stores any text under any key, as another writer in the namespace could.
     pub fn put_text(&self, key: impl Into<String>, value: impl Into<String>, metadata: Option<String>) {
         self.write().insert(key.into(), Entry { value: value.into(), metadata });
     }
@@ -54,7 +54,7 @@ impl MemoryReader {
         self.write().remove(&TaskKey::new(id.clone()).to_string());
     }
 
-    // A panic elsewhere cannot leave the map half changed, so a poisoned lock is still good.
+    // A panic elsewhere cannot leave a partial change in the map, so a poisoned lock is safe to use.
     fn read(&self) -> RwLockReadGuard<'_, Entries> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -95,7 +95,7 @@ impl TaskReader for MemoryReader {
     }
 }
 
-/// The cursor is the last key given, in hexadecimal: opaque enough that nobody builds one by hand.
+/// Makes the cursor: the last key of the page in hexadecimal, so that clients treat it as opaque.
 fn key_cursor(key: &str) -> String {
     key.bytes().fold(String::new(), |mut cursor, byte| {
         // Writing to a `String` cannot fail.
@@ -104,6 +104,7 @@ fn key_cursor(key: &str) -> String {
     })
 }
 
+/// The key in a cursor; `None` if the text is not such a cursor.
 fn cursor_key(cursor: &str) -> Option<String> {
     if !cursor.len().is_multiple_of(2) || !cursor.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cursor_of_another_make_is_refused() {
+    async fn an_unknown_cursor_is_refused() {
         let store = MemoryReader::new();
         for cursor in ["zz", "abc", "ff", "+1"] {
             assert_eq!(

@@ -1,8 +1,7 @@
-//! What a list may be asked for: `status`, `limit` and `cursor`, read strictly from the raw query and
-//! written back into links.
+//! The query of a list: `status`, `limit` and `cursor`. Parses the raw query, and renders links.
 //!
-//! A parameter that is wrong or said twice is a fault, never a guess; an empty one counts as absent, and
-//! an unknown one is ignored. A fault says the rule and never repeats the input.
+//! An invalid or repeated parameter is a fault. An empty parameter counts as absent. Unknown parameters are
+//! ignored. A fault names the rule and never repeats the input.
 
 use std::borrow::Cow;
 
@@ -13,18 +12,21 @@ use crate::errors::Fault;
 use crate::links;
 use crate::reader::MAX_LIST_KEYS;
 
-/// A list to be made.
+/// A request for a list of tasks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ListQuery {
     pub(crate) status: Option<Status>,
     pub(crate) limit: usize,
     pub(crate) cursor: Option<Cursor>,
-    /// The limit when none is said; links leave it out then.
+    /// The limit of a query without one. Links omit this limit.
     default_limit: usize,
 }
 
 impl ListQuery {
-    /// Reads the part of a URL after the `?`. Every parameter at fault is listed.
+    /// Parses the part of a URL after the `?`.
+    ///
+    /// # Errors
+    /// All invalid parameters.
     pub(crate) fn parse(query: &str, default_limit: usize) -> Result<Self, Vec<Fault>> {
         let mut faults = Vec::new();
         let read = Self {
@@ -36,17 +38,17 @@ impl ListQuery {
         if faults.is_empty() { Ok(read) } else { Err(faults) }
     }
 
-    /// The same list from its beginning, of another status.
+    /// The first page of the list with another status.
     pub(crate) fn of_status(&self, status: Option<Status>) -> Self {
         Self { status, cursor: None, ..self.clone() }
     }
 
-    /// The same list from this cursor on.
+    /// The page of the same list at this cursor.
     pub(crate) fn at_cursor(&self, cursor: Cursor) -> Self {
         Self { cursor: Some(cursor), ..self.clone() }
     }
 
-    /// The link to this list on `path`.
+    /// The link to this list at `path`.
     pub(crate) fn link(&self, path: &str) -> String {
         let limit = (self.limit != self.default_limit).then(|| self.limit.to_string());
         let parameters = [
@@ -54,11 +56,11 @@ impl ListQuery {
             ("limit", limit.map(Cow::Owned)),
             ("cursor", self.cursor.as_ref().map(|cursor| Cow::Owned(cursor.to_string()))),
         ];
-        let said: Vec<String> = parameters
+        let pairs: Vec<String> = parameters
             .into_iter()
             .filter_map(|(name, value)| Some(format!("{name}={}", links::encode(&value?))))
             .collect();
-        if said.is_empty() { path.to_owned() } else { format!("{path}?{}", said.join("&")) }
+        if pairs.is_empty() { path.to_owned() } else { format!("{path}?{}", pairs.join("&")) }
     }
 }
 
@@ -81,7 +83,7 @@ fn parameter<T>(
     checked.map_err(|problem| faults.push(Fault { field: name, problem })).ok()
 }
 
-/// As HTML forms encode: a `+` is a space.
+/// Decodes as HTML forms encode: a `+` is a space.
 fn decode(text: &str) -> Result<String, links::DecodeError> {
     links::decode(&text.replace('+', "%20"))
 }
@@ -91,7 +93,7 @@ fn status(text: &str) -> Result<Status, String> {
 }
 
 fn limit(text: &str) -> Result<usize, String> {
-    // `parse` alone would take a leading `+`.
+    // `parse` alone would accept a leading `+`.
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     let number = text.parse().ok().filter(|number| digits && (1..=MAX_LIST_KEYS).contains(number));
     number.ok_or_else(|| format!("must be a whole number from 1 to {MAX_LIST_KEYS}"))
@@ -110,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_said_is_all_tasks_at_the_default_limit() {
+    fn without_parameters_a_list_has_all_tasks_and_the_default_limit() {
         for query in ["", "status=&limit=&cursor=", "other=1", "&&", "limit"] {
             let read = parse(query).unwrap();
             assert_eq!((read.status, read.limit, read.cursor), (None, 50, None), "{query}");
@@ -118,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn every_parameter_at_fault_is_listed() {
+    fn all_invalid_parameters_are_listed() {
         assert_eq!(parse("cursor=%00&limit=0&status=done"), Err(vec!["status", "limit", "cursor"]));
     }
 
@@ -133,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_said_twice_is_a_fault_even_when_both_agree() {
+    fn a_repeated_parameter_is_a_fault_even_if_both_values_agree() {
         assert_eq!(parse("limit=5&limit=5"), Err(vec!["limit"]));
         assert_eq!(parse("%6cimit=5&limit=5"), Err(vec!["limit"]));
     }
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_reads_back_as_the_same_list() {
+    fn a_link_parses_to_the_same_list() {
         for query in ["", "status=in_progress", "limit=7&cursor=a%2Fb%3D%26%2B", "status=pending&limit=1000"]
         {
             let read = parse(query).unwrap();

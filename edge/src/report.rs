@@ -1,10 +1,9 @@
-//! Tells the operator what the visitor is not told: the cause of a 5xx, with the correlation id that the
-//! visitor saw.
+//! Logs the cause of a 5xx, which the visitor does not see, with the correlation id that the visitor sees.
 
 use crate::correlation::Correlation;
 use crate::errors::EdgeError;
 
-/// To the Worker's log, as one line of JSON that Workers Logs can index.
+/// Logs to Workers Logs, as one line of JSON that Workers Logs indexes.
 #[cfg(target_arch = "wasm32")]
 pub(crate) fn failure(error: &EdgeError, correlation: &Correlation) {
     let line = serde_json::json!({
@@ -16,7 +15,7 @@ pub(crate) fn failure(error: &EdgeError, correlation: &Correlation) {
     worker::console_error!("{}", line);
 }
 
-/// To whatever subscriber the embedding program has.
+/// Logs to the `tracing` subscriber of the program.
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) fn failure(error: &EdgeError, correlation: &Correlation) {
     let (code, correlation_id) = (error.code(), correlation.as_str());

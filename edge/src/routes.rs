@@ -1,6 +1,6 @@
-//! The router, and the layer around every route that turns errors into answers and completes headers.
+//! The router, and the layer around all routes that renders errors and completes headers.
 //!
-//! Routes return data or an [`EdgeError`]; only this module decides whether an error is HTML or JSON.
+//! Routes return data or an [`EdgeError`]. Only this layer chooses HTML or JSON for an error.
 
 mod api;
 mod health;
@@ -25,9 +25,9 @@ use crate::query::ListQuery;
 use crate::reader::TaskReader;
 use crate::{assets, headers, links, report, views};
 
-/// The edge over a store of tasks.
+/// The router of the edge over a store of tasks.
 ///
-/// `GET` and `HEAD` of `/`, `/tasks/{id}`, `/api/tasks`, `/api/tasks/{id}`, `/health` and the assets.
+/// It answers `GET` and `HEAD` of `/`, `/tasks/{id}`, `/api/tasks`, `/api/tasks/{id}`, `/health` and the assets.
 pub fn router<R: TaskReader>(reader: R) -> Router {
     Router::new()
         .route("/", get(pages::list::<R>))
@@ -43,7 +43,7 @@ pub fn router<R: TaskReader>(reader: R) -> Router {
         .with_state(Arc::new(reader))
 }
 
-/// In whose language an error is said.
+/// The reader of an error: `People` get HTML, `Programs` get JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Audience {
     People,
@@ -64,11 +64,11 @@ async fn around(mut request: Request, next: Next) -> Response {
     complete(next.run(request).await, audience, &correlation)
 }
 
-/// Gives the answer its error body, if it is an error, and its headers.
+/// Renders the body of an error, and adds the headers that every answer has.
 pub(crate) fn complete(response: Response, audience: Audience, correlation: &Correlation) -> Response {
-    let mut response = say(response, audience, correlation);
+    let mut response = render_error(response, audience, correlation);
     headers::complete(response.headers_mut());
-    // What a shared cache gives to others must not carry one visitor's id.
+    // A shared cache would give the id of one visitor to others.
     if !headers::is_shared(response.headers())
         && let Ok(id) = HeaderValue::from_str(correlation.as_str())
     {
@@ -77,18 +77,18 @@ pub(crate) fn complete(response: Response, audience: Audience, correlation: &Cor
     response
 }
 
-fn say(mut response: Response, audience: Audience, correlation: &Correlation) -> Response {
+fn render_error(mut response: Response, audience: Audience, correlation: &Correlation) -> Response {
     let Some(error) = response.extensions_mut().remove::<EdgeError>() else { return response };
     if error.status().is_server_error() {
         report::failure(&error, correlation);
     }
-    let said = match audience {
+    let rendered = match audience {
         Audience::Programs => json(&Enveloped { error: error.body(correlation) }),
         Audience::People => views::error(&error, correlation).map(html),
     };
-    // A page that cannot be rendered is reported by its status alone.
-    if let Ok(said) = said {
-        let (mut parts, body) = said.into_parts();
+    // If rendering fails, the answer is only the status.
+    if let Ok(rendered) = rendered {
+        let (mut parts, body) = rendered.into_parts();
         parts.status = response.status();
         parts.headers.remove(CACHE_CONTROL);
         parts.headers.extend(response.headers().clone());
@@ -116,12 +116,12 @@ fn answer(media_type: &'static str, body: Vec<u8>) -> Response {
     (StatusCode::OK, headers, body).into_response()
 }
 
-/// What a list is asked for.
+/// Parses the query of a list.
 fn list_query(uri: &Uri, default_limit: usize) -> Result<ListQuery, EdgeError> {
     ListQuery::parse(uri.query().unwrap_or_default(), default_limit).map_err(EdgeError::BadRequest)
 }
 
-/// The task that a path names.
+/// Reads the task that a path names.
 async fn find_task(reader: &impl TaskReader, uri: &Uri, prefix: &str) -> Result<Box<Task>, EdgeError> {
     match catalog::task(reader, &task_id(uri, prefix)?).await? {
         Stored::Task(task) => Ok(task),
@@ -130,7 +130,7 @@ async fn find_task(reader: &impl TaskReader, uri: &Uri, prefix: &str) -> Result<
     }
 }
 
-/// The id a path names, decoded from the raw path: a router's own decoding would let broken escapes pass.
+/// Decodes the task id in a raw path. The router's own decoding accepts broken escapes.
 fn task_id(uri: &Uri, prefix: &str) -> Result<TaskId, EdgeError> {
     let bad = |problem: String| EdgeError::BadRequest(vec![Fault { field: "id", problem }]);
     let raw = uri.path().strip_prefix(prefix).ok_or(EdgeError::NoSuchPage)?;
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_that_cannot_be_rendered_is_a_500_that_keeps_its_cause_to_itself() {
+    fn an_answer_that_cannot_be_rendered_is_a_500_without_its_cause() {
         for (audience, media_type) in
             [(Audience::People, "text/html; charset=utf-8"), (Audience::Programs, "application/json")]
         {
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_api_and_health_speak_to_programs() {
+    fn only_the_api_and_health_answer_errors_as_json() {
         for path in ["/api", "/api/", "/api/tasks", "/api/nothing", "/health"] {
             assert_eq!(Audience::of_path(path), Audience::Programs, "{path}");
         }

@@ -1,7 +1,7 @@
-//! What the pages show, and the templates that show it.
+//! The templates of the pages, and their data.
 //!
-//! Templates escape everything; texts that are not ours stay in elements of their own, so that no
-//! character in them can rearrange what is around.
+//! Templates escape all texts. Each text from a task or a key is in its own element. So no character in it can change
+//! the order of the text around it.
 
 use askama::Template;
 use taskpipeline_contract::{Status, Task, Timestamp};
@@ -14,32 +14,33 @@ use crate::errors::{EdgeError, Fault};
 use crate::links;
 use crate::query::ListQuery;
 
-/// The list page.
+/// Renders the list page.
 pub(crate) fn list(query: &ListQuery, page: Page<Summary>) -> Result<String, EdgeError> {
     let rows: Vec<Row> = page.tasks.into_iter().map(Row::from).collect();
-    let absence = if !rows.is_empty() {
-        Absence::None
+    let empty_state = if !rows.is_empty() {
+        EmptyState::NotEmpty
     } else if page.cursor.is_some() {
-        Absence::SoFar
+        EmptyState::NoMatchYet
     } else if query.status.is_none() && query.cursor.is_none() && page.skipped.is_empty() {
-        Absence::NoTasksYet
+        EmptyState::NoTasksYet
     } else {
-        Absence::NoneHere
+        EmptyState::NoMatch
     };
     render(&ListView {
         shell: Shell::default(),
         heading: heading(query.status),
         filters: filters(query),
         rows,
-        absence,
+        empty_state,
         skipped: page.skipped,
+        all: query.status.is_some().then(|| query.of_status(None).link("/")),
         first: query.cursor.is_some().then(|| query.of_status(query.status).link("/")),
         next: page.cursor.map(|cursor| query.at_cursor(cursor).link("/")),
         json: query.link("/api/tasks"),
     })
 }
 
-/// The page of one task.
+/// Renders the page of one task.
 pub(crate) fn task(task: &Task) -> Result<String, EdgeError> {
     render(&TaskView {
         shell: Shell::default(),
@@ -47,13 +48,13 @@ pub(crate) fn task(task: &Task) -> Result<String, EdgeError> {
         title: task.title.as_str(),
         description: task.description.as_str(),
         status: Badge(task.status),
-        created: Moment(task.created_at),
-        updated: Moment(task.updated_at),
+        created: Time(task.created_at),
+        updated: Time(task.updated_at),
         json: links::task_json(&task.id),
     })
 }
 
-/// The page of an error.
+/// Renders the page of an error.
 pub(crate) fn error(error: &EdgeError, correlation: &Correlation) -> Result<String, EdgeError> {
     render(&ErrorView {
         shell: Shell::default(),
@@ -70,7 +71,7 @@ fn render(view: &impl Template) -> Result<String, EdgeError> {
     view.render().map_err(|error| EdgeError::Render(error.to_string()))
 }
 
-/// What every page has around its content.
+/// The URLs of the assets that every page links.
 struct Shell {
     stylesheet: &'static str,
     icon: &'static str,
@@ -89,8 +90,11 @@ struct ListView {
     heading: &'static str,
     filters: Vec<Filter>,
     rows: Vec<Row>,
-    absence: Absence,
+    empty_state: EmptyState,
     skipped: Vec<String>,
+    /// The link to the tasks of all statuses, if the list has a filter.
+    all: Option<String>,
+    /// The link to the first page, unless this is the first page.
     first: Option<String>,
     next: Option<String>,
     json: String,
@@ -104,8 +108,8 @@ struct TaskView<'a> {
     title: &'a str,
     description: &'a str,
     status: Badge,
-    created: Moment,
-    updated: Moment,
+    created: Time,
+    updated: Time,
     json: String,
 }
 
@@ -121,19 +125,19 @@ struct ErrorView<'a> {
     correlation_id: &'a str,
 }
 
-/// Why a list page has no tasks.
-enum Absence {
-    /// It has some.
-    None,
-    /// The store holds none at all.
+/// The reason why a list page shows no tasks.
+enum EmptyState {
+    /// The page shows tasks.
+    NotEmpty,
+    /// The store is empty.
     NoTasksYet,
-    /// None of this kind, or none from here on.
-    NoneHere,
-    /// None among those looked at; there are more to look at.
-    SoFar,
+    /// No task from the page's start to the end of the list passes the filter.
+    NoMatch,
+    /// No task so far passes the filter; the next page continues the search.
+    NoMatchYet,
 }
 
-/// A link to the tasks of one status, or of all.
+/// A link to the tasks of one status, or to all tasks.
 struct Filter {
     label: &'static str,
     href: String,
@@ -151,13 +155,13 @@ fn filters(query: &ListQuery) -> Vec<Filter> {
         .collect()
 }
 
-/// A task on the list.
+/// A row of the list.
 struct Row {
     href: String,
     id: String,
     title: String,
     status: Badge,
-    updated: Moment,
+    updated: Time,
 }
 
 impl From<Summary> for Row {
@@ -167,12 +171,12 @@ impl From<Summary> for Row {
             id: summary.id.to_string(),
             title: summary.metadata.title.to_string(),
             status: Badge(summary.metadata.status),
-            updated: Moment(summary.metadata.updated_at),
+            updated: Time(summary.metadata.updated_at),
         }
     }
 }
 
-/// A status as text, shape and colour.
+/// A status as text, shape and color.
 struct Badge(Status);
 
 impl Badge {
@@ -180,7 +184,7 @@ impl Badge {
         label(self.0)
     }
 
-    /// The name that the stylesheet and the sprite know it by.
+    /// The name of the status in the stylesheet and in the sprite.
     fn name(&self) -> &'static str {
         self.0.as_str()
     }
@@ -205,17 +209,17 @@ fn heading(status: Option<Status>) -> &'static str {
     }
 }
 
-/// A moment, for machines and for people.
-struct Moment(Timestamp);
+/// A time, formatted for machines and for people.
+struct Time(Timestamp);
 
-impl Moment {
+impl Time {
     fn machine(&self) -> String {
         self.0.to_string()
     }
 
     fn short(&self) -> String {
         let format = format_description!("[day padding:none] [month repr:short] [year], [hour]:[minute] UTC");
-        // A format that fails shows the machine's form, which a person can read too.
+        // If formatting fails, the machine format is readable too.
         self.0.to_offset_date_time().format(format).unwrap_or_else(|_| self.machine())
     }
 
@@ -231,10 +235,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_reads_as_people_write_it() {
-        let moment = Moment(Timestamp::parse("2026-03-05T08:09:07.5Z").unwrap());
-        assert_eq!(moment.short(), "5 Mar 2026, 08:09 UTC");
-        assert_eq!(moment.long(), "5 March 2026, 08:09:07 UTC");
-        assert_eq!(moment.machine(), "2026-03-05T08:09:07.500Z");
+    fn a_time_has_a_short_a_long_and_a_machine_format() {
+        let time = Time(Timestamp::parse("2026-03-05T08:09:07.5Z").unwrap());
+        assert_eq!(time.short(), "5 Mar 2026, 08:09 UTC");
+        assert_eq!(time.long(), "5 March 2026, 08:09:07 UTC");
+        assert_eq!(time.machine(), "2026-03-05T08:09:07.500Z");
     }
 }

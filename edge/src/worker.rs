@@ -1,6 +1,6 @@
-//! The Worker's entry point and its KV binding: where `JavaScript` ends.
+//! The Worker's entry point, its KV binding and its cache, on the border to `JavaScript`.
 //!
-//! Nothing is decided here; a request goes to the router, a read goes to the binding.
+//! A request goes to the router, and a read goes to the binding. This module makes no other decisions.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -21,13 +21,13 @@ use crate::routes::{self, Audience};
 
 const BINDING: &str = "TASKS_KV";
 
-/// For how many seconds list calls are remembered; 0: not at all.
+/// The variable with the lifetime of cached list calls, in seconds. 0 turns the cache off.
 const LIST_CACHE: &str = "LIST_CACHE_SECONDS";
 
-/// Where it is not said.
+/// The default of [`LIST_CACHE`], in seconds.
 const LIST_CACHE_SECONDS: u32 = 30;
 
-/// How long the edge may keep a value, in seconds: the least that Cloudflare allows.
+/// The lifetime of a value in KV's cache at the edge, in seconds: the least that Cloudflare allows.
 const CACHE_TTL: u64 = 30;
 
 #[event(start)]
@@ -37,13 +37,13 @@ fn start() {
 
 #[event(fetch)]
 async fn fetch(request: worker::Request, env: Env, _context: Context) -> worker::Result<Response> {
-    // Converted here and not by the macro, which answers a URL it cannot take with a bare 500.
+    // Not converted by the macro, which answers an invalid URL with a bare 500.
     let Ok(request) = HttpRequest::try_from(request) else {
         let fault = Fault { field: "url", problem: "must be a URL of at most 64 KiB".to_owned() };
         let error = EdgeError::BadRequest(vec![fault]).into_response();
         return Ok(routes::complete(error, Audience::People, &Correlation::generate()));
     };
-    // Nobody reads a body here.
+    // No route reads a body.
     let request: Request<Body> = request.map(|_| Body::empty());
     let lists = Lists::new(&env, request.uri().authority().map_or("", |authority| authority.as_str()));
     let lists = Cached::new(KvReader::new(&env), lists);
@@ -51,20 +51,20 @@ async fn fetch(request: worker::Request, env: Env, _context: Context) -> worker:
     Ok(response)
 }
 
-/// Cloudflare's cache at this place. On `workers.dev` it keeps nothing; on a domain of one's own it does.
+/// Cloudflare's cache in this location. It caches on a custom domain, but not on `workers.dev`.
 struct Lists {
     seconds: u32,
-    /// Where this Worker is: others of the account, over other namespaces, may have the same cache.
+    /// The Worker's host: other Workers of the account, with other namespaces, may share the cache.
     host: String,
 }
 
 impl Lists {
     fn new(env: &Env, host: &str) -> Self {
-        let said = env.var(LIST_CACHE).ok().and_then(|said| said.to_string().trim().parse().ok());
-        Self { seconds: said.unwrap_or(LIST_CACHE_SECONDS), host: host.to_owned() }
+        let seconds = env.var(LIST_CACHE).ok().and_then(|value| value.to_string().trim().parse().ok());
+        Self { seconds: seconds.unwrap_or(LIST_CACHE_SECONDS), host: host.to_owned() }
     }
 
-    /// Keys of this cache are addresses; nobody has these.
+    /// The URL under which the cache keeps a key. `.invalid` never resolves to a host.
     fn address(&self, key: &str) -> String {
         format!("https://lists.taskpipeline.invalid/{}/{key}", self.host)
     }
@@ -76,9 +76,9 @@ impl ListCache for Lists {
             if self.seconds == 0 {
                 return None;
             }
-            // A cache that fails is as one that has nothing.
-            let mut kept = Cache::default().get(self.address(key), true).await.ok()??;
-            kept.text().await.ok()
+            // A failure of the cache counts as a miss.
+            let mut cached = Cache::default().get(self.address(key), true).await.ok()??;
+            cached.text().await.ok()
         })
     }
 
@@ -98,7 +98,7 @@ impl ListCache for Lists {
 
 /// The KV binding.
 struct KvReader {
-    /// A Worker deployed without its binding answers 503 and says why in its log, as when KV is down.
+    /// An error if the Worker has no binding: the Worker then answers 503 and logs the cause.
     store: Result<KvStore, ReadError>,
 }
 
@@ -159,8 +159,9 @@ fn key_page(listed: ListResponse) -> KeyPage {
     }
 }
 
-/// The binding throws `KV LIST failed: 400 ...` for a cursor it cannot read; nothing else in our list
-/// calls comes from the visitor.
+/// Classifies a failed list call.
+///
+/// The binding throws `KV LIST failed: 400 ...` for an unknown cursor. Only the cursor comes from the visitor.
 fn list_error(error: &KvError, with_cursor: bool) -> ReadError {
     match unavailable(error) {
         ReadError::Unavailable(cause) if with_cursor && cause.contains("failed: 400") => {

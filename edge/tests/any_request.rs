@@ -1,4 +1,4 @@
-//! No request, however odd, makes the edge fail.
+//! No request makes the edge fail, not even a random one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod support;
@@ -23,7 +23,7 @@ fn outcome(uri: Uri, correlation: &[u8]) -> StatusCode {
     RUNTIME.block_on(send(&EDGE, request.body(Body::empty()).unwrap())).status
 }
 
-/// What means something in a URL, and letters of what the routes know.
+/// Characters with a meaning in a URL, and letters from the routes and parameters.
 const SPECIAL: &[u8] = b"%2fF0/?&=+#.\"'<tasklimcurso;:";
 
 fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
@@ -51,7 +51,7 @@ fn place() -> impl Strategy<Value = &'static str> {
 proptest! {
     #![proptest_config(ProptestConfig {
         failure_persistence: None,
-        // PROPTEST_CASES asks for more.
+        // PROPTEST_CASES can raise the number.
         cases: ProptestConfig::default().cases.max(2000),
         ..ProptestConfig::default()
     })]
@@ -59,7 +59,7 @@ proptest! {
     #[test]
     fn raw_bytes_in_path_and_query_are_answered(place in place(), rest in bytes(40), id in bytes(20)) {
         let uri = [place.as_bytes(), &rest].concat();
-        // What is no URI at all does not reach a router.
+        // A router never gets an invalid URI.
         if let Ok(uri) = Uri::try_from(uri) {
             let status = outcome(uri.clone(), &id);
             prop_assert!([200, 400, 404].contains(&status.as_u16()), "{uri} gave {status}");

@@ -1,4 +1,4 @@
-//! The JSON for programs, and how much of KV it costs.
+//! The JSON for programs, and its cost in KV operations.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod support;
@@ -23,7 +23,7 @@ fn listed(task: &Task) -> ListedKey {
 }
 
 #[tokio::test]
-async fn a_task_is_given_as_it_is_stored() {
+async fn a_task_is_answered_as_it_is_stored() {
     let answer = get(&edge(&[task("task-1")]), "/api/tasks/task-1").await;
     assert_eq!(answer.status, StatusCode::OK);
     assert_eq!(
@@ -40,7 +40,7 @@ async fn a_task_is_given_as_it_is_stored() {
 }
 
 #[tokio::test]
-async fn the_list_gives_whole_tasks_in_the_order_of_their_keys() {
+async fn the_list_has_whole_tasks_in_the_order_of_their_keys() {
     let answer = get(&edge(&[task("b"), task("a")]), "/api/tasks").await;
     assert_eq!(
         answer.json(),
@@ -60,7 +60,7 @@ async fn an_empty_store_gives_an_empty_list() {
 }
 
 #[tokio::test]
-async fn a_page_holds_100_tasks_unless_a_limit_is_said() {
+async fn a_page_has_100_tasks_without_a_limit() {
     let edge = router(many(150, |_| Status::Pending));
     assert_eq!(ids(&get(&edge, "/api/tasks").await).len(), 100);
     assert_eq!(ids(&get(&edge, "/api/tasks?limit=1").await), ["task-0000"]);
@@ -82,7 +82,7 @@ async fn walk(edge: &axum::Router, query: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn following_the_cursor_gives_every_matching_task_once_whatever_filter_and_limit() {
+async fn following_the_cursor_lists_every_matching_task_once_with_any_filter_and_limit() {
     let edge = router(many(100, |n| if n % 7 == 0 { Status::Completed } else { Status::Pending }));
     let all: Vec<usize> = (0..100).collect();
     for limit in [1, 3, 10, 99, 100, 1000] {
@@ -100,17 +100,17 @@ async fn following_the_cursor_gives_every_matching_task_once_whatever_filter_and
 }
 
 #[tokio::test]
-async fn a_small_page_costs_one_list_call_however_little_passes_the_filter() {
+async fn a_small_page_costs_one_list_call_if_half_of_the_tasks_pass_the_filter() {
     let (edge, counts) = counted(many(100, |n| if n % 2 == 0 { Status::Completed } else { Status::Pending }));
     let answer = get(&edge, "/api/tasks?status=completed&limit=10").await;
     assert_eq!(ids(&answer).len(), 10);
     assert_eq!(ids(&answer).last().unwrap(), "task-0018");
-    // What does not fit is not read.
+    // Values for the next page are not read.
     assert_eq!((counts.seen(), counts.listed_keys.load(Ordering::SeqCst)), ((1, 0, 1), 100));
 }
 
 #[tokio::test]
-async fn fifty_requests_for_what_is_not_there_cost_250_list_calls_at_the_most() {
+async fn fifty_requests_without_a_match_cost_250_list_calls() {
     let (edge, counts) = counted(many(2_000, |_| Status::Pending));
     for _ in 0..50 {
         assert_eq!(get(&edge, "/?status=cancelled&limit=1").await.status, StatusCode::OK);
@@ -121,7 +121,7 @@ async fn fifty_requests_for_what_is_not_there_cost_250_list_calls_at_the_most() 
 }
 
 #[tokio::test]
-async fn like_requests_share_their_list_calls_and_show_the_same() {
+async fn similar_requests_share_list_calls_and_show_the_same() {
     let tasks = || many(2_000, |n| if n % 90 == 0 { Status::Cancelled } else { Status::Pending });
     let ((plain, _), (cached, counts)) = (counted(tasks()), counted_and_cached(tasks()));
     let mut requests = 0;
@@ -143,7 +143,7 @@ async fn like_requests_share_their_list_calls_and_show_the_same() {
 }
 
 #[tokio::test]
-async fn a_filter_that_little_passes_stops_after_5_list_calls_with_a_cursor() {
+async fn a_search_with_few_matches_stops_after_5_list_calls_with_a_cursor() {
     let last = 1_000;
     let (edge, counts) =
         counted(many(last + 1, |n| if n == last { Status::Cancelled } else { Status::Pending }));
@@ -154,12 +154,12 @@ async fn a_filter_that_little_passes_stops_after_5_list_calls_with_a_cursor() {
     assert_eq!(walk(&edge, "status=cancelled&limit=10").await, ["task-1000"]);
 
     let page = get(&edge, "/?status=cancelled&limit=10").await;
-    assert_eq!(page.texts(".empty h2"), ["None so far"]);
+    assert_eq!(page.texts(".empty h2"), ["No cancelled tasks on this page"]);
     assert!(page.link(".pages a[rel=next]").is_some());
 }
 
 #[tokio::test]
-async fn empty_pages_of_the_store_are_passed_over() {
+async fn empty_pages_of_the_store_are_skipped() {
     let [a, b] = [task("a"), task("b")];
     let values: HashMap<String, String> =
         [&a, &b].map(|task| (format!("tasks:{}", task.id), serde_json::to_string(task).unwrap())).into();
@@ -170,17 +170,17 @@ async fn empty_pages_of_the_store_are_passed_over() {
 }
 
 #[tokio::test]
-async fn nothing_but_empty_pages_gives_an_empty_page_with_a_cursor() {
+async fn only_empty_pages_of_the_store_give_an_empty_page_with_a_cursor() {
     let reader = || ScriptedReader { pages: vec![vec![]; 25], values: HashMap::new() };
     let answer = get(&router(reader()), "/api/tasks").await;
     assert_eq!(answer.json(), json!({"tasks": [], "cursor": "5", "skipped": []}));
     let page = get(&router(reader()), "/").await;
     assert_eq!(page.link(".pages a[rel=next]").as_deref(), Some("/?cursor=5"));
-    assert_eq!(page.texts(".empty h2"), ["None so far"]);
+    assert_eq!(page.texts(".empty h2"), ["No tasks on this page"]);
 }
 
 #[tokio::test]
-async fn a_listed_key_whose_value_has_gone_is_left_out() {
+async fn a_listed_key_without_a_value_is_omitted() {
     let [gone, there] = [task("gone"), task("there")];
     let values = HashMap::from([("tasks:there".to_owned(), serde_json::to_string(&there).unwrap())]);
     let pages = vec![vec![listed(&gone), listed(&there)]];
@@ -190,7 +190,7 @@ async fn a_listed_key_whose_value_has_gone_is_left_out() {
 }
 
 #[tokio::test]
-async fn a_task_that_changed_since_it_was_listed_is_filtered_by_what_it_is_now() {
+async fn a_task_that_changed_after_the_list_call_is_filtered_by_its_new_status() {
     let now = Task { status: Status::Completed, ..task("t") };
     let values = HashMap::from([("tasks:t".to_owned(), serde_json::to_string(&now).unwrap())]);
     let pages = vec![vec![listed(&task("t"))]];
@@ -199,7 +199,7 @@ async fn a_task_that_changed_since_it_was_listed_is_filtered_by_what_it_is_now()
 }
 
 #[tokio::test]
-async fn what_is_no_task_is_left_out_and_named() {
+async fn a_value_that_is_not_a_task_is_omitted_and_its_key_is_named() {
     let store = store(&[task("ok")]);
     store.put_text("tasks:bad", "[]", None);
     store.put_text("tasks:worse", "", Some("{}".to_owned()));
@@ -226,7 +226,7 @@ async fn keys_outside_the_prefix_are_not_tasks() {
 }
 
 #[tokio::test]
-async fn the_list_page_costs_one_list_call_and_no_values_however_many_tasks() {
+async fn the_list_page_costs_one_list_call_and_no_values_for_50_and_for_1000_tasks() {
     for (uri, shown) in [("/", 50), ("/?limit=1000", 1000)] {
         let (edge, counts) = counted(many(1000, |_| Status::Pending));
         let answer = get(&edge, uri).await;
@@ -245,7 +245,7 @@ async fn a_thousand_whole_tasks_cost_one_list_call_and_ten_bulk_gets() {
 }
 
 #[tokio::test]
-async fn a_thousand_keys_without_metadata_cost_the_list_page_ten_bulk_gets() {
+async fn the_list_page_reads_a_thousand_keys_without_metadata_in_ten_bulk_gets() {
     let store = MemoryReader::new();
     for n in 0..1000 {
         let id = format!("old-{n:04}");
@@ -266,7 +266,7 @@ async fn one_task_costs_one_get() {
 }
 
 #[tokio::test]
-async fn a_filter_reads_no_values_that_the_metadata_rules_out() {
+async fn a_filter_does_not_read_values_that_the_metadata_excludes() {
     let (edge, counts) = counted(many(100, |n| if n < 3 { Status::Completed } else { Status::Pending }));
     assert_eq!(ids(&get(&edge, "/api/tasks?status=completed").await).len(), 3);
     assert_eq!(counts.seen().2, 1);

@@ -1,4 +1,4 @@
-//! The pages for people: what they show, and that nothing in a task can break them.
+//! The pages for people: their texts, and that no task can break them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod support;
@@ -8,7 +8,7 @@ use support::{Answer, edge, get, many, store, task};
 use taskpipeline_contract::{Status, Task};
 use taskpipeline_edge::router;
 
-/// Titles and ids that break a page which forgets to escape, encode or isolate.
+/// Titles and ids that break a page without escaping, encoding or isolation.
 const HOSTILE: [&str; 12] = [
     "<script>alert(1)</script>",
     "\"><img src=x onerror=alert(1)>",
@@ -43,7 +43,7 @@ async fn the_list_shows_title_id_status_and_time_of_each_task() {
 }
 
 #[tokio::test]
-async fn a_task_page_shows_every_field_and_leads_back_and_to_the_json() {
+async fn a_task_page_shows_every_field_and_links_the_list_and_the_json() {
     let answer = get(&edge(&[task("task-1")]), "/tasks/task-1").await;
     assert_eq!(answer.status, StatusCode::OK);
     assert_eq!(answer.texts("h1"), ["My First Task"]);
@@ -94,7 +94,7 @@ async fn hostile_titles_are_shown_as_text() {
 }
 
 #[tokio::test]
-async fn hostile_ids_lead_from_the_list_to_their_own_page_and_json() {
+async fn hostile_ids_link_from_the_list_to_their_page_and_json() {
     let tasks: Vec<Task> =
         HOSTILE.into_iter().map(|id| Task { title: "T".parse().unwrap(), ..task(id) }).collect();
     let edge = edge(&tasks);
@@ -117,7 +117,7 @@ async fn hostile_ids_lead_from_the_list_to_their_own_page_and_json() {
 }
 
 #[tokio::test]
-async fn texts_of_others_are_isolated_from_the_page_around_them() {
+async fn texts_of_tasks_are_isolated_from_the_page_around_them() {
     let edge = edge(&[task("t")]);
     for (page, selectors) in
         [("/", [".what > a > bdi", ".which > code > bdi"]), ("/tasks/t", ["h1 > bdi", "dd > code > bdi"])]
@@ -144,7 +144,7 @@ async fn a_task_without_a_description_says_so() {
 }
 
 #[tokio::test]
-async fn an_empty_store_tells_how_to_publish_the_first_event() {
+async fn an_empty_store_shows_how_to_publish_the_first_event() {
     let answer = get(&edge(&[]), "/").await;
     assert_eq!(
         answer.texts(".empty pre code"),
@@ -154,14 +154,16 @@ async fn an_empty_store_tells_how_to_publish_the_first_event() {
 }
 
 #[tokio::test]
-async fn a_filter_that_nothing_passes_does_not_claim_that_there_are_no_tasks() {
+async fn an_empty_filter_names_its_status_and_links_all_tasks() {
     let answer = get(&edge(&[task("t")]), "/?status=completed").await;
-    assert_eq!(answer.texts(".empty h2"), ["Nothing here"]);
+    assert_eq!(answer.texts(".empty h2"), ["No completed tasks"]);
+    assert_eq!(answer.texts(".empty a"), ["Show all tasks"]);
+    assert_eq!(answer.link(".empty a").as_deref(), Some("/"));
     assert!(answer.texts("pre").is_empty());
 }
 
 #[tokio::test]
-async fn the_filters_are_links_and_the_chosen_one_is_marked() {
+async fn the_filters_are_links_and_the_current_filter_is_marked() {
     let edge = router(many(4, |n| Status::ALL[n]));
     let all = get(&edge, "/").await;
     assert_eq!(all.texts(".filters a"), ["All", "Pending", "In progress", "Completed", "Cancelled"]);
@@ -174,7 +176,7 @@ async fn the_filters_are_links_and_the_chosen_one_is_marked() {
 }
 
 #[tokio::test]
-async fn next_page_links_lead_through_every_task_once_and_back_to_the_first() {
+async fn next_page_links_show_every_task_once_and_each_page_links_the_first() {
     let edge = router(many(120, |_| Status::Pending));
     let mut link = "/".to_owned();
     let mut seen = Vec::new();
@@ -207,7 +209,7 @@ async fn the_next_page_keeps_filter_and_limit() {
 }
 
 #[tokio::test]
-async fn a_task_of_the_old_system_without_usable_metadata_is_listed_like_any_other() {
+async fn a_task_without_usable_metadata_is_listed_like_any_other() {
     for metadata in [None, Some("null"), Some("{\"title\":1}"), Some("not json")] {
         let store = store(&[task("b")]);
         let value = serde_json::to_string(&task("a")).unwrap();
@@ -223,7 +225,7 @@ async fn a_task_of_the_old_system_without_usable_metadata_is_listed_like_any_oth
 }
 
 #[tokio::test]
-async fn what_is_no_task_is_left_out_with_a_notice() {
+async fn a_value_that_is_not_a_task_is_omitted_with_a_notice() {
     let store = store(&[task("ok")]);
     store.put_text("tasks:<bad>", "{not json", None);
     store.put_text("tasks:", "{}", None);
@@ -249,7 +251,7 @@ async fn a_value_that_is_not_this_task_is_a_503_on_its_page() {
 }
 
 #[tokio::test]
-async fn every_page_has_what_assistive_technology_needs() {
+async fn every_page_has_the_elements_for_assistive_technology() {
     let edge = edge(&[task("t")]);
     for path in ["/", "/?status=completed", "/tasks/t", "/nowhere"] {
         let answer = get(&edge, path).await;
@@ -264,7 +266,7 @@ async fn every_page_has_what_assistive_technology_needs() {
 }
 
 #[tokio::test]
-async fn what_the_pages_link_to_is_there() {
+async fn every_link_of_the_pages_works() {
     let edge = edge(&[task("a/b")]);
     for path in ["/", "/tasks/a%2Fb", "/nowhere"] {
         let answer = get(&edge, path).await;

@@ -1,4 +1,4 @@
-//! What holds for every answer: errors, methods, headers, correlation ids.
+//! Properties of every answer: errors, methods, headers, correlation ids.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod support;
@@ -6,7 +6,7 @@ mod support;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
-use support::{FailingReader, SECRET_CAUSE, ask, edge, get, send, store, task};
+use support::{FailingReader, SECRET_CAUSE, edge, get, request, send, store, task};
 use taskpipeline_edge::router;
 
 const CORRELATION: &str = "x-correlation-id";
@@ -26,11 +26,11 @@ fn failing(fails: fn(&mut FailingReader)) -> Router {
 }
 
 #[tokio::test]
-async fn a_missing_task_is_a_404_in_the_visitors_language() {
+async fn a_missing_task_is_a_404_as_html_or_json() {
     let edge = with_a_task();
     let page = get(&edge, "/tasks/task-2").await;
     assert_eq!(page.status, StatusCode::NOT_FOUND);
-    assert_eq!(page.texts("h1"), ["There is no such task"]);
+    assert_eq!(page.texts("h1"), ["Task not found"]);
     let json = get(&edge, "/api/tasks/task-2").await;
     assert_eq!(json.status, StatusCode::NOT_FOUND);
     assert_eq!(json.json()["error"]["code"], "task_not_found");
@@ -54,14 +54,14 @@ async fn any_other_path_is_a_404() {
 }
 
 #[tokio::test]
-async fn any_other_method_is_a_405_that_names_the_allowed_ones() {
+async fn any_other_method_is_a_405_with_the_allowed_methods() {
     let edge = with_a_task();
     let [stylesheet, _] = stylesheet_and_icon(&get(&edge, "/").await);
     for path in
         ["/", "/tasks/task-1", "/api/tasks", "/api/tasks/task-1", "/health", "/favicon.ico", &stylesheet]
     {
         for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"] {
-            let answer = ask(&edge, method.parse().unwrap(), path).await;
+            let answer = request(&edge, method.parse().unwrap(), path).await;
             assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
             assert_eq!(answer.header("allow"), "GET, HEAD", "{method} {path}");
             assert!(answer.body.contains("method_not_allowed"), "{method} {path}");
@@ -70,7 +70,7 @@ async fn any_other_method_is_a_405_that_names_the_allowed_ones() {
     }
 }
 
-/// One path of each route, and one that is none.
+/// One path of each route, and one unknown path.
 fn known_paths<'a>(stylesheet: &'a str, icon: &'a str) -> [&'a str; 9] {
     [
         "/",
@@ -131,7 +131,7 @@ async fn a_plus_in_a_path_is_a_plus() {
 }
 
 #[tokio::test]
-async fn an_id_that_cannot_be_one_is_a_400() {
+async fn an_invalid_id_is_a_400() {
     let edge = with_a_task();
     let too_long = "x".repeat(257);
     for id in ["%", "a%2", "%zz", "100%", "%ff", "%C3%28", "%00", "a%0Ab", "%2E", "%2e%2E", too_long.as_str()]
@@ -146,7 +146,7 @@ async fn an_id_that_cannot_be_one_is_a_400() {
 }
 
 #[tokio::test]
-async fn bad_parameters_are_a_400_that_lists_each_and_why() {
+async fn invalid_parameters_are_a_400_that_names_each_rule() {
     let edge = with_a_task();
     let cases: [(&str, &[&str]); 9] = [
         ("limit=0", &["limit"]),
@@ -168,8 +168,8 @@ async fn bad_parameters_are_a_400_that_lists_each_and_why() {
         assert_eq!(page.status, StatusCode::BAD_REQUEST, "{query}");
         assert_eq!(page.texts(".error li code"), faults, "{query}");
     }
-    let said = get(&edge, "/api/tasks?limit=0").await.json();
-    assert_eq!(said["error"]["fields"][0]["problem"], "must be a whole number from 1 to 1000");
+    let body = get(&edge, "/api/tasks?limit=0").await.json();
+    assert_eq!(body["error"]["fields"][0]["problem"], "must be a whole number from 1 to 1000");
 }
 
 #[tokio::test]
@@ -191,7 +191,7 @@ async fn errors_do_not_repeat_the_request() {
 }
 
 #[tokio::test]
-async fn a_failing_store_is_a_503_that_keeps_the_cause_to_itself() {
+async fn a_failing_store_is_a_503_without_its_cause() {
     let lists = || failing(|reader| reader.lists_fail = true);
     let gets = || failing(|reader| reader.gets_fail = true);
     let bulks = || failing(|reader| reader.bulks_fail = true);
@@ -210,12 +210,12 @@ async fn a_failing_store_is_a_503_that_keeps_the_cause_to_itself() {
         assert_eq!(answer.header("cache-control"), "no-store", "{path}");
         assert_eq!(answer.header("retry-after"), "10", "{path}");
     }
-    // The list page needs no values.
+    // The list page does not read values.
     assert_eq!(get(&bulks(), "/").await.status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn health_tells_overall_and_kv_status_and_version() {
+async fn health_has_the_overall_status_the_status_of_kv_and_the_version() {
     let answer = get(&with_a_task(), "/health").await;
     assert_eq!(answer.status, StatusCode::OK);
     let version = env!("CARGO_PKG_VERSION");
@@ -257,7 +257,7 @@ async fn every_answer_has_the_secure_headers() {
     let gets =
         [known_paths(&stylesheet, &icon).as_slice(), &["/api/nowhere", "/tasks/%zz", "/api/tasks?limit=0"]]
             .concat();
-    let mut answers = vec![ask(&edge, Method::POST, "/").await];
+    let mut answers = vec![request(&edge, Method::POST, "/").await];
     for path in gets {
         answers.push(get(&edge, path).await);
     }
@@ -271,7 +271,7 @@ async fn every_answer_has_the_secure_headers() {
 }
 
 #[tokio::test]
-async fn only_assets_may_be_stored_by_shared_caches() {
+async fn shared_caches_may_store_only_assets() {
     let edge = with_a_task();
     let [stylesheet, icon] = stylesheet_and_icon(&get(&edge, "/").await);
     for path in ["/", "/tasks/task-1", "/api/tasks", "/api/tasks/task-1"] {
@@ -298,7 +298,7 @@ async fn with_ids(edge: &Router, path: &str, ids: &[&str]) -> support::Answer {
 }
 
 #[tokio::test]
-async fn a_safe_correlation_id_comes_back_in_the_header_and_in_errors() {
+async fn a_safe_correlation_id_is_in_the_header_and_in_errors_of_the_answer() {
     let edge = with_a_task();
     for path in ["/", "/tasks/task-1", "/api/tasks", "/health", "/nowhere", "/api/nowhere", "/tasks/%zz"] {
         let answer = with_ids(&edge, path, &["test-001.A_b="]).await;
@@ -321,12 +321,12 @@ async fn an_unsafe_correlation_id_is_replaced_and_never_shown() {
         let id = answer.header(CORRELATION);
         assert_eq!((id.len(), id.as_bytes()[14]), (36, b'4'), "{ids:?} gave {id}");
         assert!(answer.body.contains(id), "{ids:?}");
-        assert!(ids.iter().all(|said| said.is_empty() || !answer.body.contains(&format!(">{said}<"))));
+        assert!(ids.iter().all(|sent| sent.is_empty() || !answer.body.contains(&format!(">{sent}<"))));
     }
 }
 
 #[tokio::test]
-async fn what_shared_caches_may_keep_carries_no_correlation_id() {
+async fn answers_for_shared_caches_have_no_correlation_id() {
     let edge = with_a_task();
     let [stylesheet, icon] = stylesheet_and_icon(&get(&edge, "/").await);
     for path in [&stylesheet, &icon, "/favicon.ico"] {

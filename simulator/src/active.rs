@@ -1,6 +1,6 @@
-//! The rules that are set, and which of them befalls a request. Pure: the caller brings the clock.
+//! The active rules, and the choice of a rule for a request. Pure: the caller passes the time.
 //!
-//! At most one rule befalls a request: the first one set that matches, at the earliest place.
+//! At most one rule applies to a request: at the earliest place, the first rule that matches.
 
 use std::time::Duration;
 
@@ -12,18 +12,18 @@ use crate::operation::Operation;
 
 #[derive(Debug, Default)]
 pub(crate) struct Active {
-    rules: Vec<Standing>,
+    rules: Vec<ActiveRule>,
 }
 
 #[derive(Debug)]
-struct Standing {
-    /// Its `times` are what is left of them.
+struct ActiveRule {
+    /// The rule. Its `times` is the number that is left.
     rule: Rule,
     set: Instant,
 }
 
-impl Standing {
-    /// How much of its time is left; nothing where the rule is over.
+impl ActiveRule {
+    /// The time that is left: `None` if the rule has ended, `Some(None)` if the rule has no time limit.
     fn left(&self, now: Instant) -> Option<Option<Duration>> {
         let lasting = match self.rule.lasting {
             None => None,
@@ -37,29 +37,29 @@ impl Standing {
 
 impl Active {
     pub(crate) fn add(&mut self, rule: Rule, now: Instant) {
-        self.rules.push(Standing { rule, set: now });
+        self.rules.push(ActiveRule { rule, set: now });
     }
 
     pub(crate) fn clear(&mut self) {
         self.rules.clear();
     }
 
-    /// Takes back the rules with this name.
-    pub(crate) fn mend(&mut self, name: &str) {
-        self.rules.retain(|standing| standing.rule.name() != name);
+    /// Removes the rules with this name.
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.rules.retain(|active| active.rule.name() != name);
     }
 
-    /// The rules that are not over, with the times and the time they have left.
+    /// The rules that have not ended, with the times and the time that are left.
     pub(crate) fn rules(&self, now: Instant) -> Vec<Rule> {
-        let left = |standing: &Standing| {
-            let mut rule = standing.rule.clone();
-            rule.lasting = standing.left(now)?;
+        let left = |active: &ActiveRule| {
+            let mut rule = active.rule.clone();
+            rule.lasting = active.left(now)?;
             Some(rule)
         };
         self.rules.iter().filter_map(left).collect()
     }
 
-    /// The rule that befalls a request at this place; it has one time less for it.
+    /// Takes the rule that applies to a request at this place, and decreases its `times`.
     pub(crate) fn take(
         &mut self,
         place: Place,
@@ -67,14 +67,14 @@ impl Active {
         contents: Option<&Call>,
         now: Instant,
     ) -> Option<Rule> {
-        self.rules.retain(|standing| standing.left(now).is_some());
+        self.rules.retain(|active| active.left(now).is_some());
         let matches = |rule: &Rule| {
             rule.place() == place
                 && rule.is_about(operation)
                 && contents
                     .is_none_or(|call| rule.matches_contents(call.keys().map(|key| &**key), call.values()))
         };
-        let rule = self.rules.iter_mut().map(|standing| &mut standing.rule).find(|rule| matches(rule))?;
+        let rule = self.rules.iter_mut().map(|active| &mut active.rule).find(|rule| matches(rule))?;
         rule.times = rule.times.map(|times| times.saturating_sub(1));
         Some(rule.clone())
     }
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_that_matches_befalls_as_often_and_as_long_as_it_says() {
+    fn the_first_rule_that_matches_applies_for_its_times_and_its_time() {
         let (mut active, start) = (Active::default(), Instant::now());
         active.add(Rule::new(Fault::RevokedToken), start);
         active.add(Rule::new(Fault::Hang).on(Scope::Writes), start);
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_is_gone_and_the_rest_says_what_is_left() {
+    fn ended_rules_are_gone_and_the_others_show_what_is_left() {
         let (mut active, start) = (Active::default(), Instant::now());
         active.add(Rule::new(Fault::Hang).times(1), start);
         active.add(Rule::new(Fault::Html).times(3).lasting(Duration::from_secs(5)), start);
@@ -119,7 +119,7 @@ mod tests {
         let later = start + Duration::from_secs(2);
         let left = Rule::new(Fault::Html).times(2).lasting(Duration::from_secs(3));
         assert_eq!(active.rules(later), [left]);
-        active.mend("html");
+        active.remove("html");
         assert!(active.rules(later).is_empty());
     }
 }

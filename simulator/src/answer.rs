@@ -1,5 +1,6 @@
-//! The v4 envelope, the errors that the API answers with, and the answers of faults that no API should give.
-//! It may not decide which of them a request gets, nor touch the namespace.
+//! The answers: the v4 envelope, the errors of the API, and the answers of faults.
+//!
+//! This module does not choose an answer for a request, and does not access the namespace.
 
 use std::time::Duration;
 
@@ -13,13 +14,13 @@ use serde_json::{Value, json};
 use crate::fault::Fault;
 use crate::rate_limit::Quota;
 
-/// What a client gets.
+/// The reply to a client.
 #[derive(Debug)]
 pub(crate) enum Reply {
     Answer(Response),
-    /// No answer: the connection is closed.
+    /// No answer: the simulator closes the connection.
     Closed,
-    /// No answer ever: the connection stays open.
+    /// No answer: the connection remains open.
     Never,
 }
 
@@ -35,7 +36,7 @@ impl<T: IntoResponse> From<T> for Reply {
     }
 }
 
-/// The reply of a fault that leaves a request without any effect; nothing where there is an effect.
+/// The reply of a fault that prevents the effect of a request; `None` for faults that keep the effect.
 pub(crate) fn instead(fault: &Fault, authorization: Option<&HeaderValue>) -> Option<Reply> {
     Some(match fault {
         Fault::RevokedToken => ApiError::Authentication.into(),
@@ -70,7 +71,7 @@ const PAGE: &str =
     "<!DOCTYPE html><html><head><title>Welcome</title></head><body>Please sign in</body></html>";
 const GARBAGE: &[u8] = b"\x00\xff{\"success\": tru";
 
-/// As Cloudflare answers a header that it cannot read: the reason stands in a chain beneath the error.
+/// Cloudflare's answer to an invalid `Authorization` header: the reason is in the error's chain.
 fn malformed_token() -> Response {
     let reason = json!([{"code": 6_111, "message": "Invalid format for Authorization header"}]);
     let errors = json!([{"code": 6_003, "message": "Invalid request headers", "error_chain": reason}]);
@@ -78,7 +79,7 @@ fn malformed_token() -> Response {
     (StatusCode::BAD_REQUEST, Json(body)).into_response()
 }
 
-/// A status that can be answered; 1xx are no answers.
+/// A status that an answer can have; 500 instead of 1xx and invalid numbers.
 fn injected(status: u16) -> StatusCode {
     match StatusCode::from_u16(status) {
         Ok(status) if !status.is_informational() => status,
@@ -94,15 +95,15 @@ fn redirect(location: &str) -> Response {
     response
 }
 
-/// The same answer with the first half of its body.
+/// The answer with only the first half of its body.
 pub(crate) async fn truncated(response: Response) -> Response {
     let (parts, body) = response.into_parts();
-    // Made here and whole in memory, so it can be read.
+    // The body is in memory, so reading it cannot fail.
     let bytes = to_bytes(body, usize::MAX).await.unwrap_or_default();
     Response::from_parts(parts, Body::from(bytes.slice(..bytes.len() / 2)))
 }
 
-/// The same answer to a bulk write with null wherever it holds an empty list.
+/// The answer to a bulk write, with null in the place of every empty list.
 pub(crate) fn nulls(sent: usize) -> Response {
     let result = json!({"successful_key_count": sent, "unsuccessful_keys": null});
     let body = json!({"success": true, "errors": null, "messages": null, "result": result});
@@ -112,9 +113,9 @@ pub(crate) fn nulls(sent: usize) -> Response {
 /// An error with its status, Cloudflare's code and a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ApiError {
-    /// A token that is missing or unknown.
+    /// The token is missing or unknown.
     Authentication,
-    /// The window is full; for how long.
+    /// The window is full for this time.
     Throttled(Duration),
     UnknownAccount,
     UnknownNamespace,
@@ -123,7 +124,7 @@ pub(crate) enum ApiError {
     TooManyPairs(usize),
     TooLarge(&'static str),
     BadRequest(String),
-    /// What a fault says.
+    /// The error of a fault.
     Injected {
         status: u16,
         code: Option<i64>,
@@ -159,7 +160,7 @@ impl ApiError {
             Self::UnknownMethod => (7_001, "Method not available for that URI".to_owned()),
             Self::TooManyPairs(most) => (10_012, format!("at most {most} are allowed in one request")),
             Self::TooLarge(what) => (10_033, format!("{what} is too large")),
-            // The real API has a code for each; a client sees the status first.
+            // The real API has a code for each case. One code is enough, because all of them come with 400.
             Self::BadRequest(message) => (10_026, message),
             Self::Injected { code, message, .. } => (code.unwrap_or_default(), message.unwrap_or_default()),
         }
@@ -185,17 +186,17 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// A good answer.
+/// A successful answer.
 pub(crate) fn ok(result: impl Serialize) -> Response {
     envelope(result, None)
 }
 
-/// A good answer that is a page.
+/// A successful answer with one page of a list.
 pub(crate) fn page<T: Serialize>(result: &[T], cursor: &str) -> Response {
     envelope(result, Some(json!({"count": result.len(), "cursor": cursor})))
 }
 
-/// Written as it is, and not by way of a `Value`: pages are long.
+/// Serialized directly and not through a `Value`, because pages are long.
 #[derive(Serialize)]
 struct Envelope<T> {
     success: bool,
@@ -210,12 +211,14 @@ fn envelope(result: impl Serialize, result_info: Option<Value>) -> Response {
     Json(Envelope { success: true, errors: [], messages: [], result, result_info }).into_response()
 }
 
-/// Tells the client of the rate limit, in the two headers that "are returned when calling REST APIs":
-/// `"default";r=50;t=30` is what remains and the seconds until there is more, `"default";q=1200;w=300` the
-/// limit and its seconds. <https://developers.cloudflare.com/fundamentals/api/reference/limits/>
+/// Adds the headers of the rate limit to a reply.
 ///
-/// A fault's 429 says what the rate limit's own would: nothing is left until its Retry-After.
-pub(crate) fn tell(quota: &Quota, reply: &mut Reply) {
+/// `"default";r=50;t=30` is the number of requests that are left, and the seconds until there are more.
+/// `"default";q=1200;w=300` is the limit and its period.
+/// <https://developers.cloudflare.com/fundamentals/api/reference/limits/>
+///
+/// A 429 of a fault has the same headers as a 429 of the rate limit: nothing is left until its `Retry-After`.
+pub(crate) fn add_rate_limit_headers(quota: &Quota, reply: &mut Reply) {
     let Reply::Answer(response) = reply else { return };
     let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
     let left = match retry_after {
@@ -230,7 +233,7 @@ pub(crate) fn tell(quota: &Quota, reply: &mut Reply) {
     }
 }
 
-/// Rounded up: whoever waits so long must be let in.
+/// A time in whole seconds, rounded up, so that a client that waits this long is admitted.
 fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }

@@ -1,6 +1,7 @@
-//! The routes of the API, and the way of a request through it: token, rate limit, account, namespace,
-//! contents, and a fault at its place among them. A write takes effect at the end of its latency, just
-//! before its answer.
+//! The routes of the API, and the steps of a request: token, rate limit, account, namespace, contents.
+//!
+//! A fault applies at its place among these steps. A write takes effect at the end of its latency, just before its
+//! answer.
 
 use std::future;
 use std::pin::Pin;
@@ -17,7 +18,7 @@ use axum::routing::{get, post, put};
 use tokio::time::{Instant, sleep};
 
 use crate::Latency;
-use crate::answer::{ApiError, Reply, instead, nulls, tell, truncated};
+use crate::answer::{ApiError, Reply, add_rate_limit_headers, instead, nulls, truncated};
 use crate::body::{MAX_BODY_BYTES, whole};
 use crate::call::Call;
 use crate::effect::{carry_out, land};
@@ -45,14 +46,14 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// All operations go the same way; what differs is what they read and do.
+/// All operations share the same steps. They differ in what they read and do.
 impl Handler<(), Arc<Shared>> for Operation {
     type Future = Pin<Box<dyn Future<Output = Response> + Send>>;
 
     fn call(self, request: Request, shared: Arc<Shared>) -> Self::Future {
         Box::pin(async move {
             let line = request.extensions().get::<ConnectInfo<Line>>().map(|info| info.0.clone());
-            // On a task of its own: a client that goes away does not stop what its request began.
+            // In its own task, so that a client that disconnects does not stop its request.
             match tokio::spawn(exchange(shared, self, request)).await {
                 Ok(Reply::Answer(response)) => response,
                 Ok(Reply::Never) => future::pending().await,
@@ -60,7 +61,7 @@ impl Handler<(), Arc<Shared>> for Operation {
                     if let Some(line) = line {
                         line.cut();
                     }
-                    // Never sent: it is what runs into the cut.
+                    // Never sent: writing this answer to the cut line closes the connection.
                     StatusCode::NO_CONTENT.into_response()
                 }
                 Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
@@ -69,7 +70,7 @@ impl Handler<(), Arc<Shared>> for Operation {
     }
 }
 
-/// A request from its arrival to its reply, both noted.
+/// Handles a request, and notes its arrival and its reply.
 async fn exchange(shared: Arc<Shared>, operation: Operation, request: Request) -> Reply {
     let world = shared.world();
     let number = world.lock().log.arrived(operation, Instant::now());
@@ -81,12 +82,12 @@ async fn exchange(shared: Arc<Shared>, operation: Operation, request: Request) -
     };
     let mut reply = answer.unwrap_or_else(|refused| {
         if let Some(rule) = &refused.rule {
-            world.lock().befell(number, rule);
+            world.lock().applied(number, rule);
         }
         refused.reply
     });
     if let Some(quota) = &quota {
-        tell(quota, &mut reply);
+        add_rate_limit_headers(quota, &mut reply);
     }
     world.lock().answered(number, operation, &reply);
     reply
@@ -106,7 +107,7 @@ async fn respond(
     let (ids, rule) = {
         let inner = &mut *world.lock();
         let ids = inner.begin(number, operation, &call, body_bytes);
-        (ids, befalling(inner, operation, number, &call))
+        (ids, take_rule(inner, operation, number, &call))
     };
     let fault = rule.as_ref().map(Rule::fault);
 
@@ -117,7 +118,7 @@ async fn respond(
     if let Some(Fault::Slow { extra }) = fault {
         sleep(*extra).await;
     }
-    // Also where no answer follows: the client that gives up may send the keys again.
+    // Even if no answer follows, because a client that gives up may send the keys again.
     world.lock().watch.end(&ids);
 
     if let Some(reply) = fault.and_then(|fault| instead(fault, authorization.as_ref())) {
@@ -138,10 +139,10 @@ async fn respond(
     })
 }
 
-/// The rule that befalls a request whose contents are known.
-fn befalling(inner: &mut Inner, operation: Operation, number: Number, call: &Call) -> Option<Rule> {
+/// Takes the rule that applies to a request at the place [`Place::Contents`].
+fn take_rule(inner: &mut Inner, operation: Operation, number: Number, call: &Call) -> Option<Rule> {
     let rule = inner.rules.take(Place::Contents, operation, Some(call), Instant::now())?;
-    inner.befell(number, &rule);
+    inner.applied(number, &rule);
     Some(rule)
 }
 

@@ -1,4 +1,4 @@
-//! Reading the body of a request, whole and once. It may not look at what is in it.
+//! Reads the whole body of a request, without parsing it.
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, header};
@@ -6,10 +6,10 @@ use futures_util::TryStreamExt;
 
 use crate::answer::ApiError;
 
-/// The most that a request may bring, the same as a bulk write's at Cloudflare.
+/// The largest body of a request, in bytes: Cloudflare's limit for a bulk write.
 pub(crate) const MAX_BODY_BYTES: usize = 100 * 1024 * 1024;
 
-/// All of it, in one piece of memory that is made as large as the client announces it to be.
+/// Reads the whole body into one buffer, whose capacity is the announced length.
 pub(crate) async fn whole(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let announced: usize = announced.unwrap_or_default();

@@ -1,5 +1,4 @@
-//! What a request asks for, read from its path, query and body and checked against KV's limits. It may not
-//! touch the namespace.
+//! Parses a request's path, query and body to a [`Call`], and checks KV's limits. It does not access the namespace.
 
 use std::collections::HashMap;
 use std::slice;
@@ -17,10 +16,10 @@ use tokio::time::Instant;
 
 use crate::answer::ApiError;
 use crate::operation::Operation;
-use crate::store::Held;
+use crate::store::Entry;
 use crate::text::Text;
 
-/// <https://developers.cloudflare.com/kv/platform/limits/>, and the API's reference for the bulk calls.
+// <https://developers.cloudflare.com/kv/platform/limits/>, and the API's reference for the bulk calls.
 const MAX_KEY_BYTES: usize = 512;
 const MAX_METADATA_BYTES: usize = 1024;
 const MAX_VALUE_BYTES: usize = 25 * 1024 * 1024;
@@ -28,7 +27,7 @@ const MAX_BULK_KEYS: usize = 10_000;
 const MAX_BULK_GET_KEYS: usize = 100;
 const MIN_TTL_SECONDS: u64 = 60;
 
-/// What a request asks for.
+/// A parsed request.
 #[derive(Debug)]
 pub(crate) enum Call {
     Write { changes: Vec<Change>, bulk: bool },
@@ -37,11 +36,11 @@ pub(crate) enum Call {
     List(List),
 }
 
-/// A key and what it becomes; nothing: it is deleted.
+/// A key and its new entry; `None` deletes the key.
 #[derive(Debug)]
 pub(crate) struct Change {
     pub(crate) key: Arc<str>,
-    pub(crate) to: Option<Held>,
+    pub(crate) to: Option<Entry>,
 }
 
 #[derive(Deserialize)]
@@ -84,7 +83,7 @@ struct WriteQuery {
 }
 
 impl Call {
-    /// The body may be empty where the operation takes none.
+    /// Parses a request. The body may be empty if the operation has none.
     pub(crate) async fn read(
         operation: Operation,
         mut parts: request::Parts,
@@ -92,7 +91,7 @@ impl Call {
     ) -> Result<Self, ApiError> {
         let path = Path::<HashMap<String, String>>::from_request_parts(&mut parts, &()).await;
         let Path(mut path) = path.map_err(|rejection| ApiError::BadRequest(rejection.body_text()))?;
-        // Only where the path needs one; an empty key is refused.
+        // Empty for paths without a key. `check_key` refuses an empty key.
         let key: Arc<str> = path.remove("key").unwrap_or_default().into();
         match operation {
             Operation::BulkPut => {
@@ -114,7 +113,7 @@ impl Call {
                 check_key(&key)?;
                 let WriteQuery { expiration_ttl } = query(&mut parts).await?;
                 let (value, metadata) = value_body(parts, body).await?;
-                let to = Some(held(value.as_ref().into(), metadata, expiration_ttl)?);
+                let to = Some(entry(value.as_ref().into(), metadata, expiration_ttl)?);
                 Ok(Self::Write { changes: vec![Change { key, to }], bulk: false })
             }
             Operation::Delete => {
@@ -129,13 +128,13 @@ impl Call {
                 }
                 Ok(Self::List(list))
             }
-            // A route that names the namespace matched the path, but not the method.
+            // The path matched a route of the namespace, but the method did not.
             Operation::Other if path.contains_key("namespace") => Err(ApiError::UnknownMethod),
             Operation::Other => Err(ApiError::UnknownAccount),
         }
     }
 
-    /// The keys it is about; a list has none.
+    /// The keys of the call; a list has none.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &Arc<str>> + Clone {
         let names = match self {
             Self::Get(key) => slice::from_ref(key),
@@ -145,12 +144,12 @@ impl Call {
         self.changes().iter().map(|change| &change.key).chain(names)
     }
 
-    /// The values it writes.
+    /// The values that the call writes.
     pub(crate) fn values(&self) -> impl Iterator<Item = &[u8]> {
         self.changes().iter().filter_map(|change| Some(&*change.to.as_ref()?.value))
     }
 
-    /// What it changes; nothing where it only reads.
+    /// The changes of a write; empty for reads.
     pub(crate) fn changes(&self) -> &[Change] {
         if let Self::Write { changes, .. } = self { changes } else { &[] }
     }
@@ -159,10 +158,10 @@ impl Call {
 impl Pair {
     fn change(self) -> Result<Change, ApiError> {
         if self.base64 {
-            return Err(ApiError::BadRequest("base64 values are not simulated".to_owned()));
+            return Err(ApiError::BadRequest("base64 values are not supported".to_owned()));
         }
         check_key(&self.key.0)?;
-        let to = held(self.value.0.into(), self.metadata, self.expiration_ttl)?;
+        let to = entry(self.value.0.into(), self.metadata, self.expiration_ttl)?;
         Ok(Change { key: self.key.0, to: Some(to) })
     }
 }
@@ -173,10 +172,10 @@ fn at_most(most: usize, count: usize) -> Result<(), ApiError> {
 
 fn check_key(key: &str) -> Result<(), ApiError> {
     if key.is_empty() || key == "." || key == ".." {
-        return Err(ApiError::BadRequest("a key may not be empty, . or ..".to_owned()));
+        return Err(ApiError::BadRequest("a key must not be empty, . or ..".to_owned()));
     }
     if key.len() > MAX_KEY_BYTES {
-        return Err(ApiError::BadRequest(format!("a key may have at most {MAX_KEY_BYTES} bytes")));
+        return Err(ApiError::BadRequest(format!("a key must be at most {MAX_KEY_BYTES} bytes")));
     }
     Ok(())
 }
@@ -186,21 +185,21 @@ fn checked_keys(keys: Vec<Text<Arc<str>>>, most: usize) -> Result<Vec<Arc<str>>,
     keys.into_iter().map(|key| check_key(&key.0).map(|()| key.0)).collect()
 }
 
-fn held(value: Box<[u8]>, metadata: Option<Box<RawValue>>, ttl: Option<u64>) -> Result<Held, ApiError> {
+fn entry(value: Box<[u8]>, metadata: Option<Box<RawValue>>, ttl: Option<u64>) -> Result<Entry, ApiError> {
     if value.len() > MAX_VALUE_BYTES {
         return Err(ApiError::TooLarge("the value"));
     }
     if metadata.as_ref().is_some_and(|metadata| is_too_long(metadata.get())) {
-        return Err(ApiError::BadRequest(format!("metadata may have at most {MAX_METADATA_BYTES} bytes")));
+        return Err(ApiError::BadRequest(format!("metadata must be at most {MAX_METADATA_BYTES} bytes")));
     }
     if ttl.is_some_and(|ttl| ttl < MIN_TTL_SECONDS) {
         return Err(ApiError::BadRequest(format!("expiration_ttl must be at least {MIN_TTL_SECONDS}")));
     }
     let expires = ttl.map(|ttl| Instant::now() + Duration::from_secs(ttl));
-    Ok(Held { value, metadata, expires })
+    Ok(Entry { value, metadata, expires })
 }
 
-/// Assumed: spaces between the tokens and escapes that need not be do not count.
+/// Whether metadata is over the limit. Assumed: spaces between tokens and unnecessary escapes do not count.
 fn is_too_long(metadata: &str) -> bool {
     let shortest = || serde_json::from_str::<Value>(metadata).map(|value| value.to_string().len());
     metadata.len() > MAX_METADATA_BYTES && !shortest().is_ok_and(|length| length <= MAX_METADATA_BYTES)
@@ -212,11 +211,10 @@ async fn query<T: DeserializeOwned>(parts: &mut request::Parts) -> Result<T, Api
 }
 
 fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body)
-        .map_err(|error| ApiError::BadRequest(format!("the body is not what was expected: {error}")))
+    serde_json::from_slice(body).map_err(|error| ApiError::BadRequest(format!("invalid body: {error}")))
 }
 
-/// A single value, alone or in a form with its metadata.
+/// Reads a single value, either as the body or as a field of a form that can also have metadata.
 async fn value_body(parts: request::Parts, body: Bytes) -> Result<(Bytes, Option<Box<RawValue>>), ApiError> {
     let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if content_type.is_some_and(|value| value.starts_with("multipart/form-data")) {
@@ -227,7 +225,7 @@ async fn value_body(parts: request::Parts, body: Bytes) -> Result<(Bytes, Option
 }
 
 async fn form_body(request: Request) -> Result<(Bytes, Option<Box<RawValue>>), ApiError> {
-    let bad = |what: &str| ApiError::BadRequest(format!("the form cannot be read: {what}"));
+    let bad = |what: &str| ApiError::BadRequest(format!("invalid form: {what}"));
     let mut form = Multipart::from_request(request, &()).await.map_err(|error| bad(&error.body_text()))?;
     let (mut value, mut metadata) = (None, None);
     while let Some(field) = form.next_field().await.map_err(|error| bad(&error.body_text()))? {

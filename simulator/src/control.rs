@@ -1,6 +1,7 @@
-//! The control endpoint, by which tests and benchmarks in other processes set faults, read what was seen and
-//! begin anew. It may not count as the API: it needs no token and has no latency, no rate limit and no
-//! faults.
+//! The control endpoint: other processes set faults, read counters and landings, and reset the simulator.
+//!
+//! The endpoint is not part of the API: it has no token, no latency, no rate limit and no faults, and its requests
+//! are not counted.
 
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ type Control = State<Arc<Shared>>;
 pub(crate) fn routes(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/control/faults", get(read).put(replace).post(add).delete(clear))
-        .route("/control/faults/{name}", delete(mend))
+        .route("/control/faults/{name}", delete(remove))
         .route("/control/tokens", put(tokens))
         .route("/control/seen", get(seen))
         .route("/control/landings", get(landings))
@@ -51,8 +52,8 @@ impl Shared {
         self.world().lock().rules.add(rule, Instant::now());
     }
 
-    pub(crate) fn mend(&self, name: &str) {
-        self.world().lock().rules.mend(name);
+    pub(crate) fn remove_faults(&self, name: &str) {
+        self.world().lock().rules.remove(name);
     }
 }
 
@@ -77,8 +78,8 @@ async fn clear(State(shared): Control) -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
-async fn mend(State(shared): Control, Path(name): Path<String>) -> StatusCode {
-    shared.mend(&name);
+async fn remove(State(shared): Control, Path(name): Path<String>) -> StatusCode {
+    shared.remove_faults(&name);
     StatusCode::NO_CONTENT
 }
 
@@ -86,25 +87,25 @@ async fn seen(State(shared): Control) -> Json<Seen> {
     Json(shared.world().lock().seen())
 }
 
-/// Which landings are asked for.
+/// The query of `GET /control/landings`.
 #[derive(Deserialize)]
-struct Asked {
+struct LandingsQuery {
     #[serde(default)]
     from: u64,
-    #[serde(default = "Asked::most")]
+    #[serde(default = "LandingsQuery::most")]
     most: usize,
 }
 
-impl Asked {
-    /// As many as make some 6 MB.
+impl LandingsQuery {
+    /// The default: about 6 MB of lines.
     fn most() -> usize {
         100_000
     }
 }
 
-async fn landings(State(shared): Control, Query(asked): Query<Asked>) -> Response {
-    // Written after the lock is gone.
-    let landings = shared.world().lock().landings(asked.from, asked.most);
+async fn landings(State(shared): Control, Query(query): Query<LandingsQuery>) -> Response {
+    // Serialized after the lock is released.
+    let landings = shared.world().lock().landings(query.from, query.most);
     let mut lines = Vec::new();
     for landing in landings {
         if let Err(error) = serde_json::to_writer(&mut lines, &landing) {
@@ -120,7 +121,7 @@ async fn reset(State(shared): Control) -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
-/// What cannot be read changes nothing.
+/// Applies a parsed body, or answers 400 without any change.
 fn set<T>(what: Result<Json<T>, JsonRejection>, apply: impl FnOnce(T)) -> Response {
     match what {
         Ok(Json(what)) => {

@@ -1,5 +1,6 @@
-//! What a call does to the namespace and how it is answered, as it should be or as a fault has it. It takes
-//! no time and may not wait; whether a fault befalls a call is decided before.
+//! Carries out a call on the namespace and answers it, with the fault that applies, if any.
+//!
+//! It never waits. The caller chooses the fault.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ use crate::operation::Operation;
 use crate::shared::Inner;
 use crate::store::View;
 
-/// One key of a page.
+/// One key in a page of a list.
 #[derive(Serialize)]
 struct Listed<'a> {
     name: &'a str,
@@ -29,7 +30,7 @@ struct Listed<'a> {
     metadata: Option<&'a RawValue>,
 }
 
-/// One value of a bulk get.
+/// One value in the answer to a bulk get.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Got<'a> {
@@ -37,8 +38,9 @@ enum Got<'a> {
     WithMetadata { value: Cow<'a, str>, metadata: Option<&'a RawValue> },
 }
 
-/// Does what the call asks for, or as much of it as a partial failure leaves, and answers. `ids` are the
-/// numbers of the call's keys, in their order.
+/// Carries out the call and answers it. A partial failure omits some changes.
+///
+/// `ids` are the numbers of the call's keys, in the same order.
 pub(crate) fn carry_out(
     inner: &mut Inner,
     operation: Operation,
@@ -69,15 +71,15 @@ pub(crate) fn carry_out(
         }
         Call::Get(_) => {
             let then = inner.store.at(view);
-            let held = ids.first().and_then(|id| then.get(*id)).ok_or(ApiError::UnknownKey)?;
-            let bytes = held.value.to_vec();
+            let entry = ids.first().and_then(|id| then.get(*id)).ok_or(ApiError::UnknownKey)?;
+            let bytes = entry.value.to_vec();
             Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
         }
         Call::BulkGet { keys, with_metadata } => {
             let then = inner.store.at(view);
             let value = |id| {
-                let held = then.get(id)?;
-                let (value, metadata) = (String::from_utf8_lossy(&held.value), held.metadata.as_deref());
+                let entry = then.get(id)?;
+                let (value, metadata) = (String::from_utf8_lossy(&entry.value), entry.metadata.as_deref());
                 Some(if with_metadata { Got::WithMetadata { value, metadata } } else { Got::Alone(value) })
             };
             let values = keys.iter().zip(ids).map(|(key, id)| (&**key, value(id)));
@@ -94,7 +96,7 @@ pub(crate) fn carry_out(
     }
 }
 
-/// Makes the changes, all at the same moment.
+/// Applies all changes at the same time.
 pub(crate) fn land(
     inner: &mut Inner,
     operation: Operation,
@@ -108,7 +110,7 @@ pub(crate) fn land(
     }
 }
 
-/// The keys that fail, at most so many, and the changes that do not.
+/// Splits changes: at most `most` keys that fail, and the changes that succeed.
 fn split(
     changes: Vec<(KeyId, Change)>,
     fails: impl Fn(&str) -> bool,
@@ -142,7 +144,7 @@ mod tests {
     use crate::keys::Keys;
 
     #[test]
-    fn a_partial_failure_leaves_out_the_first_that_match() {
+    fn a_partial_failure_omits_the_first_keys_that_match() {
         let mut keys = Keys::default();
         let changes = ["a1", "b", "a2", "a3"].map(|name| {
             let key = Arc::from(name);

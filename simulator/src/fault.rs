@@ -1,5 +1,6 @@
-//! What can be made to go wrong, as data: a [`Rule`] says which requests a [`Fault`] befalls, and how often.
-//! Pure, and in JSON the same as in Rust (see [`Rule`]); it may not know how a request is carried out.
+//! Faults as data: a [`Rule`] selects the requests that a [`Fault`] affects, and how often. Pure.
+//!
+//! Rules have the same fields in JSON and in Rust: see [`Rule`].
 
 use std::time::Duration;
 
@@ -7,13 +8,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::operation::{Operation, Scope};
 
-/// What befalls a request. Where nothing else is said, the request has no effect.
+/// A fault of a request. The request has no effect, unless the variant says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Fault {
-    /// This status. Without code and message `errors` is empty, as behind an outage.
+    /// Answers this status. Without code and message, `errors` is empty, as in an outage.
     Status {
-        /// 200 to 599; anything else is answered as 500.
+        /// The status, 200 to 599; 500 instead of any other number.
         #[serde(deserialize_with = "status")]
         status: u16,
         /// Cloudflare's error code.
@@ -23,103 +24,105 @@ pub enum Fault {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         message: Option<String>,
     },
-    /// 429 with this Retry-After, rounded up to seconds. The requests that follow are let in again as soon as
-    /// the rule is over, so that a test sees who does not wait.
+    /// Answers 429 with this `Retry-After`, rounded up to seconds.
+    ///
+    /// The simulator admits requests as soon as the rule has ended. So a test sees clients that do not wait.
     Throttled {
-        /// What Retry-After says.
+        /// The time in `Retry-After`.
         #[serde(rename = "retry_after_ms", with = "millis")]
         retry_after: Duration,
     },
-    /// No answer ever; the connection stays open.
+    /// Never answers; the connection remains open.
     Hang,
-    /// The usual effect and answer, so much later.
+    /// Delays the effect and the answer by this time.
     Slow {
-        /// On top of the configured latency.
+        /// The delay, in addition to the configured latency.
         #[serde(rename = "extra_ms", with = "millis")]
         extra: Duration,
     },
-    /// The usual effect, but the answer is lost: the connection is closed without one.
+    /// Keeps the effect, but closes the connection without an answer.
     LostAnswer {
-        /// Answered instead of closing the connection.
+        /// A status to answer instead of closing the connection.
         #[serde(default, deserialize_with = "maybe_status", skip_serializing_if = "Option::is_none")]
         status: Option<u16>,
     },
-    /// Only for writes: no answer ever, and the effect comes later, over whatever was written meanwhile.
+    /// Only for writes: never answers, and applies the effect later, over newer writes.
     Late {
-        /// From the moment at which the answer would have come.
+        /// The delay of the effect, from the time at which the answer is due.
         #[serde(rename = "after_ms", with = "millis")]
         after: Duration,
-        /// Answered at once instead of never, such as 524.
+        /// A status to answer when the answer is due, such as 524.
         #[serde(default, deserialize_with = "maybe_status", skip_serializing_if = "Option::is_none")]
         status: Option<u16>,
     },
-    /// Only for bulk put and bulk delete: a 200, but some keys are left out: those that the rule's `keys`
-    /// match, or any.
+    /// Only for bulk put and bulk delete: answers 200, but omits the keys that the rule's `keys` match, or any
+    /// keys.
     Partial {
-        /// So many of them, the first ones; none: all of them.
+        /// The most keys to omit, from the first one on; all if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         at_most: Option<usize>,
-        /// What the answer says of it.
+        /// The report of the omitted keys in the answer.
         #[serde(default)]
         report: Report,
     },
-    /// Only for reads: they answer with what was there so long ago, as Cloudflare's caches do ("up to 60
-    /// seconds or more"). What was seeded has always been there.
+    /// Only for reads: answers from the state at this age, as Cloudflare's caches do ("up to 60 seconds or more").
+    ///
+    /// Seeded values exist at every age.
     Stale {
-        /// How long ago.
+        /// The age of the state.
         #[serde(rename = "age_ms", with = "millis")]
         age: Duration,
     },
-    /// 401 with code 10000, in place of the check of the token; does not count for the rate limit.
+    /// Answers 401 with code 10000 at the check of the token. Does not count for the rate limit.
     RevokedToken,
-    /// 400 with codes 6003 and 6111, as for a token that was cut off or quoted, in place of the check of the token; does
-    /// not count for the rate limit.
+    /// Answers 400 with codes 6003 and 6111 at the check of the token, as for a truncated or quoted token. Does not
+    /// count for the rate limit.
     MalformedToken,
-    /// 400 with code 7003, in place of the check of the account.
+    /// Answers 400 with code 7003 at the check of the account.
     UnknownAccount,
-    /// 404 with code 10013, in place of the check of the namespace.
+    /// Answers 404 with code 10013 at the check of the namespace.
     MissingNamespace,
-    /// 302.
+    /// Answers 302.
     Redirect {
-        /// Where to; left out of the answer where no header can carry it.
+        /// The `Location`; omitted if it does not fit a header.
         location: String,
     },
-    /// 200 with a page of HTML, as a proxy or a captive portal answers.
+    /// Answers 200 with a page of HTML, as a proxy or a captive portal does.
     Html,
-    /// A page of HTML with this status, as something in front of Cloudflare answers.
+    /// Answers this status with a page of HTML, as a server in front of Cloudflare does.
     Page {
-        /// 200 to 599; anything else is answered as 500.
+        /// The status, 200 to 599; 500 instead of any other number.
         #[serde(deserialize_with = "status")]
         status: u16,
     },
-    /// An error whose message quotes the request's Authorization header.
+    /// Answers an error whose message quotes the request's `Authorization` header.
     EchoAuthorization {
-        /// 200 to 599; anything else is answered as 500.
+        /// The status, 200 to 599; 500 instead of any other number.
         #[serde(deserialize_with = "status")]
         status: u16,
     },
-    /// 200 with bytes that are neither JSON nor UTF-8.
+    /// Answers 200 with bytes that are neither JSON nor UTF-8.
     Garbage,
-    /// The usual effect, and the first half of the usual body.
+    /// Keeps the effect, and sends only the first half of the body.
     Truncated,
-    /// Only for bulk put and bulk delete: the usual effect, and null wherever the answer holds an empty list.
+    /// Only for bulk put and bulk delete: keeps the effect, and answers null in the place of every empty list.
     Nulls,
 }
 
-/// What the answer to a partial failure says.
+/// The report in the answer to a partial failure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Report {
-    /// The truth: the keys left out are named, and the others counted.
+    /// Correct: names the omitted keys, and counts the others.
     #[default]
     Right,
-    /// The others are counted, but nothing is named: the counts do not add up.
+    /// Counts the others, but names no key: the counts do not add up.
     Unnamed,
-    /// The keys left out are named, and yet all are counted: the counts do not add up.
+    /// Names the omitted keys, but counts all keys: the counts do not add up.
     Overcounted,
 }
 
-/// The place, in the order of a request's checks, at which a fault applies.
+/// The check of a request at which a fault applies, in the order of the checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
     Token,
@@ -130,13 +133,13 @@ pub(crate) enum Place {
 }
 
 impl Fault {
-    /// This status, without an error code.
+    /// A fault that answers this status without an error code.
     #[must_use]
     pub fn status(status: u16) -> Self {
         Self::Status { status, code: None, message: None }
     }
 
-    /// Its name in JSON, and in [`Seen::faults`](crate::Seen::faults) unless the rule has another.
+    /// The name in JSON, and in [`Seen::faults`](crate::Seen::faults) unless the rule has a name.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -172,7 +175,7 @@ impl Fault {
         }
     }
 
-    fn can_befall(&self, operation: Operation) -> bool {
+    fn can_affect(&self, operation: Operation) -> bool {
         match self {
             Self::Partial { .. } | Self::Nulls => operation.is_bulk_write(),
             Self::Stale { .. } => operation.is_read(),
@@ -182,17 +185,17 @@ impl Fault {
     }
 }
 
-/// Which keys a rule is about.
+/// The keys that a rule matches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyMatch {
     /// This key.
     Is(String),
-    /// Keys that begin so.
+    /// Keys with this prefix.
     StartsWith(String),
-    /// Keys that end so.
+    /// Keys with this suffix.
     EndsWith(String),
-    /// Keys with this in them.
+    /// Keys that contain this text.
     Contains(String),
 }
 
@@ -207,17 +210,17 @@ impl KeyMatch {
     }
 }
 
-/// Which requests a fault befalls. For all of them and for ever, unless more is said.
+/// A fault, and the requests that it affects. By default it affects all requests, indefinitely.
 ///
-/// In JSON only `fault` must be there; unknown fields are refused:
+/// In JSON, only `fault` is required. Unknown fields are errors:
 ///
 /// ```json
 /// {"name": "outage", "on": "writes", "times": 3, "lasting_ms": 5000, "keys": {"ends_with": "7"},
 ///  "value_containing": "marker", "fault": {"status": {"status": 503}}}
 /// ```
 ///
-/// `on` is `all`, `writes`, `reads` or `{"only": ["bulk_put", "get"]}`; a fault without settings is only its
-/// name, such as `"fault": "hang"`.
+/// `on` is `all`, `writes`, `reads` or `{"only": ["bulk_put", "get"]}`; a fault without settings is
+/// only its name, such as `"fault": "hang"`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
@@ -237,7 +240,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// This fault for every request that it can befall, for ever.
+    /// A rule with this fault for every request that it can affect, indefinitely.
     #[must_use]
     pub fn new(fault: Fault) -> Self {
         Self {
@@ -251,62 +254,63 @@ impl Rule {
         }
     }
 
-    /// A value that KV does not take: a write that holds the marker is refused whole with this status (400,
-    /// 413). It is counted as `poison`.
+    /// A rule that refuses every write whose values contain the marker, with this status, such as 400 or 413.
+    ///
+    /// The rule's name is `poison`.
     #[must_use]
     pub fn poison(marker: &str, status: u16) -> Self {
         Self::new(Fault::status(status)).on(Scope::Writes).value_containing(marker).named("poison")
     }
 
-    /// Counted, and mended, under this name instead of the fault's.
+    /// Sets the name under which the rule is counted and removed, instead of the fault's name.
     #[must_use]
     pub fn named(self, name: &str) -> Self {
         Self { name: Some(name.to_owned()), ..self }
     }
 
-    /// Only these operations.
+    /// Limits the rule to these operations.
     #[must_use]
     pub fn on(self, scope: impl Into<Scope>) -> Self {
         Self { on: scope.into(), ..self }
     }
 
-    /// Only so many requests; the rule is over then.
+    /// Ends the rule after this many requests.
     #[must_use]
     pub fn times(self, times: u64) -> Self {
         Self { times: Some(times), ..self }
     }
 
-    /// Only for so long from when it is set; the rule is over then.
+    /// Ends the rule this long after it is set.
     #[must_use]
     pub fn lasting(self, lasting: Duration) -> Self {
         Self { lasting: Some(lasting), ..self }
     }
 
-    /// Only requests with such a key among theirs. A list has no keys.
+    /// Limits the rule to requests with a matching key. A list has no keys.
     #[must_use]
     pub fn keys(self, keys: KeyMatch) -> Self {
         Self { keys: Some(keys), ..self }
     }
 
-    /// Only writes with such a value among theirs.
+    /// Limits the rule to writes with a value that contains the marker.
     #[must_use]
     pub fn value_containing(self, marker: &str) -> Self {
         Self { value_containing: Some(marker.to_owned()), ..self }
     }
 
-    /// What it is counted and mended under.
+    /// The name under which the rule is counted and removed.
     #[must_use]
     pub fn name(&self) -> &str {
         self.name.as_deref().unwrap_or(self.fault.name())
     }
 
-    /// What befalls the requests.
+    /// The fault of the rule.
     #[must_use]
     pub fn fault(&self) -> &Fault {
         &self.fault
     }
 
-    /// A rule that asks for keys or values must wait until they are known, whatever its fault.
+    /// The check at which the rule applies. A rule on keys or values applies when they are known.
     pub(crate) fn place(&self) -> Place {
         if self.keys.is_some() || self.value_containing.is_some() {
             Place::Contents
@@ -316,7 +320,7 @@ impl Rule {
     }
 
     pub(crate) fn is_about(&self, operation: Operation) -> bool {
-        self.on.covers(operation) && self.fault.can_befall(operation)
+        self.on.covers(operation) && self.fault.can_affect(operation)
     }
 
     pub(crate) fn matches_key(&self, key: &str) -> bool {
@@ -344,7 +348,7 @@ fn status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
     if (200..600).contains(&status) {
         Ok(status)
     } else {
-        Err(serde::de::Error::custom(format!("{status} is no status of an answer: 200 to 599")))
+        Err(serde::de::Error::custom(format!("invalid status {status}: expected 200 to 599")))
     }
 }
 
@@ -411,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_rule_is_refused() {
+    fn an_invalid_rule_is_refused() {
         for json in [
             json!({}),
             json!({"fault": "unheard_of"}),
@@ -428,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_is_named_as_in_json() {
+    fn every_fault_has_the_same_name_as_in_json() {
         let (after, at_most) = (Duration::ZERO, None);
         for fault in [
             Fault::status(500),
@@ -459,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_on_contents_waits_for_them() {
+    fn a_rule_on_contents_applies_when_they_are_known() {
         let rule = Rule::new(Fault::RevokedToken);
         assert_eq!(rule.place(), Place::Token);
         assert_eq!(rule.keys(KeyMatch::Is("a".to_owned())).place(), Place::Contents);

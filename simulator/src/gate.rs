@@ -1,5 +1,6 @@
-//! What lets a request in: token, rate limit, account and namespace, in this order and before anything of
-//! its body is read. A fault about one of them applies at its place, where the real check has passed.
+//! Admits a request: checks token, rate limit, account and namespace, in this order, before its body is read.
+//!
+//! A fault of one of these checks applies after the real check has passed.
 
 use axum::extract::Request;
 use axum::http::header;
@@ -12,7 +13,7 @@ use crate::operation::Operation;
 use crate::rate_limit::Quota;
 use crate::shared::Inner;
 
-/// What a request gets that is not let in, and the rule that befell it, if it was one.
+/// The reply to a refused request, and the rule that refused it, if any.
 pub(crate) struct Refused {
     pub(crate) reply: Reply,
     pub(crate) rule: Option<Rule>,
@@ -24,7 +25,9 @@ impl From<ApiError> for Box<Refused> {
     }
 }
 
-/// Lets a request in or refuses it. `quota` is what is to be told of the rate limit; nothing to strangers.
+/// Admits or refuses a request.
+///
+/// Sets `quota` for the headers of the rate limit. It remains `None` for a request with an unknown token.
 pub(crate) fn admit(
     config: &Config,
     inner: &mut Inner,
@@ -38,7 +41,7 @@ pub(crate) fn admit(
     let mut fault_at = |place| {
         let Some(rule) = rules.take(place, operation, None, now) else { return Ok(()) };
         let reply = instead(rule.fault(), authorization);
-        // A fault that has a place here refuses; one that did not would let the request in.
+        // Every fault at these places has a reply. A fault without one would admit the request.
         reply.map_or(Ok(()), |reply| Err(Box::new(Refused { reply, rule: Some(rule) })))
     };
 

@@ -1,7 +1,6 @@
-//! The names of keys, each kept once and numbered, so that a request has to look each of its keys up only
-//! once. What is under a key, and who asks for it, is kept elsewhere by its number.
+//! The names of keys and their numbers. A request looks up each of its keys only once.
 //!
-//! A name is never forgotten, so that its number holds until the next reset.
+//! Other modules keep the data of a key by its number. A number is valid until the next reset.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use std::sync::Arc;
 pub(crate) struct KeyId(usize);
 
 impl KeyId {
-    /// What is kept for this key in a list that grows as numbers come.
+    /// The data of this key in a list by number. The list grows as needed.
     pub(crate) fn slot<T: Default>(self, list: &mut Vec<T>) -> &mut T {
         if list.len() <= self.0 {
             list.resize_with(self.0 + 1, T::default);
@@ -19,7 +18,7 @@ impl KeyId {
         &mut list[self.0]
     }
 
-    /// The same without making it.
+    /// The data of this key in a list by number, or `None` if the list is shorter.
     pub(crate) fn find<T>(self, list: &[T]) -> Option<&T> {
         list.get(self.0)
     }
@@ -29,16 +28,17 @@ impl KeyId {
 pub(crate) struct Keys {
     ids: HashMap<Arc<str>, KeyId>,
     names: Vec<Arc<str>>,
-    /// By name; not of those that came since somebody last asked for the order. Lists are rare, and an
-    /// ordered map would cost every write more than they cost.
+    /// The keys in the order of their names, without those added since the last [`Keys::ordered`].
+    ///
+    /// Lists are rare, and an ordered map would cost more with every write.
     ordered: Vec<KeyId>,
 }
 
 impl Keys {
-    /// The number of a key, which has one from now on.
+    /// The number of a key. A new key gets the next number.
     pub(crate) fn number(&mut self, name: &Arc<str>) -> KeyId {
         let next = KeyId(self.names.len());
-        // Not looked for first: that would be hashed twice.
+        // A lookup before the insertion would hash the name twice.
         let id = *self.ids.entry(Arc::clone(name)).or_insert(next);
         if id == next {
             self.names.push(Arc::clone(name));
@@ -46,7 +46,7 @@ impl Keys {
         id
     }
 
-    /// The number of a key, if anybody has named it.
+    /// The number of a key, if the key has one.
     pub(crate) fn find(&self, name: &str) -> Option<KeyId> {
         self.ids.get(name).copied()
     }
@@ -55,12 +55,12 @@ impl Keys {
         Arc::clone(&self.names[id.0])
     }
 
-    /// The keys with this prefix in the order of their names, from it or from behind `cursor`.
+    /// The keys with this prefix after `cursor`, in the order of their names.
     pub(crate) fn ordered(&mut self, prefix: &str, cursor: &str) -> impl Iterator<Item = (KeyId, &str)> {
         let names = &self.names;
         if self.ordered.len() < names.len() {
             self.ordered.extend((self.ordered.len()..names.len()).map(KeyId));
-            // Quick where most of it is in order already.
+            // Fast, because most of the list is in order already.
             self.ordered.sort_by(|one, other| names[one.0].cmp(&names[other.0]));
         }
         let is_before = |id: &KeyId| {
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_holds_and_the_order_is_that_of_the_names() {
+    fn numbers_are_stable_and_keys_are_ordered_by_name() {
         let mut keys = Keys::default();
         let numbers = ["t:2", "u", "t:1", "t:2"].map(|name| keys.number(&Arc::from(name)));
         assert_eq!((numbers[0], keys.find("t:2"), keys.find("none")), (numbers[3], Some(numbers[0]), None));

@@ -1,5 +1,6 @@
-//! When each key's value landed: what a benchmark needs to tell how long an event took to get into KV. Off
-//! unless asked for. It may not grow without end.
+//! The landings: the time at which each write changed a key. Benchmarks measure the latency of events with them.
+//!
+//! Off by default. The number of landings is limited.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,16 +11,16 @@ use serde::{Serialize, Serializer};
 use crate::keys::{KeyId, Keys};
 use crate::operation::Operation;
 
-/// A key that a write has changed. In JSON it is `[number, key, unix_micros, operation]`.
+/// The change of a key by a write. In JSON: `[number, key, unix_micros, operation]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Landing {
-    /// They are numbered from 0 in the order in which they landed.
+    /// The number of the landing, from 0, in the order of landings.
     pub number: u64,
     /// The key.
     pub key: Arc<str>,
-    /// When it landed, in microseconds since 1970 by this machine's clock. All keys of a bulk land at once.
+    /// The time, in microseconds since 1970 by this machine's clock. All keys of a bulk write land at once.
     pub unix_micros: u64,
-    /// What changed it: a put or a delete, in bulk or alone.
+    /// The operation of the write.
     pub operation: Operation,
 }
 
@@ -29,7 +30,7 @@ impl Serialize for Landing {
     }
 }
 
-/// Microseconds since 1970, by the clock that publishers on this machine have too.
+/// Microseconds since 1970, by the clock that publishers on this machine use too.
 pub(crate) fn unix_micros() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
@@ -44,7 +45,7 @@ pub(crate) struct Landings {
 }
 
 impl Landings {
-    /// So many of them are kept, the latest; with 0 none.
+    /// Keeps the latest `most` landings; 0 keeps none.
     pub(crate) fn keeping(most: usize) -> Self {
         Self { most, latest: VecDeque::new(), forgotten: 0 }
     }
@@ -60,7 +61,7 @@ impl Landings {
         self.latest.push_back((id, unix_micros, operation));
     }
 
-    /// At most so many of those that are kept, from this number on.
+    /// At most `most` landings from this number on.
     pub(crate) fn starting_with(&self, number: u64, most: usize, keys: &Keys) -> Vec<Landing> {
         let skipped = usize::try_from(number.saturating_sub(self.forgotten)).unwrap_or(usize::MAX);
         let numbered = (self.forgotten..).zip(&self.latest).skip(skipped).take(most);
@@ -79,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_latest_are_kept_under_their_numbers() {
+    fn the_latest_landings_keep_their_numbers() {
         let mut keys = Keys::default();
         let ids = ["a", "b", "c"].map(|name| keys.number(&Arc::from(name)));
         let (mut two, mut none) = (Landings::keeping(2), Landings::keeping(0));

@@ -1,23 +1,24 @@
-//! How long an answer takes.
+//! The latency of answers.
 
 use std::time::Duration;
 
-/// A fixed part and an exponential tail, as requests over the internet have it, and a part that grows with
-/// what is sent.
+/// The latency of an answer: a fixed part, an exponential tail, and a part that grows with the request's body.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Latency {
-    /// Every answer takes this long at least.
+    /// The least latency.
     pub least: Duration,
-    /// The mean of what comes on top.
+    /// The mean of the exponential tail.
     pub tail: Duration,
-    /// What each MiB (1,048,576 bytes) of the request's body takes besides.
+    /// The additional latency for each MiB (1,048,576 bytes) of the request's body.
     pub per_mebibyte: Duration,
 }
 
 impl Latency {
-    /// 80 ms, 20 ms more on average, and 100 ms a MiB. Assumed, not measured: Cloudflare says nothing of it,
-    /// and 100 ms a MiB is a line of 100 Mbit/s (84 ms) with its overhead. Cloudflare's own work on a large
-    /// bulk may take much longer: clients have seen 5,000 pairs end in a 524.
+    /// 80 ms, 20 ms more on average, and 100 ms for each MiB. Assumed, not measured.
+    ///
+    /// Cloudflare does not document latencies. 100 ms for each MiB is a line of 100 Mbit/s (84 ms) with its
+    /// overhead. Cloudflare's own work on a large bulk write can take much longer: clients report a 524 for 5,000
+    /// pairs.
     /// <https://github.com/cloudflare/workers-sdk/issues/7021>
     pub const LIKELY: Self = Self {
         least: Duration::from_millis(80),
@@ -25,10 +26,10 @@ impl Latency {
         per_mebibyte: Duration::from_millis(100),
     };
 
-    /// None at all.
+    /// No latency.
     pub const NONE: Self = Self { least: Duration::ZERO, tail: Duration::ZERO, per_mebibyte: Duration::ZERO };
 
-    /// One answer's latency; `dice` in 0.0..1.0.
+    /// Draws the latency of one answer. `dice` is a random number in 0.0..1.0.
     pub(crate) fn draw(self, dice: f64, body_bytes: usize) -> Duration {
         let mebibytes = body_bytes as f64 / f64::from(1 << 20);
         self.least
@@ -50,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_body_takes_longer_and_a_small_one_hardly() {
+    fn a_large_body_takes_longer_and_a_small_body_hardly() {
         assert_eq!(Latency::LIKELY.draw(0.0, 5 << 20), Duration::from_millis(580));
         assert!(Latency::LIKELY.draw(0.0, 1_000) < Duration::from_micros(80_100));
     }

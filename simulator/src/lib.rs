@@ -1,38 +1,38 @@
-//! Cloudflare KV's REST API v4 on this machine: its auth, envelope, error codes, limits and rate limit, for
-//! tests, benchmarks and the demo. It also watches: what it saw is in [`Seen`] and [`LoggedRequest`].
+//! A simulator of Cloudflare KV's REST API v4: auth, envelope, error codes, limits and rate limit.
 //!
-//! It holds everything in memory and is no database. What the real API does is in Cloudflare's
-//! documentation; where that is silent, the comments say what was assumed.
+//! It is for tests, benchmarks and demos. It counts and logs requests: see [`Seen`] and [`LoggedRequest`]. All data is
+//! in memory. The simulator follows Cloudflare's documentation. Comments name every assumption beyond it.
 //!
 //! # Faults
-//! A list of [`Rule`]s says what goes wrong: which [`Fault`], for which requests, how often and how long. At
-//! most one befalls a request: the first of the list that matches, at the earliest place in the order of the
-//! checks (token, rate limit, account, namespace, contents). [`Simulator::inject`] adds one and
-//! [`Simulator::set_faults`] replaces them all; other processes do the same by the control endpoint, which is
-//! not part of the API: it wants no token, and its requests are not counted.
+//! A list of [`Rule`]s sets the faults: which [`Fault`], for which requests, how often and how long. At most one rule
+//! applies to a request: at the earliest check (token, rate limit, account, namespace, contents), the first rule of
+//! the list that matches. [`Simulator::inject`] adds a rule, and [`Simulator::set_faults`] replaces all rules.
 //!
-//! | Request | What it does |
+//! Other processes use the control endpoint. It is not part of the API: it checks no token, and its requests are not
+//! counted.
+//!
+//! | Request | Effect |
 //! |---|---|
-//! | `GET /control/faults` | the rules that are not over, with what is left of them |
-//! | `PUT /control/faults` | replaces them by a JSON list of rules |
+//! | `GET /control/faults` | answers the rules that have not ended, with the times and the time that are left |
+//! | `PUT /control/faults` | replaces all rules with a JSON list of rules |
 //! | `POST /control/faults` | adds one rule |
-//! | `DELETE /control/faults` | takes all back |
-//! | `DELETE /control/faults/{name}` | takes back those with this name |
-//! | `PUT /control/tokens` | lets in these tokens and no others, a JSON list: as while one is rolled |
-//! | `GET /control/seen` | [`Seen`] as JSON |
-//! | `GET /control/landings?from=0&most=100000` | one [`Landing`] a line, from this number on |
-//! | `POST /control/reset` | begins anew: [`Simulator::reset`] |
+//! | `DELETE /control/faults` | removes all rules |
+//! | `DELETE /control/faults/{name}` | removes the rules with this name |
+//! | `PUT /control/tokens` | admits only the tokens in a JSON list; for tests of a token's rotation |
+//! | `GET /control/seen` | answers [`Seen`] as JSON |
+//! | `GET /control/landings?from=0&most=100000` | answers one [`Landing`] a line, from this number on |
+//! | `POST /control/reset` | resets the simulator: [`Simulator::reset`] |
 //!
-//! Setting answers 204, or 400 with the reason and without any change. How a rule looks in JSON is at
-//! [`Rule`]; three failures of writes are:
+//! A change answers 204. Invalid JSON answers 400 with the reason, and changes nothing. [`Rule`] documents the JSON of
+//! rules. This command makes three writes fail:
 //!
 //! ```sh
 //! curl -X PUT 127.0.0.1:8788/control/faults -H 'content-type: application/json' \
 //!   -d '[{"on": "writes", "times": 3, "fault": {"status": {"status": 503}}}]'
 //! ```
 //!
-//! Faults change nothing about the rate limit: requests that a fault befalls count for it as others do, all
-//! but those of [`Fault::RevokedToken`], whose token is not known any more.
+//! Requests with a fault count for the rate limit, except for [`Fault::RevokedToken`] and [`Fault::MalformedToken`]: a
+//! request with an unknown token never counts.
 
 mod active;
 mod answer;
@@ -77,33 +77,33 @@ pub use store::Stored;
 use line::{Line, Lines};
 use pages::Pages;
 use shared::Shared;
-use store::Held;
+use store::Entry;
 
-/// What the simulator pretends to be.
+/// The settings of a simulator.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to listen; port 0 takes any free one.
+    /// The address to listen at; port 0 selects a free port.
     pub listen: SocketAddr,
-    /// The one account there is.
+    /// The id of the only account.
     pub account: String,
-    /// The one namespace there is.
+    /// The id of the only namespace.
     pub namespace: String,
-    /// The token that is let in, until [`Simulator::set_tokens`].
+    /// The token that is admitted, until [`Simulator::set_tokens`].
     pub token: String,
-    /// How many requests are let through; none: all.
+    /// The rate limit; `None` admits all requests.
     pub rate_limit: Option<RateLimit>,
-    /// How long an answer takes.
+    /// The latency of answers.
     pub latency: Latency,
-    /// Whether to note when each key's value lands: [`Simulator::landings`].
+    /// Whether to record the landings of keys: [`Simulator::landings`].
     pub record_landings: bool,
-    /// How many landings are kept, the latest; 24 bytes each.
+    /// The number of the latest landings to keep, with 24 bytes each.
     pub most_landings: usize,
-    /// Where the edge's pages over what it holds are shown, if they are.
+    /// The address at which to serve the pages of the edge over the simulator's data, if any.
     pub pages: Option<SocketAddr>,
 }
 
 impl Default for Config {
-    /// On a free port of this machine, with Cloudflare's limits and a likely latency.
+    /// A free port of this machine, Cloudflare's limits, and [`Latency::LIKELY`].
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -119,28 +119,28 @@ impl Default for Config {
     }
 }
 
-/// A running simulator; it stops when this is dropped.
+/// A running simulator. Dropping it stops it.
 #[derive(Debug)]
 pub struct Simulator {
     address: SocketAddr,
     config: Config,
     shared: Arc<Shared>,
-    /// Where its pages are.
+    /// The address of the pages, if they are served.
     pages: Option<SocketAddr>,
     serving: Vec<JoinHandle<()>>,
 }
 
 impl Simulator {
-    /// Starts it.
+    /// Starts a simulator.
     ///
     /// # Errors
-    /// Where an address cannot be had.
+    /// If it cannot listen at an address.
     pub async fn start(config: Config) -> std::io::Result<Self> {
         let listener = TcpListener::bind(config.listen).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::new(config.clone()));
         let routes: Router = api::routes(Arc::clone(&shared)).merge(control::routes(Arc::clone(&shared)));
-        // They end only with the process or by `drop`.
+        // The tasks end only with the process, or on drop.
         let mut serving = vec![tokio::spawn(async move {
             let routes = routes.into_make_service_with_connect_info::<Line>();
             let _ = axum::serve(Lines(listener), routes).await;
@@ -157,7 +157,7 @@ impl Simulator {
         Ok(Self { address, config, shared, pages, serving })
     }
 
-    /// What to set `CF_API_BASE_URL` to.
+    /// The value for `CF_API_BASE_URL`.
     #[must_use]
     pub fn base_url(&self) -> String {
         format!("http://{}/client/v4", self.address)
@@ -169,52 +169,51 @@ impl Simulator {
         format!("http://{}/control", self.address)
     }
 
-    /// Where its pages are, if they are shown.
+    /// The URL of the pages, if they are served.
     #[must_use]
     pub fn pages_url(&self) -> Option<String> {
         self.pages.map(|address| format!("http://{address}/"))
     }
 
-    /// What it was started with.
+    /// The settings of this simulator.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// What it has seen so far.
+    /// The counters so far.
     #[must_use]
     pub fn seen(&self) -> Seen {
         self.shared.world().lock().seen()
     }
 
-    /// The latest requests that arrived (10,000 at most), refused ones too, in the order of their arrival.
+    /// The latest 10,000 requests, refused requests included, in the order of their arrival.
     #[must_use]
     pub fn requests(&self) -> Vec<LoggedRequest> {
         self.shared.world().lock().log.requests()
     }
 
-    /// Sets these faults in place of all others; none mends everything. Requests that are under way keep
-    /// what befell them.
+    /// Replaces all faults; an empty list removes all faults. Requests in flight keep their fault.
     pub fn set_faults(&self, rules: impl IntoIterator<Item = Rule>) {
         self.shared.set_faults(rules);
     }
 
-    /// Lets in these tokens and no others: as while one is rolled, and after it was.
+    /// Admits only these tokens. For tests of a token's rotation.
     pub fn set_tokens(&self, tokens: impl IntoIterator<Item = String>) {
         self.shared.set_tokens(tokens.into_iter().collect());
     }
 
-    /// Adds a fault; those set before it come first.
+    /// Adds a fault. Earlier faults come first.
     pub fn inject(&self, rule: Rule) {
         self.shared.inject(rule);
     }
 
-    /// Takes back the faults with this name.
+    /// Removes the faults with this name.
     pub fn mend(&self, name: &str) {
-        self.shared.mend(name);
+        self.shared.remove_faults(name);
     }
 
-    /// The faults that are not over, with what is left of them.
+    /// The faults that have not ended, with the times and the time that are left.
     #[must_use]
     pub fn faults(&self) -> Vec<Rule> {
         self.shared.faults()
@@ -232,27 +231,30 @@ impl Simulator {
         self.shared.world().lock().keys()
     }
 
-    /// Puts a value there as if it had always been.
+    /// Sets a value as if it had always existed. No read fault shows an older state.
     pub fn seed(&self, key: &str, value: impl Into<Vec<u8>>) {
-        let held = Held { value: value.into().into(), metadata: None, expires: None };
-        self.shared.world().lock().seed(key, held);
+        let entry = Entry { value: value.into().into(), metadata: None, expires: None };
+        self.shared.world().lock().seed(key, entry);
     }
 
-    /// What has landed, from this number on and in this order; nothing unless
-    /// [`Config::record_landings`] is set. Whoever asks often goes on behind the last number it has seen.
+    /// The landings from this number on, in order; empty without [`Config::record_landings`].
+    ///
+    /// To get only new landings, pass the last number plus 1.
     #[must_use]
     pub fn landings(&self, from: u64) -> Vec<Landing> {
         self.shared.world().lock().landings(from, usize::MAX)
     }
 
-    /// Begins anew, as if just started: nothing stored, seen, logged or landed, the rate limit's windows
-    /// empty, and no faults. Requests that are under way are answered, but change nothing any more and are
-    /// not counted.
+    /// Resets the simulator to its state after the start.
+    ///
+    /// The store, the counters, the log, the landings, the windows of the rate limit and the faults are empty. The
+    /// tokens are those of [`Config::token`]. Requests in flight are answered, but change nothing and are not
+    /// counted.
     pub fn reset(&self) {
         self.shared.reset();
     }
 
-    /// Waits until someone stops it.
+    /// Serves until the process ends.
     pub async fn serve(mut self) {
         for serving in &mut self.serving {
             let _ = serving.await;

@@ -1,4 +1,4 @@
-//! Connections that can be cut, so that a request can go without an answer. Nothing here knows of HTTP.
+//! Connections that the simulator can cut, so that a request gets no answer. Independent of HTTP.
 
 use std::io;
 use std::pin::Pin;
@@ -11,16 +11,16 @@ use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Hands out a [`Line`] with each connection, in place of the client's address.
+/// A listener that gives each connection a [`Line`] in the place of the client's address.
 #[derive(Debug)]
 pub(crate) struct Lines(pub(crate) TcpListener);
 
-/// The end of a connection that requests hold.
+/// The handle with which a request can cut its connection.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Line(Arc<AtomicBool>);
 
 impl Line {
-    /// Nothing more can be written: the next attempt, such as that of an answer, closes the connection.
+    /// Cuts the connection: the next write, such as an answer, fails and closes it.
     pub(crate) fn cut(&self) {
         self.0.store(true, Ordering::Release);
     }
@@ -51,7 +51,7 @@ impl Listener for Lines {
     }
 }
 
-/// The connection itself.
+/// A connection that fails to write after a cut.
 #[derive(Debug)]
 pub(crate) struct Wire {
     stream: TcpStream,

@@ -1,4 +1,4 @@
-//! The simulator as a program.
+//! The simulator as a program: parses the flags, and serves until it is stopped.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,58 +7,58 @@ use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use taskpipeline_simulator::{Config, Latency, RateLimit, Simulator, Windows};
 
-/// Cloudflare KV's REST API on this machine. For tests and demos: it keeps everything in memory.
+/// Simulate Cloudflare KV's REST API for tests and demos; all data is in memory
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
-    /// Where to listen
+    /// Listen at this address, for example 0.0.0.0:8788
     #[arg(long, default_value = "127.0.0.1:8788")]
     listen: SocketAddr,
-    /// The account's id
+    /// Simulate the account with this id
     #[arg(long, default_value = "account")]
     account: String,
-    /// The namespace's id
+    /// Simulate the namespace with this id
     #[arg(long, default_value = "namespace")]
     namespace: String,
-    /// The token that is let in
+    /// Admit requests with this token
     #[arg(long, env = "SIMULATOR_TOKEN", default_value = "token", hide_env_values = true)]
     token: String,
-    /// The most requests in five minutes; 0 for no limit
+    /// Limit the requests in five minutes; 0 for no limit
     #[arg(long, default_value_t = RateLimit::CLOUDFLARE.requests)]
     limit: usize,
-    /// The windows that refuse: Cloudflare does not say which it uses
+    /// Refuse by these windows; Cloudflare does not document its own
     #[arg(long, value_enum, default_value_t = Kind::Both)]
     windows: Kind,
-    /// How long after the start a fixed window begins, in seconds
+    /// Begin a fixed window this many seconds after the start
     #[arg(long, default_value_t = 0)]
     phase: u64,
-    /// The least latency of an answer, in milliseconds
+    /// Set the least latency of an answer, in milliseconds
     #[arg(long, default_value_t = 80)]
     latency: u64,
-    /// The mean of what comes on top of it, in milliseconds
+    /// Set the mean of the additional random latency, in milliseconds
     #[arg(long, default_value_t = 20)]
     latency_tail: u64,
-    /// What each MiB of a request's body takes besides, in milliseconds
+    /// Set the additional latency for each MiB of a request's body, in milliseconds
     #[arg(long, default_value_t = 100)]
     latency_per_mebibyte: u64,
-    /// Note when each key's value lands: GET /control/landings
+    /// Record the landings of keys for GET /control/landings
     #[arg(long)]
     record_landings: bool,
-    /// Show the edge's pages over what it holds, too, at this address
+    /// Serve the pages of the edge at this address too, for example 127.0.0.1:8787
     #[arg(long)]
     pages: Option<SocketAddr>,
-    /// How many landings are kept, the latest
+    /// Keep this many of the latest landings
     #[arg(long, default_value_t = Config::default().most_landings)]
     most_landings: usize,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Kind {
-    /// The five minutes that end now
+    /// The five minutes before each request
     Sliding,
-    /// Five minutes that follow each other
+    /// Consecutive windows of five minutes
     Fixed,
-    /// Either
+    /// Sliding and fixed windows
     Both,
 }
 
@@ -95,14 +95,17 @@ async fn main() -> anyhow::Result<()> {
     let addresses = [Some(config.listen), config.pages].into_iter().flatten();
     let addresses: Vec<_> = addresses.map(|address| address.to_string()).collect();
     let simulator = Simulator::start(config).await.with_context(|| {
-        format!("cannot listen on {}; choose others with --listen and --pages", addresses.join(" and "))
+        format!(
+            "cannot listen at {}: choose other addresses with --listen and --pages",
+            addresses.join(" and ")
+        )
     })?;
-    // As the processor wants it. The token is whoever started this knows it to be.
+    // Variables for the processor, without the token, which the user has set.
     println!("CF_API_BASE_URL={}", simulator.base_url());
     println!("CF_ACCOUNT_ID={}", simulator.config().account);
     println!("CF_NAMESPACE_ID={}", simulator.config().namespace);
     if let Some(pages) = simulator.pages_url() {
-        println!("The tasks are shown at {pages}");
+        println!("Tasks: {pages}");
     }
     simulator.serve().await;
     Ok(())

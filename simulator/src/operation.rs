@@ -1,8 +1,8 @@
-//! The operations of the API, by the names that rules and counters use. It knows nothing of requests.
+//! The operations of the API, with the names that rules and counters use.
 
 use serde::{Deserialize, Serialize};
 
-/// What a request is for.
+/// The operation of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
@@ -20,12 +20,12 @@ pub enum Operation {
     Delete,
     /// `GET /keys`
     List,
-    /// Any path or method that is not KV's.
+    /// Any other path or method.
     Other,
 }
 
 impl Operation {
-    /// Its name in [`Seen`](crate::Seen), in rules and in JSON.
+    /// The name in [`Seen`](crate::Seen), in rules and in JSON.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -40,7 +40,7 @@ impl Operation {
         }
     }
 
-    /// Whether it changes the namespace.
+    /// Whether the operation changes the namespace.
     #[must_use]
     pub fn is_write(self) -> bool {
         matches!(self, Self::Put | Self::Delete) || self.is_bulk_write()
@@ -58,25 +58,25 @@ impl Operation {
         self.is_bulk() || self == Self::Put
     }
 
-    /// Whether it answers with what is in the namespace.
+    /// Whether the operation reads the namespace.
     #[must_use]
     pub fn is_read(self) -> bool {
         matches!(self, Self::Get | Self::BulkGet | Self::List)
     }
 }
 
-/// The operations that a rule is about.
+/// The operations that a rule affects.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
-    /// Every request that reaches the API.
+    /// All requests to the API.
     #[default]
     All,
-    /// Puts and deletes, in bulk and alone.
+    /// Puts and deletes, bulk or single.
     Writes,
-    /// Gets, in bulk and alone, and lists.
+    /// Gets, bulk or single, and lists.
     Reads,
-    /// These and no others.
+    /// Only these operations.
     Only(Vec<Operation>),
 }
 

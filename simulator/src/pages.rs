@@ -1,5 +1,6 @@
-//! The edge's own pages over what the simulator holds: the demo, for whoever has no Cloudflare account. A write shows at
-//! once, which Cloudflare does not promise.
+//! The pages of the edge over the simulator's data, for demos without a Cloudflare account.
+//!
+//! A write is visible at once, which Cloudflare does not promise.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,9 +8,9 @@ use std::sync::Arc;
 use taskpipeline_edge::{KeyPage, ListedKey, ReadError, TaskReader};
 
 use crate::shared::{Inner, Shared};
-use crate::store::{Held, View};
+use crate::store::{Entry, View};
 
-/// The edge's pages over the simulator's store.
+/// The [`TaskReader`] of the edge over the simulator's data.
 pub(crate) struct Pages(pub(crate) Arc<Shared>);
 
 impl TaskReader for Pages {
@@ -40,6 +41,6 @@ impl TaskReader for Pages {
 
 fn value(inner: &Inner, key: &str) -> Option<String> {
     let id = inner.keys.find(key)?;
-    let Held { value, .. } = inner.store.at(View::of_now()).get(id)?;
+    let Entry { value, .. } = inner.store.at(View::of_now()).get(id)?;
     Some(String::from_utf8_lossy(value).into_owned())
 }

@@ -1,39 +1,39 @@
-//! The limit on requests: windows that fill, a block once one is over-full, and what a client is told of it.
-//! Pure: the caller brings the clock.
+//! The rate limit: windows, the block after a full window, and the quota in answers. Pure: the caller passes the
+//! time.
 //!
-//! Cloudflare says "1,200 requests per five minute period" and not which kind of window that is. A sliding
-//! window refuses whatever a fixed one of the same length would, and more: across the border of two fixed
-//! windows twice the limit passes. So both are watched, whichever of them refuses.
+//! Cloudflare documents "1,200 requests per five minute period", but not the kind of window. A sliding window refuses
+//! all that a fixed window of the same length refuses, and more: twice the limit can pass around the border of two
+//! fixed windows. So the simulator counts both kinds, even if only one of them refuses.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So many requests in a window of this length.
+/// A limit on the requests in a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
     /// The most requests in a window.
     pub requests: usize,
-    /// The window's length, and the block's.
+    /// The length of a window, and of the block after a full window.
     pub period: Duration,
-    /// The windows that refuse.
+    /// The kinds of windows that refuse.
     pub windows: Windows,
 }
 
-/// Which windows refuse. Requests are counted in both kinds, whichever it is.
+/// The kinds of windows that refuse. Requests are always counted in both kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Windows {
-    /// The window that ends now, whenever that is.
+    /// The period before each request.
     Sliding,
-    /// Windows that follow each other from the start of the simulator.
+    /// Consecutive windows.
     Fixed {
-        /// How long after the start one of them begins.
+        /// A window begins this long after the start of the simulator.
         phase: Duration,
     },
-    /// A request is refused where either would refuse it.
+    /// Both kinds: a request is refused if one of them refuses it.
     Both {
-        /// As of [`Windows::Fixed`].
+        /// As in [`Windows::Fixed`].
         phase: Duration,
     },
 }
@@ -65,22 +65,22 @@ impl RateLimit {
     };
 }
 
-/// What a client is told of the limit.
+/// The state of the limit, for the headers of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Quota {
     pub(crate) limit: RateLimit,
-    /// How many more requests the fuller window takes.
+    /// The requests that are left in the fuller window.
     pub(crate) remaining: usize,
-    /// When it takes more.
+    /// The time until that window admits more.
     pub(crate) resets: Duration,
 }
 
-/// What the windows have seen.
+/// The counters of the windows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) most_in_sliding: usize,
     pub(crate) most_in_fixed: usize,
-    /// Requests refused because this window was full, in the block that followed too.
+    /// Requests refused while this window was full, or in the block after it.
     pub(crate) refused_by_sliding: u64,
     pub(crate) refused_by_fixed: u64,
 }
@@ -96,9 +96,9 @@ struct Block {
 #[derive(Debug)]
 pub(crate) struct Traffic {
     start: Instant,
-    /// Those of the sliding window, oldest first.
+    /// The requests in the sliding window, oldest first.
     latest: VecDeque<Instant>,
-    /// Which fixed window it is, and how many it has.
+    /// The number of the current fixed window, and its requests.
     fixed: (u128, usize),
     block: Option<Block>,
     tally: Tally,
@@ -109,13 +109,13 @@ impl Traffic {
         Self { start, latest: VecDeque::new(), fixed: (0, 0), block: None, tally: Tally::default() }
     }
 
-    /// Counts a request that nothing limits.
+    /// Counts a request without a limit.
     pub(crate) fn count(&mut self, now: Instant) {
         self.advance(RateLimit::CLOUDFLARE, now);
         self.push(now);
     }
 
-    /// Counts a request, or refuses it with how long to wait.
+    /// Admits and counts a request, or returns the time to wait.
     pub(crate) fn admit(&mut self, limit: RateLimit, now: Instant) -> Result<(), Duration> {
         self.advance(limit, now);
         if self.block.as_ref().is_none_or(|block| block.until <= now) {
@@ -133,17 +133,17 @@ impl Traffic {
         Err(block.until - now)
     }
 
-    /// What is left after the last request, which came now.
+    /// The quota after the last request, which came now.
     pub(crate) fn quota(&self, limit: RateLimit, now: Instant) -> Quota {
         let left = |count| limit.requests.saturating_sub(count);
         let (remaining, resets) = if let Some(block) = &self.block {
             (0, block.until - now)
         } else if limit.windows.slides() {
-            // Where both refuse, this one is never the emptier.
+            // If both kinds refuse, the sliding window is never the emptier.
             let oldest = self.latest.front().map_or(now, |oldest| *oldest);
             (left(self.latest.len()), oldest + limit.period - now)
         } else {
-            (left(self.fixed.1), limit.period.saturating_sub(self.over_of_window(limit, now)))
+            (left(self.fixed.1), limit.period.saturating_sub(self.elapsed_in_window(limit, now)))
         };
         Quota { limit, remaining, resets }
     }
@@ -152,15 +152,15 @@ impl Traffic {
         self.tally
     }
 
-    /// Time since the first border of fixed windows, which is not after the start.
+    /// The nanoseconds since the first border of fixed windows, which is not after the start.
     fn since_border(&self, limit: RateLimit, now: Instant) -> u128 {
         let period = limit.period.as_nanos().max(1);
         let before_start = (period - limit.windows.phase().as_nanos() % period) % period;
         now.duration_since(self.start).as_nanos() + before_start
     }
 
-    /// How much of the present fixed window is over.
-    fn over_of_window(&self, limit: RateLimit, now: Instant) -> Duration {
+    /// The time since the current fixed window began.
+    fn elapsed_in_window(&self, limit: RateLimit, now: Instant) -> Duration {
         let nanos = self.since_border(limit, now) % limit.period.as_nanos().max(1);
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn one_too_many_blocks_everything_for_a_period() {
+    fn a_request_over_the_limit_blocks_all_requests_for_a_period() {
         for windows in [RateLimit::CLOUDFLARE.windows, Windows::Sliding, Windows::Fixed { phase: PERIOD }] {
             let (limit, start) = (three(windows), Instant::now());
             let mut traffic = Traffic::since(start);
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_border_lets_twice_the_limit_pass_and_the_sliding_window_sees_it() {
+    fn twice_the_limit_passes_a_border_and_the_sliding_window_counts_it() {
         let seconds = [97, 98, 99, 100, 101, 102];
         let fixed = three(Windows::Fixed { phase: Duration::from_secs(100) });
         let (admitted, tally) = let_in(fixed, &seconds);
@@ -242,10 +242,10 @@ mod tests {
         assert_eq!(let_in(elsewhere, &seconds).0, [true, true, true, true, true, false]);
     }
 
-    /// The most that a sliding window sees is the most of the worst phase's fixed windows: whoever stays
-    /// below the limit in the one need not know the phase of the other.
+    /// The maximum of the sliding window is that of the fixed windows with the worst phase. So a client within the
+    /// limit of a sliding window is within the limit of fixed windows of any phase.
     #[test]
-    fn the_worst_phase_sees_what_the_sliding_window_sees() {
+    fn the_worst_phase_has_the_same_maximum_as_the_sliding_window() {
         let seconds = [0, 10, 250, 299, 305, 306, 310, 400, 549, 555, 700, 701, 702];
         let of = |windows| {
             let limit = RateLimit { requests: usize::MAX, period: PERIOD, windows };
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn the_quota_says_what_is_left_and_until_when() {
+    fn the_quota_has_the_requests_that_are_left_and_the_time() {
         let start = Instant::now();
         let at = |second| start + Duration::from_secs(second);
         let quota = |windows, seconds: &[u64]| {
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_it_counts_all_the_same() {
+    fn without_a_limit_requests_are_counted_too() {
         let start = Instant::now();
         let mut traffic = Traffic::since(start);
         (0..2_000).for_each(|_| traffic.count(start));

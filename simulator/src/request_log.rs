@@ -1,5 +1,6 @@
-//! The latest requests that arrived, refused ones too, for tests to look at one by one. It may not grow
-//! without end: neither the number of requests nor that of their keys.
+//! The log of the latest requests, refused requests included. Tests look at single requests.
+//!
+//! The numbers of requests and of their keys are limited.
 
 use std::collections::VecDeque;
 
@@ -7,30 +8,30 @@ use tokio::time::Instant;
 
 use crate::operation::Operation;
 
-/// The most requests that are kept; the oldest go first. More than half an hour at Cloudflare's limit.
+/// The most requests in the log: more than half an hour at Cloudflare's limit. The oldest are removed first.
 const MAX_REQUESTS: usize = 10_000;
 
-/// The keys of a request with more of them are only counted.
+/// The most keys of a request whose keys are kept. More keys are only counted.
 const MAX_KEYS: usize = 200;
 
-/// A request that arrived.
+/// A request in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggedRequest {
-    /// When its head had arrived, before any latency.
+    /// The time at which the request's head arrived, before any latency.
     pub at: Instant,
-    /// What it was for.
+    /// The operation.
     pub operation: Operation,
-    /// How many keys it was about; 0 where it was refused before they were read.
+    /// The number of keys; 0 if the request was refused before its keys were parsed.
     pub key_count: usize,
-    /// The keys, unless there were more than 200.
+    /// The keys; empty for more than 200.
     pub keys: Vec<String>,
-    /// The status of its answer; nothing where there was none, or none yet.
+    /// The status of the answer; `None` without an answer, or before it.
     pub answered: Option<u16>,
-    /// The name of the rule that befell it.
+    /// The name of the rule that applied to the request.
     pub fault: Option<String>,
 }
 
-/// Which request of the log; they are numbered as they arrive.
+/// The number of a request in the log, in the order of arrival.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Number(usize);
 
@@ -57,7 +58,7 @@ impl RequestLog {
         Number(self.forgotten + self.requests.len() - 1)
     }
 
-    /// The request with this number, unless it is forgotten.
+    /// The request with this number, if it is still in the log.
     fn find(&mut self, number: Number) -> Option<&mut LoggedRequest> {
         self.requests.get_mut(number.0.checked_sub(self.forgotten)?)
     }
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_latest_are_kept_and_answers_find_theirs() {
+    fn the_log_keeps_the_latest_requests_with_their_answers() {
         let (mut log, now) = (RequestLog::default(), Instant::now());
         let first = log.arrived(Operation::Get, now);
         let second = log.arrived(Operation::Put, now);
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_kept_of_small_requests_only() {
+    fn the_log_keeps_the_keys_of_small_requests_only() {
         let (mut log, now) = (RequestLog::default(), Instant::now());
         for count in [2, MAX_KEYS + 1] {
             let number = log.arrived(Operation::BulkPut, now);

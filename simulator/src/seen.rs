@@ -1,4 +1,4 @@
-//! What the simulator saw of its clients, for tests and benchmarks to judge them by.
+//! The counters of the simulator, with which tests and benchmarks check its clients.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,25 +10,24 @@ use crate::keys::KeyId;
 use crate::operation::Operation;
 use crate::spread::{Counts, Spread};
 
-/// Cloudflare allows about one write a second to one key.
+/// The least time between writes to a key: Cloudflare allows about one write a second.
 const LEAST_BETWEEN_WRITES: Duration = Duration::from_secs(1);
 
-/// Counters since the start, or since the latest reset.
+/// The counters since the start or the last reset.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Seen {
-    /// Requests that were let in, by operation (`bulk_put`, `bulk_delete`, `bulk_get`, `put`, ...).
+    /// Admitted requests, by operation (`bulk_put`, `bulk_delete`, `bulk_get`, `put`, ...).
     pub requests: BTreeMap<&'static str, u64>,
-    /// All requests that arrived, refused ones too, by operation and by the status of their answer, or
-    /// `none` where there was no answer.
+    /// All requests, refused requests included, by operation and by the status of the answer. The status is `none`
+    /// without an answer.
     pub answers: BTreeMap<&'static str, BTreeMap<String, u64>>,
-    /// Requests that a rule befell, by its name.
+    /// Requests with a fault, by the name of the rule.
     pub faults: BTreeMap<String, u64>,
-    /// Keys that the requests let in were about, by operation; of lists, those on the pages they were
-    /// answered with.
+    /// Keys of admitted requests, by operation; for lists, the keys in their answers.
     pub keys: BTreeMap<&'static str, u64>,
-    /// How many keys each bulk request that was let in was about, by operation.
+    /// The number of keys in each admitted bulk request, by operation.
     pub keys_per_request: BTreeMap<&'static str, Spread>,
-    /// Bytes of the bodies of the requests let in, by operation; of those that have bodies.
+    /// Bytes in the bodies of admitted requests, by operation; only operations with a body.
     pub body_bytes: BTreeMap<&'static str, u64>,
     /// Keys written.
     pub keys_put: u64,
@@ -38,37 +37,36 @@ pub struct Seen {
     pub throttled: u64,
     /// Requests answered with another error, or with a redirect.
     pub refused: u64,
-    /// Requests that the rate limit refused while its sliding window was full, or in the block that
-    /// followed.
+    /// Requests that the rate limit refused while its sliding window was full, or in the block after it.
     pub throttled_by_sliding_window: u64,
-    /// The same of its fixed window. One request may be in both.
+    /// Requests that the rate limit refused by its fixed window. A request can count for both windows.
     pub throttled_by_fixed_window: u64,
-    /// The most requests that any window of the rate limit's length has seen, wherever it begins; without
-    /// a limit, of five minutes. No fixed window of any phase has seen more, and one of the worst phase has
-    /// seen as many.
+    /// The most requests in any sliding window of the rate limit's period, or of five minutes without a limit.
+    ///
+    /// This is also the most requests in any fixed window of any phase.
     pub most_in_sliding_window: usize,
-    /// The most that any of the fixed windows has seen, in the phase that is configured.
+    /// The most requests in any fixed window of the configured phase.
     pub most_in_fixed_window: usize,
-    /// Writes that came less than a second after the one before to the same key was answered.
+    /// Writes to a key less than a second after the answer to the write before.
     pub writes_too_soon: u64,
-    /// Keys that were in two requests at the same time.
+    /// Keys in two requests at the same time.
     pub overlapping_keys: u64,
 }
 
 impl Seen {
-    /// All requests that were let in.
+    /// The number of admitted requests.
     #[must_use]
     pub fn total_requests(&self) -> u64 {
         self.requests.values().sum()
     }
 
-    /// How often a rule of this name befell a request.
+    /// The number of requests with a fault of this rule name.
     #[must_use]
     pub fn fault(&self, name: &str) -> u64 {
         self.faults.get(name).copied().unwrap_or_default()
     }
 
-    /// How many requests of this operation were answered with this status; nothing: not at all.
+    /// The number of requests with this operation and this status; `None` counts requests without an answer.
     #[must_use]
     pub fn answered(&self, operation: Operation, status: Option<u16>) -> u64 {
         let by_status = self.answers.get(operation.name());
@@ -80,18 +78,18 @@ fn answer_name(status: Option<u16>) -> String {
     status.map_or_else(|| "none".to_owned(), |status| status.to_string())
 }
 
-/// The counters and what it takes to keep them.
+/// The counters, and the data to update them.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     seen: Seen,
     per_request: BTreeMap<&'static str, Counts>,
-    /// By the numbers of keys.
-    attention: Vec<Attention>,
+    /// The activity of each key, by its number.
+    activity: Vec<KeyActivity>,
 }
 
-/// Who is at a key.
+/// The requests in flight for a key, and its last write.
 #[derive(Debug, Default)]
-struct Attention {
+struct KeyActivity {
     requests: u32,
     written: Option<Instant>,
 }
@@ -115,7 +113,7 @@ impl Watch {
             *self.seen.body_bytes.entry(name).or_default() += body_bytes as u64;
         }
         for id in ids {
-            let requests = &mut id.slot(&mut self.attention).requests;
+            let requests = &mut id.slot(&mut self.activity).requests;
             *requests += 1;
             self.seen.overlapping_keys += u64::from(*requests > 1);
         }
@@ -123,7 +121,7 @@ impl Watch {
 
     pub(crate) fn end(&mut self, ids: &[KeyId]) {
         for id in ids {
-            let requests = &mut id.slot(&mut self.attention).requests;
+            let requests = &mut id.slot(&mut self.activity).requests;
             *requests = requests.saturating_sub(1);
         }
     }
@@ -132,7 +130,7 @@ impl Watch {
         *self.seen.keys.entry(Operation::List.name()).or_default() += keys as u64;
     }
 
-    pub(crate) fn befell(&mut self, rule: &str) {
+    pub(crate) fn applied(&mut self, rule: &str) {
         *self.seen.faults.entry(rule.to_owned()).or_default() += 1;
     }
 
@@ -146,11 +144,12 @@ impl Watch {
         }
     }
 
-    /// Notes that a write of these keys is being answered as if done, whether it has landed or not: a client
-    /// can only pace itself by answers.
+    /// Notes the answer to a write of these keys, even if the write has not landed.
+    ///
+    /// Answers are all that a client can pace its writes by.
     pub(crate) fn wrote<'a>(&mut self, ids: impl IntoIterator<Item = &'a KeyId>, now: Instant) {
         for id in ids {
-            let before = id.slot(&mut self.attention).written.replace(now);
+            let before = id.slot(&mut self.activity).written.replace(now);
             let is_soon = before.is_some_and(|before| now.duration_since(before) < LEAST_BETWEEN_WRITES);
             self.seen.writes_too_soon += u64::from(is_soon);
         }

@@ -1,6 +1,7 @@
-//! All that requests, the control endpoint and tests share: a [`World`], and another one after each reset.
-//! A request stays with the world that it arrived in, so that what was under way at a reset changes nothing
-//! of what comes after it. A world's lock may not be held across a wait.
+//! The state that requests, the control endpoint and tests share: a [`World`], which each reset replaces.
+//!
+//! A request uses the world of its arrival, so that a request in flight changes nothing after a reset. Do not keep a
+//! world's lock across a wait.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,7 +18,7 @@ use crate::operation::Operation;
 use crate::rate_limit::{Tally, Traffic};
 use crate::request_log::{Number, RequestLog};
 use crate::seen::{Seen, Watch};
-use crate::store::{Held, Store, Stored, View};
+use crate::store::{Entry, Store, Stored, View};
 
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -31,16 +32,16 @@ impl Shared {
         Self { world: Mutex::new(Arc::new(World::new(Arc::clone(&config)))), config }
     }
 
-    /// The present one.
+    /// The current world.
     pub(crate) fn world(&self) -> Arc<World> {
         Arc::clone(&self.world.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Begins a new one.
+    /// Replaces the world with an empty one.
     pub(crate) fn reset(&self) {
         let new = Arc::new(World::new(Arc::clone(&self.config)));
         let old = std::mem::replace(&mut *self.world.lock().unwrap_or_else(PoisonError::into_inner), new);
-        // After the lock: a large one takes its time.
+        // Dropped after the lock is released, because a large world takes long to drop.
         drop(old);
     }
 }
@@ -57,7 +58,7 @@ pub(crate) struct Inner {
     pub(crate) store: Store,
     pub(crate) traffic: Traffic,
     pub(crate) watch: Watch,
-    /// Those that are let in.
+    /// The tokens that are admitted.
     pub(crate) tokens: Vec<String>,
     pub(crate) rules: Active,
     pub(crate) log: RequestLog,
@@ -100,12 +101,12 @@ impl Inner {
 
     pub(crate) fn get(&self, key: &str) -> Option<Stored> {
         let id = self.keys.find(key)?;
-        self.store.at(View::of_now()).get(id).map(Held::stored)
+        self.store.at(View::of_now()).get(id).map(Entry::stored)
     }
 
-    pub(crate) fn seed(&mut self, key: &str, held: Held) {
+    pub(crate) fn seed(&mut self, key: &str, entry: Entry) {
         let id = self.keys.number(&Arc::from(key));
-        self.store.seed(id, held);
+        self.store.seed(id, entry);
     }
 
     pub(crate) fn keys(&mut self) -> Vec<String> {
@@ -116,7 +117,7 @@ impl Inner {
         self.landings.starting_with(from, most, &self.keys)
     }
 
-    /// Notes a request whose contents are known; the numbers of its keys, in their order.
+    /// Notes a parsed request. Returns the numbers of its keys, in their order.
     pub(crate) fn begin(
         &mut self,
         number: Number,
@@ -130,8 +131,9 @@ impl Inner {
         ids
     }
 
-    pub(crate) fn befell(&mut self, number: Number, rule: &Rule) {
-        self.watch.befell(rule.name());
+    /// Notes the rule that applied to a request.
+    pub(crate) fn applied(&mut self, number: Number, rule: &Rule) {
+        self.watch.applied(rule.name());
         self.log.fault(number, rule.name());
     }
 

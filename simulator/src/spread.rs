@@ -1,25 +1,25 @@
-//! How numbers are spread: exact, since there are few different ones. Pure.
+//! Exact percentiles of numbers with few different values. Pure.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-/// How numbers are spread: so many of a hundred are at most so large.
+/// The percentiles of some numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Spread {
-    /// The least.
+    /// The minimum.
     pub min: usize,
-    /// Half of them are at most this.
+    /// The median.
     pub p50: usize,
-    /// 90 of a hundred are.
+    /// The 90th percentile.
     pub p90: usize,
-    /// 99 of a hundred are.
+    /// The 99th percentile.
     pub p99: usize,
-    /// The greatest.
+    /// The maximum.
     pub max: usize,
 }
 
-/// How often each number came.
+/// The count of each number.
 #[derive(Debug, Default)]
 pub(crate) struct Counts(BTreeMap<usize, u64>);
 

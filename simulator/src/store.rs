@@ -1,6 +1,6 @@
-//! The namespace itself: values, metadata, expiry, and what they were before, for stale reads. Pure but for
-//! the clock it is given, and it knows keys by their numbers only. It may not grow with what was
-//! overwritten: the past has a bound.
+//! The data of the namespace: values, metadata and expiry, and their past for stale reads.
+//!
+//! The store uses the numbers of keys, not their names. The size of the past is limited.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -11,14 +11,15 @@ use tokio::time::Instant;
 
 use crate::keys::{KeyId, Keys};
 
-/// The most that is kept of the past. Beyond it the oldest goes first, and a stale read answers with the
-/// oldest that is known. Enough for a minute of a test's writes.
+/// The most bytes of the past: enough for a minute of a test's writes.
+///
+/// Over this limit the oldest change is removed first. A stale read then answers the oldest known state.
 const MAX_PAST_BYTES: usize = 64 * 1024 * 1024;
 
-/// What one past value takes beside its bytes, roughly.
+/// The approximate memory of a past value, in addition to its bytes.
 const PAST_OVERHEAD_BYTES: usize = 128;
 
-/// A value and what is stored beside it.
+/// A value and its metadata.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
     /// The value's bytes.
@@ -27,17 +28,17 @@ pub struct Stored {
     pub metadata: Option<Value>,
 }
 
-/// The same as it is kept: in as few bytes as it came in.
+/// A value, its metadata and its expiry, in as few bytes as the request had.
 #[derive(Clone, Debug)]
-pub(crate) struct Held {
+pub(crate) struct Entry {
     pub(crate) value: Box<[u8]>,
     pub(crate) metadata: Option<Box<RawValue>>,
     pub(crate) expires: Option<Instant>,
 }
 
-impl Held {
+impl Entry {
     pub(crate) fn stored(&self) -> Stored {
-        // What is JSON by its grammar and yet no `Value` (half of a surrogate pair) is shown as its text.
+        // Valid JSON that does not fit a `Value` (half of a surrogate pair) is shown as text.
         let metadata = self.metadata.as_ref().map(|raw| {
             serde_json::from_str(raw.get()).unwrap_or_else(|_| Value::String(raw.get().to_owned()))
         });
@@ -52,15 +53,15 @@ impl Held {
 /// One page of keys.
 pub(crate) struct Page<'a> {
     pub(crate) keys: Vec<(&'a str, Option<&'a RawValue>)>,
-    /// Where the next page begins; nothing after the last one.
+    /// The start of the next page; `None` after the last page.
     pub(crate) cursor: Option<&'a str>,
 }
 
-/// The moment at which the namespace is looked at.
+/// The time at which a read sees the namespace.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct View {
     now: Instant,
-    /// How long before now.
+    /// The age of the view.
     age: Duration,
 }
 
@@ -73,70 +74,74 @@ impl View {
         Self { now: Instant::now(), age }
     }
 
-    /// Whether this was still to come. The age is added here since an `Instant` cannot always go back by it.
+    /// Whether the view is before this time.
+    ///
+    /// The age is added to the time, because an `Instant` cannot always be decreased by it.
     fn is_before(self, moment: Instant) -> bool {
         moment.checked_add(self.age).is_none_or(|moment| moment > self.now)
     }
 }
 
-/// What a key was until then.
+/// The entry of a key until a change.
 #[derive(Debug)]
 struct Past {
     id: KeyId,
     until: Instant,
-    before: Option<Held>,
+    before: Option<Entry>,
 }
 
 impl Past {
     fn bytes(&self) -> usize {
-        self.before.as_ref().map_or(0, Held::bytes) + PAST_OVERHEAD_BYTES
+        self.before.as_ref().map_or(0, Entry::bytes) + PAST_OVERHEAD_BYTES
     }
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Store {
-    /// By the numbers of keys.
-    current: Vec<Option<Held>>,
-    /// Of all keys, oldest first. A stale read goes through what is younger than it asks for: such reads are
-    /// rare, and a past of each key's own would cost every write more.
+    /// The entry of each key, by its number.
+    current: Vec<Option<Entry>>,
+    /// The changes of all keys, oldest first.
+    ///
+    /// A stale read scans all changes after its time. Such reads are rare, and a past for each key would cost more
+    /// with every write.
     past: VecDeque<Past>,
     past_bytes: usize,
 }
 
-/// The namespace at one moment.
+/// The namespace at the time of a view.
 pub(crate) struct Snapshot<'a> {
     store: &'a Store,
     view: View,
-    /// What has changed since then was this.
-    changed: HashMap<KeyId, Option<&'a Held>>,
+    /// The entries at that time of the keys that changed later.
+    changed: HashMap<KeyId, Option<&'a Entry>>,
 }
 
 impl<'a> Snapshot<'a> {
-    pub(crate) fn get(&self, id: KeyId) -> Option<&'a Held> {
+    pub(crate) fn get(&self, id: KeyId) -> Option<&'a Entry> {
         let current = || id.find(&self.store.current).and_then(Option::as_ref);
-        let held = self.changed.get(&id).copied().unwrap_or_else(current)?;
-        held.expires.is_none_or(|at| self.view.is_before(at)).then_some(held)
+        let entry = self.changed.get(&id).copied().unwrap_or_else(current)?;
+        entry.expires.is_none_or(|at| self.view.is_before(at)).then_some(entry)
     }
 }
 
 impl Store {
-    /// Puts a value there, or takes it away. Not earlier than the change before it.
-    pub(crate) fn set(&mut self, id: KeyId, held: Option<Held>, now: Instant) {
-        let before = std::mem::replace(id.slot(&mut self.current), held);
+    /// Sets or deletes an entry. `now` must not be before the last change.
+    pub(crate) fn set(&mut self, id: KeyId, entry: Option<Entry>, now: Instant) {
+        let before = std::mem::replace(id.slot(&mut self.current), entry);
         let past = Past { id, until: now, before };
         self.past_bytes += past.bytes();
         self.past.push_back(past);
         self.forget_down_to(MAX_PAST_BYTES);
     }
 
-    /// Puts a value there as if it had always been.
-    pub(crate) fn seed(&mut self, id: KeyId, held: Held) {
+    /// Sets an entry as if it had always existed.
+    pub(crate) fn seed(&mut self, id: KeyId, entry: Entry) {
         for past in self.past.iter_mut().filter(|past| past.id == id) {
             self.past_bytes -= past.bytes();
-            past.before = Some(held.clone());
+            past.before = Some(entry.clone());
             self.past_bytes += past.bytes();
         }
-        *id.slot(&mut self.current) = Some(held);
+        *id.slot(&mut self.current) = Some(entry);
     }
 
     fn forget_down_to(&mut self, most: usize) {
@@ -151,19 +156,19 @@ impl Store {
         let first = self.past.partition_point(|past| !view.is_before(past.until));
         let mut changed = HashMap::new();
         for past in self.past.range(first..) {
-            // The first change since then tells what it was.
+            // The first change after that time has the entry before it.
             changed.entry(past.id).or_insert(past.before.as_ref());
         }
         Snapshot { store: self, view, changed }
     }
 
-    /// The keys there are, in their order.
+    /// The existing keys, in their order.
     pub(crate) fn keys(&self, keys: &mut Keys) -> Vec<String> {
         let is_there = |id: KeyId| id.find(&self.current).is_some_and(Option::is_some);
         keys.ordered("", "").filter(|(id, _)| is_there(*id)).map(|(_, name)| name.to_owned()).collect()
     }
 
-    /// The keys with this prefix after `cursor`, which is the last key of the page before.
+    /// Lists the keys with this prefix after `cursor`, the last key of the page before.
     pub(crate) fn list<'a>(
         &'a self,
         keys: &'a mut Keys,
@@ -188,8 +193,8 @@ mod tests {
 
     use super::*;
 
-    fn held(value: &str) -> Held {
-        Held { value: value.as_bytes().into(), metadata: None, expires: None }
+    fn entry(value: &str) -> Entry {
+        Entry { value: value.as_bytes().into(), metadata: None, expires: None }
     }
 
     fn seconds(seconds: u64) -> Duration {
@@ -206,7 +211,7 @@ mod tests {
         let (mut keys, mut store) = (Keys::default(), Store::default());
         let now = Instant::now();
         for key in ["u:1", "t:3", "a:1", "t:1", "t:2"] {
-            store.set(keys.number(&Arc::from(key)), Some(held("")), now);
+            store.set(keys.number(&Arc::from(key)), Some(entry("")), now);
         }
         let names = |page: &Page<'_>| page.keys.iter().map(|(key, _)| *key).collect::<Vec<_>>().join(" ");
         let first = store.list(&mut keys, "t:", "", 2, View::of_now());
@@ -217,12 +222,12 @@ mod tests {
     }
 
     #[test]
-    fn a_view_back_shows_what_was_there_then() {
+    fn a_view_back_shows_the_entries_of_that_time() {
         let (mut keys, mut store, start) = (Keys::default(), Store::default(), Instant::now());
         let (a, old) = (keys.number(&Arc::from("a")), keys.number(&Arc::from("old")));
-        store.seed(old, held("0"));
-        store.set(a, Some(held("1")), start + seconds(10));
-        store.set(a, Some(held("2")), start + seconds(20));
+        store.seed(old, entry("0"));
+        store.set(a, Some(entry("1")), start + seconds(10));
+        store.set(a, Some(entry("2")), start + seconds(20));
         store.set(a, None, start + seconds(30));
         store.set(old, None, start + seconds(30));
         let now = start + seconds(40);
@@ -234,26 +239,26 @@ mod tests {
         let view = View { now, age: seconds(15) };
         assert_eq!(store.list(&mut keys, "", "", 10, view).keys.len(), 2);
         assert!(store.keys(&mut keys).is_empty());
-        store.seed(a, held("9"));
+        store.seed(a, entry("9"));
         assert_eq!(value(&store, a, now, seconds(25)).as_deref(), Some("9"), "as if it had always been");
     }
 
     #[test]
-    fn what_expires_is_still_there_in_a_view_back() {
+    fn an_expired_entry_exists_in_a_view_back() {
         let (mut store, start) = (Store::default(), Instant::now());
         let id = Keys::default().number(&Arc::from("a"));
-        store.seed(id, Held { expires: Some(start + seconds(60)), ..held("1") });
+        store.seed(id, Entry { expires: Some(start + seconds(60)), ..entry("1") });
         let now = start + seconds(61);
         assert_eq!(value(&store, id, now, Duration::ZERO), None);
         assert!(value(&store, id, now, seconds(2)).is_some());
     }
 
     #[test]
-    fn the_past_is_forgotten_oldest_first_and_the_present_is_not() {
+    fn the_oldest_past_is_removed_first_and_current_entries_never() {
         let (mut keys, mut store, start) = (Keys::default(), Store::default(), Instant::now());
         let (a, b) = (keys.number(&Arc::from("a")), keys.number(&Arc::from("b")));
         for n in 1..=4 {
-            store.set(a, Some(held(&n.to_string())), start + seconds(n));
+            store.set(a, Some(entry(&n.to_string())), start + seconds(n));
         }
         store.set(b, None, start + seconds(5));
         store.forget_down_to(2 * (PAST_OVERHEAD_BYTES + 1));

@@ -1,12 +1,11 @@
-//! A string of a JSON body, taken straight to where it is kept: serde's own way to a `Box<str>` copies it
-//! once more.
+//! Deserializes a JSON string into its final type with one copy. serde's `Box<str>` needs one copy more.
 
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
-/// The string, kept as a `T`.
+/// A string, stored as a `T`.
 #[derive(Debug)]
 pub(crate) struct Text<T>(pub(crate) T);
 
@@ -35,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_the_string_with_its_escapes_resolved() {
+    fn escapes_are_resolved() {
         let parsed = serde_json::from_str::<Vec<Text<Box<str>>>>(r#"["a\n\"é\u00e9", ""]"#).unwrap();
         let texts: Vec<_> = parsed.iter().map(|text| &*text.0).collect();
         assert_eq!(texts, ["a\n\"éé", ""]);

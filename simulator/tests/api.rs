@@ -1,4 +1,4 @@
-//! The simulator answers as Cloudflare's documentation says the real API does.
+//! The simulator answers as Cloudflare documents the real API.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a test may
 
@@ -15,7 +15,7 @@ use taskpipeline_simulator::{
 use tokio::time::sleep;
 
 #[tokio::test]
-async fn values_are_put_read_listed_and_deleted_in_bulk_and_alone() {
+async fn values_are_put_read_listed_and_deleted_bulk_and_single() {
     let (simulator, api) = start(Config::default()).await;
     let pairs = json!([{"key": "t:a/b", "value": "1", "metadata": {"m": 1}}, {"key": "t:2", "value": "2"}]);
     let (_, put) = api.call(Method::PUT, "/bulk", pairs.to_string()).await;
@@ -56,7 +56,7 @@ async fn each_refusal_has_cloudflares_status_and_code() {
 }
 
 #[tokio::test]
-async fn past_the_limit_everything_is_blocked_and_retry_after_says_how_long() {
+async fn over_the_limit_all_requests_are_blocked_for_the_retry_after() {
     let rate_limit = Some(RateLimit { requests: 3, ..RateLimit::CLOUDFLARE });
     let (simulator, api) = start(Config { rate_limit, ..Config::default() }).await;
     for _ in 0..3 {
@@ -73,23 +73,23 @@ async fn past_the_limit_everything_is_blocked_and_retry_after_says_how_long() {
 }
 
 #[tokio::test]
-async fn every_answer_tells_what_is_left_except_to_strangers() {
+async fn every_answer_to_a_known_token_has_the_headers_of_the_rate_limit() {
     let (simulator, mut api) = start(Config::default()).await;
-    let told = async |api: &Api, path| {
+    let headers = async |api: &Api, path| {
         let response = api.request(Method::GET, path, "").send().await.unwrap();
         ["ratelimit", "ratelimit-policy"]
             .map(|name| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned()))
     };
     let policy = Some(r#""default";q=1200;w=300"#.to_owned());
-    assert_eq!(told(&api, "/keys").await, [Some(r#""default";r=1199;t=300"#.to_owned()), policy.clone()]);
-    assert_eq!(told(&api, "/values/none").await[0].as_deref(), Some(r#""default";r=1198;t=300"#));
+    assert_eq!(headers(&api, "/keys").await, [Some(r#""default";r=1199;t=300"#.to_owned()), policy.clone()]);
+    assert_eq!(headers(&api, "/values/none").await[0].as_deref(), Some(r#""default";r=1198;t=300"#));
     simulator.inject(Rule::new(Fault::Throttled { retry_after: Duration::from_secs(7) }));
-    assert_eq!(told(&api, "/keys").await, [Some(r#""default";r=0;t=7"#.to_owned()), policy]);
+    assert_eq!(headers(&api, "/keys").await, [Some(r#""default";r=0;t=7"#.to_owned()), policy]);
     simulator.set_faults([Rule::new(Fault::RevokedToken)]);
-    assert_eq!(told(&api, "/keys").await, [None, None]);
+    assert_eq!(headers(&api, "/keys").await, [None, None]);
     simulator.set_faults([]);
     api.token = "stolen".to_owned();
-    assert_eq!(told(&api, "/keys").await, [None, None]);
+    assert_eq!(headers(&api, "/keys").await, [None, None]);
 }
 
 #[tokio::test]
@@ -123,7 +123,7 @@ async fn keys_and_bytes_are_counted_by_operation() {
 }
 
 #[tokio::test]
-async fn it_is_known_when_each_key_landed() {
+async fn the_landing_of_each_key_is_recorded() {
     let config = Config { record_landings: true, ..Config::default() };
     let (simulator, api) = start(config).await;
     let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros() as u64;
@@ -135,13 +135,13 @@ async fn it_is_known_when_each_key_landed() {
     api.call(Method::PUT, "/bulk", pairs.to_string()).await;
     api.call(Method::POST, "/bulk/delete", r#"["a\"", "b"]"#).await;
     let landings = simulator.landings(0);
-    let told = |landing: &Landing| (landing.number, landing.key.to_string(), landing.operation);
+    let fields = |landing: &Landing| (landing.number, landing.key.to_string(), landing.operation);
     let expected = [
         (0, "a\"".to_owned(), Operation::BulkPut),
         (1, "b".to_owned(), Operation::BulkPut),
         (2, "b".to_owned(), Operation::BulkDelete),
     ];
-    assert_eq!(landings.iter().map(told).collect::<Vec<_>>(), expected, "what failed did not land");
+    assert_eq!(landings.iter().map(fields).collect::<Vec<_>>(), expected, "an omitted key does not land");
     assert!(landings.iter().all(|landing| (before..=now()).contains(&landing.unix_micros)));
 
     let url = format!("{}/landings?from=1&most=1", simulator.control_url());
@@ -149,11 +149,11 @@ async fn it_is_known_when_each_key_landed() {
     assert_eq!(lines, format!("[1,\"b\",{},\"bulk_put\"]\n", landings[1].unix_micros));
     let (other, _) = start(Config::default()).await;
     other.seed("a", "1");
-    assert!(other.landings(0).is_empty(), "off unless asked for");
+    assert!(other.landings(0).is_empty(), "landings are off by default");
 }
 
 #[tokio::test]
-async fn after_a_reset_it_is_as_if_just_started_and_what_was_under_way_changes_nothing() {
+async fn a_reset_empties_the_simulator_and_requests_in_flight_change_nothing() {
     let latency = Latency { least: Duration::from_millis(300), ..Latency::NONE };
     let config = Config { record_landings: true, latency, ..Config::default() };
     let simulator = Simulator::start(config).await.unwrap();
@@ -181,10 +181,10 @@ async fn after_a_reset_it_is_as_if_just_started_and_what_was_under_way_changes_n
 }
 
 #[tokio::test]
-async fn metadata_and_values_come_back_as_they_went_in() {
+async fn metadata_and_values_are_answered_as_they_were_written() {
     let (simulator, api) = start(Config::default()).await;
     let value = "\u{0}\"é\n\u{1F600}";
-    // Shorter than 1,024 bytes once the spaces are gone.
+    // Shorter than 1,024 bytes without the spaces.
     let body = format!(
         r#"[{{"key": "a", "value": {}, "metadata": {{"m":{}"é"}}}}]"#,
         json!(value),
@@ -206,7 +206,7 @@ async fn metadata_and_values_come_back_as_they_went_in() {
 }
 
 #[tokio::test]
-async fn overlapping_and_hasty_writes_are_noticed() {
+async fn overlapping_writes_and_writes_too_soon_are_counted() {
     let (simulator, api) = start(Config::default()).await;
     let body = r#"[{"key": "a", "value": "1"}]"#;
     api.call(Method::PUT, "/bulk", body).await;
@@ -222,7 +222,7 @@ async fn overlapping_and_hasty_writes_are_noticed() {
 }
 
 #[tokio::test]
-async fn what_was_written_by_the_api_shows_on_the_pages_at_once_and_is_gone_when_it_was_deleted() {
+async fn the_pages_show_a_write_of_the_api_at_once_and_a_deleted_task_is_gone() {
     let pages = Some("127.0.0.1:0".parse().unwrap());
     let (simulator, api) = start(Config { pages, ..Config::default() }).await;
     let shown = simulator.pages_url().unwrap();
@@ -257,5 +257,5 @@ async fn what_was_written_by_the_api_shows_on_the_pages_at_once_and_is_gone_when
     assert_eq!(get("api/tasks/task-007").await.json::<Value>().await.unwrap()["title"], "Task <7>");
     assert!(api.call(Method::DELETE, "/values/tasks%3Atask-007", "").await.0.is_success());
     assert_eq!(get("api/tasks/task-007").await.status(), 404);
-    assert_eq!(simulator.seen().answers.len(), 2, "looking at pages is no request of the API");
+    assert_eq!(simulator.seen().answers.len(), 2, "a request for a page does not count for the API");
 }

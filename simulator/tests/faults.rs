@@ -1,4 +1,4 @@
-//! Each fault does what it says, over real HTTP, and is counted; the control endpoint sets them all.
+//! Each fault has its effect over real HTTP and is counted, and the control endpoint can set every fault.
 
 #![allow(clippy::unwrap_used)] // a test may
 
@@ -32,7 +32,7 @@ async fn bulk_put(api: &Api, body: String) -> Value {
     answer["result"].clone()
 }
 
-/// The client waits only so long and gets no answer.
+/// Sends a request and asserts that no answer comes within [`SHORT`].
 async fn gives_up(api: &Api, method: Method, path: &str, body: &str) {
     let request = api.request(method, path, body.to_owned()).timeout(SHORT);
     assert!(request.send().await.unwrap_err().is_timeout());
@@ -45,7 +45,7 @@ async fn control(simulator: &Simulator, api: &Api, method: Method, path: &str, b
 }
 
 #[tokio::test]
-async fn a_status_comes_so_many_times_for_its_operations_and_has_no_effect() {
+async fn a_status_fault_answers_its_operations_for_its_times_and_prevents_the_effect() {
     let (simulator, api) = start(Config::default()).await;
     simulator.set_faults([
         Rule::new(Fault::status(500)).on(Operation::BulkPut).times(2),
@@ -65,12 +65,15 @@ async fn a_status_comes_so_many_times_for_its_operations_and_has_no_effect() {
     assert_eq!((seen.fault("status"), seen.fault("forbidden"), seen.refused), (2, 1, 3));
     assert_eq!(seen.answered(Operation::BulkPut, Some(500)), 2);
     assert_eq!(seen.answered(Operation::BulkPut, Some(200)), 1);
-    assert_eq!(seen.writes_too_soon, 1, "the delete and the put; what failed was no write");
-    assert_eq!(simulator.faults().len(), 1, "the first is over");
+    assert_eq!(
+        seen.writes_too_soon, 1,
+        "the put follows the delete too soon; failed requests do not count as writes"
+    );
+    assert_eq!(simulator.faults().len(), 1, "the first rule has ended");
 }
 
 #[tokio::test]
-async fn an_outage_lasts_as_long_as_it_is_set_for() {
+async fn an_outage_ends_after_its_time() {
     let (simulator, api) = start(Config::default()).await;
     simulator.inject(Rule::new(Fault::status(503)).lasting(LONG));
     assert_eq!(api.call(Method::GET, "/keys", "").await.0.as_u16(), 503);
@@ -80,7 +83,7 @@ async fn an_outage_lasts_as_long_as_it_is_set_for() {
 }
 
 #[tokio::test]
-async fn a_429_says_how_long_to_wait_and_the_log_shows_who_does_not() {
+async fn a_429_has_a_retry_after_and_the_log_shows_requests_that_do_not_wait() {
     let (simulator, api) = start(Config::default()).await;
     simulator.inject(Rule::new(Fault::Throttled { retry_after: Duration::from_secs(7) }).times(1));
     let refused = api.request(Method::PUT, "/bulk", pairs(["a"], "1")).send().await.unwrap();
@@ -106,7 +109,7 @@ async fn a_429_says_how_long_to_wait_and_the_log_shows_who_does_not() {
 }
 
 #[tokio::test]
-async fn a_request_hangs_without_an_answer_and_one_is_slow() {
+async fn a_request_hangs_and_another_is_slow() {
     let (simulator, api) = start(Config::default()).await;
     simulator.set_faults([
         Rule::new(Fault::Hang).on(Scope::Writes).times(1),
@@ -118,7 +121,7 @@ async fn a_request_hangs_without_an_answer_and_one_is_slow() {
     assert!(begun.elapsed() >= LONG);
     gives_up(&api, Method::PUT, "/values/c", "1").await;
     sleep(LONG).await;
-    assert_eq!(simulator.keys(), ["b", "c"], "who gives up on a slow answer has written all the same");
+    assert_eq!(simulator.keys(), ["b", "c"], "a slow write takes effect even if the client gives up");
     let seen = simulator.seen();
     assert_eq!((seen.fault("hang"), seen.fault("slow")), (1, 2));
     assert_eq!((seen.answered(Operation::Put, None), seen.overlapping_keys), (1, 0));
@@ -141,7 +144,7 @@ async fn an_answer_is_lost_after_the_effect() {
     bulk_put(&api, pairs(["b"], "1")).await;
     let seen = simulator.seen();
     assert_eq!((seen.fault("lost_answer"), seen.answered(Operation::BulkPut, None)), (2, 1));
-    assert_eq!(seen.total_requests(), 3, "the client did not send anything again by itself");
+    assert_eq!(seen.total_requests(), 3, "the HTTP client did not retry");
 }
 
 #[tokio::test]
@@ -166,7 +169,7 @@ async fn a_write_lands_late_over_a_newer_one() {
 }
 
 #[tokio::test]
-async fn some_keys_of_a_bulk_fail_and_are_named_or_not() {
+async fn some_keys_of_a_bulk_write_fail_and_the_answer_names_them_or_not() {
     let (simulator, api) = start(Config::default()).await;
     let partial = |at_most, report| Rule::new(Fault::Partial { at_most, report }).times(1);
     let keys = ["a1", "b1", "a2", "b2"];
@@ -196,7 +199,7 @@ async fn some_keys_of_a_bulk_fail_and_are_named_or_not() {
 }
 
 #[tokio::test]
-async fn a_poisonous_value_has_its_request_refused_whole() {
+async fn a_request_with_a_poisonous_value_is_refused_as_a_whole() {
     let (simulator, api) = start(Config::default()).await;
     simulator.set_faults([Rule::poison("POISON", 400), Rule::poison("FAT", 413)]);
     let bad = json!([{"key": "a", "value": "good"}, {"key": "b", "value": "some POISON here"}]).to_string();
@@ -209,7 +212,7 @@ async fn a_poisonous_value_has_its_request_refused_whole() {
 }
 
 #[tokio::test]
-async fn reads_are_as_old_as_they_are_set_to_be() {
+async fn stale_reads_have_the_configured_age() {
     let (simulator, api) = start(Config::default()).await;
     simulator.seed("always", "0");
     bulk_put(&api, pairs(["a"], "1")).await;
@@ -235,7 +238,7 @@ async fn reads_are_as_old_as_they_are_set_to_be() {
 }
 
 #[tokio::test]
-async fn a_token_an_account_and_a_namespace_go_and_are_mended() {
+async fn faults_of_token_account_and_namespace_apply_until_they_are_removed() {
     let (simulator, api) = start(Config::default()).await;
     for (fault, expected, counted) in [
         (Fault::RevokedToken, (401, 10_000), 0),
@@ -245,16 +248,16 @@ async fn a_token_an_account_and_a_namespace_go_and_are_mended() {
         let (name, before) = (fault.name(), simulator.seen().most_in_sliding_window);
         simulator.inject(Rule::new(fault));
         assert_eq!(api.code(Method::PUT, "/bulk", "not even JSON").await, expected);
-        assert_eq!(simulator.seen().most_in_sliding_window - before, counted, "{name} has its place");
+        assert_eq!(simulator.seen().most_in_sliding_window - before, counted, "{name} applies at its check");
         simulator.mend(name);
         assert_eq!(api.call(Method::GET, "/keys", "").await.0, StatusCode::OK);
         assert_eq!(simulator.seen().fault(name), 1);
     }
-    assert_eq!(simulator.seen().total_requests(), 3, "only the others were let in");
+    assert_eq!(simulator.seen().total_requests(), 3, "only requests without a fault are admitted");
 }
 
 #[tokio::test]
-async fn the_real_checks_come_before_faults_at_the_same_place() {
+async fn the_real_check_comes_before_a_fault_at_the_same_place() {
     let rate_limit = Some(RateLimit { requests: 1, ..RateLimit::CLOUDFLARE });
     let (simulator, mut api) = start(Config { rate_limit, ..Config::default() }).await;
     simulator.inject(Rule::new(Fault::Throttled { retry_after: Duration::from_secs(1) }));
@@ -263,11 +266,11 @@ async fn the_real_checks_come_before_faults_at_the_same_place() {
     api.token = "stolen".to_owned();
     assert_eq!(api.code(Method::GET, "/keys", "").await, (401, 10_000));
     let seen = simulator.seen();
-    assert_eq!((seen.fault("throttled"), seen.throttled), (1, 2), "the second 429 was the rate limit's own");
+    assert_eq!((seen.fault("throttled"), seen.throttled), (1, 2), "the second 429 is from the rate limit");
 }
 
 #[tokio::test]
-async fn answers_are_not_what_the_api_would_say() {
+async fn faults_give_answers_that_the_api_never_gives() {
     let (simulator, api) = start(Config::default()).await;
     let redirect = Fault::Redirect { location: "http://127.0.0.1:9/elsewhere".to_owned() };
     let faults =
@@ -303,7 +306,7 @@ async fn answers_are_not_what_the_api_would_say() {
 }
 
 #[tokio::test]
-async fn only_requests_with_such_a_key_are_befallen() {
+async fn a_rule_on_keys_affects_only_requests_with_a_matching_key() {
     let (simulator, api) = start(Config::default()).await;
     simulator.inject(Rule::new(Fault::status(500)).keys(KeyMatch::StartsWith("bad:".to_owned())));
     simulator.inject(Rule::new(Fault::RevokedToken).keys(KeyMatch::Is("a".to_owned())));
@@ -316,7 +319,7 @@ async fn only_requests_with_such_a_key_are_befallen() {
 }
 
 #[tokio::test]
-async fn the_control_endpoint_sets_shows_and_mends_and_does_not_count() {
+async fn the_control_endpoint_sets_lists_and_removes_faults_and_is_not_counted() {
     let (simulator, api) = start(Config::default()).await;
     let rules = json!([
         {"on": "writes", "times": 3, "fault": {"status": {"status": 503}}},
@@ -355,23 +358,23 @@ async fn the_control_endpoint_sets_shows_and_mends_and_does_not_count() {
 }
 
 #[tokio::test]
-async fn a_token_is_rolled_both_are_let_in_and_then_the_new_one_alone() {
+async fn during_a_rotation_both_tokens_are_admitted_and_then_only_the_new_token() {
     let (simulator, old) = start(Config::default()).await;
     let new = Api { client: old.client.clone(), root: old.root.clone(), token: "new".to_owned() };
-    let let_in = async |api: &Api| api.call(Method::GET, "/keys", "").await.0.as_u16();
-    assert_eq!((let_in(&old).await, let_in(&new).await), (200, 401));
+    let status = async |api: &Api| api.call(Method::GET, "/keys", "").await.0.as_u16();
+    assert_eq!((status(&old).await, status(&new).await), (200, 401));
     simulator.set_tokens(["token".to_owned(), "new".to_owned()]);
-    assert_eq!((let_in(&old).await, let_in(&new).await), (200, 200));
+    assert_eq!((status(&old).await, status(&new).await), (200, 200));
     assert_eq!(control(&simulator, &old, Method::PUT, "/tokens", json!(["new"])).await.0, 204);
-    assert_eq!((let_in(&old).await, let_in(&new).await), (401, 200));
+    assert_eq!((status(&old).await, status(&new).await), (401, 200));
     assert_eq!(control(&simulator, &old, Method::PUT, "/tokens", json!("new")).await.0, 400);
-    assert_eq!(let_in(&new).await, 200, "what cannot be read changes nothing");
+    assert_eq!(status(&new).await, 200, "invalid JSON changes nothing");
     simulator.reset();
-    assert_eq!((let_in(&old).await, let_in(&new).await), (200, 401));
+    assert_eq!((status(&old).await, status(&new).await), (200, 401));
 }
 
 #[tokio::test]
-async fn every_request_is_logged_refused_ones_too() {
+async fn every_request_is_logged_refused_requests_included() {
     let (simulator, mut api) = start(Config::default()).await;
     let many: Vec<_> = (0..201).map(|n| json!({"key": n.to_string(), "value": ""})).collect();
     bulk_put(&api, json!(many).to_string()).await;
@@ -398,7 +401,7 @@ async fn every_request_is_logged_refused_ones_too() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_does_not_stop_its_write() {
+async fn a_client_that_disconnects_does_not_stop_its_write() {
     let (quick, api) = start(Config::default()).await;
     let latency = Latency { least: LONG, ..Latency::NONE };
     let slow = Simulator::start(Config { latency, ..Config::default() }).await.unwrap();

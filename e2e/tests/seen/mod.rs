@@ -91,9 +91,11 @@ pub fn pages() -> Vec<Page> {
         page("list", "/", "Tasks"),
         page("list-in-progress", "/?status=in_progress", "Tasks in progress"),
         page("list-first-page", "/?limit=3", "Tasks"),
-        page("error-400", "/?limit=0&status=x&cursor=%00", "This request cannot be understood"),
-        page("error-404", "/nowhere", "There is no such page"),
-        page("error-404-task", "/tasks/none", "There is no such task"),
+        // The cursor is past every id, so the page has no tasks.
+        page("list-no-match", "/?status=pending&cursor=~%25F4%258F%25BF%25BF", "Pending tasks"),
+        page("error-400", "/?limit=0&status=x&cursor=%00", "Invalid request"),
+        page("error-404", "/nowhere", "Page not found"),
+        page("error-404-task", "/tasks/none", "Task not found"),
         page("error-503", "/tasks/broken", "This task cannot be shown"),
     ];
     pages.extend(tasks().iter().map(|task| page(&format!("task-{}", task.name), &task.path(), &task.title)));

@@ -1,4 +1,4 @@
-//! The same for programs: whole tasks, as JSON.
+//! The JSON API: the list and one task, with all fields.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Whether the edge can do its work, which is whether KV answers.
+//! The health of the edge: whether KV answers.
 
 use std::sync::Arc;
 
@@ -13,8 +13,10 @@ use crate::errors::{EdgeError, ErrorBody};
 use crate::reader::TaskReader;
 use crate::report;
 
-/// Outside the tasks' prefix, so it is never a task. A get, because a list costs ten times as much and
-/// Cloudflare's free plan has a thousand of those a day: a probe every minute would use them up.
+/// The key that a health check reads. The key has no task prefix, so it is never a task.
+///
+/// A health check is a get: a list costs ten times as much, and Cloudflare's free plan allows 1,000 lists a day.
+/// A probe every minute would exceed that.
 const PROBE_KEY: &str = "health-probe";
 
 #[derive(Serialize)]
@@ -43,7 +45,7 @@ pub(super) async fn check<R: TaskReader>(
         version: env!("CARGO_PKG_VERSION"),
         error: failure.as_ref().map(|error| error.body(&correlation)),
     })?;
-    // The layer around the routes says `no-store` where nothing is said.
+    // The layer around the routes adds `no-store` to an answer without a cache header.
     response.headers_mut().remove(CACHE_CONTROL);
     if let Some(error) = failure {
         report::failure(&error, &correlation);

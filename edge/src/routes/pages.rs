@@ -1,4 +1,4 @@
-//! The two pages for people: the list and one task.
+//! The pages for people: the list and one task.
 
 use std::sync::Arc;
 

@@ -35,7 +35,7 @@ impl Answer {
         Html::parse_document(&self.body)
     }
 
-    /// The text of every element the selector finds, as the visitor sees it.
+    /// The texts of all elements that match the selector, as the visitor sees them.
     pub fn texts(&self, selector: &str) -> Vec<String> {
         let selector = Selector::parse(selector).unwrap();
         self.html().select(&selector).map(|element| element.text().collect()).collect()
@@ -50,7 +50,7 @@ impl Answer {
         self.attributes(selector, "href").pop()
     }
 
-    /// The fields at fault of a bad request.
+    /// The invalid fields in the answer to a bad request.
     pub fn faults(&self) -> Vec<String> {
         let body = self.json();
         let fields = body["error"]["fields"].as_array().expect("fields").clone();
@@ -65,12 +65,12 @@ pub async fn send(router: &Router, request: Request<Body>) -> Answer {
     Answer { status: parts.status, headers: parts.headers, body: String::from_utf8(body.to_vec()).unwrap() }
 }
 
-pub async fn ask(router: &Router, method: Method, uri: &str) -> Answer {
+pub async fn request(router: &Router, method: Method, uri: &str) -> Answer {
     send(router, Request::builder().method(method).uri(uri).body(Body::empty()).unwrap()).await
 }
 
 pub async fn get(router: &Router, uri: &str) -> Answer {
-    ask(router, Method::GET, uri).await
+    request(router, Method::GET, uri).await
 }
 
 pub fn task(id: &str) -> Task {
@@ -92,7 +92,7 @@ pub fn store(tasks: &[Task]) -> MemoryReader {
     store
 }
 
-/// Ids that sort as their numbers do.
+/// Tasks with the ids `task-0000`, `task-0001` and so on, whose order is that of the numbers.
 pub fn many(count: usize, status: impl Fn(usize) -> Status) -> MemoryReader {
     let tasks: Vec<Task> =
         (0..count).map(|n| Task { status: status(n), ..task(&format!("task-{n:04}")) }).collect();
@@ -103,7 +103,7 @@ pub fn edge(tasks: &[Task]) -> Router {
     router(store(tasks))
 }
 
-/// Passes reads on and counts them.
+/// The numbers of reads.
 #[derive(Default)]
 pub struct Counts {
     pub lists: AtomicUsize,
@@ -114,13 +114,14 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Lists, gets and bulk gets so far.
+    /// The numbers of lists, gets and bulk gets so far.
     pub fn seen(&self) -> (usize, usize, usize) {
         let [lists, gets, bulks] = [&self.lists, &self.gets, &self.bulks].map(|n| n.load(Ordering::SeqCst));
         (lists, gets, bulks)
     }
 }
 
+/// Counts reads.
 pub struct CountingReader {
     store: MemoryReader,
     counts: Arc<Counts>,
@@ -131,7 +132,7 @@ pub fn counted(store: MemoryReader) -> (Router, Arc<Counts>) {
     (router(CountingReader { store, counts: counts.clone() }), counts)
 }
 
-/// Keeps everything.
+/// A cache that keeps all texts.
 #[derive(Default)]
 pub struct MemoryCache(std::sync::Mutex<HashMap<String, String>>);
 
@@ -145,7 +146,7 @@ impl ListCache for MemoryCache {
     }
 }
 
-/// As [`counted`], with list calls that are remembered.
+/// Like [`counted`], with a cache of list calls.
 pub fn counted_and_cached(store: MemoryReader) -> (Router, Arc<Counts>) {
     let counts = Arc::new(Counts::default());
     let reader = CountingReader { store, counts: counts.clone() };
@@ -154,7 +155,7 @@ pub fn counted_and_cached(store: MemoryReader) -> (Router, Arc<Counts>) {
 
 impl TaskReader for CountingReader {
     async fn list(&self, prefix: &str, limit: usize, cursor: Option<&str>) -> Result<KeyPage, ReadError> {
-        assert!((1..=1000).contains(&limit), "asked for {limit} keys");
+        assert!((1..=1000).contains(&limit), "a list of {limit} keys");
         self.counts.lists.fetch_add(1, Ordering::SeqCst);
         let page = self.store.list(prefix, limit, cursor).await?;
         self.counts.listed_keys.fetch_add(page.keys.len(), Ordering::SeqCst);
@@ -167,14 +168,14 @@ impl TaskReader for CountingReader {
     }
 
     async fn get_bulk(&self, keys: &[String]) -> Result<HashMap<String, String>, ReadError> {
-        assert!((1..=100).contains(&keys.len()), "asked for {} values", keys.len());
+        assert!((1..=100).contains(&keys.len()), "a bulk get of {} values", keys.len());
         self.counts.bulks.fetch_add(1, Ordering::SeqCst);
         self.counts.largest_bulk.fetch_max(keys.len(), Ordering::SeqCst);
         self.store.get_bulk(keys).await
     }
 }
 
-/// A store of which some operations fail.
+/// A store whose operations fail as configured.
 #[derive(Clone, Default)]
 pub struct FailingReader {
     pub store: MemoryReader,
@@ -208,7 +209,7 @@ impl TaskReader for FailingReader {
     }
 }
 
-/// Lists these pages whatever is asked, one after the other; the cursor is the number of the next.
+/// A store that lists these pages, one after the other, for any request. The cursor is the number of the next page.
 pub struct ScriptedReader {
     pub pages: Vec<Vec<ListedKey>>,
     pub values: HashMap<String, String>,

@@ -1,8 +1,8 @@
-//! What KV itself says is left of the token's limit, and whether others use it too. Pure.
+//! The rest of the token's rate limit, and the requests that other clients send with the same token. Pure.
 //!
-//! Answers carry `Ratelimit: "default";r=50;t=30`: so many requests are left, and the window starts anew in so
-//! many seconds (<https://developers.cloudflare.com/fundamentals/api/reference/limits/>). Where they do not,
-//! nothing is concluded.
+//! Cloudflare's answers have the header `Ratelimit: "default";r=50;t=30`: 50 requests are left, and the window
+//! starts again in 30 seconds (<https://developers.cloudflare.com/fundamentals/api/reference/limits/>). An answer
+//! without this header changes nothing.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -10,17 +10,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What an answer says is left.
+/// The rest of the rate limit, from the header of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allowance {
-    /// Requests.
+    /// The requests that are left.
     pub remaining: u32,
-    /// Until there are more.
+    /// The time until the window starts again.
     pub resets_in: Duration,
 }
 
 impl Allowance {
-    /// Reads the header; of several limits, the one of which least is left.
+    /// Parses the header. Of several limits, returns the limit with the fewest requests left.
     pub(super) fn parse(header: &str) -> Option<Self> {
         header.split(',').filter_map(Self::parse_one).min_by_key(|allowance| allowance.remaining)
     }
@@ -38,7 +38,7 @@ impl Allowance {
     }
 }
 
-/// A number of seconds, as headers have it. One that is too long to be counted is as long as can be.
+/// Parses a number of seconds from a header. A number that does not fit `u64` becomes the maximum.
 pub(super) fn whole_seconds(text: &str) -> Option<Duration> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
@@ -46,48 +46,49 @@ pub(super) fn whole_seconds(text: &str) -> Option<Duration> {
     Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
 }
 
-/// How long requests are counted before they are counted anew.
+/// The period after which counting starts again.
 const COUNTED: Duration = Duration::from_secs(300);
 
-/// So many requests of others are taken for what a budget leaves room for: a dashboard, a deployment.
+/// The requests of others that need no report: the budget leaves room for a dashboard or a deployment.
 const A_FEW: u32 = 25;
 
-/// Counts what others spend of the same token.
+/// Counts the requests that other clients send with the same token.
 #[derive(Debug, Default)]
 pub struct Others {
-    /// When counting began, what was left then, and how many requests of our own were sent since.
+    /// The start of counting, the requests that were left then, and our own requests since then.
     since: Option<(Instant, u32, u32)>,
-    told: Option<Instant>,
+    reported_at: Option<Instant>,
 }
 
 impl Others {
-    /// A request of our own was sent.
+    /// Counts a request of our own.
     pub fn sent(&mut self) {
         if let Some((_, _, own)) = &mut self.since {
             *own += 1;
         }
     }
 
-    /// An answer said what is left. Answers how many requests others have sent of late, when they are more than a
-    /// few and that was not told within the last five minutes.
+    /// Takes in the rest of the limit from an answer.
     ///
-    /// Never too many: in a sliding window some come back meanwhile, and hide as many.
+    /// Returns the number of requests that others sent since counting started, if it is more than 25. Reports at
+    /// most once in five minutes. The number is never too high, but can be too low: in a sliding window, returned
+    /// requests hide as many.
     pub fn learn(&mut self, allowance: Allowance, now: Instant) -> Option<u32> {
         let Some((since, before, own)) = self.since else {
             self.since = Some((now, allowance.remaining, 0));
             return None;
         };
-        // The window has begun anew, or has slid.
+        // The window started again or slid, or the count is too old.
         if allowance.remaining > before || now.duration_since(since) > COUNTED {
             self.since = Some((now, allowance.remaining, 0));
             return None;
         }
         let others = (before - allowance.remaining).saturating_sub(own);
-        let news = self.told.is_none_or(|at| now.duration_since(at) > COUNTED);
-        if others <= A_FEW || !news {
+        let is_due = self.reported_at.is_none_or(|at| now.duration_since(at) > COUNTED);
+        if others <= A_FEW || !is_due {
             return None;
         }
-        self.told = Some(now);
+        self.reported_at = Some(now);
         Some(others)
     }
 }
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_is_read_as_cloudflare_documents_it_and_nothing_else_is() {
+    fn the_header_parses_as_cloudflare_documents_it_and_in_no_other_form() {
         assert_eq!(Allowance::parse(r#""default";r=50;t=30"#), Some(left(50)));
         assert_eq!(Allowance::parse(r#""burst";r=100;t=60, "default"; r=50; t=30"#), Some(left(50)));
         for (long, seconds) in [("4294967296", 4_294_967_296), ("99999999999999999999999", u64::MAX)] {
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_requests_are_no_news_and_those_of_others_are_told_once() {
+    fn only_requests_of_others_are_reported_and_only_once() {
         let (mut others, mut now) = (Others::default(), Instant::now());
         let mut remaining = 1_200;
         for _ in 0..200 {
@@ -123,7 +124,7 @@ mod tests {
             assert_eq!(others.learn(left(remaining), now), None);
         }
         remaining -= 100;
-        // The first answer was to the first request: it is the one that is missing here.
+        // Counting starts with the first answer, which follows the first request.
         assert_eq!(others.learn(left(remaining), now), Some(100));
         assert_eq!(others.learn(left(remaining - 1), now), None);
         now += COUNTED * 2;

@@ -1,4 +1,4 @@
-//! What an answer of the API means. Pure: a status, headers and a body in, a verdict out.
+//! Classifies the answers of the API. Pure: takes a status, headers and a body.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -8,42 +8,44 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-/// How long everything waits after a 429 that does not say for how long: short against Cloudflare's block
-/// of five minutes, since asking again then costs one request.
+/// The wait after a 429 without a `Retry-After`.
+///
+/// It is short compared with Cloudflare's block of five minutes, because an early retry costs only one request.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// The longest wait that KV's answers can ask for. Cloudflare blocks for five minutes; three times that is enough for any
-/// limit of its kind, and an answer that says "in a thousand years" is a mistake that must not stop the pipeline.
+/// The longest wait after a 429, even if the answer names a longer one.
+///
+/// Cloudflare blocks for five minutes. A wait of more than three times that is a mistake, and must not stop the
+/// pipeline.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
 
-/// Why a request did not do what it should, by what has to happen next.
+/// The reason why a request failed, by the action that it needs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// May work when tried again: connections, 425, 5xx.
+    /// A retry may succeed: a connection error, 425, 5xx, or an answer that cannot be read.
     #[error("{0}")]
     Transient(String),
-    /// As [`Self::Transient`], and may have to do with the size of the request: a time-out, 408, 504, 524.
+    /// A retry may succeed, and a smaller request may help: a timeout, 408, 504, 524.
     #[error("{0}")]
     TooSlow(String),
-    /// 429: nothing at all may be sent for this long.
+    /// 429: no request may be sent for this time.
     #[error("too many requests: retry after {} s", .0.as_secs())]
     Throttled(Duration),
-    /// Nothing can work until someone mends the token, the namespace or the plan.
+    /// No request can succeed until someone corrects the token, the namespace or the plan.
     #[error("{0}")]
     Config(String),
-    /// The plan's writes of the day are used up: nothing can be written until 00:00 UTC, or until someone
-    /// upgrades the plan.
+    /// The plan's daily quota is used up: no write can succeed until 00:00 UTC, or until someone upgrades the plan.
     #[error("{0}")]
     DailyQuota(String),
-    /// The request itself is at fault: 400.
+    /// KV refuses this request: 400.
     #[error("{0}")]
     Refused(String),
-    /// The request is larger than KV takes: 413.
+    /// The request is too large for KV: 413, or code 10012.
     #[error("{0}")]
     TooLarge(String),
 }
 
-/// What every answer of the API is wrapped in. Anything but `success` may be missing or null.
+/// The envelope of every answer of the API. All fields but `success` may be missing or null.
 #[derive(Deserialize)]
 struct Envelope<T> {
     success: bool,
@@ -70,7 +72,7 @@ struct ApiError {
     message: String,
 }
 
-/// Errors in whatever shape they come: an answer is not to be misread because one of them lacks a code.
+/// Deserializes errors of any shape, so that an error without a code does not hide the whole answer.
 fn errors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ApiError>, D::Error> {
     let errors = match Value::deserialize(deserializer)? {
         Value::Array(errors) => errors,
@@ -83,7 +85,7 @@ fn errors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ApiError>, D
         },
         message: error["message"].as_str().unwrap_or_default().to_owned(),
     };
-    // The reason of a general error ("Invalid request headers") may stand beneath it.
+    // The cause of a general error ("Invalid request headers") may be in its chain.
     let chained = errors.iter().filter_map(|error| error["error_chain"].as_array()).flatten();
     Ok(errors.iter().chain(chained).map(read).collect())
 }
@@ -106,34 +108,34 @@ struct BulkValues {
 /// One page of a namespace's keys.
 #[derive(Debug)]
 pub struct KeyPage {
-    /// The keys, in their order. A page may be empty and yet not be the last one.
+    /// The keys, in their order. An empty page is not always the last one.
     pub keys: Vec<ListedKey>,
-    /// Where the next page begins; nothing after the last one.
+    /// The start of the next page; `None` after the last page.
     pub cursor: Option<String>,
 }
 
-/// A key as a list shows it.
+/// A key in the answer to a list.
 #[derive(Debug, Deserialize)]
 pub struct ListedKey {
     /// The key.
     pub name: String,
-    /// What is stored beside the value.
+    /// The key's metadata.
     #[serde(default)]
     pub metadata: Option<Value>,
 }
 
-/// A value, and what is stored beside it where the server tells it (some v4-shaped servers do not).
+/// A value, with its metadata if the server sends it. Some v4-shaped servers do not.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub enum Entry {
-    /// With metadata, or with none where the key has none.
+    /// The value and the metadata, which is `None` if the key has none.
     Whole {
         /// The value.
         value: String,
-        /// What is stored beside it.
+        /// The metadata.
         metadata: Option<Value>,
     },
-    /// The value alone.
+    /// The value without its metadata.
     Value(String),
 }
 
@@ -143,7 +145,7 @@ struct BulkEntries {
     values: Option<HashMap<String, Option<Entry>>>,
 }
 
-/// Reads a page of keys.
+/// Parses a page of keys.
 pub(super) fn page(body: &[u8]) -> Result<KeyPage, Failure> {
     let envelope = envelope::<Vec<ListedKey>>(body)?;
     let keys =
@@ -152,7 +154,7 @@ pub(super) fn page(body: &[u8]) -> Result<KeyPage, Failure> {
     Ok(KeyPage { keys, cursor })
 }
 
-/// Reads the answer to a bulk read with metadata: each key's entry, or that there is none.
+/// Parses the answer to a bulk read with metadata: the entry of each key, or `None`.
 pub(super) fn entries(body: &[u8]) -> Result<HashMap<String, Option<Entry>>, Failure> {
     envelope::<BulkEntries>(body)?
         .result
@@ -160,12 +162,12 @@ pub(super) fn entries(body: &[u8]) -> Result<HashMap<String, Option<Entry>>, Fai
         .ok_or_else(|| Failure::Transient("KV answered a read without values".to_owned()))
 }
 
-/// Reads the answer to a bulk write of `sent` keys: the keys it says were not written.
+/// Parses the answer to a bulk write of `sent` keys: the keys that were not written.
 ///
-/// `success: true` alone is no proof. An answer that counts fewer keys than were sent without naming the
-/// others is a failure of all.
+/// `success: true` alone is not enough. If the answer counts fewer keys than were sent and does not name the
+/// others, the whole write failed.
 pub(super) fn written(body: &[u8], sent: usize) -> Result<HashSet<String>, Failure> {
-    // Where there is no result at all (some v4-shaped servers send null), success has to do.
+    // Some v4-shaped servers send null as the result. Then `success` is enough.
     let Some(result) = succeeded::<BulkResult>(body)? else { return Ok(HashSet::new()) };
     let failed = result.unsuccessful_keys.unwrap_or_default();
     match result.successful_key_count {
@@ -177,7 +179,7 @@ pub(super) fn written(body: &[u8], sent: usize) -> Result<HashSet<String>, Failu
     }
 }
 
-/// Reads the answer to a bulk read: each key's value, or that there is none.
+/// Parses the answer to a bulk read: the value of each key, or `None`.
 pub(super) fn values(body: &[u8]) -> Result<HashMap<String, Option<String>>, Failure> {
     succeeded::<BulkValues>(body)?
         .and_then(|result| result.values)
@@ -206,12 +208,14 @@ pub(super) fn failure(status: u16, retry_after: Option<Duration>, body: &[u8]) -
     }
 }
 
-/// The classes of the design: codes first, since Cloudflare reports some of them with more than one status. `errors`:
-/// nothing, where the body is not of Cloudflare's API.
+/// Classifies a failure by the codes of its errors, and then by its status.
+///
+/// Cloudflare reports some codes with more than one status. `errors` is `None` if the body is not from
+/// Cloudflare's API.
 fn by_code(status: u16, errors: Option<&[ApiError]>) -> Failure {
     let (is_cloudflare, errors) = (errors.is_some(), errors.unwrap_or_default());
     let what = describe(status, errors);
-    // Behind an outage the codes say what broke inside of Cloudflare, and not what is wrong with the request.
+    // In an outage the codes describe a fault inside Cloudflare, and not a fault of the request.
     if matches!(status, 408 | 504 | 524) {
         return Failure::TooSlow(what);
     }
@@ -249,15 +253,16 @@ fn by_code(status: u16, errors: Option<&[ApiError]>) -> Failure {
 const TOKEN: &str =
     "Cloudflare refuses the token: check CF_API_TOKEN; it needs Workers KV Storage: Edit on this account";
 
-/// More pairs, or a larger body, than a request may have.
+/// The code for a request with too many pairs or a too large body.
 const TOO_MANY_PAIRS: i64 = 10_012;
 
-/// What to look at, for each of Cloudflare's codes that mean a wrong setting and nothing that is wrong with a task.
-/// They come with 400 as well as with 401, 403, 404 and 405.
+/// The advice for each code of Cloudflare that means a wrong setting.
+///
+/// Such a code comes with 400, 401, 403, 404 or 405, and never means an invalid task.
 fn advice(code: i64) -> Option<&'static str> {
     Some(match code {
         6_003 | 6_103 | 6_111 => {
-            "Cloudflare cannot read the token, as if it was cut off or has quotes around it: check CF_API_TOKEN"
+            "Cloudflare cannot read the token, as if it is truncated or has quotes around it: check CF_API_TOKEN"
         }
         9_106 | 9_109 | 10_000 => TOKEN,
         7_000 | 10_405 => {
@@ -272,7 +277,7 @@ fn advice(code: i64) -> Option<&'static str> {
     })
 }
 
-/// The free plan's `KV put() limit exceeded for the day.` has no documented code of its own.
+/// Whether the daily quota is used up: `KV put() limit exceeded for the day.` has no documented code.
 fn is_daily_quota(errors: &[ApiError]) -> bool {
     errors.iter().any(|error| {
         let message = error.message.to_ascii_lowercase();
@@ -333,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn each_setting_is_named_that_can_be_wrong() {
+    fn each_advice_names_the_setting() {
         for (code, setting) in [
             (6_003, "CF_API_TOKEN"),
             (6_111, "CF_API_TOKEN"),
@@ -352,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_null_is_not_there_and_nothing_more() {
+    fn a_null_counts_as_absent() {
         for errors in ["null", "[]", r#"[{"code":null,"message":null}]"#, "{}"] {
             for keys in ["null", "[]"] {
                 let body = format!(
@@ -363,13 +368,16 @@ mod tests {
             }
         }
         let nothing = br#"{"success":true,"errors":null,"result":{"values":null}}"#;
-        assert!(matches!(values(nothing), Err(Failure::Transient(_))), "nothing is concluded");
+        assert!(
+            matches!(values(nothing), Err(Failure::Transient(_))),
+            "null values do not mean that the keys are missing"
+        );
         let text = br#"{"success":false,"errors":[{"code":"10013","message":"no"}]}"#;
         assert!(matches!(failure(404, None, text), Failure::Config(what) if what.contains("10013")));
     }
 
     #[test]
-    fn a_429_waits_as_long_as_it_says() {
+    fn a_429_waits_as_long_as_its_retry_after() {
         let seven = Duration::from_secs(7);
         assert_eq!(failure(429, Some(seven), b""), Failure::Throttled(seven));
         assert_eq!(failure(429, None, b""), Failure::Throttled(DEFAULT_RETRY_AFTER));
@@ -377,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn success_is_believed_only_with_its_counts() {
+    fn success_counts_only_if_the_counts_add_up() {
         let ok =
             br#"{"success":true,"errors":[],"result":{"successful_key_count":2,"unsuccessful_keys":["b"]}}"#;
         assert_eq!(written(ok, 3).unwrap(), HashSet::from(["b".to_owned()]));
@@ -388,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_ends_the_list_when_it_has_no_cursor() {
+    fn a_page_without_a_cursor_is_the_last() {
         let read = |info: &str| {
             let body = format!(
                 r#"{{"success":true,"result":[{{"name":"a"}},{{"name":"b","metadata":{{"x":1}}}}]{info}}}"#
@@ -404,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_come_with_metadata_or_without() {
+    fn entries_parse_with_and_without_metadata() {
         let body =
             br#"{"success":true,"result":{"values":{"a":{"value":"1","metadata":{}},"b":"2","c":null}}}"#;
         let entries = entries(body).unwrap();
@@ -414,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_says_is_escaped_and_cut() {
+    fn messages_of_the_server_are_escaped_and_cut() {
         let Failure::Transient(what) = failure(500, None, &error(1, &"x\\n".repeat(900))) else {
             panic!("not transient")
         };

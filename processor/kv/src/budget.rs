@@ -1,5 +1,4 @@
-//! The request budget: a token bucket that keeps any window within the limit. Pure: the caller brings the
-//! clock.
+//! The request budget: a token bucket that keeps every window within the limit. Pure: the caller passes the time.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -8,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many requests the API may see in any window of a period.
+/// The most requests to the API in any window of a period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestBudget {
     /// The most requests in any window.
@@ -18,15 +17,17 @@ pub struct RequestBudget {
 }
 
 impl Default for RequestBudget {
-    /// 1,100 in 5 minutes: Cloudflare's 1,200 less a margin for what else uses the token, such as a
-    /// dashboard, and for requests that reach Cloudflare closer together than they were sent.
+    /// 1,100 requests in 5 minutes: Cloudflare's 1,200 and a margin.
+    ///
+    /// The margin is for other users of the token, such as a dashboard. It is also for requests that reach
+    /// Cloudflare closer together than they were sent.
     fn default() -> Self {
         Self { requests: NonZeroU32::MIN.saturating_add(1_099), period: Duration::from_secs(300) }
     }
 }
 
 impl RequestBudget {
-    /// The part of one of so many that share it and do not know of each other.
+    /// The share of one replica, if this many replicas share the budget without coordination.
     #[must_use]
     pub fn shared_by(self, replicas: NonZeroU32) -> Self {
         let requests = NonZeroU32::new(self.requests.get() / replicas.get()).unwrap_or(NonZeroU32::MIN);
@@ -34,24 +35,27 @@ impl RequestBudget {
     }
 }
 
-/// What a holder leaves of a budget to the next.
+/// The rest of a budget that a holder leaves to the next holder.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Spare {
-    /// Requests that may be sent at once.
+    /// The requests that may be sent at once.
     pub requests: f64,
-    /// For how long more have come in since.
+    /// The time for which the budget has refilled since then.
     pub refilling: Duration,
 }
 
-/// How many requests a projector that was stopped may still send when it goes on, before it finds out that
-/// another has its place: as many as it would have sent at that moment.
+/// The late requests of a former holder, which every budget leaves room for.
+///
+/// After a pause, a projector may send a few pending requests before it notices the new holder.
 const LATE: f64 = 4.0;
 
-/// What a pipeline may send at once whose spending nobody remembers: it may have been another's a moment ago.
+/// The requests that a pipeline may send at once if the earlier spending is unknown: another may have spent them.
 pub const UNKNOWN: f64 = 4.0;
 
-/// A bucket of capacity B that refills at (limit - B) / period, so that a full bucket spent at once and
-/// all that flows in during the window after it are together no more than the limit.
+/// A token bucket for requests.
+///
+/// A bucket of capacity B refills at (limit - B) / period. So a full bucket, spent at once, and its refill during
+/// the following window are together within the limit.
 #[derive(Debug)]
 pub struct Budget {
     capacity: f64,
@@ -61,27 +65,28 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A full bucket: nothing was spent for a period. B is a twentieth of the limit: enough to answer a burst at
-    /// once, and small enough that the steady rate is 95 % of the limit. Of it, the bucket holds what late
-    /// requests leave.
+    /// A full bucket, for a budget that was not spent for a whole period.
+    ///
+    /// B is a twentieth of the limit: enough for a burst, and small enough for a steady rate of 95 % of the limit.
+    /// The bucket's capacity is B without the [`LATE`] requests.
     #[must_use]
     pub fn new(budget: RequestBudget, now: Instant) -> Self {
         let limit = f64::from(budget.requests.get());
         let reserve = (limit / 20.0).floor().max(1.0);
-        // A limit of 1 leaves nothing to refill with; one request a period is still within it.
+        // With a limit of 1 the refill would be 0. One request a period is within the limit.
         let refill = (limit - reserve).max(if limit > 1.0 { 0.0 } else { 1.0 });
         let capacity = (reserve - LATE).max(1.0);
         let per_second = refill / budget.period.as_secs_f64().max(0.001);
         Self { capacity, per_second, tokens: capacity, at: now }
     }
 
-    /// One of which it is not known what was spent of it.
+    /// A bucket whose earlier spending is unknown: it has at most [`UNKNOWN`] requests.
     #[must_use]
     pub fn unknown(budget: RequestBudget, now: Instant) -> Self {
         Self::resumed(budget, Spare { requests: UNKNOWN, refilling: Duration::ZERO }, now)
     }
 
-    /// One that another has left.
+    /// A bucket that continues with the rest that another holder left.
     #[must_use]
     pub fn resumed(budget: RequestBudget, spare: Spare, now: Instant) -> Self {
         let full = Self::new(budget, now);
@@ -89,10 +94,10 @@ impl Budget {
         Self { tokens: tokens.clamp(0.0, full.capacity), ..full }
     }
 
-    /// Takes the token for one request, or says when there will be one.
+    /// Takes the token for one request.
     ///
     /// # Errors
-    /// The moment at which a token will be there.
+    /// If there is no token: the time of the next one.
     pub fn take(&mut self, now: Instant) -> Result<(), Instant> {
         self.ready(now)?;
         self.tokens -= 1.0;
@@ -102,24 +107,24 @@ impl Budget {
     /// Whether there is a token now.
     ///
     /// # Errors
-    /// The moment at which a token will be there.
+    /// If there is no token: the time of the next one.
     pub fn ready(&mut self, now: Instant) -> Result<(), Instant> {
         self.refill(now);
         if self.tokens >= 1.0 {
             return Ok(());
         }
         let missing = (1.0 - self.tokens) / self.per_second;
-        // Rounded up: asked again at that very moment, the token must be there.
+        // Rounded up, so that the token is there at that time.
         Err(now + Duration::from_secs_f64(missing) + Duration::from_millis(1))
     }
 
-    /// How many requests could be sent now, for the metric.
+    /// The number of requests that may be sent now, for the metric.
     pub fn available(&mut self, now: Instant) -> f64 {
         self.refill(now);
         self.tokens.floor()
     }
 
-    /// How many requests could be sent now.
+    /// The number of requests that may be sent now.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -130,25 +135,25 @@ impl Budget {
         self.tokens as u32
     }
 
-    /// How full it is, from 0.0 to 1.0.
+    /// The level of the bucket, from 0.0 to 1.0.
     pub fn level(&mut self, now: Instant) -> f64 {
         self.refill(now);
         self.tokens / self.capacity
     }
 
-    /// The time in which it gains one request.
+    /// The time in which the bucket gains one request.
     #[must_use]
     pub fn interval(&self) -> Duration {
         Duration::from_secs_f64(1.0 / self.per_second)
     }
 
-    /// No more than so many are left, as KV itself says.
+    /// Limits the bucket to this many requests, the rest that KV reports.
     pub fn at_most(&mut self, requests: u32, now: Instant) {
         self.refill(now);
         self.tokens = self.tokens.min(f64::from(requests));
     }
 
-    /// From now on another limit holds. What was spent stays spent.
+    /// Changes the limit. Spent requests remain spent.
     pub fn change(&mut self, budget: RequestBudget, now: Instant) {
         let spare = Spare { requests: self.available(now), refilling: Duration::ZERO };
         *self = Self::resumed(budget, spare, now);
@@ -173,8 +178,7 @@ mod tests {
         RequestBudget { requests: NonZeroU32::new(requests).unwrap(), period: Duration::from_secs(seconds) }
     }
 
-    /// Asks at the given gaps for ever more, and returns the most that any window of the period saw and
-    /// how many requests were let through in all.
+    /// Takes tokens at the given gaps. Returns the most tokens in any window of the period, and the total.
     fn most_in_a_window(limit: RequestBudget, gaps: &[u64]) -> (usize, usize) {
         let start = Instant::now();
         let mut bucket = Budget::new(limit, start);
@@ -195,7 +199,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_window_ever_sees_more_than_the_limit(
+        fn no_window_has_more_requests_than_the_limit(
             requests in 1_u32..2_000, seconds in 1_u64..600,
             gaps in proptest::collection::vec(0_u64..2_000, 1..20)
         ) {
@@ -205,15 +209,15 @@ mod tests {
     }
 
     #[test]
-    fn most_of_the_limit_is_used_in_the_long_run() {
-        // 20,000 asks 50 ms apart: 1,000 s, in which 1,100 a 300 s would be 3,667.
+    fn a_steady_load_uses_95_percent_of_the_limit() {
+        // 20,000 attempts with gaps of 50 ms take 1,000 s. 1,100 requests in 300 s would be 3,667 in that time.
         let (most, sent) = most_in_a_window(budget(1_100, 300), &[50]);
         assert!((1_045..=1_100).contains(&most), "{most}");
         assert!(sent >= 3_480, "{sent}");
     }
 
     #[test]
-    fn a_budget_that_goes_from_hand_to_hand_is_never_spent_twice() {
+    fn a_budget_that_passes_between_holders_is_never_spent_twice() {
         let (limit, start) = (budget(1_100, 300), Instant::now());
         let (mut now, mut spent) = (start, Vec::new());
         let mut bucket = Budget::new(limit, now);
@@ -221,7 +225,7 @@ mod tests {
             while bucket.take(now).is_ok() {
                 spent.push(now);
             }
-            // It goes on sending for as long as a holder may, and is then stopped with late requests in hand.
+            // The holder continues for as long as it may, and then stops before it sends its late requests.
             for _ in 0..30 {
                 now += Duration::from_millis(100);
                 if bucket.take(now).is_ok() {
@@ -231,7 +235,7 @@ mod tests {
             now += Duration::from_secs(1);
             let spare = Spare { requests: 0.0, refilling: Duration::from_secs(1) };
             bucket = Budget::resumed(limit, spare, now);
-            // A former holder goes on with what it was about to send; in all as many as are left for that.
+            // A former holder sends a late request, within the number that the budget leaves room for.
             if round % 15 == 0 {
                 spent.push(now);
             }
@@ -244,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_kv_says_is_left_and_another_limit_count_at_once() {
+    fn the_rest_that_kv_reports_and_a_changed_limit_take_effect_at_once() {
         let now = Instant::now();
         let mut bucket = Budget::new(budget(1_100, 300), now);
         bucket.at_most(2, now);
@@ -256,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_the_moment_of_the_next_token() {
+    fn a_refusal_names_the_time_of_the_next_token() {
         let start = Instant::now();
         for limit in [budget(1, 300), budget(2, 300), budget(1_100, 300)] {
             let mut bucket = Budget::new(limit, start);

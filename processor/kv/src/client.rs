@@ -1,6 +1,6 @@
-//! The requests themselves: one namespace's bulk put, bulk delete and bulk get, and the list of its keys.
+//! The HTTP client of a namespace: bulk put, bulk delete, bulk get and list.
 //!
-//! No retry, no pacing, no waiting: whoever calls has decided that this request is sent now.
+//! The client sends each request at once. It does not retry, pace or wait: the caller does.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,18 +17,18 @@ use super::answer::{self, Entry, Failure, KeyPage};
 use super::{Allowance, BulkApi, PutBody, Response};
 use crate::settings::KvSettings;
 
-/// The most keys of one page of a list (Cloudflare's limit).
+/// The most keys in one page of a list (Cloudflare's limit).
 const MOST_KEYS_PER_PAGE: &str = "1000";
 
-/// Why there can be no client at all.
+/// The reason why a client cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The HTTP client could not be set up.
+    /// The HTTP client cannot be set up.
     #[error(
         "cannot set up HTTPS: no CA certificates found. Install ca-certificates, or set SSL_CERT_FILE to a file of certificates"
     )]
     Http(#[from] reqwest::Error),
-    /// The token holds characters no header can carry.
+    /// The token has characters that an HTTP header cannot carry.
     #[error("invalid CF_API_TOKEN: it has characters that an HTTP header cannot carry")]
     Token,
 }
@@ -40,17 +40,17 @@ pub struct Namespace {
     url: Url,
     redact: Redact,
     allowance: Arc<Mutex<Option<Allowance>>>,
-    /// How long a request may take, in ms.
+    /// The timeout of a request, in milliseconds.
     timeout: Arc<AtomicU64>,
 }
 
 impl Namespace {
-    /// A client for the namespace of the settings; connects only when asked to write or read.
+    /// A client for the namespace of the settings. It connects with its first request.
     ///
     /// # Errors
-    /// Where the token cannot be sent, or TLS cannot be set up.
+    /// If the token does not fit a header, or TLS cannot be set up.
     pub fn new(settings: &KvSettings, request_timeout: Duration) -> Result<Self, ClientError> {
-        // One crypto provider for the whole process; a second call finds it installed.
+        // The provider is one for the whole process: a second call finds the first one installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
 
         let token = settings.token.expose_secret();
@@ -60,7 +60,7 @@ impl Namespace {
         let http = reqwest::Client::builder()
             .default_headers(HeaderMap::from_iter([(AUTHORIZATION, authorization)]))
             .user_agent(concat!("taskpipeline/", env!("CARGO_PKG_VERSION")))
-            // A redirect would carry the token to wherever it points.
+            // A redirect would send the token to another address.
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
         let namespace = Self {
@@ -74,8 +74,9 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// The keys with this prefix from a cursor on, at most 1,000, with their metadata. What it answers may be
-    /// a minute old.
+    /// Lists at most 1,000 keys with this prefix from a cursor on, with their metadata.
+    ///
+    /// The answer may be a minute old.
     ///
     /// # Errors
     /// As [`BulkApi::bulk_get`].
@@ -92,7 +93,7 @@ impl Namespace {
         self.exchange(request, answer::page).await.map_err(|failure| self.redact.failure(failure))
     }
 
-    /// As [`BulkApi::bulk_get`], with the metadata where the server tells it.
+    /// Reads values like [`BulkApi::bulk_get`], with their metadata if the server sends it.
     ///
     /// # Errors
     /// As [`BulkApi::bulk_get`].
@@ -179,7 +180,7 @@ impl BulkApi for Namespace {
     }
 }
 
-/// No answer came. The error's URL is left out (it names the account), its causes are not.
+/// The failure of a request without an answer. Contains the causes, but not the URL, which names the account.
 fn unanswered(error: &reqwest::Error) -> Failure {
     if error.is_timeout() {
         return Failure::TooSlow("KV did not answer in time".to_owned());
@@ -193,7 +194,7 @@ fn unanswered(error: &reqwest::Error) -> Failure {
     Failure::Transient(what)
 }
 
-/// Takes the token out of what a server says: one that echoes its request must not get it into a log.
+/// Removes the token from a server's messages: a server that echoes the request must not put it into a log.
 #[derive(Clone, Debug)]
 struct Redact(secrecy::SecretString);
 

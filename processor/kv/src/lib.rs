@@ -1,6 +1,6 @@
-//! Cloudflare KV over its REST API v4: what is sent, what an answer means, and how often one may ask.
+//! Cloudflare KV over its REST API v4: requests, the classification of answers, and the request budget.
 //!
-//! Nothing in here decides what is written or whether a failure is tried again.
+//! The crate does not decide which tasks are written, and does not retry.
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -27,29 +27,29 @@ pub use puts::{PutBody, Puts};
 pub use response::Response;
 pub use settings::KvSettings;
 
-/// The most keys of one bulk put or delete (Cloudflare's limit).
+/// The most keys in one bulk put or delete (Cloudflare's limit).
 pub const MAX_KEYS_PER_WRITE: NonZeroU16 = NonZeroU16::MIN.saturating_add(9_999);
 
-/// The most keys of one bulk get (Cloudflare's limit).
+/// The most keys in one bulk get (Cloudflare's limit).
 pub const MAX_KEYS_PER_READ: usize = 100;
 
-/// What the projector asks of KV. [`Namespace`] is the real one; tests of time put another in its place.
+/// The requests of the projector to KV. [`Namespace`] sends them; tests with simulated time replace it.
 pub trait BulkApi: Clone + Send + Sync + 'static {
-    /// Writes these tasks. Answers the keys that KV names as not written.
+    /// Writes these tasks. Returns the keys that KV names as not written.
     ///
     /// # Errors
-    /// The failure's class says what to do; whether anything was written is not known then.
+    /// If the request failed. Then it is unknown whether KV wrote anything.
     fn bulk_put(&self, body: PutBody) -> impl Future<Output = Result<HashSet<String>, Failure>> + Send;
 
-    /// Deletes these keys; one that is not there counts as deleted. Answers the keys that KV names as not
-    /// deleted.
+    /// Deletes these keys; a missing key counts as deleted. Returns the keys that KV names as not deleted.
     ///
     /// # Errors
     /// As [`Self::bulk_put`].
     fn bulk_delete(&self, keys: &[TaskKey]) -> impl Future<Output = Result<HashSet<String>, Failure>> + Send;
 
-    /// Reads the values of at most [`MAX_KEYS_PER_READ`] keys; a key without one is absent or `None`.
-    /// What it answers may be a minute old.
+    /// Reads the values of at most [`MAX_KEYS_PER_READ`] keys. A missing key is absent or `None`.
+    ///
+    /// The answer may be a minute old.
     ///
     /// # Errors
     /// As [`Self::bulk_put`].
@@ -58,10 +58,10 @@ pub trait BulkApi: Clone + Send + Sync + 'static {
         keys: &[TaskKey],
     ) -> impl Future<Output = Result<HashMap<String, Option<String>>, Failure>> + Send;
 
-    /// How long each request may take from now on.
+    /// Sets the timeout of the following requests.
     fn set_request_timeout(&self, _: Duration) {}
 
-    /// What the last answer said is left of the token's limit, if it did.
+    /// Takes the rest of the token's limit from the last answer, if the answer reported it.
     fn allowance(&self) -> Option<Allowance> {
         None
     }

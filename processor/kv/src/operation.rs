@@ -1,4 +1,4 @@
-//! The requests to KV, by their kind.
+//! The kinds of requests to KV.
 
 /// A kind of request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,10 +12,10 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Each of them.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::Put, Self::Delete, Self::Get];
 
-    /// As logs say it.
+    /// The name in logs.
     #[must_use]
     pub fn verb(self) -> &'static str {
         match self {
@@ -25,7 +25,7 @@ impl Operation {
         }
     }
 
-    /// As a metric's label.
+    /// The label in metrics.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {

@@ -1,5 +1,6 @@
-//! What one bulk put writes, already as the JSON that is sent: made task by task, in pieces. A whole body is 5 MB;
-//! pieces are given back while the rest is still being sent, and an allocator has them at hand for the next one.
+//! The body of a bulk put: JSON in pieces, built task by task.
+//!
+//! A whole body can have 5 MB. Sending frees piece after piece, and the allocator reuses them for the next body.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -13,16 +14,16 @@ use taskpipeline_contract::{Task, TaskId, TaskKey, TaskMetadata};
 
 use super::Failure;
 
-/// How long a piece is, in bytes; a task that does not fit makes one longer.
+/// The length of a piece, in bytes. A piece may be longer by one task.
 const PIECE: usize = 64 * 1024;
 
-/// The values of one bulk put, already as JSON in pieces.
+/// Builds the body of one bulk put.
 #[derive(Debug, Default)]
 pub struct Puts {
     ids: Vec<TaskId>,
     pieces: VecDeque<Bytes>,
     filling: Vec<u8>,
-    /// One task's JSON, kept for its capacity.
+    /// The JSON of one task; a buffer, kept for its capacity.
     value: Vec<u8>,
     error: Option<serde_json::Error>,
 }
@@ -40,7 +41,7 @@ impl Puts {
     }
 
     fn write(&mut self, task: &Task) -> Result<(), serde_json::Error> {
-        /// As bulk put takes it.
+        /// A key and its value in the body of a bulk put.
         #[derive(Serialize)]
         struct Pair<'a> {
             key: TaskKey,
@@ -59,21 +60,21 @@ impl Puts {
         serde_json::to_writer(&mut self.filling, &pair)
     }
 
-    /// The tasks, in the order in which they were added.
+    /// The ids of the tasks, in the order of their addition.
     pub fn ids(&self) -> &[TaskId] {
         &self.ids
     }
 
-    /// Whether there is none.
+    /// Whether no task was added.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// The body, and the tasks that are in it.
+    /// Completes the body. Returns the ids of its tasks, and the body.
     ///
     /// # Errors
-    /// Where a task cannot be written as JSON, which none is known to be.
+    /// If a task cannot be written as JSON; every valid task can.
     pub fn finish(mut self) -> (Vec<TaskId>, Result<PutBody, Failure>) {
         self.filling.push(b']');
         self.pieces.push_back(self.filling.into());
@@ -91,7 +92,7 @@ fn as_text<S: serde::Serializer>(json: &[u8], serializer: S) -> Result<S::Ok, S:
     serializer.serialize_str(std::str::from_utf8(json).map_err(serde::ser::Error::custom)?)
 }
 
-/// The body of a bulk put. Its length is known, so that it is sent as such and not in chunks.
+/// The body of a bulk put. Its length is known, so that it is not sent in chunks.
 #[derive(Debug)]
 pub struct PutBody {
     pieces: VecDeque<Bytes>,
@@ -100,18 +101,18 @@ pub struct PutBody {
 }
 
 impl PutBody {
-    /// How many keys it writes.
+    /// The number of keys.
     pub(crate) fn keys(&self) -> usize {
         self.keys
     }
 
-    /// All of it at once, for a double of KV.
+    /// The whole body, for test doubles of KV.
     #[must_use]
     pub fn to_vec(&self) -> Vec<u8> {
         self.pieces.iter().flatten().copied().collect()
     }
 
-    /// The same, read; null where it is not JSON.
+    /// The whole body as JSON, or null if it is not JSON.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.to_vec()).unwrap_or_default()
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_in_pieces_is_the_pairs_in_order_and_knows_its_length() {
+    fn a_body_in_pieces_has_the_pairs_in_order_and_its_exact_length() {
         let tasks: Vec<Task> = (0..500).map(task).collect();
         let mut puts = Puts::default();
         tasks.iter().for_each(|task| puts.push(task));
@@ -174,7 +175,7 @@ mod tests {
             assert_eq!(metadata, TaskMetadata::from(task));
         }
 
-        let told = http_body::Body::size_hint(&body).exact().unwrap();
+        let announced = http_body::Body::size_hint(&body).exact().unwrap();
         let mut sent = 0;
         let mut context = Context::from_waker(std::task::Waker::noop());
         while let Poll::Ready(Some(Ok(frame))) =
@@ -182,7 +183,7 @@ mod tests {
         {
             sent += frame.into_data().unwrap().len();
         }
-        assert_eq!(u64::try_from(sent).unwrap(), told);
+        assert_eq!(u64::try_from(sent).unwrap(), announced);
         assert!(http_body::Body::is_end_stream(&body));
     }
 }

@@ -1,4 +1,4 @@
-//! An answer of the API as it comes over the wire, and how it is read. Pure.
+//! Parses an HTTP answer of the API. Pure.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -10,35 +10,37 @@ use tracing::warn;
 use super::allowance::whole_seconds;
 use super::answer::{self, Failure, LONGEST_WAIT};
 
-/// An answer of the API as it came over the wire.
+/// An HTTP answer of the API, before parsing.
 #[derive(Clone, Copy, Debug)]
 pub struct Response<'a> {
     /// The HTTP status.
     pub status: u16,
-    /// The header of that name, if it was there and is text.
+    /// The `Retry-After` header, if the answer has it and it is text.
     pub retry_after: Option<&'a str>,
     /// The body.
     pub body: &'a [u8],
 }
 
 impl Response<'_> {
-    /// Reads it as the answer to a bulk write or delete of so many keys: the keys it says were not written.
+    /// Parses the answer to a bulk write or delete of `sent` keys: the keys that were not written.
     ///
     /// # Errors
-    /// As it says, by what has to happen next.
+    /// If the request failed, or its answer cannot be read.
     pub fn written(self, sent: usize, now: SystemTime) -> Result<HashSet<String>, Failure> {
         self.read(now, |body| answer::written(body, sent))
     }
 
-    /// Reads it as the answer to a bulk read: each key's value, or that there is none.
+    /// Parses the answer to a bulk read: the value of each key, or `None`.
     ///
     /// # Errors
-    /// As it says, by what has to happen next.
+    /// If the request failed, or its answer cannot be read.
     pub fn values(self, now: SystemTime) -> Result<HashMap<String, Option<String>>, Failure> {
         self.read(now, answer::values)
     }
 
-    /// Reads the body of a success by `read`. `now`: for a `Retry-After` that is a date.
+    /// Parses the body of a success with `read`, and classifies any other answer.
+    ///
+    /// `now` is needed for a `Retry-After` that is a date.
     pub(crate) fn read<T>(
         self,
         now: SystemTime,
@@ -52,7 +54,7 @@ impl Response<'_> {
     }
 }
 
-/// Seconds, or the HTTP date that RFC 9110 allows as well.
+/// Parses seconds, or an HTTP date, which RFC 9110 allows too.
 fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     whole_seconds(value).or_else(|| {
@@ -61,7 +63,7 @@ fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     })
 }
 
-/// No longer than is believed of KV.
+/// Limits a wait to [`LONGEST_WAIT`], and logs a longer one.
 fn capped(wait: Duration) -> Duration {
     if wait > LONGEST_WAIT {
         warn!(
@@ -87,7 +89,7 @@ mod tests {
         {
             assert_eq!(parse(form), Some(Duration::from_secs(100)), "{form}");
         }
-        assert_eq!(parse("Sat, 05 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO), "it is over");
+        assert_eq!(parse("Sat, 05 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO), "the date is in the past");
         for other in ["", "soon", "-1", "1.5"] {
             assert_eq!(parse(other), None, "{other}");
         }

@@ -1,21 +1,21 @@
-//! Where a namespace is, and the token for it.
+//! The address of a namespace, and its token.
 
 use std::net::IpAddr;
 
 use reqwest::Url;
 use secrecy::SecretString;
 
-/// A KV namespace and the token for it.
+/// The address of a KV namespace, and its token.
 #[derive(Debug)]
 pub struct KvSettings {
-    /// `{base}[/accounts/{account}]/storage/kv/namespaces/{namespace}`
+    /// The URL: `{base}[/accounts/{account}]/storage/kv/namespaces/{namespace}`
     pub namespace_url: Url,
-    /// Allows to read and write in it.
+    /// The token, which must have permission to read and write.
     pub token: SecretString,
 }
 
 impl KvSettings {
-    /// The host that gets the token unencrypted over the network, if one does.
+    /// The host to which the token is sent unencrypted over the network, if any.
     #[must_use]
     pub fn unencrypted(&self) -> Option<&str> {
         let host = self.namespace_url.host_str()?;

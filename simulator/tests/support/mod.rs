@@ -1,4 +1,4 @@
-//! A simulator without latency, and a client of it that sees what the wire shows.
+//! A simulator without latency, and an HTTP client of it.
 
 use reqwest::{Client, Method, StatusCode};
 use serde_json::Value;
