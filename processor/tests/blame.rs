@@ -133,7 +133,7 @@ async fn fifty_creates_survive(fault: Fault, setting: &str) {
     assert!(befell <= 3, "{befell} requests");
     scene.wait_kv_health("misconfigured", setting).await;
 
-    scene.kv.mend(name);
+    scene.kv.remove_faults(name);
     // Whatever the control record calls settled is not looked at again.
     scene.replace_replica().await;
     scene.wait_keys(50).await;
@@ -181,7 +181,7 @@ async fn an_update_of_a_task_that_only_kv_knows_waits_while_look_ups_are_refused
     // Creates of others do not wait for it.
     publish_creates(&scene.client, 1).await.unwrap();
     scene.wait_keys(2).await;
-    scene.kv.mend("status");
+    scene.kv.remove_faults("status");
     eventually(SOON, async || {
         let task = stored_task(&scene.kv, "old").unwrap();
         ensure!(task["title"] == "New" && task["description"] == "kept", "{task}");
@@ -228,7 +228,7 @@ async fn where_every_task_is_refused_none_is_blamed_and_the_budget_is_spared() {
     println!("{befell} requests refused: {letters} dead letters");
     assert_eq!(letters, 0);
     assert!(befell < 60, "{befell} requests");
-    scene.kv.mend("all");
+    scene.kv.remove_faults("all");
     scene.wait_keys(300).await;
     scene.wait_kv_health("reachable", "").await;
     assert!(scene.letters().await.is_empty());
@@ -339,7 +339,7 @@ async fn what_was_blamed_can_be_replayed_when_kv_takes_it() {
     }
     scene.wait_letters(&bad).await;
     scene.wait_keys(good).await;
-    scene.kv.mend("poison");
+    scene.kv.remove_faults("poison");
     let replay = ["dead-letters", "replay", "--all", "--reason", "refused-by-kv"];
     let output = scene.options.command(&replay).unwrap().output().await.unwrap();
     println!("refused {} times; {}", scene.befell("poison"), String::from_utf8_lossy(&output.stdout));

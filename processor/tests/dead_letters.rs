@@ -251,7 +251,7 @@ async fn a_task_that_kv_refuses_is_written_when_it_is_mended_and_replayed() {
     assert_ne!(back[0]["id"], newest["id"]);
     assert_eq!(stored_task(&scene.kv, "a"), None);
 
-    scene.kv.mend("poison");
+    scene.kv.remove_faults("poison");
     let done = scene.done(&format!("replay {}", back[0]["id"].as_str().unwrap())).await;
     assert!(done.contains("the task a is written to KV again"), "{done}");
     scene.wait_title("a", "poison-marker").await;

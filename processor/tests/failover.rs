@@ -100,7 +100,7 @@ async fn after_kill_9_of_the_projector_with_10000_pending_another_writes_within_
     for round in 0..ROUNDS {
         let first = active(&replicas).await;
         pend(&nats, &kv, &replicas[first], round).await;
-        kv.mend("down");
+        kv.remove_faults("down");
         let killed = Instant::now();
         replicas.remove(first).kill().await.unwrap();
         gaps.push(first_write_after(&kv, killed).await);
@@ -129,7 +129,7 @@ async fn when_the_projector_drains_another_writes_within_a_second() {
     for round in 0..ROUNDS {
         let first = active(&replicas).await;
         pend(&nats, &kv, &replicas[first], round).await;
-        kv.mend("down");
+        kv.remove_faults("down");
         let mut drained = replicas.remove(first);
         let asked = Instant::now();
         let ended = drained.terminate(Duration::from_secs(20)).await.unwrap();

@@ -89,7 +89,7 @@ async fn a_revoked_token_is_told_clearly_waits_and_goes_on_unaided_when_it_is_me
     .unwrap();
     tokio::time::sleep(Duration::from_secs(5)).await;
     let requests = bench.kv.requests().len();
-    bench.kv.mend("revoked_token");
+    bench.kv.remove_faults("revoked_token");
     bench.replica.wait_landed(20, Duration::from_secs(40)).await.unwrap();
     println!("{requests} requests while the token was revoked, {} landed", bench.kv.keys().len());
     assert!(requests as u64 >= bench.befell("revoked_token") && requests <= 2, "{requests}");

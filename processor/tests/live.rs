@@ -96,7 +96,7 @@ async fn an_attempt_that_waits_for_a_minute_comes_within_3_s_of_an_edit_of_the_d
     println!("the attempt that waited for 60 s came {took:?} after the edit, in the same process ({pid})");
     assert!(took <= Duration::from_secs(3), "{took:?}");
     assert!(log.contains("retry.delays is 1s from now on; it was 1m"), "{log}");
-    bench.kv.mend("down");
+    bench.kv.remove_faults("down");
     bench.replica.wait_landed(1, SOON).await.unwrap();
 }
 

@@ -93,7 +93,7 @@ async fn tasks_that_one_namespaces_projector_let_expire_are_deleted_from_the_oth
     .await
     .unwrap();
     let refused = two.seen().fault("away");
-    two.mend("away");
+    two.remove_faults("away");
     // What both have settled stays as it is: nobody writes it again.
     let waited = eventually(SOON, async || {
         let there = two.keys().len();
@@ -197,7 +197,7 @@ async fn a_delete_settled_in_the_second_namespace_outlives_what_the_first_one_ma
     let age = deleted.elapsed();
     let there = records(&nats).await.unwrap();
     stopped.process().signal(nix::sys::signal::Signal::SIGCONT).unwrap();
-    one.mend("away");
+    one.remove_faults("away");
     let waited = eventually(SOON, async || {
         let there = one.keys().len();
         ensure!(there == 0, "{there} deleted tasks are still in the first KV");

@@ -137,7 +137,7 @@ async fn events_that_come_faster_than_kv_takes_them_are_dropped_one_by_one_count
         }
     }
     let dropped = replica.metric("taskpipeline_events_dropped_total").await.unwrap();
-    kv.mend("stuck");
+    kv.remove_faults("stuck");
     eventually(SOON, async || {
         let landed = replica.landed().await?;
         ensure!(landed + dropped == f64::from(EVENTS), "{landed} landed, {dropped} dropped");

@@ -50,7 +50,7 @@ async fn a_million_events_while_kv_is_down_leave_memory_flat_and_are_all_written
     assert!(kv.keys().is_empty(), "KV was not down");
     let after = memory(&replicas);
 
-    kv.mend("down");
+    kv.remove_faults("down");
     let mended = Instant::now();
     let last = event(WARM_UP + EVENTS - 1).1["data"]["id"].as_str().unwrap().to_owned();
     eventually(Duration::from_secs(240), || async {

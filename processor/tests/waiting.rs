@@ -85,7 +85,7 @@ async fn updates_of_12000_unknown_tasks_with_2_kb_each_do_not_end_all_writing() 
     tokio::time::sleep(Duration::from_secs(2)).await;
     let away = kv.seen().fault("away");
     assert!(away > 0);
-    kv.mend("away");
+    kv.remove_faults("away");
     eventually(Duration::from_secs(60), || async {
         let answered = replica.metric("taskpipeline_updates_of_unknown_tasks_total").await?;
         ensure!(answered >= f64::from(UPDATES), "{answered} of {UPDATES} updates were looked up");
@@ -229,7 +229,7 @@ async fn a_create_is_in_kv_within_5_s_while_1000_keys_are_retried() {
     assert_eq!(good, usize::try_from(KEYS).unwrap());
     assert!(slowest < PROMPTLY, "{slowest:?}");
     assert!(memory <= MOST_MEMORY, "{memory} MB");
-    kv.mend("failing");
+    kv.remove_faults("failing");
     eventually(Duration::from_secs(40), || async {
         let there = (0..KEYS).filter(|n| stored_task(&kv, &format!("failing-{n}")).is_some()).count();
         ensure!(there == usize::try_from(KEYS)?, "{there} of {KEYS} are in KV");

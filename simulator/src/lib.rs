@@ -209,7 +209,7 @@ impl Simulator {
     }
 
     /// Removes the faults with this name.
-    pub fn mend(&self, name: &str) {
+    pub fn remove_faults(&self, name: &str) {
         self.shared.remove_faults(name);
     }
 

@@ -249,7 +249,7 @@ async fn faults_of_token_account_and_namespace_apply_until_they_are_removed() {
         simulator.inject(Rule::new(fault));
         assert_eq!(api.code(Method::PUT, "/bulk", "not even JSON").await, expected);
         assert_eq!(simulator.seen().most_in_sliding_window - before, counted, "{name} applies at its check");
-        simulator.mend(name);
+        simulator.remove_faults(name);
         assert_eq!(api.call(Method::GET, "/keys", "").await.0, StatusCode::OK);
         assert_eq!(simulator.seen().fault(name), 1);
     }

@@ -75,7 +75,7 @@ impl Stage {
         let late = missing();
         self.timeline.note(format_args!("{late} creates are not in KV after {:.1?}", began.elapsed()));
         let befell = self.befell(AWAY);
-        self.kv.mend(AWAY);
+        self.kv.remove_faults(AWAY);
         self.count("creates beside a crowd of look-ups", u64::from(befell > 0));
         if late > 0 {
             bail!(

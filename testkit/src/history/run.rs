@@ -170,7 +170,7 @@ impl Stage {
         ensure!(self.befell("outage") > 0, "nobody noticed the outage");
         self.count("kv outage past the events' age", 1);
         self.count("kill active projector", 1);
-        self.kv.mend("outage");
+        self.kv.remove_faults("outage");
         self.timeline.note("== outage: over");
         Ok(())
     }

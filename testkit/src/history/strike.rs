@@ -136,7 +136,7 @@ impl Stage {
         } else {
             fleet.kill(first).await?;
         }
-        self.kv.mend(NAME);
+        self.kv.remove_faults(NAME);
         let second = fleet.wait_active(after).await;
         let in_time = befell && second.is_some() && Instant::now() < landing;
         sleep_until(landing).await;
@@ -185,7 +185,7 @@ impl Stage {
         self.kv.inject(Rule::new(fault.clone()).named(&name));
         let befell = self.wait_befell(&name, before).await;
         sleep(Duration::from_millis(300)).await;
-        self.kv.mend(&name);
+        self.kv.remove_faults(&name);
         // It would ask again only half a minute later. Where nobody says it is the one, they all go.
         match fleet.wait_active(Duration::from_secs(2)).await {
             Some(active) => fleet.kill(active).await?,
@@ -215,7 +215,7 @@ impl Stage {
     /// Ends what befalls requests to KV. What it refuses it goes on refusing, as it would.
     pub(crate) fn mend_kv(&self) {
         for rule in self.kv.faults().iter().filter(|rule| rule.name() != "kv poison") {
-            self.kv.mend(rule.name());
+            self.kv.remove_faults(rule.name());
         }
         self.second.set_faults([]);
         self.timeline.note("KV is mended");
