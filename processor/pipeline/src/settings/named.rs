@@ -1,4 +1,4 @@
-//! The settings by the two names under which people set them: an environment variable, and a field of a TaskPipeline.
+//! The two names of each setting: an environment variable, and a field of a TaskPipeline.
 
 use std::fmt;
 
@@ -47,23 +47,23 @@ pub enum Setting {
     ShutdownGrace,
 }
 
-/// A setting that cannot work, and why.
+/// An invalid setting, and its rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Which setting.
+    /// The setting at fault.
     pub setting: Setting,
-    /// What it must be.
+    /// What the setting must be.
     pub rule: String,
 }
 
 impl Setting {
-    /// The environment variable.
+    /// The name of the environment variable.
     #[must_use]
     pub fn variable(self) -> &'static str {
         self.names().0
     }
 
-    /// The field's path in a TaskPipeline.
+    /// The path of the field in a TaskPipeline.
     #[must_use]
     pub fn path(self) -> &'static str {
         self.names().1
@@ -94,7 +94,7 @@ impl Setting {
         }
     }
 
-    /// It cannot work: it must be something else.
+    /// Returns a fault of this setting with this rule.
     #[must_use]
     pub fn is(self, rule: impl fmt::Display) -> Fault {
         Fault { setting: self, rule: rule.to_string() }
@@ -102,13 +102,13 @@ impl Setting {
 }
 
 impl Fault {
-    /// For people who set the environment.
+    /// The text for people who set environment variables.
     #[must_use]
     pub fn by_variable(&self) -> String {
         format!("{}: {}", self.setting.variable(), self.rule)
     }
 
-    /// For people who edit a TaskPipeline.
+    /// The text for people who edit a TaskPipeline.
     #[must_use]
     pub fn by_path(&self) -> String {
         format!("{}: {}", self.setting.path(), self.rule)
