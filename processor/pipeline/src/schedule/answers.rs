@@ -189,8 +189,8 @@ impl Schedule {
                 self.gate.refused_all(now);
                 self.report_misconfigured(
                     format!(
-                        "KV refuses every task that was tried, which proves nothing about the tasks: check the proxies on the way \
-                         to Cloudflare, and the account ({what})"
+                        "KV refuses every task that was tried, which proves nothing about the tasks: check the proxies on the \
+                         way to Cloudflare, and the account ({what})"
                     ),
                     now,
                 );
