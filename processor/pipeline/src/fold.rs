@@ -75,8 +75,9 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Versioned<T> {
     }
 }
 
-/// Reads the array, or the older form as an object, which ledgers may still contain: `{"v": {...},
-/// "is": ...}`.
+/// Reads the array, or the older form, which ledgers may still contain.
+///
+/// The older form is an object: `{"v": {...}, "is": ...}`.
 struct EitherForm<T>(PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>> Visitor<'de> for EitherForm<T> {

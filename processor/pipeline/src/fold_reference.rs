@@ -28,7 +28,7 @@ pub(super) struct Happened {
     pub(super) data: EventData,
 }
 
-/// What KV has answered about the time before the first event.
+/// The answer of KV about the time before the first event.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Asked {
     NotYet,

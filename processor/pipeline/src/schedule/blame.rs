@@ -13,7 +13,6 @@
 //! the attempt a *control* follows: a request that KV has no reason to refuse. Then all keys that
 //! were refused alone are sent once more, and then another control. A key that is refused between
 //! the two controls is at fault.
-//! at fault.
 
 use std::collections::HashMap;
 

@@ -23,7 +23,7 @@ const WORTHWHILE: usize = 4;
 /// How long deletes wait beside puts to fill a request of their own, as a multiple of the spacing.
 const PATIENCE: f64 = 8.0;
 
-/// What the decision to send depends on.
+/// The facts that the decision to send depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Situation {
     /// The number of keys that could be sent.

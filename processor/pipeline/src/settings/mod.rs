@@ -75,7 +75,7 @@ impl Default for EventSettings {
 /// The delivery guarantee.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// Nothing is lost: events wait in a stream, tasks in a ledger.
+    /// No event is lost: events wait in a stream, and tasks in a ledger.
     Durable(DurableSettings),
     /// At most once: NATS core, state in memory.
     Core(CoreSettings),

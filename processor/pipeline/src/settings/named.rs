@@ -5,45 +5,45 @@ use std::fmt;
 /// A setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Setting {
-    /// [`super::EventSettings::subject_prefix`]
+    /// Sets [`super::EventSettings::subject_prefix`].
     SubjectPrefix,
-    /// [`super::EventSettings::queue_group`]
+    /// Sets [`super::EventSettings::queue_group`].
     QueueGroup,
-    /// Which [`super::Delivery`].
+    /// Selects the [`super::Delivery`].
     DeliveryMode,
-    /// [`super::DurableSettings::stream`]
+    /// Sets [`super::DurableSettings::stream`].
     StreamName,
-    /// [`super::DurableSettings::replicas`]
+    /// Sets [`super::DurableSettings::replicas`].
     StreamReplicas,
-    /// [`super::DurableSettings::max_age`]
+    /// Sets [`super::DurableSettings::max_age`].
     StreamMaxAge,
-    /// [`super::DurableSettings::max_event_bytes`]
+    /// Sets [`super::DurableSettings::max_event_bytes`].
     StreamMaxEventBytes,
-    /// [`super::Room::events`]
+    /// Sets [`super::Room::events`].
     StreamMaxBytes,
-    /// [`super::Room::ledger`]
+    /// Sets [`super::Room::ledger`].
     LedgerMaxBytes,
-    /// [`super::Room::dead_letters`]
+    /// Sets [`super::Room::dead_letters`].
     DeadLettersMaxBytes,
-    /// [`super::DurableSettings::ack_wait`]
+    /// Sets [`super::DurableSettings::ack_wait`].
     AckWait,
-    /// [`super::DurableSettings::settle_after`]
+    /// Sets [`super::DurableSettings::settle_after`].
     SettleAfter,
-    /// [`super::CoreSettings::replicas`]
+    /// Sets [`super::CoreSettings::replicas`].
     CoreReplicas,
-    /// [`super::RetryPolicy::max_attempts`]
+    /// Sets [`super::RetryPolicy::max_attempts`].
     RetryMaxAttempts,
-    /// [`super::RetryPolicy::delays`]
+    /// Sets [`super::RetryPolicy::delays`].
     RetryDelays,
-    /// [`super::Tuning::request_budget`]
+    /// Sets [`super::Tuning::request_budget`].
     RequestBudget,
-    /// [`super::Tuning::request_timeout`]
+    /// Sets [`super::Tuning::request_timeout`].
     RequestTimeout,
-    /// [`super::Tuning::min_write_interval`]
+    /// Sets [`super::Tuning::min_write_interval`].
     MinWriteInterval,
-    /// [`super::Tuning::max_keys`]
+    /// Sets [`super::Tuning::max_keys`].
     BatchMaxKeys,
-    /// [`super::PipelineSettings::shutdown_grace`]
+    /// Sets [`super::PipelineSettings::shutdown_grace`].
     ShutdownGrace,
 }
 
@@ -52,7 +52,7 @@ pub enum Setting {
 pub struct Fault {
     /// The setting at fault.
     pub setting: Setting,
-    /// What the setting must be.
+    /// The rule that the setting breaks: what it must be.
     pub rule: String,
 }
 

@@ -11,8 +11,7 @@ const UNITS: [(&str, u64); 3] = [("Ti", MEBIBYTE << 20), ("Gi", MEBIBYTE << 10),
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(u64);
 
-/// The bytes that each stream may use on each server that keeps it; `None` where the setting is not
-/// set.
+/// The bytes that each stream may use on each server that keeps it; `None` if the setting is not set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Room {
     /// The stream of events.

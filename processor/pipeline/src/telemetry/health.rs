@@ -87,9 +87,9 @@ pub struct Health {
     pulls_away: Mutex<Option<(Instant, String)>>,
     /// The number of dead letters, or `None` if the replica has not counted them.
     dead_letters: Mutex<Option<u64>>,
-    /// How long the oldest event has waited to be taken in. `oldest_change`: the oldest change to
-    /// be written.
+    /// How long the oldest event has waited to be taken in.
     oldest_event: Mutex<Duration>,
+    /// How long the oldest change has waited to be settled in KV.
     oldest_change: Mutex<Duration>,
     writing: AtomicBool,
     draining: AtomicBool,

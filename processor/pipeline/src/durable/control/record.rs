@@ -35,9 +35,9 @@ pub(crate) struct Control {
     pub(crate) term: u64,
     /// The watermark: each record of a task with at most this revision is settled in KV.
     pub(crate) settled: Revision,
-    /// No request for a record up to here, or for an older one, can take effect any more, unless
-    /// the record is still the newest of its task.
+    /// No request for a record up to here, or for an older one, can take effect any more.
     ///
+    /// The exception is a record that is still the newest of its task.
     /// At most `settled`: a record that was replaced counts as settled before its doubt is over.
     #[serde(default)]
     pub(crate) sure: Revision,
@@ -58,7 +58,7 @@ pub(crate) struct Control {
     pub(crate) renewed: i64,
 }
 
-/// What a replica that wants to project may do.
+/// The decision for a replica that wants to project.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Claim {
     /// Write this record. `doubt`: requests of the last holder that may still take effect. `spare`:
@@ -95,7 +95,7 @@ impl Doubt {
     }
 }
 
-/// What a new holder must know about itself and its surroundings.
+/// A replica that wants to project, and the state of its surroundings.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Claimant<'a> {
     pub(crate) replica: &'a str,

@@ -29,7 +29,8 @@ pub(crate) struct Cause {
 pub(crate) enum Settler {
     /// The KV namespace of the projector, and its term there.
     Of { target: Target, term: u64 },
-    /// From a version that did not record the namespace. It matches no projector.
+    /// From a version that did not record the namespace. It may belong to any projector, so it
+    /// equals none.
     Unnamed(u64),
 }
 
@@ -108,7 +109,7 @@ impl Record {
         self.task.needs_base()
     }
 
-    /// What KV needs for this task.
+    /// The state that KV must have of this task.
     pub(crate) fn due(&self, id: &TaskId) -> Due {
         match self.task.visible(id) {
             Some(task) => Due::Put(task),
@@ -119,7 +120,7 @@ impl Record {
     }
 }
 
-/// What must happen in KV for a task.
+/// The state that KV must have of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Due {
     /// KV must have this task.

@@ -24,7 +24,7 @@ pub(super) enum Action {
     Touch(TaskId),
 }
 
-/// What the decision depends on besides the letter.
+/// The facts besides the letter that the decision depends on.
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
     /// The newest version of the task in the ledger.

@@ -42,7 +42,7 @@ pub(crate) enum Why {
     Doubt,
 }
 
-/// What the projector keeps of a task that waits in NATS.
+/// The state that the projector keeps of a task that waits in NATS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Deferral {
     /// The first change that KV may lack.

@@ -1,6 +1,7 @@
 //! The projector of mode `Durable`: one replica at a time writes the state of the ledger to KV.
 //!
-//! Nothing guarantees that it is the only one. The correctness of KV does not depend on that.
+//! Two replicas may project for a short time. The correctness of KV does not depend on there being
+//! only one.
 //!
 //! This module connects [`Projection`], which decides, to the clock and the network. It carries out
 //! the actions, and reports the results.
@@ -50,7 +51,7 @@ const TAKE_IN: usize = 256;
 /// How long a replica leaves the control record to others after a stall.
 const AFTER_A_STALL: Duration = Duration::from_secs(10);
 
-/// What the projector of a replica needs, whether or not the replica is the writer.
+/// The parts of the projector of a replica, whether or not the replica is the writer.
 pub(crate) struct Parts<K> {
     pub(crate) kv: K,
     pub(crate) tuning: Tuning,
@@ -155,8 +156,8 @@ pub(crate) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<O
             Ended::Stalled => {
                 projector.requests.abort();
                 projector.release().await;
-                // Closes the feeds, which may have consumers that other replicas lack under the
-                // limits of the account.
+                // Closes the feeds: a consumer that becomes available must not go to a feed that
+                // nobody reads.
                 drop((projector.feed, projector.second));
                 (parts, requests) = (projector.parts, projector.requests);
                 (schedule, rests) = projector.projection.into_parts();

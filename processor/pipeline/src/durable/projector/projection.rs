@@ -55,7 +55,7 @@ const MOST_READING: usize = 4 * READ_AGAIN;
 /// The delay before a renewal that NATS did not confirm is tried again.
 const RENEW_AGAIN: Duration = Duration::from_millis(200);
 
-/// What stays the same for a projection.
+/// The parameters of a projection, which stay the same.
 #[derive(Clone)]
 pub(crate) struct Setup {
     /// How long a request may still take effect after it was sent.
@@ -78,9 +78,9 @@ pub(crate) enum Action {
     Send(Flight),
     /// Start this job beside the others, and report its result.
     Begin(Job),
-    /// Read the tasks that were left in NATS, after this revision.
+    /// Read the look-ups that were left in NATS, after this revision.
     FollowLeft(Revision),
-    /// Stop reading the tasks that were left in NATS.
+    /// Stop reading the look-ups that were left in NATS.
     LeaveLeft,
     /// Forget all jobs and requests, and read the changes after this revision.
     Restart(Revision),
@@ -102,9 +102,9 @@ pub(crate) struct Projection {
     schedule: Schedule,
     held: Held,
     unsettled: Unsettled,
-    /// Whether tasks that were left in NATS are being read.
+    /// Whether look-ups that were left in NATS are being read.
     following: bool,
-    /// Changes of tasks that were left in NATS, read and not taken in yet.
+    /// Changes of look-ups that were left in NATS, read and not taken in yet.
     left: VecDeque<Change>,
     /// When tasks were last written, if `minWriteInterval` is long.
     rests: Rests,

@@ -6,7 +6,7 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
-/// What a task in memory waits for.
+/// The event that a task in memory waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Share {
     /// A place in a request to KV, or the answer to one.

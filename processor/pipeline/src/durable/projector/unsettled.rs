@@ -63,7 +63,7 @@ struct LeftLookUps {
 #[derive(Debug)]
 pub(crate) struct Unsettled {
     settle_after: Duration,
-    /// What the last holder may have sent, and when the doubt about it ends.
+    /// The doubt about requests of the last holder, and when it ends.
     inherited: Option<(Doubt, Instant)>,
     tasks: HashMap<TaskId, Task, RandomState>,
     lows: BTreeSet<Revision>,

@@ -162,7 +162,7 @@ pub async fn run(
     done
 }
 
-/// What all steps need.
+/// The parts that all steps share.
 struct Resync<'a> {
     wanted: Wanted,
     member: Member,

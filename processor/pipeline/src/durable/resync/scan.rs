@@ -263,7 +263,7 @@ impl Scan<'_> {
     }
 }
 
-/// What a list shows of a key, or `None` if the key does not belong to a task.
+/// The task of a listed key and its metadata, or `None` if the key does not belong to a task.
 fn see(key: &ListedKey) -> Option<(TaskId, Seen)> {
     let id = TaskKey::parse(&key.name)?.into_id();
     Some((id, Seen::There { metadata: Some(Digest::of_metadata(key.metadata.as_ref())), value: None }))

@@ -62,7 +62,7 @@ impl Environment<'_> {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
             _ => {
-                self.problem("NATS_CERT", "needs NATS_KEY: set both or none");
+                self.problem("NATS_CERT", "must be set together with NATS_KEY: set both or none");
                 None
             }
         };
@@ -110,7 +110,7 @@ impl Environment<'_> {
                 NatsAuth::UserAndPassword(user, password.into())
             }
             (Some("NATS_USER"), ..) | (None, _, Some(_)) => {
-                self.problem("NATS_USER", "needs NATS_PASSWORD: set both or none");
+                self.problem("NATS_USER", "must be set together with NATS_PASSWORD: set both or none");
                 NatsAuth::None
             }
             (Some(name), _, Some(_)) => {

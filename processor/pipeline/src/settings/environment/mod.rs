@@ -20,7 +20,7 @@ use super::{DurableSettings, EventSettings, NatsConnection, Settings, Size};
 
 pub use duration::{format_duration, parse_duration};
 
-/// The address of NATS for commands other than `run`, if NATS_URL is not set.
+/// The address of NATS for commands other than `run`, if `NATS_URL` is not set.
 const LOCAL_NATS: &str = "nats://127.0.0.1:4222";
 
 /// The invalid variables, one on each line.
@@ -31,7 +31,7 @@ pub struct ConfigError(pub Vec<String>);
 /// A pipeline in mode `Durable`, for commands that inspect it and do not run it.
 #[derive(Debug)]
 pub struct Stored {
-    /// Where its streams are, and the login there.
+    /// The address of NATS, and the login there.
     pub connection: NatsConnection,
     /// The names of its subjects and its queue group.
     pub events: EventSettings,

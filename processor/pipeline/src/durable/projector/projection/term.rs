@@ -17,7 +17,7 @@ use crate::durable::projector::unsettled::Unsettled;
 /// The interval between two checks whether the projector makes progress.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What a projection cannot observe itself.
+/// The state of its surroundings that a projection cannot observe itself.
 pub(crate) struct Outside {
     /// Why the changes of the ledger cannot be read, or `None` if they can.
     pub(crate) broken: Option<String>,
@@ -133,7 +133,7 @@ impl Projection {
         }
     }
 
-    /// What the control record says when it is released now.
+    /// The contents of the control record for a release now.
     pub(crate) fn leaving(&mut self, now: Instant) -> Leaving {
         Leaving {
             held: self.held.clone(),

@@ -183,8 +183,8 @@ impl Rooms {
                 self.say(
                     Kind::Events,
                     format!(
-                        "cannot purge events that the ledger has from the stream {name}: {error}. They stay until max_age, and \
-                         may fill the stream. Allow the login of the processor to publish on $JS.API.STREAM.PURGE.{name}"
+                        "cannot purge events from the stream {name} although they are in the ledger: {error}. They stay until \
+                         max_age, and may fill the stream. Allow the login of the processor to publish on $JS.API.STREAM.PURGE.{name}"
                     ),
                 );
                 Err(())
