@@ -1,10 +1,9 @@
-//! The tasks whose newest state KV may lack. Pure: it takes changes, sent requests and outcomes. It
-//! returns what is settled, and what must be written again and when.
+//! The tasks whose newest state KV may lack. Pure: it takes changes, sent requests and outcomes. It returns what is
+//! settled, and what must be written again and when.
 //!
-//! A task is unsettled from the first change that KV may lack. It is settled when a write of its
-//! newest state has landed and nothing older can land any more. A request with an unknown outcome
-//! may take effect during the *settle time*. Until then its tasks are *in doubt*, and afterwards
-//! they are written once more.
+//! A task is unsettled from the first change that KV may lack. It is settled when a write of its newest state has landed
+//! and nothing older can land any more. A request with an unknown outcome may take effect during the *settle time*. Until
+//! then its tasks are *in doubt*, and afterwards they are written once more.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -110,9 +109,7 @@ impl Unsettled {
         self.occupied.has_room(share)
     }
 
-    /// Returns whether a task that was left in NATS, or whose doubt is over, may return.
-    ///
-    /// It may even if there are many tasks, because only this makes them fewer.
+    /// Returns whether a task that was left in NATS, or whose doubt is over, may return. Only this makes them fewer.
     pub(crate) fn has_room_to_come_back(&self) -> bool {
         self.occupied.has_room_to_come_back()
     }
@@ -133,8 +130,7 @@ impl Unsettled {
 
     /// The settled revision, and the revision up to which nothing older can take effect.
     ///
-    /// Until the doubt about requests of the last holder is over, the latter does not pass the
-    /// value of that holder.
+    /// Until the doubt about requests of the last holder is over, the latter does not pass the value of that holder.
     pub(crate) fn known_settled(&self, now: Instant) -> Settled {
         let settled = self.settled();
         let sure = match self.inherited {
@@ -160,8 +156,7 @@ impl Unsettled {
             && self.deferred.is_clean()
     }
 
-    /// Takes in a change of the ledger, in the order of revisions, unless its task would have to
-    /// wait without room.
+    /// Takes in a change of the ledger, in the order of revisions, unless its task would have to wait without room.
     ///
     /// `rests_until`: when the task may be written again, if that is long from now.
     pub(crate) fn read(
@@ -202,8 +197,7 @@ impl Unsettled {
         Taken::Left
     }
 
-    /// Takes in a change that [`Self::read`] has left, or a later one. Returns whether its task
-    /// must be looked up now.
+    /// Takes in a change that [`Self::read`] has left, or a later one. Returns whether its task must be looked up now.
     ///
     /// Returns `None` while there is no room for it.
     pub(crate) fn read_left(&mut self, id: &TaskId, known: &Known, now: Instant) -> Option<bool> {
@@ -373,8 +367,7 @@ impl Unsettled {
         }
     }
 
-    /// Records that the request sent at `sent_at` has landed. A settled task stays until
-    /// [`Self::settle`].
+    /// Records that the request sent at `sent_at` has landed. A settled task stays until [`Self::settle`].
     pub(crate) fn landed(&mut self, id: &TaskId, sent_at: Instant) -> Landed {
         let Some(task) = self.tasks.get_mut(id) else { return Landed::Settled };
         task.attempts = 0;
@@ -385,8 +378,7 @@ impl Unsettled {
         match task.doubtful_until {
             _ if task.seen > sent => {
                 if task.doubtful_until.is_none() {
-                    // KV has everything up to the sent revision. The next change that it lacks is
-                    // the newest.
+                    // KV has everything up to the sent revision. The next change that it lacks is the newest.
                     self.lows.remove(&task.low);
                     task.low = task.seen;
                     self.lows.insert(task.low);
@@ -405,8 +397,7 @@ impl Unsettled {
         }
     }
 
-    /// Records a failed request. `in_doubt`: it may still take effect. Returns the number of
-    /// failures in a row.
+    /// Records a failed request. `in_doubt`: it may still take effect. Returns the number of failures in a row.
     pub(crate) fn failed(&mut self, id: &TaskId, in_doubt: bool, now: Instant) -> u32 {
         let Some(task) = self.tasks.get_mut(id) else { return 1 };
         task.sent = None;
@@ -417,26 +408,22 @@ impl Unsettled {
         task.attempts
     }
 
-    /// Records a failed look-up. Returns the number of failures in a row.
-    ///
-    /// Returns `None` if the task needs no look-up any more; a write of it may be in flight.
+    /// Records a failed look-up. Returns the failures in a row, or `None` if the task needs no look-up any more.
     pub(crate) fn look_up_failed(&mut self, id: &TaskId) -> Option<u32> {
         let task = self.tasks.get_mut(id).filter(|task| task.share == Share::LookUp)?;
         task.attempts += 1;
         Some(task.attempts)
     }
 
-    /// Records that KV refused the last request. Older requests may still take effect.
-    ///
-    /// Returns whether the refused request had the newest change.
+    /// Records that KV refused the last request. Returns whether it had the newest change. Older ones may still take effect.
     pub(crate) fn refused(&mut self, id: &TaskId) -> bool {
         self.tasks.get_mut(id).is_some_and(|task| task.sent.take() == Some(task.seen))
     }
 
     /// Settles a refused task after its letter is stored.
     ///
-    /// While an older request is in doubt, the task waits in NATS for the end of the doubt, and is
-    /// tried once more. A change that comes meanwhile must know of the doubt.
+    /// While an older request is in doubt, the task waits in NATS for the end of the doubt, and is tried once more. A
+    /// change that comes meanwhile must know of the doubt.
     pub(crate) fn buried(&mut self, id: &TaskId, up_to: Revision, now: Instant) {
         let Some(task) = self.tasks.get(id).filter(|task| task.seen <= up_to) else { return };
         match task.doubtful_until {
@@ -476,8 +463,7 @@ impl Unsettled {
         let mut due = Vec::new();
         while due.len() < most && self.doubts.front().is_some_and(|(until, _)| *until <= now) {
             let Some((_, id)) = self.doubts.pop_front() else { break };
-            // A task with a record is written soon anyway. A task that landed twice in its doubt is
-            // here twice.
+            // A task with a record is written soon anyway. A task that landed twice in its doubt is here twice.
             if self.tasks.get(&id).is_some_and(|task| task.record.is_none()) && !due.contains(&id) {
                 due.push(id);
             }
@@ -497,14 +483,13 @@ impl Unsettled {
         self.doubts.front().map(|(until, _)| *until)
     }
 
-    /// Replaces a record with one that was read again, after a doubt or because the known one may
-    /// be old.
+    /// Replaces a record with one that was read again, after a doubt or because the known one may be old.
     pub(crate) fn read_again(&mut self, id: &TaskId, known: Known) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         let is_news = task.seen < known.revision || (task.record.is_none() && task.seen == known.revision);
         if is_news {
-            // The feed brings this change too, and it is then not new. Or it came before an older
-            // one was taken in as a look-up.
+            // The feed brings this change too, and it is then not new. Or it came before an older one was taken in as a
+            // look-up.
             task.seen = known.revision;
             self.occupied.remove(task.share, task.bytes());
             (task.record, task.share) = (Some(known.record), Share::Write);

@@ -184,7 +184,8 @@ impl Rooms {
                     Kind::Events,
                     format!(
                         "cannot purge events from the stream {name} although they are in the ledger: {error}. They stay until \
-                         max_age, and may fill the stream. Allow the login of the processor to publish on $JS.API.STREAM.PURGE.{name}"
+                         max_age, and may fill the stream. Allow the login of the processor to publish on \
+                         $JS.API.STREAM.PURGE.{name}"
                     ),
                 );
                 Err(())
