@@ -240,7 +240,7 @@ async fn a_task_that_kv_refuses_is_written_when_it_is_mended_and_replayed() {
     let newest = letters.last().unwrap();
     assert_eq!((&newest["reason"], &newest["task"]), (&json!("refused-by-kv"), &json!("a")));
     let shown = scene.done(&format!("show {}", sequence(newest))).await;
-    for part in ["task id      a\n", "\"title\": \"poison-marker\"", "made of)\n    1-1\n    1-2\n"] {
+    for part in ["task id      a\n", "\"title\": \"poison-marker\"", "built from)\n    1-1\n    1-2\n"] {
         assert!(shown.contains(part), "{part}\n{shown}");
     }
     assert!(!shown.contains("payload"), "{shown}");

@@ -238,7 +238,7 @@ async fn subjects_that_another_stream_captures_are_told_and_that_stream_can_be_n
     };
     jetstream::new(client.clone()).create_stream(config).await.unwrap();
     let said = refusal(&ProcessorOptions::new(&nats, &kv)).await;
-    assert!(said.contains("another stream captures") && said.contains("STREAM_NAME"), "{said}");
+    assert!(said.contains("another stream already captures") && said.contains("STREAM_NAME"), "{said}");
     let _replica = Processor::start(&quiet(&nats, &kv).set("STREAM_NAME", "EVENTS")).await.unwrap();
     publish(&client, "created", &created("task-1")).await.unwrap();
     wait_for_keys(&kv, 1, Duration::from_secs(10)).await;

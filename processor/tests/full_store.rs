@@ -357,7 +357,7 @@ async fn streams_of_an_earlier_version_get_limits_and_those_of_others_are_left_a
             ensure!(config.discard == DiscardPolicy::New, "{stream} drops what is old");
         }
         let said = replica.process().lines().join("\n");
-        ensure!(said.contains("made by somebody else"), "{said}");
+        ensure!(said.contains("somebody else created the stream"), "{said}");
         Ok(())
     })
     .await

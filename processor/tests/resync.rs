@@ -130,7 +130,7 @@ async fn a_lost_namespace_is_whole_again_without_any_replica() {
     assert_eq!(kv.seen().keys_put - before, u64::from(TASKS), "each is written once: nothing was in doubt");
     // It is over: another one does not go on with it, but writes all of it again.
     let again = resync(&options, &[]).await;
-    assert!(again.status.success() && !text(&again.stderr).contains("going on"));
+    assert!(again.status.success() && !text(&again.stderr).contains("continuing the resync"));
     assert_eq!(kv.seen().keys_put - before, 2 * u64::from(TASKS));
 
     // A namespace that was never written to.
@@ -170,7 +170,7 @@ async fn interrupted_half_way_it_goes_on_where_it_stopped() {
 
     let done = resync(&options, &[]).await;
     assert!(done.status.success());
-    assert!(text(&done.stderr).contains("going on with the resync begun"));
+    assert!(text(&done.stderr).contains("continuing the resync started"));
     assert_eq!(kv.keys(), first.keys());
     let written = kv.seen().keys_put;
     println!("{half} keys were written before the signal, {written} of {TASKS} in all");

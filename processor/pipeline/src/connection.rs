@@ -1,5 +1,5 @@
-//! The connection to NATS: how to log in, how long to wait, and what is told of its ups and downs. Knows no
-//! subject.
+//! The connection to NATS: the login, the time-outs, and the reports of its changes. Does not know
+//! any subject.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,18 +16,23 @@ use crate::settings::{NatsAuth, NatsConnection};
 use crate::telemetry::health::{Health, NatsState};
 use crate::telemetry::metrics::Metrics;
 
-/// How many messages of one subscription may wait in the client. It is emptied into our own buffer all the time;
-/// should it overflow all the same, the client drops messages and reports a slow consumer.
+/// The most messages of one subscription in the client. The pipeline moves them into its own buffer
+/// all the time.
+///
+/// If the client's buffer still overflows, the client drops messages and reports a slow consumer.
 const SUBSCRIPTION_CAPACITY: usize = 3 * 65_536;
 
-/// The longest wait between two attempts to connect: while a replica waits, others or nobody get its events.
+/// The longest wait between two attempts to connect. While a replica waits, its events go to other
+/// replicas or to none.
 const MOST_DELAY: Duration = Duration::from_secs(2);
 
-/// How long a server may take to connect and to say its first word: behind the sidecar of a service mesh, which waits for the
-/// client to speak first, that can take 10 s.
+/// How long a server may take to connect and to send its first line.
+///
+/// Behind the sidecar of a service mesh, which waits for the client to speak first, that can take
+/// 10 s.
 const FIRST_WORD: Duration = Duration::from_secs(20);
 
-/// How often the log says that there is still no connection.
+/// The least time between two log lines about the same error.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The options of every connection: name, login, encryption, time-outs.
@@ -58,8 +63,9 @@ pub fn connect_options(connection: &NatsConnection) -> ConnectOptions {
     if connection.tls.first {
         options = options.tls_first();
     }
-    // The first line of a server, before TLS, names others. Whoever can write into it would have the login sent to a host that
-    // nobody has configured. Servers also name one another without a scheme, which the client takes for plain TCP.
+    // The first line of a server, before TLS, names other servers. An attacker who can change it
+    // could send the login to any host. Servers also name one another without a scheme, which the
+    // client treats as plain TCP.
     options = options.ignore_discovered_servers();
     match &connection.inbox_prefix {
         Some(prefix) => options.custom_inbox_prefix(prefix),
@@ -71,16 +77,19 @@ fn by_file(file: LoginFile) -> ConnectOptions {
     ConnectOptions::with_auth_callback(move |nonce| file.clone().login(nonce))
 }
 
-/// 0.1 s doubled with each attempt up to [`MOST_DELAY`], of which `dice` in 0.0..1.0 takes off up to half,
-/// so that replicas do not all come back at the same moment.
+/// The delay before an attempt to connect: 0.1 s, doubled with each attempt up to [`MOST_DELAY`].
+///
+/// `dice` in 0.0..1.0 reduces it by up to half, so that replicas do not all return at once.
 fn reconnect_delay(attempts: usize, dice: f64) -> Duration {
     let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX).min(10);
     let delay = (Duration::from_millis(100) * 2_u32.pow(doublings)).min(MOST_DELAY);
     delay.mul_f64(1.0 - dice / 2.0)
 }
 
-/// Connects; waits for a server that is away, for ever. What happens to the connection is told in the log, in
-/// health and in the metrics, and `reconnected` counts up each time it comes to be.
+/// Connects. Waits indefinitely for a server that is unreachable.
+///
+/// Changes of the connection go to the log, health and metrics. `connections` counts each new
+/// connection.
 pub(super) async fn connect(
     connection: &NatsConnection,
     health: Arc<Health>,
@@ -98,8 +107,10 @@ pub(super) async fn connect(
     .await
 }
 
-/// Connects once more, for nothing but pulls: a message that the client cannot read cuts this connection alone. `is_up` is told
-/// each time it comes to be or ends, in that order.
+/// Opens a second connection, only for pulls: a message that the client cannot read cuts only this
+/// connection.
+///
+/// `is_up` changes each time the connection opens or ends, in that order.
 pub(super) async fn connect_for_pulls(
     connection: &NatsConnection,
     health: Arc<Health>,
@@ -137,7 +148,7 @@ async fn open(
         .map_err(|error| RunError::Nats { url: connection.to_string(), reason: error.to_string() })
 }
 
-/// The same complaint again and again is said once in [`COMPLAINT_INTERVAL`].
+/// Errors that are logged once in [`COMPLAINT_INTERVAL`] while they repeat.
 #[derive(Debug, Default)]
 struct Complaints(Mutex<Option<(String, Instant)>>);
 
@@ -184,7 +195,7 @@ fn note(event: &NatsEvent, url: &str, complaints: &Complaints, health: &Health, 
     }
 }
 
-/// What the other connection has not told.
+/// Reports changes of the connection for pulls that the other connection does not report.
 fn note_pulls(event: &NatsEvent, url: &str, complaints: &Complaints, health: &Health) {
     match event {
         NatsEvent::Connected => health.set_pulls(None),

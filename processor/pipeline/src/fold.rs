@@ -1,9 +1,11 @@
-//! The fold: a task's state out of its events, in whatever order and however often they come. Pure.
+//! The fold: computes the state of a task from its events, in any order and with repeats. Pure.
 //!
-//! Commutative, associative and idempotent: each field is kept with the version of the event that set it,
-//! and the higher version wins. The result equals a replay of the events in the order of their versions,
-//! in which a create sets everything, an update changes what exists and is nothing otherwise, and a delete
-//! removes.
+//! It is commutative, associative and idempotent: each field is kept with the version of the event
+//! that set it, and the higher version wins.
+//!
+//! The result equals a replay of the events in the order of their versions. In this replay, a
+//! create sets every field, an update changes only a task that exists, and a delete removes the
+//! task.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -15,8 +17,10 @@ use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use taskpipeline_contract::{Description, EventData, Status, Task, TaskId, Timestamp, Title};
 
-/// An event's place in the order of all events. In `Durable`: which life of the stream, and the sequence in
-/// it. In `Core`: the order of receipt in this replica.
+/// The place of an event in the order of all events.
+///
+/// In `Durable`: the incarnation of the stream, and the sequence in it. In `Core`: the order of
+/// receipt in this replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Version {
     incarnation: u32,
@@ -24,21 +28,21 @@ pub(super) struct Version {
 }
 
 impl Version {
-    /// Older than any event: what KV knew before the first one.
+    /// Older than any event: the version of a task that KV had before the first event.
     pub(super) const ZERO: Self = Self { incarnation: 0, sequence: 0 };
 
-    /// The version of the message with this sequence in this life of the stream.
+    /// The version of the message with this sequence in this incarnation.
     pub(super) fn new(incarnation: u32, sequence: u64) -> Self {
         Self { incarnation, sequence }
     }
 
-    /// The sequence in its life of the stream.
+    /// The sequence in the incarnation.
     #[must_use]
     pub(super) fn sequence(self) -> u64 {
         self.sequence
     }
 
-    /// The version that follows.
+    /// The version of the next message.
     #[must_use]
     pub(super) fn next(self) -> Self {
         Self { incarnation: self.incarnation, sequence: self.sequence + 1 }
@@ -51,8 +55,8 @@ impl fmt::Display for Version {
     }
 }
 
-/// A value and the version of the event that set it. Stored as an array without names, since each record holds half a
-/// dozen.
+/// A value and the version of the event that set it. Stored as an array without names, because each
+/// record has six of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Versioned<T> {
     pub(super) version: Version,
@@ -71,7 +75,9 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Versioned<T> {
     }
 }
 
-/// The array; and the object that it was at first, which ledgers may still hold: `{"v": {...}, "is": ...}`.
+/// Reads the array, or the older form, which ledgers may still contain.
+///
+/// The older form is an object: `{"v": {...}, "is": ...}`.
 struct EitherForm<T>(PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>> Visitor<'de> for EitherForm<T> {
@@ -100,7 +106,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for EitherForm<T> {
     }
 }
 
-/// What is known of one task.
+/// The state of one task as its events set it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TaskState {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -115,18 +121,18 @@ pub(super) struct TaskState {
     description: Option<Versioned<Description>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     status: Option<Versioned<Status>>,
-    /// KV was asked, and knew no such task before the first event.
+    /// Whether a read of KV found no such task before the first event.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     absent_before: bool,
 }
 
 impl TaskState {
-    /// A task that was deleted before any event, so that every event outranks it.
+    /// A task that was deleted before any event, so that every event outranks the delete.
     pub(super) fn tombstone() -> Self {
         Self { deleted: Some(Version::ZERO), ..Self::default() }
     }
 
-    /// Takes in one event.
+    /// Adds one event.
     pub(super) fn fold(&mut self, version: Version, at: Timestamp, data: &EventData) {
         match data {
             EventData::Created(task) => {
@@ -143,7 +149,8 @@ impl TaskState {
         self.forget_what_was_deleted();
     }
 
-    /// Takes in the task as KV knew it before any event: at version zero, so that every event outranks it.
+    /// Adds the task as KV had it before any event, at version zero, so that every event outranks
+    /// it.
     pub(super) fn join(&mut self, task: &Task) {
         self.set_all(
             Version::ZERO,
@@ -156,12 +163,12 @@ impl TaskState {
         self.forget_what_was_deleted();
     }
 
-    /// Takes in that KV knew no such task before any event.
+    /// Adds that KV had no such task before any event.
     pub(super) fn join_absent(&mut self) {
         self.absent_before = true;
     }
 
-    /// Takes in all that another state of the same task knows.
+    /// Adds another state of the same task.
     pub(super) fn merge(&mut self, other: &Self) {
         merge_slot(&mut self.created, &other.created);
         merge_slot(&mut self.updated, &other.updated);
@@ -173,32 +180,32 @@ impl TaskState {
         self.forget_what_was_deleted();
     }
 
-    /// Whether nothing but updates are known, so that only KV can say what they change.
+    /// Returns whether only updates are known, so that only KV can tell what they change.
     #[must_use]
     pub(super) fn needs_base(&self) -> bool {
         self.created.is_none() && self.deleted.is_none() && !self.absent_before
     }
 
-    /// Whether a create is known.
+    /// Returns whether a create is known.
     #[must_use]
     pub(super) fn is_created(&self) -> bool {
         self.created.is_some()
     }
 
-    /// Whether a delete is known that nothing newer has undone.
+    /// Returns whether a delete is known that no newer create has undone.
     #[must_use]
     pub(super) fn is_deleted(&self) -> bool {
         self.deleted.is_some() && self.created.is_none()
     }
 
-    /// How many bytes its title and description occupy.
+    /// The bytes of the title and the description.
     #[must_use]
     pub(super) fn text_bytes(&self) -> usize {
         let title = self.title.as_ref().map_or(0, |title| title.value.as_str().len());
         title + self.description.as_ref().map_or(0, |text| text.value.as_str().len())
     }
 
-    /// The versions of the events that what is known comes from, oldest first.
+    /// The versions of the events that set something in this state, oldest first.
     #[must_use]
     pub(super) fn sources(&self) -> Vec<Version> {
         fn of<T>(slot: &Option<Versioned<T>>) -> Option<Version> {
@@ -218,7 +225,7 @@ impl TaskState {
         sources
     }
 
-    /// The task as it should be seen; nothing when it was deleted or never created.
+    /// The task, or `None` if it was deleted or never created.
     #[must_use]
     pub(super) fn visible(&self, id: &TaskId) -> Option<Task> {
         Some(Task {
@@ -247,7 +254,7 @@ impl TaskState {
         raise(&mut self.status, version, &status);
     }
 
-    /// What a delete outranks is as if it had never been; only the delete itself is remembered.
+    /// Drops all that a delete outranks; only the delete itself stays.
     fn forget_what_was_deleted(&mut self) {
         let Some(deleted) = self.deleted else { return };
         drop_up_to(&mut self.created, deleted);
@@ -294,7 +301,7 @@ mod tests {
         Version::new(1, u64::try_from(n).unwrap() + 1)
     }
 
-    /// Holds what is known to the reference, whatever part of the history it is.
+    /// Checks a state against the reference, for any part of a history.
     fn agree(state: &TaskState, asked: &Asked, events: &[Happened]) {
         let before = if let Asked::ItKnew(task) = asked { Some(task) } else { None };
         assert_eq!(state.needs_base(), needs_base(asked, events), "{state:?}");
@@ -313,14 +320,14 @@ mod tests {
             event.is_some() && event.map(|event| event.nth) > other.map(|other| other.nth)
         };
         assert_eq!(state.is_deleted(), outlives(delete, create));
-        // The base was created too, before any event.
+        // The base counts as created, before any event.
         let base_lives = before.is_some() && delete.is_none();
         assert_eq!(state.is_created(), outlives(create, delete) || base_lives);
 
         let sources = state.sources();
         assert!(sources.is_sorted_by(|one, next| one < next), "oldest first, each once: {sources:?}");
         let mut sources: BTreeSet<_> = sources.into_iter().collect();
-        // Version zero stands for what KV knew.
+        // Version zero stands for the task that KV had.
         assert!(!sources.remove(&Version::ZERO) || before.is_some());
         if task.is_some() || state.needs_base() {
             let mut expected = setters(before.is_some() || state.needs_base(), events);

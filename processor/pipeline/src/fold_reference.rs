@@ -1,9 +1,10 @@
-//! What the fold is held to: the events of one task, one after the other, as the design's sentences say it. A
-//! create sets all, an update changes a task that exists, a delete removes it; a task that KV knows was there
-//! before the first event. Nothing here is shared with the fold, the order of versions neither: an event knows the
-//! place it has.
+//! The reference of the fold: replays the events of one task in order, as the design describes.
 //!
-//! Below it, how the tests draw histories.
+//! A create sets every field, an update changes a task that exists, and a delete removes it. A task
+//! that KV had existed before the first event. The reference shares no code with the fold, not even
+//! the order of versions: each event knows its place.
+//!
+//! Below it are the generators of histories for the tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,17 +18,17 @@ use taskpipeline_contract::{
 
 use super::fold::Version;
 
-/// An event that happened to the task.
+/// An event of the task.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Happened {
-    /// Its place in the order in which all of them happened.
+    /// Its place in the order of all events.
     pub(super) nth: usize,
     pub(super) version: Version,
     pub(super) at: Timestamp,
     pub(super) data: EventData,
 }
 
-/// What KV has said about the time before the first event.
+/// The answer of KV about the time before the first event.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Asked {
     NotYet,
@@ -35,7 +36,7 @@ pub(super) enum Asked {
     ItKnew(Task),
 }
 
-/// What KV should be made to do.
+/// The request that KV needs.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Duty {
     Put(Task),
@@ -44,7 +45,7 @@ pub(super) enum Duty {
     Nothing,
 }
 
-/// Each event once, in the order in which they happened.
+/// Each event once, in order.
 fn in_order(events: &[Happened]) -> impl Iterator<Item = &Happened> {
     events.iter().map(|event| (event.nth, event)).collect::<BTreeMap<_, _>>().into_values()
 }
@@ -77,13 +78,13 @@ pub(super) fn replay(before: Option<&Task>, events: &[Happened]) -> Option<Task>
     task
 }
 
-/// Only KV can say what these events lead to: they are updates, all of them, and it has not been asked.
+/// Returns whether only KV can tell the result: all events are updates, and KV has not been read.
 pub(super) fn needs_base(asked: &Asked, events: &[Happened]) -> bool {
     let is_update = |event: &Happened| matches!(event.data, EventData::Updated(_));
     *asked == Asked::NotYet && !events.is_empty() && events.iter().all(is_update)
 }
 
-/// What follows for KV from the events and from what it has said.
+/// The request that follows from the events and the answer of KV.
 pub(super) fn duty(asked: &Asked, events: &[Happened]) -> Duty {
     if needs_base(asked, events) {
         return Duty::LookUp;
@@ -96,7 +97,7 @@ pub(super) fn duty(asked: &Asked, events: &[Happened]) -> Duty {
     }
 }
 
-/// The events that something in the task comes from: of each of its fields, the last that set it.
+/// The versions of the events that set a field of the task: for each field, the last one.
 pub(super) fn setters(exists_before: bool, events: &[Happened]) -> BTreeSet<Version> {
     let mut exists = exists_before;
     let mut fields: BTreeMap<&str, Version> = BTreeMap::new();
@@ -127,7 +128,7 @@ pub(super) fn at(seconds: usize) -> Timestamp {
     Timestamp::from_unix_millis(i64::try_from(seconds).unwrap() * 1000).unwrap()
 }
 
-/// The task as KV knew it.
+/// The task as KV had it.
 pub(super) fn base(id: &TaskId) -> Task {
     Task {
         id: id.clone(),
@@ -158,7 +159,8 @@ pub(super) fn data(id: TaskId) -> impl Strategy<Value = EventData> {
     ]
 }
 
-/// Up to this many events, in two lives of the stream; the second hands out again what the first did.
+/// Up to `most` events, in two incarnations of the stream. The second uses the sequences of the
+/// first again.
 pub(super) fn history(id: &TaskId, most: usize) -> impl Strategy<Value = Vec<Happened>> {
     (vec((data(id.clone()), 0..40_usize), 0..most), 0..most, 0..5_u64).prop_map(|(drawn, lives, from)| {
         let happened = |(n, (data, seconds))| {
@@ -171,7 +173,7 @@ pub(super) fn history(id: &TaskId, most: usize) -> impl Strategy<Value = Vec<Hap
     })
 }
 
-/// Some of so many things in any order, some of them again and again, each of them at least once.
+/// The numbers below `count` in any order, each at least once, with repeats.
 pub(super) fn deliveries(count: usize) -> impl Strategy<Value = Vec<usize>> {
     let again = if count == 0 { vec(0..1_usize, 0..1).boxed() } else { vec(0..count, 0..=count).boxed() };
     again.prop_map(move |again| (0..count).chain(again).collect::<Vec<_>>()).prop_shuffle()

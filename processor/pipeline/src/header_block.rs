@@ -1,5 +1,7 @@
-//! A message's headers as NATS stores them, read as strictly as the NATS client does. The server stores any bytes; the
-//! client takes what breaks a rule for a broken connection, or for a word of the server. Pure.
+//! Reads the headers of a message as NATS stores them, as strictly as the NATS client does. Pure.
+//!
+//! The server stores any bytes. The client treats invalid headers as a broken connection, or as a
+//! message of the server.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -11,14 +13,14 @@ use async_nats::header::{HeaderName, IntoHeaderValue};
 /// The first line of every header block.
 const VERSION: &str = "NATS/1.0";
 
-/// Why the client cannot take a message with these headers. Lines are counted from 1.
+/// Why the client cannot read a message with these headers. Lines are counted from 1.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum HeaderFault {
     #[error("its headers are not UTF-8 (byte {0})")]
     NotText(usize),
     #[error("its headers do not begin with `{VERSION}`")]
     Version,
-    /// Only servers send it; the client takes the message for a word about the pull.
+    /// Only servers send a status. The client treats such a message as an answer to its pull.
     #[error("its headers begin with a status, which only a server may send")]
     Status,
     #[error("line {0} of its headers has no colon")]
@@ -33,7 +35,7 @@ pub(super) fn read(block: &[u8]) -> Result<HeaderMap, HeaderFault> {
     let mut lines = (1..).zip(text.lines()).peekable();
     let version =
         lines.next().and_then(|(_, line)| line.strip_prefix(VERSION)).ok_or(HeaderFault::Version)?;
-    // With this status, the client takes it for an event all the same.
+    // The client accepts a message with status 200 as an event.
     if !matches!(version.split_whitespace().next(), None | Some("200")) {
         return Err(HeaderFault::Status);
     }

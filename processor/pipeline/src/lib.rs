@@ -1,8 +1,8 @@
 //! The data path: task events from NATS into the ledger, and from there into Cloudflare KV.
 //!
-//! [`core`] and [`durable`] are its two modes; the rest is what they share, the [`fold`] of events into tasks above all.
-//! Decisions (fold, classify, pace, when to retry) are pure and apart from I/O. Knows nothing of clusters, arguments or HTTP
-//! servers.
+//! [`core`] and [`durable`] are the two modes. All other modules are shared by both, above all the
+//! [`fold`] of events into tasks. Decisions (fold, classify, pace, when to retry) are pure and
+//! apart from I/O. This crate does not know clusters, command-line arguments or HTTP servers.
 
 mod connection;
 mod core;
@@ -36,11 +36,13 @@ pub use self::durable::{letters, resync};
 pub use self::error::RunError;
 pub use self::reason::Reason;
 
-/// Runs the pipeline until `shutdown` resolves, and drains it. `changes`: the settings that may change, as they are now and
-/// whenever they change. `telemetry`: where it shows what it does.
+/// Runs the pipeline until `shutdown` resolves, and then drains it.
+///
+/// `changes` holds the settings that may change, now and after each change. `telemetry` receives
+/// metrics and health.
 ///
 /// # Errors
-/// Where it cannot start, or a part of it stops by itself.
+/// If the pipeline cannot start, or a part of it stops by itself.
 pub async fn run(
     settings: Settings,
     changes: watch::Receiver<Tuning>,

@@ -1,5 +1,7 @@
-//! The settings in effect while the pipeline runs. Whoever brings new ones (a file, the pipeline's own resource) hands them over
-//! here; settings that are refused leave the last good ones in effect.
+//! The settings in effect while the pipeline runs. Every source of new settings (a file, the
+//! resource of the pipeline) passes them on here.
+//!
+//! After refused settings, the last valid ones stay in effect.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -11,18 +13,19 @@ use tracing::{info, warn};
 use crate::settings::{Delivery, Tuning, format_duration};
 use crate::telemetry::metrics::Metrics;
 
-/// The settings in effect, for whoever brings new ones.
+/// The settings in effect, for the source of new ones.
 pub struct Live {
     sender: watch::Sender<Tuning>,
-    /// What the settings have to go together with, and what does not change while the process runs.
+    /// The delivery, which does not change while the process runs. The settings must be valid with
+    /// it.
     delivery: Delivery,
-    /// Why the newest were refused; nothing, where they were not.
+    /// Why the newest settings were refused, or `None` if they were accepted.
     refused: watch::Sender<Option<String>>,
     metrics: Arc<Metrics>,
 }
 
 impl Live {
-    /// Begins with these. In mode `Core` a replica has its part of the request budget.
+    /// Starts with these settings. In mode `Core` a replica gets its part of the request budget.
     #[must_use]
     pub fn new(tuning: Tuning, delivery: Delivery, metrics: Arc<Metrics>) -> (Self, watch::Receiver<Tuning>) {
         let tuning = tuning.shared_by(delivery.sharers());
@@ -31,19 +34,19 @@ impl Live {
         (Self { sender, delivery, refused: watch::Sender::new(None), metrics }, receiver)
     }
 
-    /// Why the newest settings are not in effect, as that changes.
+    /// Why the newest settings are not in effect, as a channel.
     #[must_use]
     pub fn refused(&self) -> watch::Receiver<Option<String>> {
         self.refused.subscribe()
     }
 
-    /// New settings hold from now on; each that differs is logged. Those are refused that cannot work with the settings that
-    /// this process began with.
+    /// Applies new settings, and logs each that differs. Refuses settings that are not valid with
+    /// the delivery of this process.
     pub fn accept(&self, new: Tuning) {
         self.accept_shared(new, self.delivery.sharers());
     }
 
-    /// The same where it is known how many replicas there are at the moment, which counts in mode `Core`.
+    /// Like [`Self::accept`], with the present number of replicas, which matters in mode `Core`.
     pub fn accept_shared(&self, new: Tuning, replicas: NonZeroU32) {
         if let Err(fault) = self.delivery.admits(&new) {
             return self.refuse(&fault.by_path());
@@ -64,9 +67,10 @@ impl Live {
         self.sender.send_replace(new);
     }
 
-    /// New settings are refused; the last ones stay in effect.
+    /// Refuses new settings; the last ones stay in effect.
     pub fn refuse(&self, why: &str) {
-        // The same again, as it comes with each change of the status, is no news.
+        // Each change of the status brings the same settings again, so a repeated refusal is not
+        // logged.
         if self.refused.borrow().as_deref() == Some(why) {
             return;
         }
@@ -97,7 +101,7 @@ fn texts(tuning: &Tuning) -> [(&'static str, String); 7] {
     ]
 }
 
-/// The same for a metric; durations in seconds.
+/// The values for the metric; durations in seconds.
 fn numbers(tuning: &Tuning) -> Vec<(String, f64)> {
     let seconds = |name: &str, duration: Duration| (name.to_owned(), duration.as_secs_f64());
     let number = |name: &str, number: u32| (name.to_owned(), f64::from(number));

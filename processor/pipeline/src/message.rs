@@ -1,4 +1,4 @@
-//! A message of NATS as it was received.
+//! A NATS message as it was received.
 
 use std::sync::Arc;
 
@@ -7,18 +7,20 @@ use bytes::Bytes;
 use taskpipeline_contract::{EventKind, Timestamp};
 use tokio::time::Instant;
 
-/// A message as it was received: kept whole until its event has landed, for a dead letter must have it. In mode
-/// `Core` many of them wait in memory, so it is kept small.
+/// A message as it was received.
+///
+/// It is kept whole until its event has landed, because a dead letter needs all of it. It is small,
+/// because many wait in memory in mode `Core`.
 #[derive(Clone, Debug)]
 pub(super) struct Received {
     pub(super) kind: EventKind,
-    /// Shared by all messages of their kind.
+    /// Shared by all messages of this kind.
     pub(super) subject: Arc<str>,
-    /// Boxed, for most have none.
+    /// Boxed, because most messages have none.
     pub(super) headers: Option<Box<HeaderMap>>,
     pub(super) payload: Bytes,
-    /// The wall clock's time, for the task's createdAt and updatedAt.
+    /// The time of the wall clock, for createdAt and updatedAt of the task.
     pub(super) at: Timestamp,
-    /// The same moment for measuring.
+    /// The same time on the monotonic clock, for measuring.
     pub(super) taken: Instant,
 }

@@ -1,4 +1,4 @@
-//! The requests to KV that are in flight. Sends, and takes the answers; decides nothing.
+//! The requests to KV that are in flight. Sends them and receives the answers; decides nothing.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::schedule::{Answer, AttemptId, Flight, KeyOutcome, Reply, Request};
 use taskpipeline_kv::BulkApi;
 
-/// The requests that are out.
+/// The requests in flight.
 pub(crate) struct Requests<K> {
     kv: K,
     out: JoinSet<(Answer, Instant, AttemptId)>,
@@ -21,12 +21,11 @@ impl<K: BulkApi> Requests<K> {
         Self { kv, out: JoinSet::new() }
     }
 
-    /// How long each request may take from now on.
+    /// Sets the time-out of later requests.
     pub(crate) fn set_timeout(&self, timeout: Duration) {
         self.kv.set_request_timeout(timeout);
     }
 
-    /// Sends one.
     pub(crate) fn send(&mut self, Flight { request, attempt }: Flight) {
         let kv = self.kv.clone();
         self.out.spawn(async move {
@@ -35,10 +34,10 @@ impl<K: BulkApi> Requests<K> {
         });
     }
 
-    /// The next answer; nothing where no request is out.
+    /// Waits for the next answer; `None` if no request is in flight.
     ///
     /// # Errors
-    /// Where a request's task fell over, which it cannot; its keys would be in flight for ever.
+    /// If the Rust task of a request panicked. Its keys would stay in flight indefinitely.
     pub(crate) async fn next(&mut self) -> Option<Result<Reply, JoinError>> {
         let done = self.out.join_next().await?;
         Some(done.map(|(answer, sent, attempt)| Reply {
@@ -49,18 +48,18 @@ impl<K: BulkApi> Requests<K> {
         }))
     }
 
-    /// Forgets those that are out; they may do their work all the same.
+    /// Stops waiting for the requests in flight. They may still take effect.
     pub(crate) fn abort(&mut self) {
         self.out.abort_all();
     }
 
-    /// As [`Self::abort`], and nobody is told of them.
+    /// Like [`Self::abort`], and [`Self::next`] does not return them.
     pub(crate) fn restart(&mut self) {
         self.out = JoinSet::new();
     }
 }
 
-/// Sends it. Takes as long as the request's time-out at the most.
+/// Sends a request. Takes at most the time-out of a request.
 pub(crate) async fn send(request: Request, kv: impl BulkApi) -> Answer {
     let operation = request.operation();
     let (ids, result) = match request {
@@ -91,7 +90,7 @@ fn keys(ids: &[TaskId]) -> Vec<TaskKey> {
 fn written(ids: &[TaskId], failed: &std::collections::HashSet<String>) -> Vec<KeyOutcome> {
     ids.iter()
         .map(|id| {
-            // The usual answer names none, and then no key needs to be spelled out.
+            // The usual answer names no key, and then no key needs to be formatted.
             if !failed.is_empty() && failed.contains(&TaskKey::new(id.clone()).to_string()) {
                 KeyOutcome::NotWritten
             } else {

@@ -1,4 +1,4 @@
-//! Whether NATS has taken in all that was sent to it.
+//! Proves that NATS has processed everything that this client sent.
 
 use std::time::Duration;
 
@@ -6,11 +6,13 @@ use async_nats::Client;
 use bytes::Bytes;
 use futures_util::StreamExt;
 
-/// How long the server may take for a round trip.
+/// The longest time that the server may take for a round trip.
 const ROUND_TRIP: Duration = Duration::from_secs(2);
 
-/// Proves that the server has processed all this client sent before: it handles a connection's commands in
-/// order, and this comes back last. (The client's `flush` only writes to the socket.)
+/// Waits until the server has processed everything that this client sent before.
+///
+/// The server handles the commands of a connection in order, and the message of the round trip
+/// comes back last. The `flush` of the client only writes to the socket.
 pub(crate) async fn round_trip(client: &Client) -> Result<(), String> {
     let exchange = async {
         let inbox = client.new_inbox();

@@ -1,6 +1,8 @@
-//! Between source and ingest, in mode `Core`: NATS core cannot be told to wait, so what does not fit here is
-//! dropped, and counted one by one. (The client's own buffer drops too, but tells of it only roughly;
-//! emptying it into this one at once keeps it from filling.)
+//! The buffer between source and ingest, in mode `Core`.
+//!
+//! NATS core has no flow control, so the buffer drops messages that do not fit, and counts each.
+//! The client's own buffer also drops messages, but counts them only roughly. Moving messages here
+//! at once keeps that buffer from filling.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::message::Received;
 
-/// How much may wait.
+/// How much the buffer may contain.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
     pub(super) messages: usize,
@@ -17,7 +19,7 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// Some seconds of the highest rate that a replica can take in.
+    /// A few seconds of the highest rate that a replica can take in.
     pub(super) const CORE: Self = Self { messages: 262_144, bytes: 64 * 1024 * 1024 };
 }
 
@@ -31,7 +33,7 @@ struct Held {
     bytes: AtomicUsize,
 }
 
-/// Where the source puts messages in.
+/// The end of the source.
 #[derive(Debug)]
 pub(super) struct Input {
     room: Room,
@@ -39,14 +41,14 @@ pub(super) struct Input {
     messages: mpsc::UnboundedSender<Received>,
 }
 
-/// Where ingest takes them out.
+/// The end of ingest.
 #[derive(Debug)]
 pub(super) struct Output {
     held: Arc<Held>,
     messages: mpsc::UnboundedReceiver<Received>,
 }
 
-/// A buffer with this much room.
+/// Creates a buffer with this room.
 pub(super) fn buffer(room: Room) -> (Input, Output) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let held = Arc::new(Held::default());
@@ -54,8 +56,10 @@ pub(super) fn buffer(room: Room) -> (Input, Output) {
 }
 
 impl Input {
-    /// Takes the message if there is room for it. A message larger than all the room is taken when the
-    /// buffer is empty, for nothing would ever make it fit.
+    /// Puts a message into the buffer if there is room for it.
+    ///
+    /// An empty buffer takes a message larger than its room, because such a message would never
+    /// fit.
     pub(super) fn put(&self, received: Received) -> Result<(), Full> {
         let bytes = received.payload.len();
         let messages_held = self.held.messages.load(Ordering::Relaxed);
@@ -71,7 +75,7 @@ impl Input {
 }
 
 impl Output {
-    /// The next message; nothing once the source has ended.
+    /// Waits for the next message; `None` after the source has ended.
     pub(super) async fn next(&mut self) -> Option<Received> {
         let received = self.messages.recv().await?;
         self.held.messages.fetch_sub(1, Ordering::Relaxed);

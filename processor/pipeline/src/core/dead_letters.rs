@@ -1,4 +1,4 @@
-//! Publishes dead letters in mode `Core`, on plain NATS: whoever subscribes gets them.
+//! Publishes dead letters in mode `Core`, on plain NATS, for all subscribers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,20 +14,20 @@ use crate::dead_letters::{Letter, encode, subject};
 use crate::round_trip::round_trip;
 use crate::telemetry::metrics::Metrics;
 
-/// How many letters may wait to be published while NATS is away.
+/// The most letters that wait to be published while NATS is unreachable.
 const CAPACITY: usize = 1_024;
 
-/// How often to look whether NATS is back.
+/// How often to check whether NATS is reachable again.
 const RECONNECT_POLL: Duration = Duration::from_millis(250);
 
-/// Where letters are handed in.
+/// The handle to publish letters.
 #[derive(Clone)]
 pub(super) struct DeadLetters {
     letters: mpsc::Sender<Letter>,
     unpublished: Unpublished,
 }
 
-/// How many letters were handed in that the server is not known to have.
+/// The number of letters that the server may not have yet.
 #[derive(Clone, Default)]
 pub(super) struct Unpublished(Arc<AtomicUsize>);
 
@@ -46,8 +46,10 @@ impl Unpublished {
 }
 
 impl DeadLetters {
-    /// Starts publishing on `dead-letters.{prefix}`. The handle ends once every clone of the other is
-    /// dropped and every letter is out.
+    /// Starts publishing on `dead-letters.{prefix}`.
+    ///
+    /// The join handle ends after every clone of the other handle is dropped and every letter is
+    /// published.
     pub(super) fn start(client: Client, prefix: &str, metrics: Arc<Metrics>) -> (Self, JoinHandle<()>) {
         let subject = subject(prefix);
         let (letters, waiting) = mpsc::channel::<Letter>(CAPACITY);
@@ -56,29 +58,31 @@ impl DeadLetters {
         (Self { letters, unpublished }, publishing)
     }
 
-    /// The count of letters that are not out yet; it outlives the last handle.
+    /// The count of unpublished letters. It outlives the last handle.
     pub(super) fn unpublished(&self) -> Unpublished {
         self.unpublished.clone()
     }
 
-    /// Letters that stay in the process, for tests of those who write them.
+    /// A handle whose letters stay in the process, for tests of its users.
     #[cfg(test)]
     pub(super) fn kept(capacity: usize) -> (Self, mpsc::Receiver<Letter>) {
         let (letters, waiting) = mpsc::channel(capacity);
         (Self { letters, unpublished: Unpublished::default() }, waiting)
     }
 
-    /// Hands in a letter; waits while too many are waiting.
+    /// Queues a letter. Waits while the queue is full.
     pub(super) async fn send(&self, letter: Letter) {
         self.unpublished.add();
-        // The other end is gone only when the process ends.
+        // The receiver is gone only when the process ends.
         let _ = self.letters.send(letter).await;
     }
 }
 
-/// Publishes in batches: a letter counts as out when the server has answered a round trip after it. Where it
-/// does not answer, the batch is published again, under the same ids: some of it may have been lost with
-/// the connection.
+/// Publishes letters in batches. A letter counts as published after the server has answered a round
+/// trip.
+///
+/// Without that answer the batch is published again, under the same ids, because some of it may
+/// have been lost with the connection.
 async fn publish_all(
     client: Client,
     subject: String,

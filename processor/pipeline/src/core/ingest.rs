@@ -1,5 +1,7 @@
-//! Decodes and validates what was received, numbers it, and hands it on. What is no event becomes a
-//! dead letter. Never waits for KV.
+//! Decodes and validates received messages, numbers them and passes them on. Invalid messages
+//! become dead letters.
+//!
+//! Never waits for KV.
 
 use std::sync::Arc;
 
@@ -14,7 +16,7 @@ use crate::fold::Version;
 use crate::message::Received;
 use crate::telemetry::metrics::Metrics;
 
-/// A valid event, and the task it is about.
+/// A valid event, and its task.
 #[derive(Debug)]
 pub(super) struct Accepted {
     pub(super) id: TaskId,
@@ -23,7 +25,7 @@ pub(super) struct Accepted {
 
 #[cfg(test)]
 impl Accepted {
-    /// As if this valid payload had just come.
+    /// An event with this valid payload, received now.
     pub(super) fn of(kind: taskpipeline_contract::EventKind, version: Version, payload: String) -> Self {
         let Event { correlation_id, data } = Event::decode(kind, payload.as_bytes()).unwrap();
         let received = Received {
@@ -38,12 +40,13 @@ impl Accepted {
     }
 }
 
-/// What is kept of a valid event until it has landed: the message it came in, and not what that says, for the
-/// texts would be in memory twice.
+/// A valid event until it has landed.
+///
+/// It keeps the message and not the decoded event, because the texts would be in memory twice.
 #[derive(Debug)]
 pub(super) struct Carried {
     pub(super) correlation_id: CorrelationId,
-    /// Its place in the order of all.
+    /// Its place in the order of all events.
     pub(super) version: Version,
     pub(super) received: Received,
 }
@@ -66,7 +69,7 @@ pub(super) async fn run(
                 let id = data.task_id().clone();
                 let carried = Carried { correlation_id, version, received };
                 if accepted.send(Accepted { id, carried }).await.is_err() {
-                    break; // the projector is gone, which `pipeline::run` reports
+                    break; // The projector is gone, which `pipeline::run` reports.
                 }
             }
             Err(error) => {

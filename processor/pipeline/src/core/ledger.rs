@@ -1,9 +1,12 @@
-//! The ledger of mode `Core`: the state of each task that is dirty, in a request, or at rest after one, in
-//! memory only. Pure: it folds and remembers, and knows nothing of requests.
+//! The ledger of mode `Core`: the state of each task that is dirty, in a request, or at rest after
+//! one. In memory only.
 //!
-//! An event that has not landed is kept as the message it came in, for a dead letter must have it whole. A task's only
-//! event is not folded before it has landed, but read when it is sent: that costs little, and its texts would be in
-//! memory twice. Several are folded as they come, so that one more never costs more for those before it.
+//! Pure: it folds and remembers, and does not know requests.
+//!
+//! The ledger keeps an event as its message until the event has landed, because a dead letter needs
+//! the whole message. If a task has one event, the ledger folds the event only when the event is
+//! sent or has landed. That costs little, and its texts would otherwise be in memory twice. Several
+//! events are folded as they come, so that each costs the same.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -15,49 +18,49 @@ use taskpipeline_contract::{Event, EventKind, Task, TaskId};
 use super::ingest::{Accepted, Carried};
 use crate::fold::TaskState;
 
-/// How many bytes may wait here for KV. What comes then waits in the subscription's buffer.
+/// The most bytes that wait here for KV. Further events wait in the buffer of the subscription.
 const MOST_BYTES: usize = 512 * 1024 * 1024;
 
-/// What an event occupies besides its payload: its place in maps and queues, its part of a request, and what it says
-/// while its task is at rest.
+/// The bytes of an event besides its payload: its place in maps and queues, its part of a request,
+/// and its state while its task rests.
 const BYTES_PER_EVENT: usize = 1_024;
 
-/// One task as far as this replica knows it.
+/// One task as this replica knows it.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
-    /// What is known besides what was not folded in yet.
+    /// The state without the events that are not folded yet.
     state: Option<Box<TaskState>>,
-    /// The events that have not landed, in the order they came.
+    /// The events that have not landed, in the order of receipt.
     carried: Vec<Carried>,
-    /// How many of them, from the front, are folded in: all, or all but the last.
+    /// How many of `carried`, from the front, are folded: all, or all but the last.
     folded: usize,
-    /// How many of them, from the front, the request that is out covers.
+    /// How many of `carried`, from the front, the request in flight covers.
     sent: usize,
-    /// How many requests for them have failed.
+    /// The number of failed requests for them.
     pub(super) attempts: u32,
 }
 
 impl Entry {
-    /// Whether nothing but updates are known, so that only KV can say what they change.
+    /// Returns whether only updates are known, so that only KV can tell what they change.
     pub(super) fn needs_base(&self) -> bool {
         let is_update = |carried: &Carried| carried.received.kind == EventKind::Updated;
         self.state.as_ref().is_none_or(|state| state.needs_base())
             && self.carried[self.folded..].iter().all(is_update)
     }
 
-    /// Takes in the task as KV knew it before any event.
+    /// Adds the task as KV had it before any event.
     pub(super) fn join(&mut self, task: &Task) {
         self.state.get_or_insert_default().join(task);
     }
 
-    /// The task as it should be seen, by all its events; nothing when it was deleted or never created.
+    /// The task after all its events, or `None` if it was deleted or never created.
     pub(super) fn visible(&self, id: &TaskId) -> Option<Task> {
         let mut state = self.state.as_deref().cloned().unwrap_or_default();
         fold(&mut state, &self.carried[self.folded..]);
         state.visible(id)
     }
 
-    /// Folds in the first `count` events, as far as they are not.
+    /// Folds the first `count` events, if they are not folded yet.
     fn fold_first(&mut self, count: usize) {
         if let Some(new) = self.carried.get(self.folded..count) {
             fold(self.state.get_or_insert_default(), new);
@@ -65,41 +68,41 @@ impl Entry {
         }
     }
 
-    /// The events that the request now sent will carry: all there are.
+    /// Marks all events as sent, and returns them.
     pub(super) fn send(&mut self) -> &[Carried] {
         self.sent = self.carried.len();
         &self.carried
     }
 
-    /// Whether every event has landed or ended otherwise.
+    /// Returns whether no event waits to land.
     pub(super) fn is_idle(&self) -> bool {
         self.carried.is_empty()
     }
 
-    /// The events in the request that is out.
+    /// The events in the request in flight.
     pub(super) fn in_request(&self) -> &[Carried] {
         &self.carried[..self.sent]
     }
 }
 
-/// All tasks that this replica has in hand.
+/// All tasks of this replica that are not finished.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    /// Boxed, for a map that grows holds its places twice.
+    /// Boxed, because a map that grows has its table in memory twice.
     entries: HashMap<TaskId, Box<Entry>, RandomState>,
     bytes: usize,
     carried: usize,
 }
 
 impl Ledger {
-    /// Adds an event to its task, and answers which that is.
+    /// Adds an event to its task, and returns the id of the task.
     pub(super) fn apply(&mut self, accepted: Accepted) -> TaskId {
         let Accepted { id, carried } = accepted;
         let entry = self.entries.entry(id.clone()).or_default();
         self.bytes += weight(&carried.received.payload);
         self.carried += 1;
         if entry.carried.is_empty() {
-            // Most tasks have one event at a time, and a `Vec` begins with room for four.
+            // Most tasks have one event at a time, and a `Vec` starts with room for four.
             entry.carried.reserve_exact(1);
         }
         entry.carried.push(carried);
@@ -109,17 +112,17 @@ impl Ledger {
         id
     }
 
-    /// Whether another event may be taken in.
+    /// Returns whether there is room for another event.
     pub(super) fn has_room(&self) -> bool {
         self.bytes < MOST_BYTES
     }
 
-    /// How many events have not landed.
+    /// The number of events that have not landed.
     pub(super) fn carried(&self) -> usize {
         self.carried
     }
 
-    /// How many tasks are in memory.
+    /// The number of tasks in memory.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -132,8 +135,7 @@ impl Ledger {
         self.entries.get_mut(id).map(|entry| &mut **entry)
     }
 
-    /// The events of the request that is out have reached their end, good or bad: they are taken off the
-    /// task, which stays.
+    /// Removes the events of the finished request from the task, and returns them. The task stays.
     pub(super) fn take_sent(&mut self, id: &TaskId) -> Vec<Carried> {
         let Some(entry) = self.entries.get_mut(id) else { return Vec::new() };
         entry.attempts = 0;
@@ -146,21 +148,21 @@ impl Ledger {
         taken
     }
 
-    /// Forgets the task; answers the events that had not landed.
+    /// Forgets the task, and returns the events that had not landed.
     pub(super) fn remove(&mut self, id: &TaskId) -> Vec<Carried> {
         let carried = self.entries.remove(id).map(|entry| entry.carried).unwrap_or_default();
         self.let_go(&carried);
         carried
     }
 
-    /// Forgets a task that nobody waits for.
+    /// Forgets a task without waiting events.
     pub(super) fn forget_if_idle(&mut self, id: &TaskId) {
         if self.get(id).is_some_and(Entry::is_idle) {
             self.entries.remove(id);
         }
     }
 
-    /// Every event that has not landed, when there is no more time for them.
+    /// Removes and returns every event that has not landed, at the end of the grace.
     pub(super) fn take_all(&mut self) -> Vec<Carried> {
         let entries = std::mem::take(&mut self.entries);
         (self.bytes, self.carried) = (0, 0);
@@ -173,10 +175,10 @@ impl Ledger {
     }
 }
 
-/// Folds in what these events say.
+/// Folds these events into the state.
 fn fold(state: &mut TaskState, events: &[Carried]) {
     for Carried { version, received, .. } in events {
-        // It was decoded before, or it would not be here.
+        // Only events that were decoded before get here.
         if let Ok(event) = Event::decode(received.kind, &received.payload) {
             state.fold(*version, received.at, &event.data);
         }
@@ -192,7 +194,7 @@ mod tests {
     use super::*;
     use crate::fold::Version;
 
-    /// Events of one task, each the next in the order of all.
+    /// Creates events of one task, each the next in the order of all.
     struct Events(Version);
 
     impl Events {
@@ -222,13 +224,13 @@ mod tests {
         ledger.apply(events.rename("second"));
         assert_eq!(title(&ledger, &id).unwrap(), "second");
         assert_eq!(ledger.get_mut(&id).unwrap().send().len(), 2);
-        // While the request is out, another one comes.
+        // Another event comes while the request is in flight.
         ledger.apply(events.rename("third"));
         assert_eq!(ledger.take_sent(&id).len(), 2);
         assert_eq!(title(&ledger, &id).unwrap(), "third");
         assert_eq!(ledger.get_mut(&id).unwrap().send().len(), 1);
         assert_eq!(ledger.take_sent(&id).len(), 1);
-        // What has landed is known as long as the task is here.
+        // The landed state is known as long as the task is here.
         assert!(ledger.get(&id).unwrap().is_idle());
         ledger.apply(events.next(EventKind::Updated, r#", "status": "completed""#));
         assert_eq!(title(&ledger, &id).unwrap(), "third");

@@ -1,6 +1,7 @@
-//! Mode `Core`, in the order data flows: [`source`] -> [`buffer`] -> [`ingest`] -> [`ledger`] -> [`projector`],
-//! and [`dead_letters`] for what cannot go on. At most once. This file starts the parts and drains them,
-//! nothing else.
+//! Mode `Core`: at most once. Starts the parts of the mode and drains them, nothing else.
+//!
+//! Data flows [`source`] -> [`buffer`] -> [`ingest`] -> [`ledger`] -> [`projector`], and to
+//! [`dead_letters`] if it cannot be processed.
 
 mod buffer;
 mod dead_letters;
@@ -29,14 +30,15 @@ use self::dead_letters::DeadLetters;
 use self::projector::Projector;
 use self::source::Source;
 
-/// How many accepted events may wait between ingest and the projector. Few, for they count by number and may
-/// be large each; where events are meant to wait, in the buffer and the ledger, they count by bytes.
+/// The most accepted events between ingest and the projector.
+///
+/// Few, because they are counted by number and each may be large. The buffer and the ledger, where
+/// events are meant to wait, count bytes.
 const ACCEPTED_CAPACITY: usize = 64;
 
-/// The end of the grace, reserved for dead letters and for closing the connection.
+/// The end of the grace, reserved for publishing dead letters and closing the connection.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Runs the pipeline until `shutdown` resolves, and drains it.
 pub(super) async fn run(
     settings: Settings,
     changes: watch::Receiver<Tuning>,
@@ -56,7 +58,7 @@ pub(super) async fn run(
         () = &mut shutdown => return Ok(()),
     };
     health.set_source(source.client());
-    // Each of them writes what it takes.
+    // In mode Core every replica writes the events that it takes.
     health.set_writing(true);
 
     let (letters, letters_done) =
@@ -85,7 +87,7 @@ pub(super) async fn run(
     let started = Instant::now();
     deadline.send_replace(Some(started + grace.saturating_sub(LAST_WORDS)));
     stop.send_replace(true);
-    // In this order each ends after the one before, whose end closes its channel.
+    // Each part ends after the one before it, because that one closes its channel.
     let unpublished = letters.unpublished();
     drop(letters);
     let drained = tokio::time::timeout_at(started + grace, async {

@@ -1,7 +1,8 @@
-//! The projector of mode `Core`: brings KV to what the ledger in memory says, in as few requests as it takes.
+//! The projector of mode `Core`: writes the state of the ledger in memory to KV, in as few requests
+//! as possible.
 //!
-//! Many changes of one task become one write. What is sent and when is decided in [`Schedule`]; here it meets the tasks, and the
-//! events that wait for them.
+//! Many changes of one task become one write. [`Schedule`] decides what is sent and when. The
+//! projector adds the tasks, and the events that wait for them.
 
 use std::sync::Arc;
 
@@ -28,13 +29,13 @@ use taskpipeline_kv::{BulkApi, Failure, Puts};
 #[path = "projector_tests.rs"]
 mod tests;
 
-/// How many accepted events are taken in between two looks at what can be sent.
+/// The most accepted events to take in before the projector sends again.
 const TAKE_IN: usize = 64;
 
 /// The projector of mode `Core`.
 pub(super) struct Projector<K> {
     tuning: Tuning,
-    /// The settings as they are changed.
+    /// The settings after each change.
     changes: watch::Receiver<Tuning>,
     letters: DeadLetters,
     metrics: Arc<Metrics>,
@@ -52,15 +53,15 @@ impl<K: BulkApi> Projector<K> {
         health: Arc<Health>,
     ) -> Self {
         let tuning = changes.borrow_and_update().clone();
-        // An update that does not find its task here has to wait for a read: they are part of the work.
+        // An update whose task is not in memory waits for a read, so reads share the whole budget.
         let (seed, now) = (rand::random(), Instant::now());
         let schedule = Schedule::new(&tuning, tuning.request_budget, Arc::clone(&metrics), health, seed, now);
         let requests = Requests::new(kv);
         Self { tuning, changes, letters, metrics, ledger: Ledger::default(), schedule, requests }
     }
 
-    /// Runs until the channel is closed and everything has landed, or until the deadline; what has not
-    /// landed by then becomes dead letters.
+    /// Runs until the channel is closed and everything has landed, or until the deadline. Events
+    /// that have not landed by then become dead letters.
     pub(super) async fn run(
         mut self,
         mut accepted: mpsc::Receiver<Accepted>,
@@ -110,7 +111,8 @@ impl<K: BulkApi> Projector<K> {
         self.show();
     }
 
-    /// The settings have changed. What waits to be tried again waits no longer than it would under the new ones.
+    /// Applies changed settings. Keys that wait for a retry wait no longer than under the new
+    /// settings.
     fn retune(&mut self) {
         let tuning = self.changes.borrow_and_update().clone();
         let (now, dice) = (Instant::now(), self.schedule.throw());
@@ -133,17 +135,18 @@ impl<K: BulkApi> Projector<K> {
         self.route(&id);
     }
 
-    /// Queues a task that has something to be written: for a read first where only KV can say what its
-    /// updates change.
+    /// Queues a task for a write. If only KV can tell what its updates change, queues it for a read
+    /// first.
     fn route(&mut self, id: &TaskId) {
         let Some(entry) = self.ledger.get_mut(id) else { return };
         if self.schedule.reads.is_in_flight(id) {
-            // The answer decides, in `learned`.
+            // [`Self::learned`] decides when the answer arrives.
         } else if entry.needs_base() {
             self.schedule.reads.mark(id);
         } else {
             if self.schedule.reads.contains(id) {
-                // The read is not needed any more, and its failed attempts are not the write's.
+                // The read is not needed any more, and its failed attempts do not count for the
+                // write.
                 entry.attempts = 0;
                 self.schedule.reads.withdraw(id);
             }
@@ -167,14 +170,14 @@ impl<K: BulkApi> Projector<K> {
         }
     }
 
-    /// Reads the values now, at the last moment, and sends puts; what is to be deleted waits for others like it,
-    /// unless there is nothing else.
+    /// Takes the values at the last moment and sends puts. Deletes wait for other deletes, unless
+    /// there is nothing else.
     fn send_write(&mut self, mut ids: Vec<TaskId>) {
         let mut puts = Puts::default();
         let mut gone = Vec::new();
         while !ids.is_empty() {
             for id in ids {
-                // Nothing is ever deleted because nothing is known of it.
+                // A task without a known state is never deleted.
                 let Some(entry) = self.ledger.get(&id) else {
                     self.schedule.writes.settle(&id, Instant::now());
                     continue;
@@ -201,7 +204,7 @@ impl<K: BulkApi> Projector<K> {
         self.requests.send(self.schedule.begin(request));
     }
 
-    /// Notes which events the request carries, and says so.
+    /// Marks the events in the request, and logs them.
     fn announce(&mut self, operation: Operation, ids: &[TaskId]) {
         let verb = operation.verb();
         let most = self.tuning.retry.max_attempts;
@@ -222,7 +225,7 @@ impl<K: BulkApi> Projector<K> {
 
     async fn settle(&mut self, answered: Answered) {
         let Answered { operation, verdicts, .. } = answered;
-        // One moment for all, so that they rest together.
+        // One time for all keys, so that they rest together.
         let (now, dice) = (Instant::now(), self.schedule.throw());
         for (id, verdict) in verdicts {
             match verdict {
@@ -246,7 +249,7 @@ impl<K: BulkApi> Projector<K> {
         self.schedule.writes.settle(id, now + self.tuning.min_write_interval);
     }
 
-    /// KV has said what it knows of a task that updates are waiting for.
+    /// Adds the value that KV has for a task with waiting updates.
     async fn learned(&mut self, id: &TaskId, value: Option<String>) {
         self.schedule.reads.settle(id, Instant::now());
         let Some(entry) = self.ledger.get_mut(id) else { return };
@@ -254,7 +257,8 @@ impl<K: BulkApi> Projector<K> {
         say_successful(Operation::Get, id, entry.in_request());
         match value.as_deref().map(serde_json::from_str::<Task>) {
             Some(Ok(task)) => entry.join(&task),
-            // A create or a delete has come meanwhile, and what KV holds no longer matters.
+            // A create or a delete has arrived meanwhile, so the value in KV does not matter any
+            // more.
             _ if !entry.needs_base() => {}
             None => {
                 for carried in self.ledger.remove(id) {
@@ -274,7 +278,7 @@ impl<K: BulkApi> Projector<K> {
         self.schedule.writes.mark(id);
     }
 
-    /// One more failed attempt for this key, with the delay that belongs to it.
+    /// Counts a failed attempt of this key, and queues it after its delay.
     async fn try_again(
         &mut self,
         operation: Operation,
@@ -300,7 +304,7 @@ impl<K: BulkApi> Projector<K> {
         self.schedule.queue(operation).retry(&id, now + delay);
     }
 
-    /// KV refuses this key, and nobody knows whether that is its fault: no attempt is counted.
+    /// Makes a refused key wait. Without proof of the cause this is not an attempt.
     fn wait_refused(&mut self, operation: Operation, id: &TaskId, what: &str, dice: f64) {
         let Some(entry) = self.ledger.get(id) else { return };
         let delay = self.schedule.wait_refused(operation, id, &self.tuning, dice, Instant::now());
@@ -310,7 +314,7 @@ impl<K: BulkApi> Projector<K> {
         }
     }
 
-    /// The events of this key's request are given up. Those that came after it was sent go on.
+    /// Gives up the events of this key's request. Events that arrived after it was sent stay.
     async fn abandon(&mut self, operation: Operation, id: &TaskId, reason: Reason, detail: &str) {
         let attempts = self.ledger.get(id).map_or(0, |entry| entry.attempts);
         let carried = self.ledger.take_sent(id);

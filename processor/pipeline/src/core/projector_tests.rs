@@ -1,4 +1,4 @@
-//! The projector on paused time: what it sends to a scripted KV, and when. Nobody sleeps here.
+//! Tests of the projector on paused time: what it sends to a scripted KV, and when.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
@@ -14,7 +14,7 @@ use taskpipeline_kv::{PutBody, RequestBudget};
 
 const LATENCY: Duration = Duration::from_millis(100);
 
-/// A request as KV saw it.
+/// A request as KV received it.
 #[derive(Clone, Debug)]
 struct Call {
     at: Instant,
@@ -22,7 +22,7 @@ struct Call {
     values: Vec<String>,
 }
 
-/// What KV answers to the n-th request (from 0): the keys it does not write, or a failure.
+/// The answer of KV to request n (from 0): the keys that it does not write, or a failure.
 type Script = Box<dyn FnMut(usize, &Call) -> Result<HashSet<String>, Failure> + Send>;
 
 #[derive(Clone)]
@@ -69,13 +69,13 @@ impl BulkApi for Scripted {
         self.answer(names(keys), Vec::new()).await
     }
 
-    /// Knows of no task.
+    /// This KV has no task.
     async fn bulk_get(&self, keys: &[TaskKey]) -> Result<HashMap<String, Option<String>>, Failure> {
         self.answer(names(keys), Vec::new()).await.map(|_| HashMap::new())
     }
 }
 
-/// A projector at work.
+/// A running projector.
 struct Bench {
     kv: Scripted,
     events: mpsc::Sender<Accepted>,
@@ -121,7 +121,8 @@ impl Bench {
         }
     }
 
-    /// Ends the events, waits until everything is settled, and answers what KV saw and the dead letters.
+    /// Ends the events, waits until everything is settled, and returns the requests and the dead
+    /// letters.
     async fn finish(self) -> (Vec<Call>, Vec<Letter>) {
         let Self { kv, events, mut letters, running, .. } = self;
         drop(events);
@@ -142,7 +143,7 @@ fn none() -> HashSet<String> {
     HashSet::new()
 }
 
-/// Between an answer and the next request.
+/// The times between the requests.
 fn gaps(calls: &[Call]) -> Vec<Duration> {
     calls.windows(2).map(|pair| pair[1].at - pair[0].at - LATENCY).collect()
 }
@@ -245,7 +246,7 @@ async fn of_100_keys_7_fail_and_only_those_are_sent_again() {
             .collect())
     };
     let mut bench = Bench::start(Scripted::new(script));
-    // The first goes alone; a hundred gather behind it.
+    // The first event is sent alone, and a hundred gather behind it.
     bench.create("first").await;
     tokio::time::sleep(LATENCY / 2).await;
     bench.create_many(100).await;
@@ -267,7 +268,7 @@ async fn of_10000_values_one_is_refused_and_9999_land() {
         if refuses(call) {
             return Err(Failure::Refused("KV answered 400".to_owned()));
         }
-        // Not the controls that show whose fault it is.
+        // Without the controls, which show the cause.
         let of_tasks = call.keys.iter().filter(|key| key.starts_with("tasks:task-"));
         seen.lock().unwrap().extend(of_tasks.cloned());
         Ok(none())
@@ -295,7 +296,7 @@ async fn a_read_that_fails_is_never_taken_for_not_there() {
 
 #[tokio::test(start_paused = true)]
 async fn a_create_that_overtakes_failing_reads_has_all_its_attempts() {
-    // Two reads fail; the create's write fails four times more, and its fifth attempt succeeds.
+    // Two reads fail. The create's write fails four more times, and its fifth attempt succeeds.
     let mut bench = Bench::start(Scripted::new(|n, _| if n < 6 { Err(transient()) } else { Ok(none()) }));
     bench.event(EventKind::Updated, "a", r#", "title": "early""#).await;
     while bench.kv.calls().len() < 2 {
@@ -309,7 +310,7 @@ async fn a_create_that_overtakes_failing_reads_has_all_its_attempts() {
 
 #[tokio::test(start_paused = true)]
 async fn an_event_that_comes_while_its_task_is_given_up_is_not_forgotten() {
-    // All reads fail; the second update arrives during the last attempt of the first.
+    // All reads fail. The second update arrives during the last attempt of the first.
     let mut bench = Bench::start(Scripted::new(|n, _| if n < 5 { Err(transient()) } else { Ok(none()) }));
     bench.event(EventKind::Updated, "a", r#", "title": "first""#).await;
     while bench.kv.calls().len() < 5 {

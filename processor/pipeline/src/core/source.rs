@@ -1,8 +1,9 @@
-//! Where events come from, in mode `Core`: a NATS subscription in a queue group. At most once: what the server has handed
-//! over is gone from it.
+//! The source of events in mode `Core`: a NATS subscription in a queue group. At most once: the
+//! server keeps no event that it has delivered.
 //!
-//! It is one subscription, to `{prefix}.*`, since the order among several is not kept: the client gives each a queue of its
-//! own. What comes on other subjects under the prefix is ignored. Nothing is decoded here.
+//! It is one subscription, to `{prefix}.*`, because the client gives each subscription its own
+//! queue, and order between queues is lost. Messages on other subjects under the prefix are
+//! ignored. Nothing is decoded here.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -31,7 +32,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Connects and subscribes; waits for a server that is away, for ever.
+    /// Connects and subscribes. Waits indefinitely for a server that is unreachable.
     pub(super) async fn connect(
         connection: &NatsConnection,
         events: &EventSettings,
@@ -54,7 +55,7 @@ impl Source {
         self.client.clone()
     }
 
-    /// Moves messages into the buffer until `stop` turns true and the subscription is drained.
+    /// Moves messages into the buffer until `stop` is true and the subscription is drained.
     pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>, buffer: Input, metrics: Arc<Metrics>) {
         let mut drops = Drops::default();
         let mut draining = false;
@@ -68,7 +69,7 @@ impl Source {
                 }
             };
             let Some(message) = message else { break };
-            // Somebody else's, under our prefix.
+            // A message of somebody else under the same prefix.
             let Some((subject, kind)) = self.kinds.iter().find(|(subject, _)| **subject == *message.subject)
             else {
                 continue;
@@ -90,24 +91,26 @@ impl Source {
         drops.report();
     }
 
-    /// Ends the subscription. Its stream then yields the messages that were received already.
+    /// Ends the subscription. Its stream still yields the messages that were received before.
     async fn drain(&mut self) {
-        // What the server sent before it answers this is in our buffers by then: the client forgets a
-        // subscription soon after it has told the server so.
+        // After the answer, everything that the server sent before is in local buffers. Without it
+        // messages could be lost, because the client forgets a subscription soon after it has
+        // unsubscribed.
         if round_trip(&self.client).await.is_err() {
             warn!("NATS does not answer; messages that it sent meanwhile are lost");
         }
-        // Fails only where the connection is closed, and then nothing more comes anyway.
+        // Fails only if the connection is closed, and then no more messages come anyway.
         let _ = self.messages.drain().await;
     }
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error means that the sender is gone, which stops just as well.
+    // An error means that the sender is gone, which also means stop.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Dropped events that were not reported yet: reported at once, and then once a second at the most.
+/// Dropped events that are not logged yet. The first is logged at once, and then at most one line a
+/// second.
 #[derive(Debug, Default)]
 struct Drops {
     unreported: u64,

@@ -1,8 +1,10 @@
-//! Dead letters: what cannot go on, with its original bytes and headers and the reason. This is the letter and
-//! the envelope it travels in; each mode publishes it in its own way.
+//! Dead letters: messages and tasks that cannot be processed, with the original bytes, the headers
+//! and the reason.
 //!
-//! Headers copied as headers could have the publish refused or dropped (`Nats-Expected-*`, `Nats-Msg-Id`),
-//! so they travel inside the envelope, and the payload as base64, since it may be anything.
+//! This module has the letter and its envelope. Each mode publishes letters in its own way.
+//!
+//! Headers travel inside the envelope. As message headers, some could make NATS refuse or drop the
+//! publish (`Nats-Expected-*`, `Nats-Msg-Id`). The payload is base64, because it may be any bytes.
 
 use std::collections::BTreeMap;
 
@@ -18,13 +20,14 @@ use super::fold::Version;
 use super::message::Received;
 use super::reason::Reason;
 
-/// Room left in a message for its own headers, which count against the server's limit: the message id and the stream's name.
+/// Bytes reserved in a message for its own headers, which count against the server's limit: the
+/// message id and the name of the stream.
 const HEADER_ROOM: usize = 1024;
 
 /// The least payload of a part, in bytes.
 const LEAST_CHUNK: usize = 256;
 
-/// The subject of the dead letters of the events under this prefix.
+/// The subject of dead letters for events under this prefix.
 pub(crate) fn subject(prefix: &str) -> String {
     format!("dead-letters.{prefix}")
 }
@@ -36,51 +39,52 @@ pub(crate) struct Fault {
     pub(crate) problem: String,
 }
 
-/// What cannot go on, and why.
+/// A message or a task that cannot be processed, and why.
 #[derive(Clone, Debug)]
 pub(crate) struct Letter {
-    /// The same each time the same letter is published.
+    /// The same each time this letter is published.
     pub(super) id: String,
     pub(super) reason: Reason,
     pub(super) detail: String,
     pub(super) faults: Vec<Fault>,
-    /// How often writing it was tried.
+    /// The number of attempts to write it.
     pub(super) attempts: u32,
     pub(super) subject: String,
     pub(super) received_at: Timestamp,
     pub(super) headers: Option<HeaderMap>,
-    /// Headers that no client can read, as they were stored.
+    /// Headers that no client can read, as NATS stored them.
     pub(super) header_block: Option<Bytes>,
     pub(super) payload: Bytes,
     pub(super) origin: Origin,
 }
 
-/// What is known of where a letter comes from, in mode `Durable`.
+/// The origin of a letter, in mode `Durable`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Origin {
-    /// The version of the event: which life of the stream, and the sequence in it.
+    /// The version of the event: the incarnation of the stream, and the sequence in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) version: Option<Version>,
-    /// How often NATS has delivered it.
+    /// How often NATS has delivered the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) deliveries: Option<i64>,
-    /// The replicas' queue group.
+    /// The queue group of the replicas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) queue_group: Option<String>,
-    /// The task that cannot be written. There is no one event to blame then, and no payload.
+    /// The task that cannot be written. Then the letter is not about a single event, and has no
+    /// payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) task_id: Option<TaskId>,
-    /// What KV should hold of it; nothing where it should be gone.
+    /// The task as KV should have it, or `None` if it should be deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) task: Option<Task>,
-    /// The versions of the events that the task was made of.
+    /// The versions of the events that the task was built from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) sources: Vec<Version>,
 }
 
 impl Letter {
-    /// For a message as it was received.
+    /// The letter of a message as it was received.
     pub(super) fn new(received: Received, reason: Reason, detail: &str, attempts: u32) -> Self {
         Self {
             id: Uuid::new_v4().to_string(),
@@ -97,7 +101,7 @@ impl Letter {
         }
     }
 
-    /// For a message that is no event.
+    /// The letter of a message that is not an event.
     pub(super) fn undecodable(received: Received, error: &DecodeError) -> Self {
         let faults = error
             .faults()
@@ -118,7 +122,8 @@ impl Letter {
     }
 }
 
-/// What is published. A payload that does not fit one message comes in `parts`, all with the same id.
+/// The published form. A payload that does not fit into one message is split into `parts` with the
+/// same id.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Envelope {
@@ -133,21 +138,22 @@ pub(crate) struct Envelope {
     pub(crate) received_at: Timestamp,
     #[serde(flatten)]
     pub(crate) heads: Heads,
-    /// Headers too large for the envelope: so many bytes at the beginning of the payload, all parts together, are their JSON.
+    /// If the headers are too large for the envelope: the length of their JSON in bytes, at the
+    /// start of the whole payload.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) header_bytes: usize,
     #[serde(flatten)]
     pub(crate) origin: Origin,
-    /// In base64.
+    /// Base64.
     pub(crate) payload: String,
 }
 
-/// The headers that a message came with.
+/// The headers of the message.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Heads {
     pub(crate) headers: BTreeMap<String, Vec<String>>,
-    /// Where no client can read them: as they were stored, in base64.
+    /// Headers that no client can read: as NATS stored them, in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) header_block: Option<String>,
 }
@@ -157,7 +163,8 @@ fn is_zero(number: &usize) -> bool {
 }
 
 impl Envelope {
-    /// Takes headers that begin the whole letter's payload out of it; `false` where they cannot be read.
+    /// Removes the headers from the start of the whole payload. Returns `false` if they cannot be
+    /// read.
     pub(crate) fn take_headers(&mut self, payload: &mut Vec<u8>) -> bool {
         let bytes = std::mem::take(&mut self.header_bytes);
         if bytes == 0 {
@@ -171,7 +178,7 @@ impl Envelope {
     }
 }
 
-/// The letter as one or more messages of at most `most` bytes, their headers included.
+/// Encodes the letter as messages of at most `most` bytes, including their headers.
 pub(super) fn encode(letter: &Letter, most: usize) -> Result<Vec<Vec<u8>>, serde_json::Error> {
     let most = most.saturating_sub(HEADER_ROOM);
     let mut heads = Heads {
@@ -179,7 +186,7 @@ pub(super) fn encode(letter: &Letter, most: usize) -> Result<Vec<Vec<u8>>, serde
         header_block: letter.header_block.as_ref().map(|block| BASE64.encode(block)),
     };
     let (mut payload, mut header_bytes) = (letter.payload.clone(), 0);
-    // In JSON a header may take six times its bytes, and more than a message holds.
+    // In JSON a header may need six times its bytes, which may exceed the limit of a message.
     let json = serde_json::to_vec(&heads)?;
     if json.len() > most / 2 {
         header_bytes = json.len();
@@ -203,9 +210,9 @@ pub(super) fn encode(letter: &Letter, most: usize) -> Result<Vec<Vec<u8>>, serde
             payload: BASE64.encode(slice),
         })
     };
-    // All that is beside the payload, with numbers as long as they can be.
+    // The bytes beside the payload, with numbers of the greatest length.
     let beside = envelope(1, usize::MAX, &[])?.len() + usize::MAX.to_string().len();
-    // Base64 makes four bytes of three.
+    // Base64 needs four bytes for three.
     let chunk = (most.saturating_sub(beside) / 4 * 3).max(LEAST_CHUNK);
     let parts = payload.len().div_ceil(chunk).max(1);
     (0..parts)
@@ -258,7 +265,7 @@ mod tests {
         assert_eq!(BASE64.decode(envelope["payload"].as_str().unwrap()).unwrap(), bytes);
     }
 
-    /// What the parts say together: headers and payload.
+    /// The headers and the payload of all parts together.
     fn joined(messages: &[Vec<u8>]) -> (BTreeMap<String, Vec<String>>, Vec<u8>) {
         let mut parts = messages.iter().map(|message| serde_json::from_slice::<Envelope>(message).unwrap());
         let mut first = parts.next().unwrap();
@@ -294,7 +301,7 @@ mod tests {
             let mut letter = letter(payload.clone());
             let mut map = HeaderMap::new();
             for (name, value) in &headers {
-                // What the client does not accept cannot have come.
+                // A message cannot have headers that the client does not accept.
                 if let Ok(value) = value.parse::<async_nats::HeaderValue>() {
                     map.append(name.as_str(), value);
                 }

@@ -1,5 +1,7 @@
-//! Where the fault suite lets the process die or stand still, between every two steps that something could be
-//! lost between. Only with the feature `crash-points`; otherwise nothing.
+//! The points at which the fault suite kills or stops the process: between any two steps where data
+//! could be lost.
+//!
+//! Without the feature `crash-points` they do nothing.
 
 #[cfg(feature = "crash-points")]
 mod armed {
@@ -8,17 +10,17 @@ mod armed {
 
     use nix::sys::signal::{Signal, raise};
 
-    /// `{point}:{n}` from a variable: the nth passage of a point.
+    /// Parsed from a variable with `{point}:{n}`: the nth passage of a point.
     pub(crate) struct Armed {
         point: String,
         left: AtomicU64,
     }
 
-    /// `TASKPIPELINE_CRASH_AT`
+    /// From `TASKPIPELINE_CRASH_AT`.
     pub(crate) static CRASH: LazyLock<Option<Armed>> =
         LazyLock::new(|| Armed::from_env("TASKPIPELINE_CRASH_AT"));
 
-    /// `TASKPIPELINE_STOP_AT`
+    /// From `TASKPIPELINE_STOP_AT`.
     pub(crate) static STOP: LazyLock<Option<Armed>> =
         LazyLock::new(|| Armed::from_env("TASKPIPELINE_STOP_AT"));
 
@@ -29,22 +31,22 @@ mod armed {
             Some(Self { point: point.to_owned(), left: AtomicU64::new(times.parse().ok()?) })
         }
 
-        /// Whether this is the passage.
+        /// Counts a passage, and returns whether it is the nth one of this point.
         pub(crate) fn is_at(&self, point: &str) -> bool {
             self.point == point && self.left.fetch_sub(1, Ordering::SeqCst) == 1
         }
     }
 
-    /// All threads stand still from here on, until SIGCONT comes.
+    /// Stops all threads until SIGCONT.
     pub(crate) fn stand_still() {
-        // To this very thread: a signal to the process is another thread's to take, and on a machine that has more to do
-        // this one would go on meanwhile.
+        // The signal goes to this very thread. Another thread would take a signal to the process,
+        // and on a busy machine this thread would continue meanwhile.
         let _ = raise(Signal::SIGSTOP);
     }
 }
 
-/// The process ends here, without a word to anyone, if `TASKPIPELINE_CRASH_AT` is `{point}:{n}` and this is the
-/// nth time; with `TASKPIPELINE_STOP_AT` it stands still.
+/// Aborts the process if `TASKPIPELINE_CRASH_AT` is `{point}:{n}` and this is the nth passage. With
+/// `TASKPIPELINE_STOP_AT` the process stops.
 #[cfg(feature = "crash-points")]
 pub(crate) fn point(name: &str) {
     if armed::CRASH.as_ref().is_some_and(|armed| armed.is_at(name)) {
@@ -57,6 +59,6 @@ pub(crate) fn point(name: &str) {
     }
 }
 
-/// Nothing.
+/// Does nothing without the feature.
 #[cfg(not(feature = "crash-points"))]
 pub(crate) fn point(_name: &str) {}

@@ -1,5 +1,5 @@
-//! Publishes dead letters into their stream, and answers when they are stored there: only then may an event
-//! be settled.
+//! Publishes dead letters into their stream. Only after a letter is stored may its event be
+//! acknowledged.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::durable::crash;
 use crate::durable::names::Names;
 use crate::telemetry::metrics::Metrics;
 
-/// Why a letter is not stored; it may be tried again under the same id.
+/// Why a letter is not stored. It can be stored again under the same id.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot store a dead letter in {stream}: {reason}")]
 pub(crate) struct LetterError {
@@ -33,14 +33,16 @@ impl DeadLetters {
         Self { jetstream, names, metrics }
     }
 
-    /// How many messages their stream holds, which are as many as the letters but for large ones in parts; nothing
-    /// while NATS does not say.
+    /// The number of messages in the stream of dead letters, or `None` while NATS does not answer.
+    ///
+    /// A large letter counts for each of its parts.
     pub(crate) async fn count(&self) -> Option<u64> {
         let stream = self.jetstream.get_stream(&self.names.dead_letter_stream).await.ok()?;
         Some(stream.cached_info().state.messages)
     }
 
-    /// Stores a letter; the server takes it once, however often it comes within its window of duplicates.
+    /// Stores a letter. The server keeps only one copy if it arrives again within the duplicate
+    /// window.
     pub(crate) async fn store(&self, letter: &Letter) -> Result<(), LetterError> {
         let failed = |reason: String| LetterError { stream: self.names.dead_letter_stream.clone(), reason };
         let most = self.jetstream.client().server_info().max_payload;
@@ -54,10 +56,10 @@ impl DeadLetters {
             let sent = self.jetstream.send_publish(subject, message).await;
             let ack = sent.map_err(|error| failed(error.to_string()))?.await;
             let ack = ack.map_err(|error| failed(error.to_string()))?;
-            // Of what is published elsewhere, an ack may be forged.
+            // An ack may be forged, so its stream must match.
             if ack.stream != self.names.dead_letter_stream {
                 note_forged(&self.metrics.forged_answers);
-                return Err(failed(format!("an ack of the stream {:?}", ack.stream)));
+                return Err(failed(format!("the ack names the stream {:?}", ack.stream)));
             }
         }
         crash::point("dead-lettered");

@@ -1,14 +1,14 @@
-//! How the parts of a replica learn that it drains, and until when they may take.
+//! Lets the parts of a replica wait for a drain and for its deadline.
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Resolves when the drain has begun; or when nobody is left to begin one, which stops just as well.
+/// Resolves when the drain begins, or when its sender is gone, which also means stop.
 pub(crate) async fn stopped(stop: &mut watch::Receiver<Option<Instant>>) {
     let _ = stop.wait_for(Option::is_some).await;
 }
 
-/// Resolves when the drain has to be over.
+/// Resolves at the deadline of the drain.
 pub(crate) async fn deadline(stop: &mut watch::Receiver<Option<Instant>>) {
     let at = stop.wait_for(Option::is_some).await.ok().and_then(|at| *at);
     tokio::time::sleep_until(at.unwrap_or_else(Instant::now)).await;

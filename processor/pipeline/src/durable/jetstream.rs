@@ -1,4 +1,4 @@
-//! How JetStream is asked.
+//! The client of JetStream, with its time-out and limits.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use async_nats::Client;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::ContextBuilder;
 
-/// How long JetStream may take to answer.
+/// The longest time that JetStream may take to answer.
 pub(crate) const ANSWER: Duration = Duration::from_secs(5);
 
-/// How many publishes may wait for their acks.
+/// The most publishes without an ack.
 const MOST_IN_FLIGHT: usize = 16_384;
 
-/// JetStream by this connection.
+/// Creates a JetStream context on this connection.
 pub(crate) fn context(client: &Client) -> Context {
     ContextBuilder::new()
         .timeout(ANSWER)

@@ -1,5 +1,7 @@
-//! What the limits of a server or an account ask of the consumer: fewer unacknowledged messages, smaller pulls. Without
-//! them a replica would ask for the same again and again, and get nothing.
+//! Adapts the consumer and its pulls to the limits of a server or an account: fewer unacknowledged
+//! messages, smaller pulls.
+//!
+//! Without this a replica would repeat the same requests, and NATS would refuse all of them.
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::PullConsumer;
@@ -12,7 +14,7 @@ use tracing::warn;
 /// Creates a consumer, with fewer unacknowledged messages if the server allows no more.
 ///
 /// # Errors
-/// Where it cannot be created even so.
+/// If NATS refuses the consumer for another reason, or even with one unacknowledged message.
 pub(crate) async fn create_consumer(
     stream: &Stream,
     mut config: PullConfig,
@@ -40,7 +42,7 @@ fn is_excess(error: &ConsumerCreateStrictError) -> bool {
     matches!(error.kind(), Kind::JetStream(error) if error.error_code() == ErrorCode::CONSUMER_MAX_PENDING_ACK_EXCESS)
 }
 
-/// How many messages a pull may ask for, if that is what an error says.
+/// The most messages of a pull that this error names, or `None` if it names no limit.
 pub(crate) fn largest_pull(error: &str) -> Option<usize> {
     let (_, limit) = error.split_once("MaxRequestBatch of ")?;
     let digits = limit.find(|c: char| !c.is_ascii_digit()).unwrap_or(limit.len());

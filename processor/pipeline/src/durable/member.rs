@@ -20,7 +20,7 @@ use crate::settings::{DurableSettings, EventSettings, Tuning};
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
-/// A process that takes part in a pipeline, be it a replica or a command: what its parts share.
+/// A process that takes part in a pipeline, a replica or a command, with the parts that both share.
 pub(crate) struct Member {
     pub(crate) jetstream: Context,
     pub(crate) names: Arc<Names>,
@@ -66,7 +66,8 @@ impl Member {
         }
     }
 
-    /// The parts of its projector. `max_age`: how long the stream keeps an event; `None` if it keeps events indefinitely.
+    /// The parts of a projector. `max_age`: how long the stream keeps an event; `None` if it keeps
+    /// events indefinitely.
     pub(crate) fn projector<K>(
         &self,
         kv: K,
@@ -75,7 +76,8 @@ impl Member {
         target: Target,
         max_age: Option<Duration>,
     ) -> Parts<K> {
-        // A tenth more than any event can live: for clocks, and for what a replica holds in its hands.
+        // A tenth longer than any event can exist: for inexact clocks, and for events that a
+        // replica has in memory.
         let memory = max_age.map(|age| age + (age / 10).max(Duration::from_secs(1)));
         let tuning = changes.borrow_and_update().clone();
         Parts {

@@ -1,6 +1,8 @@
-//! Mode `Durable`, in the order data flows: [`stream::session`] -> [`intake::ingest`] -> [`ledger`] -> [`ledger::feed`] ->
-//! [`projector`], and [`dead_letters`] for what cannot go on. Nothing is lost: an event is acknowledged when the ledger has
-//! it, and KV is brought to what the ledger says. This file starts the parts and drains them, nothing else.
+//! Mode `Durable`: nothing is lost. Starts the parts of the mode and drains them, nothing else.
+//!
+//! Data flows [`stream::session`] -> [`intake::ingest`] -> [`ledger`] -> [`ledger::feed`] ->
+//! [`projector`], and to [`dead_letters`] if it cannot be processed. A replica acknowledges an
+//! event after the ledger has it. The projector writes the state of the ledger to KV.
 
 mod bucket;
 mod clock;
@@ -49,7 +51,6 @@ use self::stream::session::Sessions;
 /// The end of the grace, reserved for releasing the control record and closing the connection.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Runs the pipeline until `shutdown` resolves, and drains it.
 pub(super) async fn run(
     settings: Settings,
     durable: DurableSettings,
@@ -130,7 +131,7 @@ pub(super) async fn run(
     let drained = tokio::time::timeout_at(started + grace, async {
         let _ = projecting.await;
         let _ = ingesting.await;
-        // The last acks; what does not get through is delivered again.
+        // Sends the last acks. NATS delivers events again if their acks are lost.
         let _ = pulls.flush().await;
         let _ = client.flush().await;
     })

@@ -1,5 +1,7 @@
-//! What everything is called in NATS. All names derive from the stream's and the queue group's, so that two
-//! pipelines on one server do not meet. Pure.
+//! The names of all objects of a pipeline in NATS. Pure.
+//!
+//! All names derive from the names of the stream and the queue group, so two pipelines on one
+//! server have different names.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -18,12 +20,12 @@ use crate::settings::{DurableSettings, EventSettings};
 pub(crate) struct Names {
     /// The stream that captures the events.
     pub(crate) stream: String,
-    /// What their subjects begin with.
+    /// The prefix of the subjects of events.
     pub(crate) prefix: String,
-    /// Their three subjects.
+    /// The three subjects of events.
     pub(crate) subjects: Vec<(String, EventKind)>,
     pub(crate) queue_group: String,
-    /// The stream under the ledger's bucket.
+    /// The stream of the ledger's bucket.
     pub(crate) ledger_stream: String,
     ledger_prefix: String,
     pub(crate) dead_letter_stream: String,
@@ -35,9 +37,9 @@ impl Names {
         Self::of(&durable.stream, &events.queue_group, &events.subject_prefix)
     }
 
-    /// Of a pipeline with this stream, this queue group and this prefix of its subjects.
+    /// The names of a pipeline with this stream, this queue group and this subject prefix.
     pub(crate) fn of(stream: &str, queue_group: &str, prefix: &str) -> Self {
-        // Neither name has two dashes in a row, nor one at an end.
+        // Neither name has two dashes in a row, nor a dash at an end, so the two stay distinct.
         let bucket = format!("{stream}--{queue_group}");
         Self {
             stream: stream.to_owned(),
@@ -51,55 +53,55 @@ impl Names {
         }
     }
 
-    /// The kind of event that a subject carries.
+    /// The kind of events on this subject, or `None` for a foreign subject.
     pub(crate) fn kind(&self, subject: &str) -> Option<EventKind> {
         self.subjects.iter().find(|(known, _)| known == subject).map(|(_, kind)| *kind)
     }
 
-    /// The durable consumer of this life of the stream.
+    /// The durable consumer of this incarnation of the stream.
     pub(crate) fn consumer(&self, incarnation: u32) -> String {
         format!("{}-{incarnation}", self.queue_group)
     }
 
-    /// Everything in the ledger's bucket.
+    /// All subjects in the bucket of the ledger.
     pub(crate) fn ledger_all(&self) -> String {
         format!("{}>", self.ledger_prefix)
     }
 
-    /// All tasks' records.
+    /// The records of all tasks.
     pub(crate) fn tasks(&self) -> String {
         format!("{}task.>", self.ledger_prefix)
     }
 
-    /// One task's record.
+    /// The record of one task.
     pub(crate) fn task(&self, id: &TaskId) -> String {
         let mut subject = format!("{}task.", self.ledger_prefix);
         encode(id.as_str(), &mut subject);
         subject
     }
 
-    /// The task that a record's subject names.
+    /// The task of a record's subject, or `None` for another subject.
     pub(crate) fn task_of(&self, subject: &str) -> Option<TaskId> {
         let encoded = subject.strip_prefix(&self.ledger_prefix)?.strip_prefix("task.")?;
         TaskId::new(&decode(encoded)?).ok()
     }
 
-    /// What is known of the stream: its lives, and how far they were read.
+    /// The record of the stream: its incarnations, and the highest high water.
     pub(crate) fn source(&self) -> String {
         format!("{}source", self.ledger_prefix)
     }
 
-    /// How far one replica has read.
+    /// The high water of one replica.
     pub(crate) fn high_water(&self, replica: &str) -> String {
         format!("{}high-water.{replica}", self.ledger_prefix)
     }
 
-    /// How far all replicas have read.
+    /// The high waters of all replicas.
     pub(crate) fn high_waters(&self) -> String {
         format!("{}high-water.*", self.ledger_prefix)
     }
 
-    /// That an event which was delivered again and again is being looked at.
+    /// The record that a replica examines an event that NATS delivered again and again.
     pub(crate) fn suspect(&self, version: Version) -> String {
         format!("{}suspect.{version}", self.ledger_prefix)
     }
@@ -109,28 +111,29 @@ impl Names {
         format!("{}control.{}", self.ledger_prefix, target.0)
     }
 
-    /// The control records of all KV namespaces that this ledger is projected to.
+    /// The control records of all KV namespaces of this ledger.
     pub(crate) fn controls(&self) -> String {
         format!("{}control.*", self.ledger_prefix)
     }
 
-    /// Requests that a command wants to send, or may.
+    /// The record of the requests that a command wants to send, or may send.
     pub(crate) fn loan(&self, target: &Target) -> String {
         format!("{}loan.{}", self.ledger_prefix, target.0)
     }
 
-    /// That a resync of one KV namespace is under way.
+    /// The record of a running resync of one KV namespace.
     pub(crate) fn resync(&self, target: &Target) -> String {
         format!("{}resync.{}", self.ledger_prefix, target.0)
     }
 }
 
-/// A KV namespace of an account, as a name.
+/// A KV namespace of an account, as a part of names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Target(String);
 
 impl Target {
-    /// By its address, which is hashed: an address may be longer than a subject's token.
+    /// Hashes the address of the namespace, because an address may be longer than a token of a
+    /// subject.
     pub(crate) fn new(namespace_url: &str) -> Self {
         let digest = Sha256::digest(namespace_url.as_bytes());
         let mut name = String::with_capacity(16);
@@ -142,8 +145,9 @@ impl Target {
     }
 }
 
-/// Letters, digits, `-` and `_` stand for themselves, and every other byte as `=` and two hex digits, so that
-/// any id is one token of a subject and a valid key of a bucket.
+/// Encodes an id as one token of a subject and a valid key of a bucket.
+///
+/// Letters, digits, `-` and `_` stay. Every other byte becomes `=` and two hex digits.
 fn encode(id: &str, into: &mut String) {
     for byte in id.bytes() {
         match byte {

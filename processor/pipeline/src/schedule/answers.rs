@@ -1,5 +1,5 @@
-//! The part of the schedule that draws the consequences of KV's answers: what a key's request came to, whose fault a refusal is,
-//! and what that means for the requests to come.
+//! Draws the consequences of KV's answers: the outcome of each key, the cause of a refusal, and the
+//! effect on later requests.
 
 use std::time::Duration;
 
@@ -16,39 +16,41 @@ use crate::telemetry::health::KvState;
 use taskpipeline_kv::Operation;
 use taskpipeline_kv::{Allowance, Failure, LONGEST_WAIT};
 
-/// What became of a key's request. Keys that KV only has to be asked again for another's fault, or a
-/// configuration's, do not show: they are queued again.
+/// The outcome of the request of a key.
+///
+/// Keys that are only sent again do not show here, if another key or the configuration was at
+/// fault. The schedule queues them again.
 #[derive(Debug)]
 pub(crate) enum Verdict {
-    /// Written or deleted.
+    /// KV wrote or deleted the key.
     Landed,
-    /// Its value, or that it has none.
+    /// The value in KV, or `None` if KV has none.
     Read(Option<String>),
-    /// To be tried again after a delay.
+    /// The key must be retried after a delay.
     TryAgain {
-        /// What went wrong.
+        /// The cause of the failure.
         failure: Failure,
-        /// Whether the write may have happened, or happen yet, all the same.
+        /// Whether the write may have taken effect, or may still take effect.
         in_doubt: bool,
-        /// Whether KV took the request and named this key as not written.
+        /// Whether KV accepted the request and named this key as not written.
         named: bool,
     },
     /// KV refuses this key, and has accepted others that were sent with it.
     Refused(String),
-    /// KV refuses this key, and nothing says whether it is the key's fault: it waits.
+    /// KV refuses this key without proof that the key is at fault. The key waits.
     Unexplained(String),
 }
 
-/// What became of one request.
+/// The outcome of one request.
 pub(crate) struct Answered {
     pub(crate) operation: Operation,
-    /// When it was sent.
+    /// When the request was sent.
     pub(crate) sent: Instant,
     pub(crate) verdicts: Vec<(TaskId, Verdict)>,
 }
 
 impl Schedule {
-    /// What an answer means.
+    /// Interprets an answer: the outcome of each key.
     pub(crate) fn judged(&mut self, reply: Reply, now: Instant) -> Answered {
         let Reply { answer: Answer { operation, mut ids, result }, sent, attempt, allowance } = reply;
         match operation {
@@ -61,7 +63,7 @@ impl Schedule {
         if let Some(allowance) = allowance {
             self.heed(allowance, now);
         }
-        // Of the control there is nothing to tell.
+        // A control belongs to no task, so it has no outcome to return.
         if ids == self.control {
             ids.clear();
         }
@@ -100,7 +102,7 @@ impl Schedule {
         verdicts
     }
 
-    /// Heeds what KV says is left of the token's limit.
+    /// Applies the rest of the token's limit that KV reports.
     fn heed(&mut self, allowance: Allowance, now: Instant) {
         let out = u32::try_from(self.in_flight()).unwrap_or(u32::MAX);
         self.budget.at_most(allowance.remaining.saturating_sub(out), now);
@@ -120,7 +122,7 @@ impl Schedule {
         }
     }
 
-    /// Learns from what became of a write of so many keys how many the next should have.
+    /// Adapts the size of the next writes to the outcome of a write of `keys` keys.
     fn resize(&mut self, keys: usize, failure: Option<&Failure>, now: Instant) {
         match failure {
             None => self.size.taken(keys, now),
@@ -163,7 +165,7 @@ impl Schedule {
         verdicts
     }
 
-    /// Sends on, gives back and judges the keys of an attempt.
+    /// Carries out a ruling: queues requests, returns keys to their queue, and makes verdicts.
     fn carry_out(
         &mut self,
         operation: Operation,
@@ -187,8 +189,8 @@ impl Schedule {
                 self.gate.refused_all(now);
                 self.report_misconfigured(
                     format!(
-                        "KV refuses every task that was tried, which says nothing about the tasks: check what stands \
-                         between here and Cloudflare, and the account ({what})"
+                        "KV refuses every task that was tried, which proves nothing about the tasks: check the proxies on the \
+                         way to Cloudflare, and the account ({what})"
                     ),
                     now,
                 );
@@ -198,7 +200,7 @@ impl Schedule {
         }
         let mut verdicts = Vec::new();
         match ruling.unexplained.first() {
-            // Reads that are refused must not take the requests of others: those that were not tried wait too.
+            // Refused reads must not use up the requests of others, so the untried keys wait too.
             Some((_, what)) if operation == Operation::Get => {
                 verdicts
                     .extend(ruling.untried.into_iter().map(|id| (id, Verdict::Unexplained(what.clone()))));
@@ -206,7 +208,7 @@ impl Schedule {
             _ => ruling.untried.iter().for_each(|id| self.queue(operation).retry(id, now)),
         }
         for (id, what) in ruling.blamed {
-            // A read that is refused proves nothing of a task.
+            // The refusal of a read proves nothing about the task.
             if operation == Operation::Get {
                 verdicts.push((id, Verdict::Unexplained(what)));
             } else {
@@ -219,11 +221,11 @@ impl Schedule {
         verdicts
     }
 
-    /// The batch that was handed out last came to nothing: none of its keys had anything left to be asked.
+    /// Reports that the last batch sent nothing, because none of its keys needs a request any more.
     pub(super) fn note_vanished(&mut self, now: Instant) {
         let Some(attempt) = self.attempt.take() else { return };
         let ruling = self.blame.vanished(attempt, self.dice.random());
-        // Only writes can: what is read is read.
+        // Only writes can vanish: a read always needs its request.
         for (id, _) in self.carry_out(Operation::Put, attempt, ruling, now) {
             self.writes.retry(&id, now);
         }
@@ -236,8 +238,10 @@ impl Schedule {
         self.health.set_kv(KvState::Misconfigured(what));
     }
 
-    /// A key was refused, which proves nothing. It is tried again by the delays of the policy, which does not count as
-    /// an attempt; if it is to be written, then earlier together with others. Answers when.
+    /// Makes a refused key wait, because one refusal proves nothing. Returns the delay.
+    ///
+    /// The delay follows the policy and does not count as an attempt. A key to write may be sent
+    /// earlier, together with others.
     pub(crate) fn wait_refused(
         &mut self,
         operation: Operation,
@@ -257,7 +261,8 @@ impl Schedule {
         delay
     }
 
-    /// KV takes tasks again, so that those it refused need not wait out their delays.
+    /// KV accepts tasks again, so the tasks that it refused need not wait for the end of their
+    /// delays.
     fn rouse_suspects(&mut self) {
         if !self.gate.is_probing() {
             let writes = &mut self.writes;
@@ -265,8 +270,10 @@ impl Schedule {
         }
     }
 
-    /// Tasks that were refused without a witness join the next write of others, which shows whose fault the refusal was. They
-    /// take at most half of the request, because a request of suspects alone shows nothing.
+    /// Adds tasks that were refused without a witness to the next write of others, which shows the
+    /// cause of the refusal.
+    ///
+    /// They take at most half of the request, because a request of suspects alone shows nothing.
     pub(super) fn rouse_beside_others(&mut self) {
         if !self.gate.is_probing() {
             let (writes, most) = (&mut self.writes, self.size.keys() / 2);
@@ -274,7 +281,7 @@ impl Schedule {
         }
     }
 
-    /// Nothing is open about these keys any more.
+    /// Removes these keys from the suspects.
     pub(super) fn acquit(&mut self, ids: &[TaskId]) {
         if self.suspects.acquit(ids) {
             self.health.set_refused(self.suspects.describe());

@@ -1,34 +1,40 @@
-//! Whose fault a refusal is. Pure: what was sent and how KV answered in; what to send next, and which keys are at fault,
-//! out.
+//! Finds the keys that cause a refusal. Pure: it takes requests and answers, and returns the next
+//! requests and the keys at fault.
 //!
-//! An *attempt* is a request and all the smaller ones that follow from its refusal. A key of it is at fault only if it is
-//! refused alone, and others are accepted before and after that: without such *witnesses* the refusal may be about the
-//! token, the address, or anything else that has nothing to do with the key.
+//! An *attempt* is a request and all the smaller ones that follow from its refusal. A key of the
+//! attempt is at fault only if KV refuses it alone, and accepts others before and after. Without
+//! such *witnesses* the cause may be the token, the address, or anything else beside the key.
 //!
-//! The first witness is a key of the attempt. It is looked for one key at a time, since a few single keys tell more than
-//! many halves, and the search ends after a few refusals, since each costs a request of the budget. What was wrong may
-//! begin after it, and end as well. So when all else is sent, a *control* follows, a request that KV has no reason to refuse;
-//! after it all that was refused alone is sent once more, and after that another control. Who is refused between the two is
-//! at fault.
+//! The first witness is a key of the attempt. The search tries one key at a time, because a few
+//! single keys tell more than many halves. It ends after a few refusals, because each costs a
+//! request of the budget.
+//!
+//! Another cause may begin after the first witness, and end as well. So after all other requests of
+//! the attempt a *control* follows: a request that KV has no reason to refuse. Then all keys that
+//! were refused alone are sent once more, and then another control. A key that is refused between
+//! the two controls is at fault.
 
 use std::collections::HashMap;
 
 use taskpipeline_contract::TaskId;
 
-/// The most requests of an attempt that may be refused before any is accepted: 14 halvings lead from 10,000 keys to one
-/// key, and ten keys beside it find a witness also where nine tasks in ten are at fault.
+/// The most refused requests of a write attempt before the first acceptance.
+///
+/// 14 halvings lead from 10,000 keys to one key. Ten more single keys find a witness even if nine
+/// tasks in ten are at fault.
 const MOST_REFUSALS: u32 = 24;
 
-/// The same for reads, which have only a tenth of the budget.
+/// The limit for reads, which have only a tenth of the budget.
 const MOST_REFUSED_READS: u32 = 4;
 
-/// The same while nothing was accepted lately: the request itself, and one key of it.
+/// The limit while KV refused everything lately: the request itself, and one key of it.
 const MOST_WHILE_PROBING: u32 = 2;
 
-/// What an attempt is called.
+/// The number of an attempt.
 pub(crate) type AttemptId = u64;
 
-/// What sort of request an attempt began with, and how patiently it looks for a witness.
+/// The kind of the first request of an attempt, which decides how long the search for a witness may
+/// be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Patience {
     /// A write.
@@ -49,35 +55,36 @@ impl Patience {
     }
 }
 
-/// What follows from an answer.
+/// The consequences of an answer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ruling {
     /// The requests to send next, within the same attempt.
     pub(crate) next: Vec<Vec<TaskId>>,
-    /// The next request is a control.
+    /// Whether the next request is a control.
     pub(crate) control: bool,
-    /// Refused alone, while others were accepted: their own fault.
+    /// Keys refused alone while others were accepted: they are at fault.
     pub(crate) blamed: Vec<(TaskId, String)>,
-    /// Refused alone, while nothing else was accepted: the attempt is over, and proves nothing about them.
+    /// Keys refused alone while nothing else was accepted. The attempt is over, and proves nothing
+    /// about them.
     pub(crate) unexplained: Vec<(TaskId, String)>,
-    /// Never sent alone: the attempt is over, as nothing of it was accepted.
+    /// Keys never sent alone. The attempt is over, because KV accepted nothing of it.
     pub(crate) untried: Vec<TaskId>,
-    /// The attempt is over, and something of it was accepted, and no control refused.
+    /// Whether the attempt is over, KV accepted something of it, and refused no control.
     pub(crate) others_accepted: bool,
 }
 
-/// How far an attempt is.
+/// The stage of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Nothing was accepted.
+    /// KV has accepted nothing yet.
     Search,
-    /// Something was.
+    /// KV has accepted a key.
     Witness,
-    /// The first control is out.
+    /// The first control is in flight.
     Control,
-    /// It was accepted, and all that was refused alone is sent once more.
+    /// The first control was accepted, and all keys that were refused alone are sent once more.
     Again,
-    /// The second control is out.
+    /// The second control is in flight.
     LastControl,
 }
 
@@ -85,14 +92,14 @@ enum Stage {
 struct Attempt {
     patience: Patience,
     stage: Stage,
-    /// Whether anything of it was ever accepted.
+    /// Whether KV ever accepted anything of the attempt.
     witnessed: bool,
     refusals: u32,
-    /// How many of its requests have no answer yet.
+    /// The number of its requests without an answer.
     out: usize,
-    /// Refused alone.
+    /// Keys refused alone, with the message of KV.
     alone: Vec<(TaskId, String)>,
-    /// Waits until there is a witness.
+    /// Keys that wait for a witness.
     rest: Vec<TaskId>,
 }
 
@@ -104,7 +111,7 @@ pub(crate) struct Blame {
 }
 
 impl Blame {
-    /// A request is sent that follows from no other.
+    /// Registers a request that follows from no other.
     pub(crate) fn begin(&mut self, patience: Patience) -> AttemptId {
         self.begun += 1;
         let attempt = Attempt {
@@ -120,7 +127,7 @@ impl Blame {
         self.begun
     }
 
-    /// A request was answered with success. `witness`: at least one of its keys was written or read.
+    /// Learns that a request succeeded. `witness`: at least one of its keys was written or read.
     pub(crate) fn accepted(&mut self, id: AttemptId, witness: bool, dice: u64) -> Ruling {
         let mut ruling = Ruling::default();
         let Some(attempt) = self.answered(id) else { return ruling };
@@ -128,7 +135,7 @@ impl Blame {
             Stage::Search if witness => {
                 (attempt.stage, attempt.witnessed) = (Stage::Witness, true);
                 let rest = std::mem::take(&mut attempt.rest);
-                // Where a culprit is suspected already, the others may be good together.
+                // If a culprit is suspected already, all other keys may be valid together.
                 ruling.next = if attempt.alone.is_empty() { halves(rest) } else { whole(rest) };
             }
             Stage::Control if witness => {
@@ -143,7 +150,8 @@ impl Blame {
         self.go_on(id, ruling, dice)
     }
 
-    /// A request was refused. `too_large`: for its size, so that halves of it may do.
+    /// Learns that a request was refused. `too_large`: because of its size, so that halves of it
+    /// may succeed.
     pub(crate) fn refused(
         &mut self,
         id: AttemptId,
@@ -156,7 +164,7 @@ impl Blame {
         let Some(attempt) = self.answered(id) else { return ruling };
         attempt.refusals += 1;
         match (ids.len(), attempt.stage != Stage::Search) {
-            // A control.
+            // A control, which has no keys.
             (0, _) => {}
             (1, _) => attempt.alone.extend(ids.into_iter().map(|id| (id, what.to_owned()))),
             (_, true) => ruling.next = halves(ids),
@@ -170,23 +178,23 @@ impl Blame {
         self.go_on(id, ruling, dice)
     }
 
-    /// A request came to nothing for a reason that says nothing about its keys.
+    /// Learns that a request failed for a reason that proves nothing about its keys.
     pub(crate) fn failed(&mut self, id: AttemptId) -> Ruling {
         if let Some(attempt) = self.answered(id) {
-            // Whatever was wrong would be wrong with the next one too, and a control would prove nothing.
+            // The next request would probably fail for the same reason, and a control would prove
+            // nothing.
             attempt.refusals = attempt.patience.most_refusals();
             attempt.stage = Stage::Search;
         }
         self.go_on(id, Ruling::default(), 0)
     }
 
-    /// A request was not sent, since nothing is left to be asked about its keys.
+    /// Learns that a request was not sent, because none of its keys needs a request any more.
     pub(crate) fn vanished(&mut self, id: AttemptId, dice: u64) -> Ruling {
         self.answered(id);
         self.go_on(id, Ruling::default(), dice)
     }
 
-    /// Forgets all attempts.
     pub(crate) fn clear(&mut self) {
         self.attempts.clear();
     }
@@ -197,7 +205,7 @@ impl Blame {
         Some(attempt)
     }
 
-    /// Looks on for a witness, or ends an attempt of which nothing is out.
+    /// Continues the search for a witness, or ends an attempt that has no request in flight.
     fn go_on(&mut self, id: AttemptId, mut ruling: Ruling, dice: u64) -> Ruling {
         let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.out == 0) else {
             return ruling;
@@ -216,7 +224,7 @@ impl Blame {
             ruling.next = vec![vec![one]];
         } else if let Some(stage) = control
             && !attempt.alone.is_empty()
-            // Of a read nothing is concluded anyway.
+            // A read has no use for a control, because nothing is concluded about it anyway.
             && attempt.patience != Patience::Read
         {
             (attempt.stage, attempt.out) = (stage, 1);
@@ -230,7 +238,7 @@ impl Blame {
     }
 }
 
-/// In two requests, or as few as it takes.
+/// Splits the keys into two requests, without empty ones.
 fn halves(mut ids: Vec<TaskId>) -> Vec<Vec<TaskId>> {
     let second = ids.split_off(ids.len() / 2);
     [ids, second].into_iter().filter(|half| !half.is_empty()).collect()
@@ -246,7 +254,7 @@ mod tests {
 
     use super::*;
 
-    /// How an attempt ended.
+    /// The end of an attempt.
     #[derive(Debug, Default)]
     struct Outcome {
         requests: usize,
@@ -256,7 +264,8 @@ mod tests {
         untried: usize,
     }
 
-    /// Sends `count` keys to a KV that takes a request unless it has a key or a size that it refuses.
+    /// Sends `count` keys to a KV that refuses requests with a `poison` key or with more than
+    /// `most` keys.
     fn attempt(count: usize, patience: Patience, poison: impl Fn(usize) -> bool, most: usize) -> Outcome {
         let mut blame = Blame::default();
         let ids: Vec<_> = (0..count).map(|n| TaskId::new(n.to_string()).unwrap()).collect();
@@ -345,7 +354,7 @@ mod tests {
         names.iter().map(|name| TaskId::new(*name).unwrap()).collect()
     }
 
-    /// An attempt of a, b and c that was refused, and of which c was accepted alone: b and a are sent.
+    /// An attempt of a, b and c that was refused. Then c was accepted alone, and b and a are sent.
     fn witnessed() -> (Blame, AttemptId) {
         let mut blame = Blame::default();
         let id = blame.begin(Patience::Write);
@@ -370,7 +379,7 @@ mod tests {
     fn nobody_is_blamed_for_a_cause_that_begins_after_the_witness_whether_or_not_it_ends() {
         for ends in [false, true] {
             let (mut blame, id) = witnessed();
-            // It begins here.
+            // The other cause begins here.
             assert!(blame.refused(id, ids(&["a"]), "no", false, 0).blamed.is_empty());
             assert!(blame.refused(id, ids(&["b"]), "no", false, 0).control);
             if ends {
@@ -406,7 +415,7 @@ mod tests {
         let id = blame.begin(Patience::Write);
         assert_eq!(blame.refused(id, ids(&["a", "b", "c"]), "no", false, 0).next, [ids(&["a"])]);
         assert_eq!(blame.refused(id, ids(&["a"]), "no", false, 0).next, [ids(&["c"])]);
-        // Repaired here.
+        // The cause is repaired here.
         assert_eq!(blame.accepted(id, true, 0).next, [ids(&["b"])]);
         assert!(blame.accepted(id, true, 0).control);
         assert_eq!(blame.accepted(id, true, 0).next, [ids(&["a"])]);

@@ -1,4 +1,4 @@
-//! Whether anything may be sent to KV at all. Pure: verdicts and moments in, yes or "not before" out.
+//! Decides whether any request to KV is allowed now. Pure: it takes answers and times.
 
 use std::time::Duration;
 
@@ -6,35 +6,37 @@ use tokio::time::Instant;
 
 use taskpipeline_kv::{Failure, LONGEST_WAIT};
 
-/// How long to leave KV alone after it refused our token or namespace: two requests a minute are enough to
-/// notice that it was mended.
+/// The time between two probes after KV refused the token or the namespace. Two requests a minute
+/// are enough to notice a repair.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The same at first, where KV refused every task that was tried, and none of its answers says why: it may have been
-/// those tasks. Doubled each time, up to [`PROBE_INTERVAL`].
+/// The first such time after KV refused every task that was tried without a reason: those tasks may
+/// be the cause.
+///
+/// It doubles each time, up to [`PROBE_INTERVAL`].
 const FIRST_PROBE: Duration = Duration::from_secs(2);
 
-/// How long to leave KV alone after the day's quota was used up. It begins anew at midnight, or when someone
-/// upgrades the plan.
+/// The time between two probes after the daily quota was used up. The quota starts again at
+/// midnight, or when somebody upgrades the plan.
 const QUOTA_INTERVAL: Duration = Duration::from_secs(300);
 
-/// How often at the most it is said that KV refuses us.
+/// The least time between two log lines that KV cannot be used as configured.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Open, or closed by KV itself.
+/// Open, or closed by an answer of KV.
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
     closed_until: Option<Instant>,
-    /// The last answer was that nothing can work as it is configured: one request at a time finds out
+    /// The last answer was that nothing can work as configured. One request at a time probes
     /// whether that has changed.
     probing: bool,
-    /// How often in a row KV refused every task that was tried.
+    /// How many times in a row KV refused every task that was tried.
     refusals: u32,
     reported: Option<Instant>,
 }
 
 impl Gate {
-    /// Learns from an answer.
+    /// Learns from an answer; `None` is a success.
     pub(crate) fn learn(&mut self, failure: Option<&Failure>, now: Instant) {
         match failure {
             None => {
@@ -56,7 +58,7 @@ impl Gate {
         }
     }
 
-    /// KV refused every task of an attempt to write.
+    /// Learns that KV refused every task of an attempt to write.
     pub(crate) fn refused_all(&mut self, now: Instant) {
         let wait = FIRST_PROBE.saturating_mul(1 << self.refusals.min(8)).min(PROBE_INTERVAL);
         self.refusals = self.refusals.saturating_add(1);
@@ -64,18 +66,19 @@ impl Gate {
         self.close_until(now + wait);
     }
 
-    /// KV wrote at least one task.
+    /// Learns that KV wrote at least one task.
     pub(crate) fn wrote(&mut self) {
         self.refusals = 0;
     }
 
-    /// Whether KV refused everything when it was asked last.
+    /// Returns whether KV refused everything lately.
     pub(crate) fn is_probing(&self) -> bool {
         self.probing || self.refusals > 0
     }
 
-    /// Whether a request may be sent while `in_flight` others are out; else when to ask again, if time
-    /// alone can open it.
+    /// Returns whether a request is allowed while `in_flight` others are in flight.
+    ///
+    /// The error is the time to ask again, or `None` if only an answer can open the gate.
     pub(crate) fn admits(&self, in_flight: usize, now: Instant) -> Result<(), Option<Instant>> {
         match self.closed_until {
             Some(until) if now < until => Err(Some(until)),
@@ -84,7 +87,7 @@ impl Gate {
         }
     }
 
-    /// Whether it is time to say, again, that KV cannot be used as it is configured.
+    /// Returns whether it is time to log again that KV cannot be used as configured.
     pub(crate) fn may_report(&mut self, now: Instant) -> bool {
         let may = self.reported.is_none_or(|at| now.duration_since(at) >= REPORT_INTERVAL);
         if may {
@@ -93,7 +96,7 @@ impl Gate {
         may
     }
 
-    /// KV says that nothing is left until then.
+    /// Closes the gate for `time`, which KV asked for, but at most [`LONGEST_WAIT`].
     pub(crate) fn wait(&mut self, time: Duration, now: Instant) {
         self.close_until(now + time.min(LONGEST_WAIT));
     }
@@ -111,7 +114,7 @@ mod tests {
     fn a_429_closes_it_for_as_long_as_it_says() {
         let (mut gate, now) = (Gate::default(), Instant::now());
         gate.learn(Some(&Failure::Throttled(Duration::from_secs(7))), now);
-        gate.learn(None, now); // the answer to a request sent before
+        gate.learn(None, now); // The answer to an earlier request.
         let open = now + Duration::from_secs(7);
         assert_eq!(gate.admits(0, open - Duration::from_millis(1)), Err(Some(open)));
         assert_eq!(gate.admits(3, open), Ok(()));

@@ -1,8 +1,11 @@
-//! Decides which keys go into which request to KV, when, and what an answer means for each of them, for the projectors of both
-//! modes. Pure: it takes the moment and the answers as arguments, and sends nothing; see [`super::requests`].
+//! Decides which keys go into which request to KV, when, and what an answer means for each key. The
+//! projectors of both modes use it.
 //!
-//! A request is due at once when none is in flight and the budget allows, and gathers what arrives while one is out. A key
-//! is never in two requests at once. The schedule knows no task's value and no policy of retrying: its owner brings both.
+//! Pure: it takes the time and the answers as arguments and sends nothing; [`super::requests`]
+//! sends. It does not know the value of any task, nor any retry policy: its owner passes both.
+//!
+//! A request is due at once if none is in flight and the budget allows it. While a request is in
+//! flight, keys gather for the next one. A key is never in two requests at once.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -40,28 +43,28 @@ pub(crate) use self::request::{Answer, Flight, KeyOutcome, Reply, Request};
 use self::size::BatchSize;
 use self::suspects::Suspects;
 
-/// The wait where the policy names none.
+/// The retry delay if the policy has none.
 const SHORTEST: Duration = Duration::from_secs(1);
 
-/// Keys to be asked of KV now. They are in flight as far as their queue knows.
+/// The keys of the next request. Their queue counts them as in flight.
 pub(super) enum Batch {
-    /// To be written, or deleted where there is nothing to write.
+    /// Keys to write, or to delete if their task is gone.
     Write(Vec<TaskId>),
-    /// To be read.
+    /// Keys to read.
     Read(Vec<TaskId>),
-    /// A request that KV has no reason to refuse, and that is about no task.
+    /// A request about no task, which KV has no reason to refuse.
     Control(Request),
 }
 
-/// A request that follows from another that was refused.
+/// A request that follows from the refusal of another.
 enum Aside {
-    /// Some of its keys.
+    /// Some of the refused keys.
     Batch(Batch),
-    /// What KV has no reason to refuse.
+    /// A control: a request that KV has no reason to refuse.
     Control,
 }
 
-/// The keys that wait, and all that decides when they go.
+/// The keys that wait, and all that decides when they are sent.
 pub(super) struct Schedule {
     dice: StdRng,
     size: BatchSize,
@@ -69,38 +72,42 @@ pub(super) struct Schedule {
     health: Arc<Health>,
     pub(super) writes: KeyQueue,
     pub(super) reads: KeyQueue,
-    /// The requests that follow from others that were refused.
+    /// The requests that follow from refused ones, with their attempts.
     set_aside: VecDeque<(AttemptId, Aside)>,
-    /// Ids that no task has, one: KV has no reason to refuse that it is deleted.
+    /// One id that no task has. KV has no reason to refuse its delete.
     control: Vec<TaskId>,
     blame: Blame,
-    /// What the batch that was handed out last belongs to, if it follows from another.
+    /// The attempt of the last batch that was taken, if the batch follows from a refusal.
     attempt: Option<AttemptId>,
     suspects: Suspects,
-    /// Keys that were handed out to be written and are to be deleted: they wait for others, to fill a request.
+    /// Keys that were taken to be written and turned out to be deletes. They wait for others, to
+    /// fill a request.
     deletes: Vec<TaskId>,
-    /// Since when the first of them waits.
+    /// Since when the first of `deletes` waits.
     deletes_since: Instant,
     request_budget: RequestBudget,
     budget: Budget,
-    /// What of the budget may go into reads.
+    /// The part of the budget that reads may use.
     read_budget: Budget,
     gate: Gate,
-    /// What others spend of the same token.
+    /// Detects requests of other clients with the same token.
     others: Others,
     last_sent: Option<Instant>,
-    /// Counts the requests, to take turns by.
+    /// Counts the requests, so that kinds of requests can take turns.
     turn: u32,
     writes_in_flight: usize,
     reads_in_flight: usize,
-    /// When time alone makes a request possible that is not now.
+    /// When a request becomes possible without any event, or `None` if time alone does not change
+    /// that.
     wake_at: Option<Instant>,
-    /// Whether there is room for more than is queued here.
+    /// Whether memory has room for more keys than are queued here.
     more_may_come: bool,
 }
 
 impl Schedule {
-    /// With an unknown part of its budget left. `reads` is a budget within the budget; all chance follows from `seed`.
+    /// Starts with an unknown rest of the budget.
+    ///
+    /// `reads` is the part of the budget for reads. All random values follow from `seed`.
     pub(super) fn new(
         tuning: &Tuning,
         reads: RequestBudget,
@@ -138,12 +145,12 @@ impl Schedule {
         }
     }
 
-    /// A number of at least 0 and below 1, by chance.
+    /// A random number in 0.0..1.0.
     pub(super) fn throw(&mut self) -> f64 {
         self.dice.random()
     }
 
-    /// From now on these settings hold; `reads` is a budget within theirs.
+    /// Applies new settings; `reads` is the part of their budget for reads.
     pub(super) fn retune(&mut self, tuning: &Tuning, reads: RequestBudget, now: Instant) {
         if tuning.request_budget != self.request_budget {
             self.request_budget = tuning.request_budget;
@@ -153,7 +160,7 @@ impl Schedule {
         self.size.limit(tuning.max_keys.get().into());
     }
 
-    /// Moves on the keys that have rested. Answers those that one of the queues has forgotten.
+    /// Moves the keys whose rest is over. Returns those that a queue has forgotten.
     pub(super) fn wake(&mut self, now: Instant) -> Vec<TaskId> {
         let mut rested = self.writes.wake(now);
         rested.append(&mut self.reads.wake(now));
@@ -161,19 +168,19 @@ impl Schedule {
         rested
     }
 
-    /// As [`Self::wake`]. Answers those that want nothing more of KV.
+    /// Calls [`Self::wake`], and returns the rested keys that need no request any more.
     pub(super) fn wake_rested(&mut self, now: Instant) -> Vec<TaskId> {
         let mut rested = self.wake(now);
         rested.retain(|id| !self.writes.contains(id) && !self.reads.contains(id));
         rested
     }
 
-    /// When there is something to do though nothing happens until then.
+    /// When to call again even if nothing happens until then.
     pub(super) fn next_wake(&self) -> Option<Instant> {
         [self.wake_at, self.writes.next_wake(), self.reads.next_wake()].into_iter().flatten().min()
     }
 
-    /// Whether keys could go into a request.
+    /// Returns whether keys could go into a request.
     pub(super) fn has_ready(&self) -> bool {
         self.writes.ready() > 0
             || self.reads.ready() > 0
@@ -181,19 +188,23 @@ impl Schedule {
             || !self.deletes.is_empty()
     }
 
-    /// Whether there is a reason for which nothing is sent, or nothing lands: a request that is out, or a moment that has
-    /// to come first (of the budget, of `Retry-After`, of the next attempt).
+    /// Returns whether there is a reason to send nothing, or to see nothing land.
+    ///
+    /// Such a reason is a request in flight, or a time to wait for (the budget, `Retry-After`, the
+    /// next attempt).
     pub(super) fn is_excused(&self, now: Instant) -> bool {
         self.in_flight() > 0 || self.next_wake().is_some_and(|at| at > now)
     }
 
-    /// How many requests are out.
+    /// The number of requests in flight.
     pub(super) fn in_flight(&self) -> usize {
         self.writes_in_flight + self.reads_in_flight
     }
 
-    /// The keys to send now, if anything may and should be sent; a request of the budget is spent on them.
-    /// `more_may_come`: whether there is room for more than is queued here.
+    /// Takes the keys to send now, and one request from the budget; `None` if nothing may or should
+    /// be sent.
+    ///
+    /// `more_may_come`: whether memory has room for more keys than are queued here.
     pub(super) fn next_batch(&mut self, more_may_come: bool, now: Instant) -> Option<Batch> {
         (self.wake_at, self.more_may_come) = (None, more_may_come);
         self.note_vanished(now);
@@ -209,9 +220,9 @@ impl Schedule {
             self.wake_at = until;
             return None;
         }
-        // Taking turns: neither what is tried again in parts nor what is new keeps the other waiting.
+        // Taking turns: neither parts of refused requests nor new keys delay the other.
         let aside = aside && (deletes || !write || !self.turn.is_multiple_of(2));
-        // Neither a flood of creates nor one of updates keeps the other waiting.
+        // Neither a flood of creates nor a flood of updates delays the other.
         let mut reads_turn = !aside && read && (!write || self.reads_in_flight == 0);
         if reads_turn && let Err(until) = self.read_budget.ready(now) {
             self.wake_by(until);
@@ -238,7 +249,7 @@ impl Schedule {
             });
         }
         if reads_turn {
-            // Just seen to be there.
+            // `ready` has just returned that there is one.
             let _ = self.read_budget.take(now);
             return Some(Batch::Read(self.reads.take(MAX_KEYS_PER_READ)));
         }
@@ -246,8 +257,10 @@ impl Schedule {
         Some(Batch::Write(self.writes.take(self.size.keys())))
     }
 
-    /// The next part of a request that was refused: most often of the newest one, so that what came last does not wait
-    /// for a thousand parts of what came before, and now and then of the oldest.
+    /// Takes the next part of a refused request, usually of the newest attempt.
+    ///
+    /// So a new refusal does not wait for a thousand parts of an older one. Every eighth turn it
+    /// takes the oldest part.
     fn take_aside(&mut self) -> Option<(AttemptId, Aside)> {
         if self.turn.is_multiple_of(8) {
             return self.set_aside.pop_front();
@@ -276,12 +289,12 @@ impl Schedule {
         }
     }
 
-    /// Whether the deletes that wait for others have waited long enough.
+    /// Returns whether the deletes that wait for others have waited long enough.
     fn deletes_are_due(&mut self, now: Instant) -> bool {
         if self.deletes.is_empty() || !pace::has_place(self.in_flight()) {
             return false;
         }
-        // Nothing is gained by waiting where nobody else waits for a request.
+        // Waiting has no use if nothing else waits for a request.
         let idle = self.writes.ready() == 0 && self.in_flight() == 0;
         if idle || self.deletes.len() >= self.size.keys() {
             return true;
@@ -297,17 +310,19 @@ impl Schedule {
         self.wake_at = Some(self.wake_at.map_or(at, |other| other.min(at)));
     }
 
-    /// More keys to be written, at most so many, to fill a request of which some turned out to be deletes.
+    /// Takes at most `keys` more keys to write, to fill a request of which some keys turned out to
+    /// be deletes.
     pub(super) fn more(&mut self, keys: usize) -> Vec<TaskId> {
         self.writes.take(keys)
     }
 
-    /// How many more keys than these a request takes. None where it is to tell which keys KV refuses.
+    /// How many more keys fit into a request of `keys` keys. A request that searches for a refused
+    /// key takes none.
     pub(super) fn room_beside(&self, keys: usize) -> usize {
         if self.attempt.is_some() { 0 } else { self.size.keys().saturating_sub(keys) }
     }
 
-    /// These keys, which were handed out to be written, are to be deleted: soon, together with others.
+    /// Queues these keys, which were taken to be written, for a delete together with others.
     pub(super) fn delete_soon(&mut self, keys: Vec<TaskId>, now: Instant) {
         if self.deletes.is_empty() {
             self.deletes_since = now;
@@ -315,25 +330,27 @@ impl Schedule {
         self.deletes.extend(keys);
     }
 
-    /// Takes requests out of the budget for a command that asks for so many: one at a time while there is something
-    /// to be written here, and never more than half of what is there.
+    /// Takes up to `wanted` requests out of the budget for a command.
+    ///
+    /// It grants one at a time while tasks wait to be written here, and never more than half of the
+    /// budget.
     pub(super) fn lend(&mut self, wanted: u32, now: Instant) -> u32 {
         let idle = self.writes.ready() == 0 && self.reads.ready() == 0;
         let most = if idle { (self.budget.whole(now) / 2).clamp(1, wanted.max(1)) } else { 1 };
         (0..most).take_while(|_| self.budget.take(now).is_ok()).map(|_| 1).sum()
     }
 
-    /// Goes on with what another has left of the budget.
+    /// Continues with the rest of the budget that the former holder left.
     pub(super) fn resume(&mut self, spare: Spare, now: Instant) {
         self.budget = Budget::resumed(self.request_budget, spare, now);
     }
 
-    /// How many requests could be sent at once: what is left for the next.
+    /// The requests that could be sent at once, for the next holder.
     pub(super) fn spare(&mut self, now: Instant) -> u32 {
         self.budget.whole(now)
     }
 
-    /// Counts a request, made of keys that were handed out, as sent: it is to be.
+    /// Counts a request as sent; its keys were taken before.
     pub(super) fn begin(&mut self, request: Request) -> Flight {
         match request.operation() {
             Operation::Get => self.reads_in_flight += 1,
@@ -350,8 +367,10 @@ impl Schedule {
         Flight { request, attempt }
     }
 
-    /// Forgets all keys and requests, but not what was spent of the budget, what KV asked for, and which keys were
-    /// written a moment ago.
+    /// Forgets all keys and requests.
+    ///
+    /// It keeps the state of the budget and of the gate, and the rests of keys that were just
+    /// written.
     pub(super) fn restart(&mut self) {
         self.writes.restart();
         self.reads.restart();
@@ -364,7 +383,7 @@ impl Schedule {
         (self.writes_in_flight, self.reads_in_flight, self.wake_at) = (0, 0, None);
     }
 
-    /// The queue that a request of this kind takes its keys from.
+    /// The queue of the keys of this operation.
     pub(super) fn queue(&mut self, operation: Operation) -> &mut KeyQueue {
         match operation {
             Operation::Get => &mut self.reads,
@@ -372,7 +391,7 @@ impl Schedule {
         }
     }
 
-    /// Shows itself in the metrics.
+    /// Updates the metrics.
     pub(super) fn show(&mut self, now: Instant) {
         self.metrics.requests_in_flight.set(i64::try_from(self.in_flight()).unwrap_or(i64::MAX));
         self.metrics.budget_available.set(self.budget.available(now));
@@ -380,18 +399,20 @@ impl Schedule {
     }
 }
 
-/// An id by chance, which no task has.
+/// A random id that no task has.
 fn control(dice: u128) -> Vec<TaskId> {
     TaskId::new(format!("taskpipeline-control-{dice:032x}")).into_iter().collect()
 }
 
-/// How long a failed attempt waits at the most, however often it has failed: the longest of the delays.
+/// The longest delay of the policy, however often an attempt has failed.
 pub(super) fn longest_delay(tuning: &Tuning, dice: f64) -> Duration {
     tuning.retry.delays.iter().max().copied().unwrap_or(SHORTEST).mul_f64(1.0 + dice / 10.0)
 }
 
-/// How long to wait after `attempts` failed attempts, at least as long as KV asked for; nothing when they are
-/// used up. One throw of the dice does for all keys of a request: what failed together comes back together.
+/// The delay after `attempts` failed attempts, or `None` if they are exhausted. At least as long as
+/// KV asked for.
+///
+/// All keys of a request share one `dice`, so that keys that failed together are retried together.
 pub(super) fn delay_after(tuning: &Tuning, attempts: u32, failure: &Failure, dice: f64) -> Option<Duration> {
     let delay = tuning.retry.delay_after(attempts, dice)?;
     Some(match failure {

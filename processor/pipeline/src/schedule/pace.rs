@@ -1,57 +1,58 @@
-//! When a request is worth sending. Pure.
+//! Decides when a request is worthwhile. Pure.
 //!
-//! An idle pipeline writes at once. A busy one lets changes gather while a request is out; and the less of the
-//! budget is left, the longer it lets them gather, so that the budget never runs dry and a reserve stays for
-//! what fills a request by itself.
+//! An idle pipeline writes at once. A busy one gathers changes while a request is in flight. The
+//! less of the budget is left, the longer it gathers. So the budget never runs out, and a reserve
+//! stays for requests that fill by themselves.
 
 use std::time::Duration;
 
-/// The most requests of one kind that are out at a time. Four cover the latency of full batches; more would
-/// only spend the budget sooner.
+/// The most requests of one kind in flight. Four cover the latency of full batches; more would only
+/// spend the budget sooner.
 const MOST_IN_FLIGHT: usize = 4;
 
-/// Down to this level of the budget nothing is held back.
+/// Above this level of the budget, nothing is delayed.
 const PLENTY: f64 = 0.5;
 
-/// At this level requests that are not full go out as slowly as the budget refills, so that it sinks no lower.
+/// At this level, requests that are not full are sent as slowly as the budget refills, so that the
+/// budget sinks no lower.
 const RESERVE: f64 = 0.2;
 
-/// One part of so many of a full request is worth sending where no more keys can gather.
+/// If no more keys can gather, a request of one part in so many of a full one is worthwhile.
 const WORTHWHILE: usize = 4;
 
-/// For so many times the time between two requests deletes wait to fill a request of their own, beside puts.
+/// How long deletes wait beside puts to fill a request of their own, as a multiple of the spacing.
 const PATIENCE: f64 = 8.0;
 
-/// What is known when the question is whether to send.
+/// The facts that the decision to send depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Situation {
-    /// How many keys could go.
+    /// The number of keys that could be sent.
     pub(crate) ready: usize,
-    /// How many requests of this kind are out.
+    /// The number of requests of this kind in flight.
     pub(crate) in_flight: usize,
-    /// How many keys a request takes.
+    /// The number of keys of a full request.
     pub(crate) full: usize,
-    /// How long ago the last request was sent.
+    /// The time since the last request.
     pub(crate) since_last: Duration,
-    /// How long it should be between two that are not full, by [`spacing`].
+    /// The wanted time between two requests that are not full, by [`spacing`].
     pub(crate) spacing: Duration,
-    /// Whether memory has room for more keys, before some of these are done.
+    /// Whether memory has room for more keys before some of these are done.
     pub(crate) more_may_come: bool,
 }
 
-/// Whether to send now.
+/// The decision whether to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Worth {
-    /// Now.
+    /// Send now.
     Now,
-    /// After this long, unless something happens before.
+    /// Send after this time, unless something changes before.
     Later(Duration),
-    /// Not before something happens.
+    /// Send only after something changes.
     No,
 }
 
 impl Situation {
-    /// Whether a request is worth sending now, later or not at all.
+    /// Decides whether a request is worthwhile now, later or not at all.
     pub(crate) fn worth_sending(self) -> Worth {
         if self.ready == 0 || !has_place(self.in_flight) {
             return Worth::No;
@@ -59,7 +60,8 @@ impl Situation {
         if self.ready >= self.full {
             return Worth::Now;
         }
-        // Nothing can gather beside what is out: where requests abound, a part of one is better than none.
+        // No keys can gather beside the requests in flight. If the budget is plentiful, a part of a
+        // request is better than none.
         if !self.more_may_come && self.spacing.is_zero() && self.ready >= self.full / WORTHWHILE {
             return Worth::Now;
         }
@@ -73,23 +75,24 @@ impl Situation {
     }
 }
 
-/// How long it should be between two requests that are not full, at this level of the budget (0.0 to 1.0), which
-/// gains a request in each `interval`.
+/// The wanted time between two requests that are not full.
+///
+/// `level` of the budget is in 0.0..=1.0; the budget gains one request in each `interval`.
 pub(crate) fn spacing(level: f64, interval: Duration) -> Duration {
     interval.mul_f64(scarcity(level))
 }
 
-/// How long deletes may wait for others, so that two requests are not sent where one and a bit would do.
+/// How long deletes may wait for others, so that one full request replaces two partial ones.
 pub(crate) fn patience(level: f64, interval: Duration) -> Duration {
     interval.mul_f64(scarcity(level) * PATIENCE)
 }
 
-/// 0 where there is plenty, 1 at the reserve and below.
+/// 0 if the budget is plentiful, 1 at the reserve and below.
 fn scarcity(level: f64) -> f64 {
     ((PLENTY - level) / (PLENTY - RESERVE)).clamp(0.0, 1.0)
 }
 
-/// Whether one more request may go beside those that are out, whatever is in it.
+/// Returns whether one more request, of any kind, is allowed beside those in flight.
 pub(crate) fn has_place(in_flight: usize) -> bool {
     in_flight < MOST_IN_FLIGHT
 }
@@ -144,7 +147,7 @@ mod tests {
         let (mut level, mut least): (f64, f64) = (1.0, 1.0);
         let capacity = 51.0;
         for _ in 0..10_000 {
-            // Each answer takes 50 ms, and there is always something to write.
+            // Each answer takes 50 ms, and there is always a task to write.
             let gap = spacing(level, INTERVAL).max(Duration::from_millis(50));
             level = (level - 1.0 / capacity + gap.as_secs_f64() / INTERVAL.as_secs_f64() / capacity).min(1.0);
             least = least.min(level);

@@ -1,7 +1,9 @@
-//! Which keys want a request, in which order, and when. Pure: ids and moments, no values and no I/O.
+//! Decides which keys need a request, in which order, and when. Pure: ids and times, no values and
+//! no I/O.
 //!
-//! A key keeps the place it got when it first became dirty, is never handed out twice at a time, and rests
-//! between two requests, so that a task which changes all the time neither starves nor is starved.
+//! A key keeps the place that it got when it first became dirty. It is never in two requests at
+//! once, and rests between two requests. So a task that changes all the time neither starves nor
+//! delays others.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -11,11 +13,12 @@ use tokio::time::Instant;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Waits in `ready`.
+    /// The key waits in `ready`.
     Ready,
-    /// In a request; `again`: changed since.
+    /// The key is in a request; `again`: it has changed since.
     InFlight { again: bool },
-    /// Rests until its moment in `resting`; `dirty`: ready after that; `failed`: because its request did nothing.
+    /// The key rests in `resting`; `dirty`: it is ready afterwards; `failed`: it rests because its
+    /// request failed.
     Resting { dirty: bool, failed: bool },
 }
 
@@ -23,15 +26,17 @@ enum State {
 #[derive(Debug, Default)]
 pub(crate) struct KeyQueue {
     states: HashMap<TaskId, State, RandomState>,
-    /// In first-dirty order. An id that was withdrawn may still stand here; its state says so.
+    /// In the order in which the keys became dirty. A withdrawn id may still be here; its state
+    /// shows that.
     ready: VecDeque<TaskId>,
     ready_count: usize,
-    /// What rests until the same moment, which is as a rule all of a request, stays in its order.
+    /// Keys with the same end of rest stay in their order. As a rule these are all keys of one
+    /// request.
     resting: BTreeMap<Instant, Vec<TaskId>>,
 }
 
 impl KeyQueue {
-    /// This key wants a request.
+    /// Marks that this key needs a request.
     pub(crate) fn mark(&mut self, id: &TaskId) {
         match self.states.get_mut(id) {
             None => self.enqueue(id.clone()),
@@ -41,7 +46,7 @@ impl KeyQueue {
         }
     }
 
-    /// This key wants no request any more, if it is not in one already.
+    /// Marks that this key needs no request any more. A request in flight continues.
     pub(crate) fn withdraw(&mut self, id: &TaskId) {
         match self.states.get_mut(id) {
             Some(State::Ready) => {
@@ -54,7 +59,7 @@ impl KeyQueue {
         }
     }
 
-    /// Hands out the first `most` keys; each stays in flight until it is settled or retried.
+    /// Takes the first `most` keys. Each stays in flight until it is settled or retried.
     pub(crate) fn take(&mut self, most: usize) -> Vec<TaskId> {
         let mut taken = Vec::with_capacity(most.min(self.ready_count));
         while taken.len() < most {
@@ -68,40 +73,41 @@ impl KeyQueue {
         taken
     }
 
-    /// The key's request is done. It rests until `until`, and then wants the next one if it has changed.
+    /// Ends the request of a key. The key rests until `until`, and is then ready if it has changed.
     pub(crate) fn settle(&mut self, id: &TaskId, until: Instant) {
         if let Some(State::InFlight { again }) = self.states.get(id) {
             self.rest(id, until, State::Resting { dirty: *again, failed: false });
         }
     }
 
-    /// The key's request did nothing. It wants another at `until`.
+    /// Ends the request of a key that failed. The key is ready at `until`.
     pub(crate) fn retry(&mut self, id: &TaskId, until: Instant) {
         if let Some(State::InFlight { .. }) = self.states.get(id) {
             self.rest(id, until, State::Resting { dirty: true, failed: true });
         }
     }
 
-    /// This key wants a request, and not before `until`, since it was written a while ago.
+    /// Marks that this key needs a request, but not before `until`, because it was written a short
+    /// time ago.
     pub(crate) fn mark_resting(&mut self, id: &TaskId, until: Instant) {
         if !self.states.contains_key(id) {
             self.rest(id, until, State::Resting { dirty: true, failed: false });
         }
     }
 
-    /// Whether this key rests.
+    /// Returns whether this key rests.
     pub(crate) fn is_resting(&self, id: &TaskId) -> bool {
         matches!(self.states.get(id), Some(State::Resting { .. }))
     }
 
-    /// The key's request is done, and somebody else knows when it may have the next.
+    /// Forgets a key whose request is done; somebody else knows when it may have the next.
     pub(crate) fn forget(&mut self, id: &TaskId) {
         if let Some(State::InFlight { .. }) = self.states.get(id) {
             self.states.remove(id);
         }
     }
 
-    /// Moves on every key that has rested, and answers those that want nothing more and are forgotten.
+    /// Moves every key whose rest is over. Returns those that need no request and are forgotten.
     pub(crate) fn wake(&mut self, now: Instant) -> Vec<TaskId> {
         let mut forgotten = Vec::new();
         while let Some(first) = self.resting.first_entry().filter(|first| *first.key() <= now) {
@@ -119,8 +125,9 @@ impl KeyQueue {
         forgotten
     }
 
-    /// No key rests longer than this says for it; `failed`: because its request did nothing. None rests longer than
-    /// before either.
+    /// Shortens rests: no key rests longer than `latest` says for it, and no rest becomes longer.
+    ///
+    /// The flag of `latest`: whether the key rests because its request failed.
     pub(crate) fn hasten(&mut self, latest: impl Fn(&TaskId, bool) -> Instant) {
         for (until, ids) in std::mem::take(&mut self.resting) {
             for id in ids {
@@ -130,14 +137,14 @@ impl KeyQueue {
         }
     }
 
-    /// The key, which rests until `until` and is dirty, rests no longer. Does nothing where it does not.
+    /// Ends the rest of a dirty key that rests until `until`. Does nothing if the key does not.
     pub(crate) fn rouse(&mut self, id: &TaskId, until: Instant) {
         if self.end_rest(id, until) {
             self.enqueue(id.clone());
         }
     }
 
-    /// The same, and it is the next to be handed out.
+    /// Like [`Self::rouse`], and the key is the next to be taken.
     pub(crate) fn rouse_as_next(&mut self, id: &TaskId, until: Instant) {
         if self.end_rest(id, until) {
             self.states.insert(id.clone(), State::Ready);
@@ -146,7 +153,7 @@ impl KeyQueue {
         }
     }
 
-    /// Takes a dirty key out of those that rest until `until`. Answers whether it was there.
+    /// Removes a dirty key from those that rest until `until`. Returns whether it was there.
     fn end_rest(&mut self, id: &TaskId, until: Instant) -> bool {
         if !matches!(self.states.get(id), Some(State::Resting { dirty: true, .. })) {
             return false;
@@ -160,13 +167,13 @@ impl KeyQueue {
         true
     }
 
-    /// When the next key has rested.
+    /// When the next rest ends.
     pub(crate) fn next_wake(&self) -> Option<Instant> {
         self.resting.first_key_value().map(|(until, _)| *until)
     }
 
-    /// Forgets what wants a request or is in one; a key that rests goes on resting, since KV was written a moment
-    /// ago.
+    /// Forgets the keys that need a request or are in one. Resting keys stay, because they were
+    /// just written to KV.
     pub(crate) fn restart(&mut self) {
         self.states.retain(|_, state| matches!(state, State::Resting { .. }));
         self.states.values_mut().for_each(|state| *state = State::Resting { dirty: false, failed: false });
@@ -174,17 +181,17 @@ impl KeyQueue {
         self.ready_count = 0;
     }
 
-    /// How many keys could go into a request now.
+    /// The number of keys that could go into a request now.
     pub(crate) fn ready(&self) -> usize {
         self.ready_count
     }
 
-    /// Whether this key is in a request.
+    /// Returns whether this key is in a request.
     pub(crate) fn is_in_flight(&self, id: &TaskId) -> bool {
         matches!(self.states.get(id), Some(State::InFlight { .. }))
     }
 
-    /// Whether this key is known here at all.
+    /// Returns whether the queue knows this key.
     pub(crate) fn contains(&self, id: &TaskId) -> bool {
         self.states.contains_key(id)
     }

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::AttemptId;
 
-/// A request to be sent, and which attempt of the schedule it belongs to.
+/// A request to send, and its attempt in the schedule.
 pub(crate) struct Flight {
     pub(crate) request: Request,
     pub(crate) attempt: AttemptId,
@@ -16,19 +16,19 @@ pub(crate) struct Flight {
 pub(crate) enum Request {
     /// Write these tasks.
     Put(Puts),
-    /// Delete these.
+    /// Delete these tasks.
     Delete(Vec<TaskId>),
-    /// Read these.
+    /// Read these tasks.
     Get(Vec<TaskId>),
 }
 
 /// The outcome of one key.
 pub(crate) enum KeyOutcome {
-    /// Written or deleted.
+    /// KV wrote or deleted the key.
     Landed,
-    /// KV names it as not written.
+    /// KV named the key as not written.
     NotWritten,
-    /// Its value, or that it has none.
+    /// The value in KV, or `None` if KV has none.
     Read(Option<String>),
 }
 
@@ -36,7 +36,7 @@ pub(crate) enum KeyOutcome {
 pub(crate) struct Answer {
     pub(crate) operation: Operation,
     pub(crate) ids: Vec<TaskId>,
-    /// One outcome for each id, in their order; or none is known.
+    /// One outcome for each id, in the order of `ids`, or the failure of the whole request.
     pub(crate) result: Result<Vec<KeyOutcome>, Failure>,
 }
 
@@ -57,11 +57,11 @@ impl Request {
     }
 }
 
-/// An answer as it came in.
+/// An answer, and the request that it belongs to.
 pub(crate) struct Reply {
     pub(crate) answer: Answer,
     pub(crate) sent: Instant,
     pub(crate) attempt: AttemptId,
-    /// What KV said beside it is left of the token's limit, if it did.
+    /// The rest of the token's limit that KV reported, if it did.
     pub(crate) allowance: Option<Allowance>,
 }

@@ -1,26 +1,28 @@
-//! How many keys a request takes: begins small, doubles while KV takes full requests, and is halved when KV finds
-//! one too large or too slow. Pure.
+//! Decides how many keys a request has. Pure.
 //!
-//! Cloudflare allows 10,000 keys, and has answered puts of 5,000 with 524; wrangler sends 1,000.
+//! The size starts small and doubles while KV accepts full requests. It halves if a request is too
+//! large or too slow for KV.
+//!
+//! Cloudflare allows 10,000 keys, and has answered puts of 5,000 with 524. wrangler sends 1,000.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Where it begins.
+/// The size of the first requests.
 const FIRST: usize = 1_000;
 
-/// It is not halved below this: what fails so small does not fail for its size.
+/// The least size after halving: a request this small does not fail because of its size.
 const LEAST: usize = 100;
 
-/// By how much it grows where growing has failed before.
+/// The growth after a size has failed before.
 const CAREFUL: usize = 1_000;
 
-/// How long a size that has failed is not tried again: it may have been a bad moment. When it fails again, twice
-/// as long.
+/// How long a failed size is avoided, because it may have been a short fault. The time doubles with
+/// each further failure.
 const AVOID: Duration = Duration::from_secs(30);
 
-/// No longer than this.
+/// The longest time that a failed size is avoided.
 const AVOID_MOST: Duration = Duration::from_secs(600);
 
 /// A size that has failed.
@@ -31,7 +33,7 @@ struct Failed {
     avoid: Duration,
 }
 
-/// How many keys the next request takes.
+/// The number of keys of the next request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BatchSize {
     now: usize,
@@ -44,20 +46,20 @@ impl BatchSize {
         Self { now: FIRST.min(most).max(1), most: most.max(1), failed: None }
     }
 
-    /// From now on so many are the most.
+    /// Sets the most keys of a request.
     pub(crate) fn limit(&mut self, most: usize) {
         self.most = most.max(1);
         self.now = self.now.min(self.most);
     }
 
-    /// How many keys go into a request.
+    /// The number of keys of a full request.
     pub(crate) fn keys(&self) -> usize {
         self.now
     }
 
-    /// A request of so many keys was taken.
+    /// Learns that KV accepted a request of `keys` keys.
     pub(crate) fn taken(&mut self, keys: usize, now: Instant) {
-        // One that was not full proves nothing.
+        // A request that was not full proves nothing.
         if keys < self.now {
             return;
         }
@@ -74,9 +76,10 @@ impl BatchSize {
         self.now = wanted.min(self.most);
     }
 
-    /// A request of so many keys was too large, or too slow. Answers whether it is smaller now.
+    /// Learns that a request of `keys` keys was too large or too slow. Returns whether the size is
+    /// smaller now.
     pub(crate) fn failed(&mut self, keys: usize, now: Instant) -> bool {
-        // So much smaller than others, it did not fail for its size.
+        // A request so much smaller than others did not fail because of its size.
         if keys < self.now / 4 || self.now <= LEAST {
             return false;
         }
@@ -133,7 +136,7 @@ mod tests {
         let (mut size, now) = (BatchSize::new(10_000), Instant::now());
         (0..4).for_each(|_| size.taken(size.keys(), now));
         size.failed(10_000, now);
-        size.taken(10_000, now); // one that was out beside it
+        size.taken(10_000, now); // A request that was in flight at the same time.
         assert_eq!(size.keys(), 10_000);
     }
 

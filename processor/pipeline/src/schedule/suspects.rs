@@ -1,29 +1,32 @@
-//! The keys that KV refused alone while it accepted nothing else of their attempt: whose fault that was is open. Pure.
+//! The keys that KV refused alone while it accepted nothing else of their attempt. The cause is
+//! unknown. Pure.
 
 use std::collections::BTreeMap;
 
 use taskpipeline_contract::TaskId;
 use tokio::time::Instant;
 
-/// How many may be remembered before those are forgotten that wait for nothing any more.
+/// The most suspects before those that do not wait any more are forgotten.
 const MOST: usize = 1_000;
 
 #[derive(Clone, Copy, Debug)]
 struct Suspect {
-    /// How often it was refused.
+    /// How often KV refused the key.
     times: usize,
-    /// It rests until then, and can be roused; nothing where it cannot.
+    /// The end of its rest, or `None` if the rest cannot be ended early.
     until: Option<Instant>,
-    /// It has been roused because KV takes tasks again.
+    /// Whether its rest was ended because KV accepted tasks again.
     had_its_turn: bool,
 }
 
-/// The keys that KV refused alone, and whose fault that was is open.
+/// The keys that KV refused alone for an unknown cause.
 #[derive(Debug, Default)]
 pub(super) struct Suspects(BTreeMap<TaskId, Suspect>);
 
 impl Suspects {
-    /// How often a key was refused. Makes room for it, where there are many: `waits` tells which others still wait.
+    /// How often KV refused a key.
+    ///
+    /// If there are too many suspects, forgets those for which `waits` returns false.
     pub(super) fn times(&mut self, id: &TaskId, waits: impl Fn(&TaskId) -> bool) -> usize {
         if self.0.len() >= MOST {
             self.0.retain(|id, _| waits(id));
@@ -31,14 +34,16 @@ impl Suspects {
         self.0.get(id).map_or(0, |suspect| suspect.times)
     }
 
-    /// A key was refused once more. `until`: it rests until then, and may be roused.
+    /// Counts a refusal of a key. `until`: the end of its rest, if the rest may be ended early.
     pub(super) fn refused(&mut self, id: &TaskId, until: Option<Instant>) {
         let suspect = self.0.entry(id.clone()).or_insert(Suspect { times: 0, until, had_its_turn: false });
         (suspect.times, suspect.until) = (suspect.times.saturating_add(1), until);
     }
 
-    /// KV takes tasks again. Calls for each that rests, may be roused, and has not been for this reason before: if it is the
-    /// task's fault, it would close the gate once more after every write of others.
+    /// Calls `rouse` for each resting key, because KV accepts tasks again; once for each key.
+    ///
+    /// A key that is at fault itself would otherwise close the gate again after every write of
+    /// others.
     pub(super) fn rouse(&mut self, mut rouse: impl FnMut(&TaskId, Instant)) {
         for (id, suspect) in self.0.iter_mut().filter(|(_, suspect)| !suspect.had_its_turn) {
             if let Some(until) = suspect.until.take() {
@@ -48,13 +53,13 @@ impl Suspects {
         }
     }
 
-    /// Others are written. Calls for at most so many that rest and may be roused, to share their request.
+    /// Calls `rouse` for at most `most` resting keys, to share a request with others.
     pub(super) fn rouse_some(&mut self, most: usize, mut rouse: impl FnMut(&TaskId, Instant)) {
         let resting = self.0.iter_mut().filter_map(|(id, suspect)| Some((id, suspect.until.take()?)));
         resting.take(most).for_each(|(id, until)| rouse(id, until));
     }
 
-    /// Nothing is open about these keys any more. Answers whether anything was.
+    /// Removes these keys. Returns whether one of them was a suspect.
     pub(super) fn acquit(&mut self, ids: &[TaskId]) -> bool {
         let before = self.0.len();
         if before > 0 {
@@ -69,7 +74,7 @@ impl Suspects {
         self.0.clear();
     }
 
-    /// What to tell of them, if there are any.
+    /// The text for health, or `None` without suspects.
     pub(super) fn describe(&self) -> Option<String> {
         let id = self.0.keys().next()?;
         let more = match self.0.len() - 1 {
@@ -77,8 +82,8 @@ impl Suspects {
             others => format!(" and {others} more"),
         };
         Some(format!(
-            "KV refuses tasks:{id}{more}, and accepted nothing that was sent with it: it waits, and is sent again together \
-             with others"
+            "KV refuses tasks:{id}{more} and accepted nothing that was sent with it; it waits and is retried together with \
+             other tasks"
         ))
     }
 }

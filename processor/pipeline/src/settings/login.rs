@@ -1,26 +1,27 @@
-//! Logging in to NATS by what stands in a file: a token, an NKey's seed, or credentials (a JWT and the seed that goes with
-//! it). The file is read at each connect, so that what is rotated in it takes effect. Parsing is pure.
+//! Logs in to NATS with a file: a token, the seed of an NKey, or credentials (a JWT and its seed).
+//!
+//! The file is read at each connect, so that rotated secrets take effect. Parsing is pure.
 
 use std::path::PathBuf;
 
 use async_nats::{Auth, AuthError};
 use nkeys::KeyPair;
 
-/// Why a file does not let us log in. Nothing of what is in it is told.
+/// Why a login file cannot be used. The error shows nothing of its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum LoginError {
-    /// It holds nothing.
+    /// The file is empty.
     #[error("the file is empty")]
     Empty,
-    /// Not a credentials file.
+    /// The file is not a credentials file.
     #[error("the JWT or the seed is missing between lines such as -----BEGIN NATS USER JWT-----")]
     NotCredentials,
-    /// The seed cannot be used.
+    /// The seed is invalid.
     #[error("the seed of a user NKey, which begins with SU, is missing")]
     NotSeed,
 }
 
-/// The content of a login file, by its kind.
+/// A login file, by its kind.
 #[derive(Clone, Debug)]
 pub(crate) enum LoginFile {
     Token(PathBuf),
@@ -29,11 +30,11 @@ pub(crate) enum LoginFile {
 }
 
 impl LoginFile {
-    /// Reads the file and answers the server's nonce by it.
+    /// Reads the file and signs the nonce of the server with it.
     pub(crate) async fn login(self, nonce: Vec<u8>) -> Result<Auth, AuthError> {
         let (Self::Token(file) | Self::Credentials(file) | Self::Nkey(file)) = &self;
         let said = |what: &dyn std::fmt::Display| AuthError::new(format!("{}: {what}", file.display()));
-        // A few hundred bytes, once a connect.
+        // A blocking read: the file has a few hundred bytes and is read once for each connect.
         let text = std::fs::read_to_string(file).map_err(|error| said(&error))?;
         match self {
             Self::Token(_) => token(&text),
@@ -55,7 +56,7 @@ pub(crate) fn token(text: &str) -> Result<Auth, LoginError> {
     Ok(auth)
 }
 
-/// The login by an NKey, for this nonce.
+/// The login by an NKey for this nonce.
 pub(crate) fn nkey(text: &str, nonce: &[u8]) -> Result<Auth, LoginError> {
     // nsc writes the bare seed, or puts it between the lines of a credentials file.
     let seed = blocks(text).pop().unwrap_or_else(|| text.trim());
@@ -65,7 +66,7 @@ pub(crate) fn nkey(text: &str, nonce: &[u8]) -> Result<Auth, LoginError> {
     Ok(auth)
 }
 
-/// The login by credentials, for this nonce.
+/// The login by credentials for this nonce.
 pub(crate) fn credentials(text: &str, nonce: &[u8]) -> Result<Auth, LoginError> {
     let [jwt, seed] = blocks(text)[..] else { return Err(LoginError::NotCredentials) };
     let (_, signature) = sign(seed, nonce)?;
@@ -80,7 +81,7 @@ fn sign(seed: &str, nonce: &[u8]) -> Result<(KeyPair, Vec<u8>), LoginError> {
     Ok((key, signature))
 }
 
-/// What stands between lines of dashes, one line each.
+/// The lines that stand between lines of dashes.
 fn blocks(text: &str) -> Vec<&str> {
     let mut blocks = Vec::new();
     let mut within = false;

@@ -1,7 +1,8 @@
-//! The settings of a pipeline: types, defaults, and which of them go together. Each default stands here and nowhere else.
+//! The settings of a pipeline: types, defaults and the rules between them. Each default is only
+//! here.
 //!
-//! Two sources bring them: the [`Environment`], and a TaskPipeline (in the crate of the operator). Both name what is wrong by
-//! [`Setting`], each in its own words.
+//! Settings come from the [`Environment`] or from a TaskPipeline (in the crate of the operator).
+//! Both report an invalid [`Setting`] by its name there.
 
 mod environment;
 mod login;
@@ -24,42 +25,44 @@ pub use retry::RetryPolicy;
 pub use size::{Room, Size, SizeError};
 pub use tuning::Tuning;
 
-/// The longest duration that a setting may have: ten years. Longer ones are mistakes, and sums of them cannot be counted.
+/// The longest duration that a setting may have: ten years. Longer ones are mistakes, and their
+/// sums overflow.
 pub const LONGEST_DURATION: Duration = Duration::from_hours(10 * 365 * 24);
 
-/// The bounds of [`DurableSettings::max_event_bytes`]: 64 MiB is the most that nats-server allows (`max_payload`).
+/// The bounds of [`DurableSettings::max_event_bytes`]. nats-server allows at most 64 MiB
+/// (`max_payload`).
 pub const EVENT_BYTES: std::ops::RangeInclusive<i32> = 1_024..=64 << 20;
 
-/// Everything a replica needs to know.
+/// All settings of a replica.
 #[derive(Debug)]
 pub struct Settings {
-    /// Where events come from, and the login there.
+    /// The address of NATS, and the login there.
     pub connection: NatsConnection,
-    /// Where tasks go, and the token for it.
+    /// The KV namespace, and its token.
     pub kv: KvSettings,
-    /// The rest, which holds no secret.
+    /// All other settings. They contain no secret.
     pub pipeline: PipelineSettings,
 }
 
-/// The settings of a pipeline except its two ends and the logins there.
+/// The settings of a pipeline without its connections to NATS and KV.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PipelineSettings {
-    /// By which subjects and in which queue group events are taken.
+    /// The subjects and the queue group of the events.
     pub events: EventSettings,
-    /// What is promised about events.
+    /// The delivery guarantee.
     pub delivery: Delivery,
-    /// What paces and repeats the writes.
+    /// The pace and the retries of writes.
     pub tuning: Tuning,
     /// How long a drain may take.
     pub shutdown_grace: Duration,
 }
 
-/// By which subjects events come, and who shares them.
+/// The subjects of the events, and the replicas that share them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventSettings {
-    /// `tasks` makes `tasks.created` and so on.
+    /// The prefix of the subjects: `tasks` gives `tasks.created` and so on.
     pub subject_prefix: String,
-    /// Each event goes to one of the replicas that share it.
+    /// The name that the replicas share. NATS gives each event to one of them.
     pub queue_group: String,
 }
 
@@ -69,10 +72,10 @@ impl Default for EventSettings {
     }
 }
 
-/// What is promised about events.
+/// The delivery guarantee.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// Nothing is lost: events wait in a stream, tasks in a ledger.
+    /// No event is lost: events wait in a stream, and tasks in a ledger.
     Durable(DurableSettings),
     /// At most once: NATS core, state in memory.
     Core(CoreSettings),
@@ -94,19 +97,21 @@ impl Default for CoreSettings {
 /// The stream that captures the events, and how it is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DurableSettings {
-    /// The stream's name: created if it is missing.
+    /// The name of the stream. A replica creates it if it is missing.
     pub stream: String,
-    /// On how many servers streams are kept that are created.
+    /// The number of servers that keep each created stream.
     pub replicas: usize,
-    /// For a stream that is created: how long an event may wait to be taken in.
+    /// For a created stream: how long an event may wait to be taken in.
     pub max_age: Duration,
-    /// For a stream that is created: the largest event in bytes, with its headers; see [`EVENT_BYTES`].
+    /// For a created stream: the size of the largest event in bytes, with its headers; see
+    /// [`EVENT_BYTES`].
     pub max_event_bytes: i32,
-    /// How much room each stream may take up, as far as it is set.
+    /// The bytes that each stream may use.
     pub room: Room,
-    /// After how long another replica gets an event that one has taken and not acknowledged.
+    /// The time after which NATS delivers an unacknowledged event to another replica.
     pub ack_wait: Duration,
-    /// How long after it was sent a request may still take effect at Cloudflare's. What was in doubt is written again then.
+    /// How long after its start a request may still take effect at Cloudflare. Then the writer
+    /// writes tasks in doubt again.
     pub settle_after: Duration,
 }
 
@@ -116,7 +121,8 @@ impl Default for DurableSettings {
             stream: "TASKS".to_owned(),
             replicas: 1,
             max_age: Duration::from_hours(72),
-            // Far above any title and description that people write; few enough that a burst of them fits into memory.
+            // Far above titles and descriptions that people write, and small enough that a burst
+            // fits into memory.
             max_event_bytes: 65_536,
             room: Room::default(),
             ack_wait: Duration::from_secs(30),
@@ -137,9 +143,11 @@ impl Default for PipelineSettings {
 }
 
 impl Delivery {
-    /// How long a request to KV may take at most: in mode `Durable` a third of the settle time. A request that times out may
-    /// have waited as long on its way, and may take as long again to take effect: after the settle time it is taken for over,
-    /// and a write that took effect later would stay.
+    /// The longest time-out of a request to KV: in mode `Durable` a third of the settle time.
+    ///
+    /// A request that times out may have waited that long on its way, and may need that long again
+    /// to take effect. After the settle time the pipeline counts it as over. A write that took
+    /// effect later would stay in KV.
     #[must_use]
     pub fn longest_request(&self) -> Duration {
         match self {
@@ -148,8 +156,9 @@ impl Delivery {
         }
     }
 
-    /// How many replicas share the request budget without a word between them: in mode `Durable` one writes to KV, and has
-    /// all of it.
+    /// The number of replicas that share the request budget without coordination.
+    ///
+    /// In mode `Durable` only the writer sends requests, and it has the whole budget.
     #[must_use]
     pub fn sharers(&self) -> NonZeroU32 {
         match self {
@@ -158,10 +167,10 @@ impl Delivery {
         }
     }
 
-    /// Whether these settings go together with the delivery.
+    /// Checks whether these settings are valid with this delivery.
     ///
     /// # Errors
-    /// Which does not, and what to do.
+    /// If a setting is not; the fault says which one, and what to do.
     pub fn admits(&self, tuning: &Tuning) -> Result<(), Fault> {
         let (timeout, most) = (tuning.request_timeout, self.longest_request());
         if timeout.is_zero() {
@@ -173,7 +182,7 @@ impl Delivery {
         let shown = format_duration;
         Err(Setting::RequestTimeout.is(format!(
             "must be at most a third of SETTLE_AFTER (spec.kv.settleAfter), which is {}, and is {}: a request that takes \
-             effect later could put an old task over a newer one for good. Make it shorter, or SETTLE_AFTER longer",
+             effect later could overwrite a newer task permanently. Decrease it, or increase SETTLE_AFTER",
             shown(most.saturating_mul(3)),
             shown(timeout)
         )))
@@ -181,7 +190,8 @@ impl Delivery {
 }
 
 impl PipelineSettings {
-    /// Every setting that cannot work, by itself or with the others; none, where a replica can be started with these.
+    /// Every setting that is invalid, by itself or with others. If there are none, a replica can
+    /// start.
     #[must_use]
     pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
@@ -205,14 +215,15 @@ impl PipelineSettings {
 }
 
 impl EventSettings {
-    /// The fault of the subject prefix; that of the queue group depends on the delivery.
+    /// The fault of the subject prefix. The rule of the queue group depends on the delivery.
     pub(crate) fn fault(&self) -> Option<Fault> {
         (!is_subject(&self.subject_prefix)).then(|| Setting::SubjectPrefix.is(SUBJECT_RULE))
     }
 }
 
 impl DurableSettings {
-    /// As [`PipelineSettings::faults`]; of the queue group too, after which the consumer and the ledger are named.
+    /// The faults of these settings and of the queue group, which is part of the names of the
+    /// consumer and the ledger.
     pub(crate) fn faults(&self, queue_group: &str) -> Vec<Fault> {
         let mut faults = Vec::new();
         for (setting, text) in
@@ -220,15 +231,15 @@ impl DurableSettings {
         {
             if !is_name(text) {
                 faults.push(setting.is(
-                    "must be made of letters, digits, _ and single - between them, since the names of streams, buckets \
-                     and consumers are made of it",
+                    "must consist of letters, digits, _ and single - between them, because the names of streams, buckets and \
+                     consumers contain it",
                 ));
             }
         }
         if self.max_age <= self.settle_after {
             faults.push(Setting::StreamMaxAge.is(
-                "must be longer than SETTLE_AFTER (spec.kv.settleAfter): deletes are remembered for about as long, and have \
-                 to outlive the requests that could undo them",
+                "must be longer than SETTLE_AFTER (spec.kv.settleAfter): deletes are remembered for about as long, and must \
+                 outlive the requests that could undo them",
             ));
         }
         if !EVENT_BYTES.contains(&self.max_event_bytes) {
@@ -242,9 +253,9 @@ impl DurableSettings {
     }
 }
 
-const SUBJECT_RULE: &str = "must be made of letters, digits, - and _, with single dots between";
+const SUBJECT_RULE: &str = "must consist of letters, digits, - and _, with single dots between";
 
-/// Whether it is made of tokens without wildcards.
+/// Returns whether the text is a subject without wildcards.
 fn is_subject(text: &str) -> bool {
     text.split('.').all(is_token)
 }
@@ -253,7 +264,8 @@ fn is_token(token: &str) -> bool {
     !token.is_empty() && token.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
 }
 
-/// Whether a stream, bucket or consumer may be called so, and two such names joined by `--` can be told apart.
+/// Returns whether the text can be the name of a stream, bucket or consumer. Two such names joined
+/// by `--` stay distinct.
 fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && is_token(text)

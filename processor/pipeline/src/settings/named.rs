@@ -1,69 +1,69 @@
-//! The settings by the two names under which people set them: an environment variable, and a field of a TaskPipeline.
+//! The two names of each setting: an environment variable, and a field of a TaskPipeline.
 
 use std::fmt;
 
 /// A setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Setting {
-    /// [`super::EventSettings::subject_prefix`]
+    /// Sets [`super::EventSettings::subject_prefix`].
     SubjectPrefix,
-    /// [`super::EventSettings::queue_group`]
+    /// Sets [`super::EventSettings::queue_group`].
     QueueGroup,
-    /// Which [`super::Delivery`].
+    /// Selects the [`super::Delivery`].
     DeliveryMode,
-    /// [`super::DurableSettings::stream`]
+    /// Sets [`super::DurableSettings::stream`].
     StreamName,
-    /// [`super::DurableSettings::replicas`]
+    /// Sets [`super::DurableSettings::replicas`].
     StreamReplicas,
-    /// [`super::DurableSettings::max_age`]
+    /// Sets [`super::DurableSettings::max_age`].
     StreamMaxAge,
-    /// [`super::DurableSettings::max_event_bytes`]
+    /// Sets [`super::DurableSettings::max_event_bytes`].
     StreamMaxEventBytes,
-    /// [`super::Room::events`]
+    /// Sets [`super::Room::events`].
     StreamMaxBytes,
-    /// [`super::Room::ledger`]
+    /// Sets [`super::Room::ledger`].
     LedgerMaxBytes,
-    /// [`super::Room::dead_letters`]
+    /// Sets [`super::Room::dead_letters`].
     DeadLettersMaxBytes,
-    /// [`super::DurableSettings::ack_wait`]
+    /// Sets [`super::DurableSettings::ack_wait`].
     AckWait,
-    /// [`super::DurableSettings::settle_after`]
+    /// Sets [`super::DurableSettings::settle_after`].
     SettleAfter,
-    /// [`super::CoreSettings::replicas`]
+    /// Sets [`super::CoreSettings::replicas`].
     CoreReplicas,
-    /// [`super::RetryPolicy::max_attempts`]
+    /// Sets [`super::RetryPolicy::max_attempts`].
     RetryMaxAttempts,
-    /// [`super::RetryPolicy::delays`]
+    /// Sets [`super::RetryPolicy::delays`].
     RetryDelays,
-    /// [`super::Tuning::request_budget`]
+    /// Sets [`super::Tuning::request_budget`].
     RequestBudget,
-    /// [`super::Tuning::request_timeout`]
+    /// Sets [`super::Tuning::request_timeout`].
     RequestTimeout,
-    /// [`super::Tuning::min_write_interval`]
+    /// Sets [`super::Tuning::min_write_interval`].
     MinWriteInterval,
-    /// [`super::Tuning::max_keys`]
+    /// Sets [`super::Tuning::max_keys`].
     BatchMaxKeys,
-    /// [`super::PipelineSettings::shutdown_grace`]
+    /// Sets [`super::PipelineSettings::shutdown_grace`].
     ShutdownGrace,
 }
 
-/// A setting that cannot work, and why.
+/// An invalid setting, and its rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Which setting.
+    /// The setting at fault.
     pub setting: Setting,
-    /// What it must be.
+    /// The rule that the setting breaks: what it must be.
     pub rule: String,
 }
 
 impl Setting {
-    /// The environment variable.
+    /// The name of the environment variable.
     #[must_use]
     pub fn variable(self) -> &'static str {
         self.names().0
     }
 
-    /// The field's path in a TaskPipeline.
+    /// The path of the field in a TaskPipeline.
     #[must_use]
     pub fn path(self) -> &'static str {
         self.names().1
@@ -94,7 +94,7 @@ impl Setting {
         }
     }
 
-    /// It cannot work: it must be something else.
+    /// Returns a fault of this setting with this rule.
     #[must_use]
     pub fn is(self, rule: impl fmt::Display) -> Fault {
         Fault { setting: self, rule: rule.to_string() }
@@ -102,13 +102,13 @@ impl Setting {
 }
 
 impl Fault {
-    /// For people who set the environment.
+    /// The text for people who set environment variables.
     #[must_use]
     pub fn by_variable(&self) -> String {
         format!("{}: {}", self.setting.variable(), self.rule)
     }
 
-    /// For people who edit a TaskPipeline.
+    /// The text for people who edit a TaskPipeline.
     #[must_use]
     pub fn by_path(&self) -> String {
         format!("{}: {}", self.setting.path(), self.rule)

@@ -1,4 +1,4 @@
-//! Where NATS is, how the way to it is encrypted, and who we are to it: the variables `NATS_*`.
+//! The address of NATS, the encryption and the login: the variables `NATS_*`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use async_nats::ServerAddr;
 use secrecy::SecretString;
 
-/// Where NATS is and who we are to it.
+/// The address of NATS, with the encryption and the login.
 pub struct NatsConnection {
     /// One or more servers, from `NATS_URL`, separated by commas.
     pub servers: Vec<ServerAddr>,
@@ -14,31 +14,34 @@ pub struct NatsConnection {
     pub auth: NatsAuth,
     /// How the connection is encrypted.
     pub tls: NatsTls,
-    /// `NATS_INBOX_PREFIX`: where answers come, for servers that let each user see its own alone. Default: `_INBOX`.
+    /// `NATS_INBOX_PREFIX`: the subject prefix of answers, for servers that let each user see only
+    /// its own. Default: `_INBOX`.
     pub inbox_prefix: Option<String>,
 }
 
-/// How the connection is encrypted. Files are read at each connect.
+/// The encryption of the connection. The files are read at each connect.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NatsTls {
-    /// `NATS_CA`: a file with the certificate authority of the servers, where it is not a public one.
+    /// `NATS_CA`: a file with the certificate authority of the servers, if it is not a public one.
     pub ca: Option<PathBuf>,
-    /// `NATS_CERT` and `NATS_KEY`: files with our certificate and its key, for servers that ask for one.
+    /// `NATS_CERT` and `NATS_KEY`: files with the client certificate and its key, for servers that
+    /// request one.
     pub client: Option<(PathBuf, PathBuf)>,
-    /// `NATS_TLS_FIRST`: TLS begins before the server says anything (its `handshake_first`).
+    /// `NATS_TLS_FIRST`: TLS begins before the server sends anything (its `handshake_first`).
     pub first: bool,
 }
 
 impl NatsConnection {
-    /// Whether nothing may be sent that is not encrypted, to whichever server: one address of the list or one setting
-    /// promises it.
+    /// Returns whether the connection must be encrypted to every server.
+    ///
+    /// One address of the list, or one setting, is enough.
     #[must_use]
     pub fn must_encrypt(&self) -> bool {
         self.tls != NatsTls::default()
             || self.servers.iter().any(|server| matches!(server.scheme(), "tls" | "wss"))
     }
 
-    /// Whether the servers are reached by websockets.
+    /// Returns whether the servers are reached over websockets.
     #[must_use]
     pub fn is_websocket(&self) -> bool {
         self.servers.iter().any(ServerAddr::is_websocket)
@@ -46,7 +49,7 @@ impl NatsConnection {
 }
 
 impl fmt::Debug for NatsConnection {
-    /// Hosts and ports only: a URL may hold a password.
+    /// Shows only hosts and ports: a URL may contain a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -60,11 +63,12 @@ impl fmt::Display for NatsConnection {
     }
 }
 
-/// How to log in to NATS, beyond what the URL itself may hold. Files are read again at each connect, so that what rotates
-/// in them takes effect.
+/// The login to NATS, in addition to a login in the URL.
+///
+/// The files are read at each connect, so that rotated secrets take effect.
 #[derive(Debug)]
 pub enum NatsAuth {
-    /// Not at all, or by the URL or the certificate.
+    /// Without a login, or with the login of the URL or the certificate.
     None,
     /// `NATS_USER` and `NATS_PASSWORD`.
     UserAndPassword(String, SecretString),
@@ -78,7 +82,7 @@ pub enum NatsAuth {
     NkeyFile(PathBuf),
 }
 
-/// Why addresses with these schemes do not go together.
+/// Why addresses with these schemes cannot be used together, or `None` if they can.
 #[must_use]
 pub fn scheme_fault<'a>(schemes: impl IntoIterator<Item = &'a str>) -> Option<&'static str> {
     let mut seen: Vec<_> = schemes.into_iter().collect();

@@ -1,4 +1,5 @@
-//! When a failed write is tried again, and when it is given up. Pure: the caller brings the dice.
+//! Decides when a failed write is retried, and when it is given up. Pure: the caller passes the
+//! random number.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -8,14 +9,14 @@ use std::time::Duration;
 /// The retry policy of a pipeline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// How often a write is tried in all, the first time included.
+    /// The most attempts of a write, including the first.
     pub max_attempts: NonZeroU32,
-    /// The delays before attempts 2, 3, ...; the last one stands for all later attempts too.
+    /// The delays before attempts 2, 3, ... The last delay holds for all later attempts too.
     pub delays: Vec<Duration>,
 }
 
 impl Default for RetryPolicy {
-    /// Five attempts, after 1, 3, 10 and 20 s; a sixth, where allowed, after 30 s.
+    /// Five attempts, with delays of 1, 3, 10 and 20 s; a sixth, if allowed, after 30 s.
     fn default() -> Self {
         Self {
             max_attempts: NonZeroU32::MIN.saturating_add(4),
@@ -25,10 +26,10 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// How long to wait after `attempts` failed attempts; nothing when they are used up.
+    /// The delay after `attempts` failed attempts, or `None` if they are exhausted.
     ///
-    /// `dice` in 0.0..1.0 makes the jitter of 0 to 10 %, so that replicas which failed together do not
-    /// come back together.
+    /// `dice` in 0.0..1.0 sets a jitter of 0 to 10 %. So replicas that failed together do not retry
+    /// together.
     #[must_use]
     pub fn delay_after(&self, attempts: u32, dice: f64) -> Option<Duration> {
         if attempts >= self.max_attempts.get() {

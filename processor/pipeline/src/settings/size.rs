@@ -4,14 +4,14 @@ use std::fmt;
 
 const MEBIBYTE: u64 = 1 << 20;
 
-/// The units, the largest first, with their bytes.
+/// The units with their bytes, the largest first.
 const UNITS: [(&str, u64); 3] = [("Ti", MEBIBYTE << 20), ("Gi", MEBIBYTE << 10), ("Mi", MEBIBYTE)];
 
 /// A whole number of mebibytes, at least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(u64);
 
-/// How much room the streams may take up on each server that keeps them, as far as it is set.
+/// The bytes that each stream may use on each server that keeps it; `None` if the setting is not set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Room {
     /// The stream of events.
@@ -29,13 +29,13 @@ impl Size {
         Self(if count == 0 { MEBIBYTE } else { count as u64 * MEBIBYTE })
     }
 
-    /// In bytes.
+    /// The size in bytes.
     #[must_use]
     pub const fn bytes(self) -> u64 {
         self.0
     }
 
-    /// As many whole mebibytes as there are in `bytes`; at least one.
+    /// The largest size that fits into `bytes`, and at least one mebibyte.
     #[must_use]
     pub fn within(bytes: u64) -> Self {
         Self((bytes / MEBIBYTE).max(1) * MEBIBYTE)
@@ -55,7 +55,7 @@ impl std::str::FromStr for Size {
             .iter()
             .find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, bytes)))
             .ok_or(SizeError)?;
-        // Six digits, so that no size is too large to be counted in bytes.
+        // At most six digits, so that the bytes of every size fit into an `u64`.
         let is_number = (1..=6).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
         let number = digits.parse::<u64>().ok().filter(|_| is_number && !digits.starts_with('0'));
         number.map(|number| Self(number * unit)).ok_or(SizeError)

@@ -10,15 +10,15 @@ use super::RetryPolicy;
 /// The pace and the retries of the writes to KV.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tuning {
-    /// When failed writes are tried again.
+    /// When failed writes are retried.
     pub retry: RetryPolicy,
-    /// How many requests KV may see.
+    /// How many requests KV may receive in a period.
     pub request_budget: RequestBudget,
-    /// How long one request may take.
+    /// The time-out of one request.
     pub request_timeout: Duration,
-    /// The least time between two writes of one task: KV allows about one a second.
+    /// The least time between two writes of one task. KV allows about one a second.
     pub min_write_interval: Duration,
-    /// The most keys of one bulk write. It begins with fewer.
+    /// The most keys of one bulk write. The projector starts with fewer.
     pub max_keys: NonZeroU16,
 }
 
@@ -35,7 +35,7 @@ impl Default for Tuning {
 }
 
 impl Tuning {
-    /// The part of one of several replicas that share the request budget and do not hear of each other.
+    /// The part of one of `replicas` replicas that share the request budget and cannot coordinate.
     #[must_use]
     pub fn shared_by(self, replicas: NonZeroU32) -> Self {
         Self { request_budget: self.request_budget.shared_by(replicas), ..self }

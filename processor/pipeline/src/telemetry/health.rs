@@ -1,4 +1,5 @@
-//! The health of a replica: what the pipeline last saw, and whether it is ready, which a round trip to NATS proves.
+//! The health of a replica: the last observed states, and readiness, which a round trip to NATS
+//! proves.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -10,47 +11,48 @@ use serde_json::{Value, json};
 
 use crate::round_trip::round_trip;
 
-/// How long it is told that messages were set aside as unreadable.
+/// How long the report shows a message that was set aside because no client can read it.
 const UNREADABLE_REMEMBERED: Duration = Duration::from_secs(60);
 
-/// How long the connection for pulls may be away before it is told: messages that no client can read cut it.
+/// How long the connection for pulls may be away before the report shows it. Messages that no
+/// client can read cut this connection briefly.
 const PULLS_AWAY: Duration = Duration::from_secs(5);
 
-/// How long a replica that stalled says so: until it has had the time to stall once more.
+/// How long a replica reports a stall: long enough to stall once more.
 const STALL_REMEMBERED: Duration = Duration::from_secs(60);
 
-/// The connection to NATS as last seen.
+/// The connection to NATS as last observed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NatsState {
-    /// Not once connected yet; why, where the last try said so.
+    /// Not connected yet, with the error of the last attempt if there is one.
     Connecting(Option<String>),
     /// Connected.
     Connected,
-    /// Was connected.
+    /// Disconnected, and why. The replica was connected before.
     Disconnected(String),
 }
 
 /// KV as its last answer showed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KvState {
-    /// Nothing was asked yet.
+    /// The replica has not sent a request yet.
     Unknown,
-    /// The last answer was good.
+    /// The last request succeeded.
     Reachable,
-    /// The last answer was an error that may pass.
+    /// The last answer was an error that may pass by itself.
     Failing(String),
-    /// The last answer was an error that somebody has to mend.
+    /// The last answer was an error that a person must repair.
     Misconfigured(String),
 }
 
-/// How a replica is, in a word.
+/// The state of a replica in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overall {
-    /// All is well.
+    /// Everything works.
     Ok,
-    /// It takes no more events, and writes what it has in hand.
+    /// The replica takes no more events, and writes the tasks in flight.
     Draining,
-    /// Something needs to be looked at.
+    /// A person must look at something.
     Degraded,
 }
 
@@ -64,28 +66,30 @@ impl Overall {
     }
 }
 
-/// The state of a replica and of its surroundings, as it last saw them.
+/// The state of a replica and of its surroundings, as last observed.
 #[derive(Debug)]
 pub struct Health {
     started: Instant,
     nats: Mutex<NatsState>,
     kv: Mutex<KvState>,
-    /// What KV refuses though it takes requests.
+    /// Keys that KV refuses although it accepts other requests.
     refused: Mutex<Option<String>>,
-    /// Why events may be lost to their age soon.
+    /// Why events may soon be lost to their age.
     late: Mutex<Option<String>>,
-    /// What is nearly full.
+    /// The streams that are nearly full.
     filling: Mutex<Option<String>>,
-    /// Why the projector does not move though work waits, and when that was seen last.
+    /// Why the projector makes no progress although work waits, and when the replica last observed
+    /// this.
     stalled: Mutex<Option<(String, Instant)>>,
-    /// The last message that no client can read, and when it was set aside.
+    /// The last message that no client can read, and when the replica set it aside.
     unreadable: Mutex<Option<(String, Instant)>>,
-    /// Since when there is no connection for pulls, and why.
+    /// Since when the connection for pulls is away, and why.
     pulls_away: Mutex<Option<(Instant, String)>>,
-    /// How many dead letters there are, where somebody has counted.
+    /// The number of dead letters, or `None` if the replica has not counted them.
     dead_letters: Mutex<Option<u64>>,
-    /// How long the oldest event waits to be taken in, and the oldest change to be written.
+    /// How long the oldest event has waited to be taken in.
     oldest_event: Mutex<Duration>,
+    /// How long the oldest change has waited to be settled in KV.
     oldest_change: Mutex<Duration>,
     writing: AtomicBool,
     draining: AtomicBool,
@@ -115,12 +119,12 @@ impl Default for Health {
 }
 
 impl Health {
-    /// The connection changed.
+    /// Records a change of the connection to NATS.
     pub fn set_nats(&self, state: NatsState) {
         *self.nats.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    /// A try to connect failed, or the server complained.
+    /// Records a failed attempt to connect, or an error of the server.
     pub fn set_nats_error(&self, what: &str) {
         let mut nats = self.nats.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *nats {
@@ -130,51 +134,53 @@ impl Health {
         }
     }
 
-    /// KV answered.
+    /// Records an answer of KV.
     pub fn set_kv(&self, state: KvState) {
         *self.kv.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    /// KV refuses something, and nobody knows whether that is its fault; or no more.
+    /// Records that KV refuses something without proof of the cause; `None` ends this state.
     pub fn set_refused(&self, what: Option<String>) {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = what;
     }
 
-    /// Events wait for so long that some may age out of the stream; or no more.
+    /// Records that events may soon age out of the stream; `None` ends this state.
     pub fn set_late(&self, why: Option<String>) {
         *self.late.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
-    /// Streams are nearly full; or no more.
+    /// Records the streams that are nearly full; `None` ends this state.
     pub fn set_filling(&self, what: Option<String>) {
         *self.filling.lock().unwrap_or_else(PoisonError::into_inner) = what;
     }
 
-    /// Which streams are nearly full.
+    /// The streams that are nearly full.
     pub fn filling(&self) -> Option<String> {
         self.filling.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The projector does not move though work waits; or it does.
+    /// Records that the projector makes no progress although work waits; `None` ends this state.
     pub fn set_stalled(&self, why: Option<String>) {
         let seen = why.map(|why| (why, Instant::now()));
         *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = seen;
     }
 
-    /// Why the projector does not move. A replica that has given up knows nothing of how others get on: its word is
-    /// forgotten after a minute.
+    /// Why the projector makes no progress.
+    ///
+    /// The state expires after a minute: a replica that is not the writer any more cannot see the
+    /// progress of its successor.
     pub fn stalled(&self) -> Option<String> {
         let stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
         stalled.as_ref().filter(|(_, seen)| seen.elapsed() < STALL_REMEMBERED).map(|(why, _)| why.clone())
     }
 
-    /// A message that no client can read was set aside.
+    /// Records that a message that no client can read was set aside.
     pub fn set_unreadable(&self, what: &str) {
         let seen = Some((what.to_owned(), Instant::now()));
         *self.unreadable.lock().unwrap_or_else(PoisonError::into_inner) = seen;
     }
 
-    /// What was set aside last, for a minute.
+    /// The message that was set aside last, for a minute.
     fn unreadable(&self) -> Option<String> {
         let unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
         unreadable
@@ -183,85 +189,86 @@ impl Health {
             .map(|(what, _)| what.clone())
     }
 
-    /// The connection by which events are pulled is there; or it is not, and why.
+    /// Records whether the connection for pulls is away, and why; `None` if it is there.
     pub fn set_pulls(&self, away: Option<&str>) {
         let mut pulls = self.pulls_away.lock().unwrap_or_else(PoisonError::into_inner);
         *pulls =
             away.map(|why| (pulls.as_ref().map_or_else(Instant::now, |(since, _)| *since), why.to_owned()));
     }
 
-    /// Why no events can be pulled, if that is so for a while.
+    /// Why the connection for pulls is away, if it has been away for [`PULLS_AWAY`].
     fn pulls_away(&self) -> Option<String> {
         let pulls = self.pulls_away.lock().unwrap_or_else(PoisonError::into_inner);
         pulls.as_ref().filter(|(since, _)| since.elapsed() >= PULLS_AWAY).map(|(_, why)| why.clone())
     }
 
-    /// So many dead letters were there when they were counted last.
+    /// Records the last count of the dead letters.
     pub fn set_dead_letters(&self, count: u64) {
         *self.dead_letters.lock().unwrap_or_else(PoisonError::into_inner) = Some(count);
     }
 
-    /// This replica writes to KV from now on; or no more.
+    /// Records whether this replica writes to KV.
     pub fn set_writing(&self, is_writing: bool) {
         self.writing.store(is_writing, Ordering::Relaxed);
     }
 
-    /// Whether this replica writes to KV.
+    /// Returns whether this replica writes to KV.
     pub fn is_writing(&self) -> bool {
         self.writing.load(Ordering::Relaxed)
     }
 
-    /// The oldest event that is not taken in waits for so long.
+    /// Records the age of the oldest event that is not taken in.
     pub fn set_oldest_event(&self, age: Duration) {
         *self.oldest_event.lock().unwrap_or_else(PoisonError::into_inner) = age;
     }
 
-    /// How long the oldest event waits to be taken in.
+    /// How long the oldest event has waited to be taken in.
     pub fn oldest_event(&self) -> Duration {
         *self.oldest_event.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The oldest change that is not settled in KV waits for so long.
+    /// Records the age of the oldest change that is not settled in KV.
     pub fn set_oldest_change(&self, age: Duration) {
         *self.oldest_change.lock().unwrap_or_else(PoisonError::into_inner) = age;
     }
 
-    /// How long the oldest change waits to be settled in KV.
+    /// How long the oldest change has waited to be settled in KV.
     pub fn oldest_change(&self) -> Duration {
         *self.oldest_change.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What it last saw of NATS.
+    /// The last observed state of NATS.
     pub fn nats(&self) -> NatsState {
         self.nats.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What it last saw of KV.
+    /// The last observed state of KV.
     pub fn kv(&self) -> KvState {
         self.kv.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Why events may be lost to their age soon.
+    /// Why events may soon be lost to their age.
     pub fn late(&self) -> Option<String> {
         self.late.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How many dead letters there are; nothing, where nobody has counted.
+    /// The number of dead letters, or `None` if the replica has not counted them.
     pub fn dead_letters(&self) -> Option<u64> {
         *self.dead_letters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The subscriptions are made; from now on a round trip proves them.
+    /// Sets the client of the subscriptions. From now on a round trip of this client proves
+    /// readiness.
     pub fn set_source(&self, client: Client) {
         let _ = self.client.set(client);
     }
 
-    /// No more events are taken.
+    /// Records that the replica drains and takes no more events.
     pub fn set_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// For people: in a word, and what each part looks like.
+    /// The report for people: the state in one word, and JSON with the state of each part.
     pub fn report(&self) -> (Overall, Value) {
         let (nats, kv, late, stalled) = (self.nats(), self.kv(), self.late(), self.stalled());
         let filling = self.filling();
@@ -283,7 +290,7 @@ impl Health {
             NatsState::Disconnected(why) => service("disconnected", Some(why)),
         };
         let kv = match kv {
-            KvState::Unknown => service("unknown", Some("nothing was written yet".to_owned())),
+            KvState::Unknown => service("unknown", Some("no request to KV yet".to_owned())),
             KvState::Reachable => {
                 service("reachable", self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone())
             }
@@ -294,7 +301,7 @@ impl Health {
             None => service("ok", None),
             Some(why) => service("late", Some(why)),
         };
-        // Not degraded: what they send wrong does not keep anything else from landing.
+        // Not degraded: messages with unreadable headers do not delay other events.
         let producers = match self.unreadable() {
             None => service("ok", None),
             Some(what) => service("unreadable headers", Some(what)),
@@ -318,10 +325,10 @@ impl Health {
         (overall, report)
     }
 
-    /// Whether events come and go: for probes.
+    /// Returns whether events can flow, for probes.
     ///
     /// # Errors
-    /// Why not.
+    /// If the replica is not ready; the text is the reason.
     pub async fn ready(&self) -> Result<(), String> {
         if self.draining.load(Ordering::Relaxed) {
             return Err("draining".to_owned());

@@ -1,4 +1,5 @@
-//! The Prometheus metrics, all under `taskpipeline_`. No ids among the labels: their number is bounded.
+//! The Prometheus metrics, all under `taskpipeline_`. Labels contain no ids, so their number is
+//! bounded.
 
 use std::time::Duration;
 
@@ -25,93 +26,94 @@ pub struct Metrics {
     requests: IntCounterVec,
     request_seconds: HistogramVec,
     keys: IntCounterVec,
-    /// Events dropped because KV did not take them as fast as they came.
+    /// Events dropped because KV accepted them more slowly than they came.
     pub events_dropped: IntCounter,
-    /// Messages that are no event.
+    /// Messages that are not events.
     pub events_invalid: IntCounter,
     /// Events whose tasks are in the ledger.
     pub events_stored: IntCounter,
-    /// Events that were delivered before.
+    /// Events that NATS delivered before.
     pub redeliveries: IntCounter,
-    /// Events that the ledger or the dead letters' stream does not take at the moment.
+    /// Events that neither the ledger nor the stream of dead letters accepts at the moment.
     pub events_held: IntGauge,
-    /// Messages on subjects that are not this pipeline's.
+    /// Messages on subjects that do not belong to this pipeline.
     pub events_foreign: IntCounter,
-    /// Events that the stream dropped before they were taken in.
+    /// Events that the stream dropped before a replica took them in.
     pub events_lost: IntCounter,
-    /// Writes to the ledger that another replica was ahead of.
+    /// Writes to the ledger that failed because another replica had written the record.
     pub ledger_conflicts: IntCounter,
-    /// How often a task's attempts were used up, and counted anew.
+    /// Times that the attempts of a task were exhausted, and counted again from one.
     pub retries_exhausted: IntCounter,
     /// 1 while this replica writes to KV.
     projector_active: IntGauge,
-    /// How often this replica gave up writing to KV, since it did not move though work waited.
+    /// Times that this replica stopped being the writer because it wrote nothing although work
+    /// waited.
     pub projector_stalls: IntCounter,
-    /// Tasks in the projector's hands that KV may not have as they are.
+    /// Tasks in the memory of the projector whose value in KV may differ from the ledger.
     pub unsettled_tasks: IntGauge,
-    /// Those of them that wait in NATS, without their records in memory.
+    /// Those of the unsettled tasks that wait in NATS, without their records in memory.
     pub deferred_tasks: IntGauge,
-    /// How often a rest between two writes of a task was forgotten before its end.
+    /// Times that the rest between two writes of a task was forgotten before its end.
     pub rests_forgotten: IntCounter,
     /// Changes of the ledger that the projector has not read yet.
     pub changes_behind: IntGauge,
     /// The age of the oldest event that is not in the ledger.
     oldest_event_age: Gauge,
-    /// How long the stream keeps an event; 0: for ever.
+    /// How long the stream keeps an event; 0 means indefinitely.
     pub stream_max_age: Gauge,
-    /// How many bytes each stream holds.
+    /// The bytes in each stream.
     pub stream_bytes: IntGaugeVec,
-    /// How many bytes each stream may hold; 0: no limit.
+    /// The limit of the bytes in each stream; 0 means no limit.
     pub stream_max_bytes: IntGaugeVec,
-    /// How many bytes all streams of the NATS account hold.
+    /// The bytes in all streams of the NATS account.
     pub account_bytes: IntGauge,
-    /// How many they may hold; 0: no limit.
+    /// The limit of `account_bytes`; 0 means no limit.
     pub account_max_bytes: IntGauge,
-    /// Events in the ledger that were dropped from the stream, to keep room in it.
+    /// Events dropped from the stream to keep room in it, after the ledger had them.
     pub events_trimmed: IntCounter,
-    /// The age of the oldest change that KV may lack, to some seconds.
+    /// The age of the oldest change that KV may lack, accurate to a few seconds.
     oldest_change_age: Gauge,
     /// The settings in effect.
     settings: GaugeVec,
-    /// How often new settings were refused.
+    /// Times that new settings were refused.
     pub settings_refused: IntCounter,
     /// Updates of tasks that do not exist.
     pub updates_unknown: IntCounter,
-    /// Failed attempts that were followed by another, by key.
+    /// Failed attempts that were followed by another attempt, counted for each key.
     pub retries: IntCounter,
     /// Dead letters published, by reason.
     pub dead_letters: IntCounterVec,
-    /// Dead letters that are there.
+    /// Dead letters in their stream.
     dead_letters_stored: IntGauge,
-    /// Events received that have not landed.
+    /// Events received whose tasks are not in KV yet.
     pub events_waiting: IntGauge,
     /// Tasks in memory.
     pub tasks_in_memory: IntGauge,
-    /// Requests to KV that are out.
+    /// Requests to KV without an answer yet.
     pub requests_in_flight: IntGauge,
-    /// Requests that could be sent at once.
+    /// Requests that the budget allows at this moment.
     pub budget_available: Gauge,
-    /// How many keys a request takes at present.
+    /// The most keys that a request may have at present.
     pub batch_keys: IntGauge,
-    /// Requests of others with the same token.
+    /// Requests of other clients with the same token.
     pub external_requests: IntCounter,
-    /// What Cloudflare bills for the keys written.
+    /// The price that Cloudflare bills for the keys written.
     cost: Counter,
-    /// 1 while connected.
+    /// 1 while connected to NATS.
     nats_connected: IntGauge,
-    /// How often the client reported that it dropped events.
+    /// Times that the NATS client reported dropped events.
     pub slow_consumers: IntCounter,
-    /// Messages on subjects where only answers belong that answer nothing.
+    /// Messages on the answer subjects of this replica that answer no request.
     pub forged_answers: IntCounter,
-    /// Messages whose headers no client can read, set aside.
+    /// Messages set aside because no client can read their headers.
     pub events_unreadable: IntCounter,
 }
 
 impl Metrics {
-    /// Registers them all.
+    /// Registers all metrics.
     ///
     /// # Errors
-    /// None, unless two metrics here had one name.
+    /// If two metrics have the same name, which does not happen.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new_custom(Some("taskpipeline".to_owned()), None)?;
         let r = &registry;
@@ -122,7 +124,8 @@ impl Metrics {
         let gauge = |name: &str, help: &str| registered(r, IntGauge::new(name, help)?);
         let sizes =
             |name: &str, help: &str| registered(r, IntGaugeVec::new(Opts::new(name, help), &["stream"])?);
-        // From 1 ms to 2 minutes: an idle pipeline lands an event in one request, a throttled one waits.
+        // From 1 ms to 2 minutes: an idle pipeline writes an event with one request, a throttled
+        // one waits.
         let buckets = || prometheus::exponential_buckets(0.001, 2.0, 18);
         let metrics = Self {
             received: labelled("events_received_total", "Events received from NATS, by kind.", &["kind"])?,
@@ -307,7 +310,7 @@ impl Metrics {
             )?,
             registry,
         };
-        // Known label values show as 0 from the start, so that a rate over the first event is right.
+        // Known label values are 0 from the start, so that a rate over the first event is correct.
         for kind in EventKind::ALL {
             metrics.received.with_label_values(&[kind.as_str()]);
         }
@@ -328,26 +331,26 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// An event came in.
+    /// Counts an event that was received.
     pub fn received(&self, kind: EventKind) {
         self.received.with_label_values(&[kind.as_str()]).inc();
     }
 
-    /// These settings are in effect now.
+    /// Replaces the gauges of the settings in effect.
     pub fn set(&self, settings: impl IntoIterator<Item = (String, f64)>) {
-        // A list may have become shorter.
+        // A list setting may have become shorter.
         self.settings.reset();
         for (name, value) in settings {
             self.settings.with_label_values(&[&name]).set(value);
         }
     }
 
-    /// An event landed this long after it was received.
+    /// Observes the time from the receipt of an event to its write in KV.
     pub fn landed(&self, after: Duration) {
         self.landed.observe(after.as_secs_f64());
     }
 
-    /// A request was answered, or was given up.
+    /// Counts a request that was answered or given up.
     pub fn request(&self, operation: Operation, keys: usize, failure: Option<&Failure>, took: Duration) {
         self.requests.with_label_values(&[operation.label(), outcome(failure)]).inc();
         self.request_seconds.with_label_values(&[operation.label()]).observe(took.as_secs_f64());
@@ -359,10 +362,11 @@ impl Metrics {
         }
     }
 
-    /// All of it in Prometheus' text format, with what is seen of the replica at this moment.
+    /// Renders all metrics in the text format of Prometheus, with the present health of the
+    /// replica.
     ///
     /// # Errors
-    /// None in practice: it is written to memory.
+    /// If the text cannot be written; it is written to memory, so this does not happen.
     pub fn encode(&self, health: &Health) -> Result<Vec<u8>, prometheus::Error> {
         self.projector_active.set(health.is_writing().into());
         self.nats_connected.set((health.nats() == NatsState::Connected).into());
@@ -376,7 +380,7 @@ impl Metrics {
     }
 }
 
-/// All that [`outcome`] says.
+/// All values that [`outcome`] returns.
 const OUTCOMES: [&str; 8] =
     ["success", "transient", "too_slow", "throttled", "config", "daily_quota", "refused", "too_large"];
 

@@ -1,4 +1,6 @@
-//! The parts of a replica that can be seen from outside: metrics and health. Nothing here changes what the pipeline does.
+//! The parts of a replica that are visible from outside: metrics and health.
+//!
+//! Nothing here changes what the pipeline does.
 
 pub mod health;
 pub mod metrics;
@@ -8,20 +10,20 @@ use std::sync::Arc;
 use self::health::Health;
 use self::metrics::Metrics;
 
-/// What a process shows of itself.
+/// The metrics and the health of one process.
 #[derive(Clone, Debug)]
 pub struct Telemetry {
-    /// What it counts.
+    /// The counters and gauges.
     pub metrics: Arc<Metrics>,
-    /// What it last saw.
+    /// The last observed state of NATS, KV and the replica.
     pub health: Arc<Health>,
 }
 
 impl Telemetry {
-    /// Begins with nothing counted and nothing seen.
+    /// Starts with all counters at zero and an unknown state.
     ///
     /// # Errors
-    /// None, unless two metrics had one name.
+    /// If two metrics have the same name, which does not happen.
     pub fn new() -> Result<Self, prometheus::Error> {
         Ok(Self { metrics: Arc::new(Metrics::new()?), health: Arc::default() })
     }

@@ -1,8 +1,11 @@
-//! Writes to the bucket that do not wait for each other: all are sent, and their answers are taken as they come, by one
-//! subscription, which is used again. Also questions with many answers. Knows nothing of what is written, and retries nothing.
+//! Writes to the bucket that do not wait for each other, and questions with many answers.
 //!
-//! Whoever may publish an event can have JetStream send its ack to any subject of the account, since NATS does not check reply
-//! subjects. So each answer comes to a subject with a random token, and the answer to a write must name the ledger's stream.
+//! All writes are sent first, and one subscription, which is reused, receives their answers. This
+//! module does not know the meaning of the records, and retries nothing.
+//!
+//! Anyone who may publish an event can direct its ack to any subject of the account, because NATS
+//! does not check reply subjects. So each answer arrives on a subject with a random token, and the
+//! answer to a write must name the stream of the ledger.
 
 use std::fmt;
 use std::num::ParseIntError;
@@ -21,21 +24,22 @@ use tracing::warn;
 use crate::durable::bucket::{ReadError, Revision, WriteError};
 use crate::durable::jetstream::ANSWER;
 
-/// How many subscriptions wait to be used again at the most.
+/// The most subscriptions that wait to be reused.
 const MOST_IDLE: usize = 64;
 
-/// Subscriptions that wait to be used again: nats-server takes longer to begin and end one than to store a record.
+/// Subscriptions that wait to be reused. nats-server takes longer to open and close one than to
+/// store a record.
 #[derive(Clone)]
 pub(crate) struct Lanes {
     client: Client,
-    /// The stream that answers writes.
+    /// The stream whose answers count for writes.
     stream: Arc<str>,
     idle: Arc<Mutex<Vec<Lane>>>,
-    /// Messages that are not the answer to anything.
+    /// Counts messages that answer nothing.
     forged: IntCounter,
 }
 
-/// What only the receiver of a question knows of it.
+/// The random part of a reply subject, which only the receiver of the request knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Token(u64);
 
@@ -61,10 +65,10 @@ impl FromStr for Token {
 
 /// A subscription for answers.
 struct Lane {
-    /// Answers come to this subject, followed by the number of the write and its token.
+    /// The prefix of reply subjects. The number and the token of the write follow.
     inbox: String,
     answers: Subscriber,
-    /// The number of the next write; no number is used twice.
+    /// The number of the next write. No number is used twice.
     next: u64,
 }
 
@@ -73,13 +77,13 @@ impl Lanes {
         Self { client, stream: stream.into(), idle: Arc::default(), forged }
     }
 
-    /// Begins writes that do not wait for each other.
+    /// Starts a series of writes.
     pub(crate) async fn begin(&self) -> Result<Writes, WriteError> {
         let lane = self.lane().await.map_err(|error| unknown(&error))?;
         Ok(Writes { lanes: self.clone(), lane: Some(lane), tokens: Vec::new(), answered: 0 })
     }
 
-    /// Asks what is answered by many messages.
+    /// Sends a request that many messages answer.
     pub(crate) async fn ask(&self, subject: String, request: Vec<u8>) -> Result<Answers, ReadError> {
         let failed = |error: &dyn std::error::Error| ReadError(error.to_string());
         let mut lane = self.lane().await.map_err(|error| failed(&error))?;
@@ -100,7 +104,8 @@ impl Lanes {
         Ok(Lane { inbox, answers, next: 0 })
     }
 
-    /// Of a subscription that misses answers, nobody knows when they come: such a one must not come back.
+    /// Keeps a subscription for reuse. A subscription with missing answers must not come here,
+    /// because they may still arrive.
     fn give_back(&self, lane: Lane) {
         let mut idle = self.idle();
         if idle.len() < MOST_IDLE {
@@ -113,7 +118,7 @@ impl Lanes {
     }
 }
 
-/// The answers to one question.
+/// The answers to one request.
 pub(crate) struct Answers {
     lanes: Lanes,
     lane: Lane,
@@ -121,7 +126,7 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
-    /// The next answer.
+    /// Waits up to `patience` for the next answer.
     pub(crate) async fn next(&mut self, patience: Duration) -> Result<Message, ReadError> {
         loop {
             let message = tokio::time::timeout(patience, self.lane.answers.next())
@@ -135,28 +140,29 @@ impl Answers {
         }
     }
 
-    /// That was the last one.
+    /// Ends the answers after the last one.
     pub(crate) fn end(self) {
         self.lanes.give_back(self.lane);
     }
 }
 
-/// What is to be written to one record.
+/// The write of one record.
 pub(crate) struct Write {
     pub(crate) subject: String,
     pub(crate) value: Vec<u8>,
-    /// The write is done only where this is the record's revision, if it is said.
+    /// The revision that the record must have. `None` writes at any revision.
     pub(crate) expected: Option<Revision>,
-    /// The record lives for ever, if nothing.
+    /// How long the record lives; `None` means indefinitely.
     pub(crate) time_to_live: Option<Duration>,
 }
 
-/// Sends writes to the bucket without waiting for each other, and reads their answers by one subscription.
+/// Sends writes to the bucket without waiting for each other, and receives their answers on one
+/// subscription.
 pub(crate) struct Writes {
     lanes: Lanes,
-    /// There until it is dropped.
+    /// `Some` until this is dropped.
     lane: Option<Lane>,
-    /// The token of each write, in their order; nothing where it was answered.
+    /// The token of each write, in order; `None` after its answer.
     tokens: Vec<Option<Token>>,
     answered: usize,
 }
@@ -170,8 +176,8 @@ impl Drop for Writes {
 }
 
 impl Writes {
-    /// Sends the next write. Writes are numbered from 0 on in the order in which they were sent; one that fails here
-    /// has no number.
+    /// Sends the next write. Writes are numbered from 0 in the order of sending; a write that fails
+    /// here has no number.
     pub(crate) async fn send(&mut self, write: Write) -> Result<(), WriteError> {
         let Write { subject, value, expected, time_to_live } = write;
         let (Some(lane), client) = (&mut self.lane, &self.lanes.client) else { return Err(unanswered()) };
@@ -195,11 +201,13 @@ impl Writes {
         Ok(())
     }
 
-    /// The next answer, with the number of its write; nothing when all have been answered, or no more answers come
-    /// and what became of the rest is unknown.
+    /// Waits for the next answer, and returns it with the number of its write.
+    ///
+    /// `None` after the last answer, or if the other answers do not arrive. Then the outcome of
+    /// their writes is unknown.
     pub(crate) async fn answer(&mut self) -> Option<(usize, Result<Revision, WriteError>)> {
         let lane = self.lane.as_mut()?;
-        // Numbers go on from one use of a lane to the next.
+        // The numbers continue from one use of a lane to the next.
         let first = lane.next - u64::try_from(self.tokens.len()).ok()?;
         while self.answered < self.tokens.len() {
             let message = tokio::time::timeout(ANSWER, lane.answers.next()).await.ok()??;
@@ -213,8 +221,9 @@ impl Writes {
         None
     }
 
-    /// Sends all of these, each made when it is its turn, before the first answer is waited for. Answers what became
-    /// of each.
+    /// Sends all these writes before it waits for the first answer. Returns the outcome of each.
+    ///
+    /// The iterator builds each write only when it is sent.
     pub(crate) async fn each<T>(
         mut self,
         writes: impl Iterator<Item = (T, Result<Write, WriteError>)>,
@@ -238,17 +247,17 @@ impl Writes {
         outcomes
     }
 
-    /// The answer to the only write.
+    /// Waits for the answer to the only write.
     pub(crate) async fn only(mut self) -> Result<Revision, WriteError> {
         self.answer().await.map_or_else(|| Err(unanswered()), |(_, outcome)| outcome)
     }
 }
 
-/// Counts a message that is not the answer to anything, and warns now and then.
+/// Counts a message that answers nothing. Logs it at counts of 1, 2, 4, 8, and so on.
 pub(crate) fn note_forged(forged: &IntCounter) {
     forged.inc();
     let count = forged.get();
-    // There may be as many as there are events.
+    // There may be as many such messages as events.
     if count.is_power_of_two() {
         warn!(
             count,
@@ -257,7 +266,8 @@ pub(crate) fn note_forged(forged: &IntCounter) {
     }
 }
 
-/// Which of the writes from `first` on an answer belongs to, by the last two tokens of its subject; each is answered once.
+/// The write, counted from `first`, that an answer belongs to. The last two tokens of its subject
+/// tell, and each counts once.
 fn number_of(subject: &str, first: u64, tokens: &mut [Option<Token>]) -> Option<usize> {
     let mut parts = subject.rsplit('.');
     let token: Token = parts.next()?.parse().ok()?;
@@ -267,7 +277,7 @@ fn number_of(subject: &str, first: u64, tokens: &mut [Option<Token>]) -> Option<
     Some(number)
 }
 
-/// What is to be said of a write that was not answered.
+/// The error of a write without an answer.
 pub(crate) fn unanswered() -> WriteError {
     WriteError::Unknown(format!("no answer within {} s", ANSWER.as_secs()))
 }
@@ -276,7 +286,7 @@ fn unknown(error: &dyn std::error::Error) -> WriteError {
     WriteError::Unknown(error.to_string())
 }
 
-/// Reads the answer to a write. `stream`: the stream that answers writes.
+/// Reads the answer to a write. `stream`: the stream whose answers count.
 pub(crate) fn read(message: &Message, stream: &str) -> Result<Revision, WriteError> {
     #[derive(Deserialize)]
     struct Answer {
@@ -290,23 +300,23 @@ pub(crate) fn read(message: &Message, stream: &str) -> Result<Revision, WriteErr
         return Err(WriteError::Missing);
     }
     let answer = serde_json::from_slice(&message.payload)
-        .map_err(|error| WriteError::Unknown(format!("an answer that cannot be read: {error}")))?;
+        .map_err(|error| WriteError::Unknown(format!("the answer is invalid: {error}")))?;
     match answer {
         Answer { error: Some(error), .. } => Err(refusal(&error)),
         Answer { stream: other, .. } if other != stream => {
-            Err(WriteError::Unknown(format!("an answer of the stream {other:?}")))
+            Err(WriteError::Unknown(format!("the answer names the stream {other:?}")))
         }
-        Answer { seq: 0, .. } => Err(WriteError::Unknown("an answer without a sequence".to_owned())),
+        Answer { seq: 0, .. } => Err(WriteError::Unknown("the answer has no sequence".to_owned())),
         Answer { seq, .. } => Ok(Revision(seq)),
     }
 }
 
-/// What an error in an answer means for the write.
+/// The meaning of an error in an answer for the write.
 fn refusal(error: &jetstream::Error) -> WriteError {
     match error.error_code() {
         ErrorCode::STREAM_WRONG_LAST_SEQUENCE => WriteError::Conflict,
-        // From a cluster only: a write of the same record is on its way through it and may still fail; or a new leader
-        // has not caught up.
+        // Only a cluster answers these: another write of the record is on its way and may still
+        // fail, or a new leader has not caught up.
         ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT
         | ErrorCode::STREAM_EXPECTED_LAST_SEQ_PER_SUBJECT_NOT_READY => WriteError::Busy,
         _ => WriteError::Refused(error.to_string()),

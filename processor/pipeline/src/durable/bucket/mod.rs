@@ -1,5 +1,5 @@
-//! The bucket under the ledger: reads, and writes by compare-and-set. Knows subjects and bytes, nothing of what
-//! they mean.
+//! The bucket of the ledger: reads, and writes by compare-and-set. Knows subjects and bytes, and
+//! not their meaning.
 pub(crate) mod lanes;
 pub(crate) mod raw;
 pub(crate) mod records;
@@ -17,63 +17,65 @@ use serde_json::json;
 use self::raw::{Raw, RawError};
 use crate::durable::bucket::lanes::{Lanes, Write, Writes};
 
-/// The sequence of a record's last write in the bucket's stream; 0 where there is none.
+/// The sequence of a record's last write in the stream of the bucket; 0 if there is no record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Revision(pub(crate) u64);
 
 impl Revision {
-    /// Above all others: of what is not known.
+    /// Higher than all others, for an unknown revision.
     pub(crate) fn last() -> Self {
         Self(u64::MAX)
     }
 
-    /// So many writes later.
+    /// The revision after this many more writes.
     pub(crate) fn plus(self, writes: u64) -> Self {
         Self(self.0.saturating_add(writes))
     }
 }
 
-/// The most subjects of one read (the server's limit is 1,024).
+/// The most subjects of one read. The limit of the server is 1,024.
 const MOST_SUBJECTS: usize = 1_000;
 
-/// How long the server may take to begin, and to go on, with an answer of many messages.
+/// The longest wait for the first and for each further message of an answer.
 const NEXT_MESSAGE: Duration = Duration::from_secs(2);
 
-/// A value and the revision it was written as.
+/// A value, with its subject and revision.
 pub(crate) struct Stored {
     pub(crate) subject: String,
     pub(crate) revision: Revision,
     pub(crate) value: Bytes,
 }
 
-/// Why a write did not do what it should.
+/// Why a write failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WriteError {
-    /// The record is not what it was.
+    /// The record has another revision.
     #[error("another replica has written the record")]
     Conflict,
-    /// It was not written. Another write of the record is on its way, which may fail: the record may be what it was.
+    /// Not written. Another write of the record is on its way and may fail, so the record may have
+    /// the expected revision.
     #[error("another replica is writing the record")]
     Busy,
-    /// It was not written: NATS has no room for it, or does not allow it.
+    /// Not written: NATS has no room for the record, or does not allow the write.
     #[error("NATS refused the write: {0}")]
     Refused(String),
-    /// It was not written: no server has the bucket, or its leader is being elected.
+    /// Not written: no server has the bucket, or its leader is being elected.
     #[error("the bucket is missing in NATS, or has no leader at the moment")]
     Missing,
-    /// It may have been written or not.
+    /// The outcome is unknown.
     #[error("NATS did not confirm the write: {0}")]
     Unknown(String),
 }
 
 impl WriteError {
-    /// Whether it was only that others write the same record: to be read again and tried again.
+    /// Returns whether the write only lost against another write of the record: read and write
+    /// again.
     pub(crate) fn is_contended(&self) -> bool {
         matches!(self, Self::Conflict | Self::Busy)
     }
 }
 
-/// Why nothing could be read.
+/// Why a read failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the ledger: {0}")]
 pub(crate) struct ReadError(pub(crate) String);
@@ -87,7 +89,7 @@ fn record(read: Result<Option<Raw>, RawError>) -> Result<Option<Stored>, ReadErr
     read.map(|found| found.map(stored)).map_err(|error| ReadError(error.reason))
 }
 
-/// The ledger's bucket: reads, and writes by compare-and-set.
+/// The bucket of the ledger.
 #[derive(Clone)]
 pub(crate) struct Bucket {
     jetstream: Context,
@@ -96,13 +98,13 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    /// `forged` counts what came in place of an answer.
+    /// `forged` counts messages that arrive as answers and answer nothing.
     pub(crate) fn new(jetstream: Context, stream: &str, forged: IntCounter) -> Self {
         let lanes = Lanes::new(jetstream.client(), stream, forged);
         Self { jetstream, stream: stream.to_owned(), lanes }
     }
 
-    /// Writes a record only where its revision is `expected`.
+    /// Writes a record only if its revision is `expected`.
     pub(crate) async fn compare_and_set(
         &self,
         subject: String,
@@ -115,36 +117,38 @@ impl Bucket {
         writes.only().await
     }
 
-    /// Writes a record whatever it is.
+    /// Writes a record at any revision.
     pub(crate) async fn set(&self, subject: String, value: Vec<u8>) -> Result<Revision, WriteError> {
         let mut writes = self.writes().await?;
         writes.send(Write { subject, value, expected: None, time_to_live: None }).await?;
         writes.only().await
     }
 
-    /// Begins writes that do not wait for each other.
+    /// Starts writes that do not wait for each other.
     pub(crate) async fn writes(&self) -> Result<Writes, WriteError> {
         self.lanes.begin().await
     }
 
-    /// Reads one record as the stream's leader has it.
+    /// Reads one record from the leader of the stream.
     pub(crate) async fn get(&self, subject: &str) -> Result<Option<Stored>, ReadError> {
         record(raw::last(&self.jetstream, &self.stream, subject).await)
     }
 
-    /// Reads the record that was written at this revision, as the stream's leader has it; nothing, if it was replaced since.
+    /// Reads the record of this revision from the leader of the stream; `None` if it was replaced
+    /// since.
     pub(crate) async fn get_at(&self, revision: Revision) -> Result<Option<Stored>, ReadError> {
         record(raw::at(&self.jetstream, &self.stream, revision.0).await)
     }
 
-    /// The sequence of the bucket's newest write.
+    /// The sequence of the newest write in the bucket.
     pub(crate) async fn newest(&self) -> Result<Revision, ReadError> {
         let stream =
             self.jetstream.get_stream(&self.stream).await.map_err(|error| ReadError(error.to_string()))?;
         Ok(Revision(stream.cached_info().state.last_sequence))
     }
 
-    /// Reads all records under a subject with wildcards as the stream's leader has them. For few records.
+    /// Reads all records of a subject with wildcards from the leader of the stream. For few
+    /// records.
     pub(crate) async fn all(&self, subjects: &str) -> Result<Vec<Stored>, ReadError> {
         let failed = |error: &dyn std::error::Error| ReadError(error.to_string());
         let stream = self.jetstream.get_stream(&self.stream).await.map_err(|error| failed(&error))?;
@@ -157,8 +161,9 @@ impl Bucket {
         Ok(found)
     }
 
-    /// Reads the records of these subjects, which may have wildcards; those that are not there are missing in
-    /// the answer. A replica of the stream may answer that is a little behind.
+    /// Reads the records of these subjects, which may have wildcards. Missing records are left out.
+    ///
+    /// Any replica of the stream may answer, so the records may be slightly old.
     pub(crate) async fn get_many(&self, subjects: &[String]) -> Result<Vec<Stored>, ReadError> {
         let mut found = Vec::with_capacity(subjects.len());
         for some in subjects.chunks(MOST_SUBJECTS) {
@@ -176,8 +181,8 @@ impl Bucket {
             let message = answers.next(NEXT_MESSAGE).await?;
             match message.status {
                 None => found
-                    .push(stored(message).ok_or_else(|| failed("an answer without a sequence".to_owned()))?),
-                // The end of the batch, or nothing found at all.
+                    .push(stored(message).ok_or_else(|| failed("the answer has no sequence".to_owned()))?),
+                // The end of the batch, or no record was found.
                 Some(status) if status.as_u16() == 204 || status == StatusCode::NOT_FOUND => {
                     answers.end();
                     return Ok(());

@@ -1,4 +1,5 @@
-//! Reads a message of a stream with its headers as they are stored. The client's own way fails where it cannot read them.
+//! Reads messages of a stream with their headers as stored. The usual way of the client fails if it
+//! cannot read the headers.
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::{Context, ErrorCode};
@@ -13,7 +14,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::durable::clock::nanos;
 use crate::header_block::{self, HeaderFault};
 
-/// Why it cannot be read.
+/// Why a message cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read a message of the stream {stream}: {reason}")]
 pub(crate) struct RawError {
@@ -21,25 +22,25 @@ pub(crate) struct RawError {
     pub(crate) reason: String,
 }
 
-/// A message as it is stored.
+/// A message as NATS stores it.
 pub(crate) struct Raw {
     pub(crate) subject: String,
     pub(crate) sequence: u64,
-    /// When it was stored, in nanoseconds since 1970.
+    /// When the stream stored it, in ns since 1970.
     pub(crate) time: i64,
-    /// Its headers, if it has any.
+    /// Its header block, if it has one.
     pub(crate) block: Option<Bytes>,
     pub(crate) payload: Bytes,
 }
 
 impl Raw {
-    /// Its headers as the client would have them.
+    /// Parses the headers as the client would.
     pub(crate) fn headers(&self) -> Result<Option<HeaderMap>, HeaderFault> {
         self.block.as_deref().map(header_block::read).transpose()
     }
 }
 
-/// The message with this sequence; nothing, if there is none.
+/// The message with this sequence, or `None` if the stream does not have it.
 pub(crate) async fn at(jetstream: &Context, stream: &str, sequence: u64) -> Result<Option<Raw>, RawError> {
     read(jetstream, stream, &json!({"seq": sequence})).await
 }
@@ -65,7 +66,7 @@ struct Stored {
     subject: String,
     seq: u64,
     time: String,
-    /// In base64, as the payload.
+    /// Base64, like the payload.
     hdrs: Option<String>,
     #[serde(default)]
     data: String,

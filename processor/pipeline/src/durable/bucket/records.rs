@@ -1,4 +1,5 @@
-//! Records that are each written by compare-and-set: those in the ledger's bucket, or in that of a simulation.
+//! Records that are written by compare-and-set: in the bucket of the ledger, or in that of a
+//! simulation.
 
 use std::future::Future;
 use std::time::Duration;
@@ -10,10 +11,11 @@ use crate::durable::clock::{self, Clock};
 
 /// The operations of a bucket that all records need.
 pub(crate) trait Records: Clock + Clone + Send + Sync + 'static {
-    /// Reads a record as the stream's leader has it.
+    /// Reads a record from the leader of the stream.
     fn get(&self, subject: &str) -> impl Future<Output = Result<Option<Stored>, ReadError>> + Send;
 
-    /// Writes a record only where its revision is `expected`. It lives for `time_to_live`; indefinitely, if nothing.
+    /// Writes a record only if its revision is `expected`. It lives for `time_to_live`; `None`
+    /// means indefinitely.
     fn compare_and_set(
         &self,
         subject: String,

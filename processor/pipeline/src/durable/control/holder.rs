@@ -1,5 +1,5 @@
-//! Reads and writes the control record for one replica: takes it, renews it, lets it go. What may be done with
-//! it is decided in [`crate::durable::control::record`].
+//! Takes, renews and releases the control record for one replica.
+//! [`crate::durable::control::record`] decides what it may do.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,55 +16,60 @@ use crate::durable::drain::{deadline, stopped};
 use crate::durable::names::{Names, Target};
 use taskpipeline_kv::Spare;
 
-/// How often a replica that waits looks at the record.
+/// The interval between two checks of the record by a replica that waits.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// How often a former holder tries to hand over what it may have spoilt.
+/// The most attempts of a former holder to hand over.
 const HANDOVER_TRIES: usize = 100;
 
-/// With every how many renewals a holder looks whether the ledger is projected to another namespace, too.
+/// A holder checks at every nth renewal whether the ledger is also projected to another namespace.
 const LOOK_FOR_OTHERS: u64 = 30;
 
-/// How often a holder retries to release the record while another write of it is in progress.
+/// The most attempts to release the record while another write of it is in progress.
 const RELEASE_TRIES: usize = 20;
 
-/// How far behind what was read a holder may read before its next renewal: what is written in half a second under
-/// full load. As much is written twice when it dies.
+/// How many revisions a holder may read ahead before its next renewal: as many as are written in
+/// half a second under full load.
+///
+/// If the holder dies, this many changes are written twice.
 pub(crate) const READ_AHEAD: u64 = 16_384;
 
-/// The record as its holder has written it last.
+/// The record as its holder last wrote it.
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
     pub(crate) control: Control,
     pub(crate) revision: Revision,
-    /// When the write of it was begun.
+    /// When the holder started this write.
     pub(crate) since: Instant,
-    /// Requests of the last holder may still take effect.
+    /// Requests of the last holder that may still take effect, or `None`.
     pub(crate) doubt: Option<Doubt>,
-    /// What the last holder has left of the budget.
+    /// The rest of the budget that the last holder left.
     pub(crate) spare: Spare,
-    /// The ledger is, or was lately, projected to another KV namespace too.
+    /// Whether the ledger is, or was lately, also projected to another KV namespace.
     pub(crate) shared: bool,
 }
 
 impl Held {
-    /// How long a record is to live that this holder has settled. `memory`: how long where nobody else needs it. Another
-    /// namespace's projector counts as one that remembers for that long after it was last seen; from then on it has as
-    /// long again to read what was settled here meanwhile.
+    /// How long a record lives after this holder has settled it.
+    ///
+    /// `memory`: the time if nobody else needs the record. With another namespace it is twice as
+    /// long. The other projector remembers for `memory` after it was last seen, and then needs as
+    /// long again to read what was settled here.
     pub(crate) fn time_to_live(&self, memory: Duration) -> Duration {
         if self.shared { memory.saturating_mul(2) } else { memory }
     }
 }
 
-/// What became of a renewal.
+/// The outcome of a renewal.
 pub(crate) enum Renewal {
-    /// It is still held.
+    /// This replica still holds the record.
     Held(Held),
-    /// It is still held, and a former holder has handed over what it may have spoilt: to be projected again.
+    /// This replica still holds the record, and a former holder has handed over changes that must
+    /// be projected again.
     Restarted(Held),
-    /// Another has it.
+    /// Another replica holds the record.
     Lost,
-    /// NATS does not say.
+    /// The outcome is unknown, because NATS did not answer.
     Unknown(String),
 }
 
@@ -77,13 +82,15 @@ pub(crate) struct Holder<R = Bucket> {
     pub(crate) replica: Arc<str>,
     /// How long the ledger remembers a delete after it was settled.
     pub(crate) memory: Option<Duration>,
-    /// How far behind what was read a renewal lets it read; in a pipeline [`READ_AHEAD`].
+    /// How many revisions a renewal lets the holder read ahead; in a pipeline [`READ_AHEAD`].
     pub(crate) ahead: u64,
 }
 
 impl<R: Register> Holder<R> {
-    /// Waits until the record may be taken, and takes it; nothing, once it is to stop. What is being written by then
-    /// is awaited: a record that was taken and not let go again would keep the next one waiting, in doubt.
+    /// Waits until the record may be taken, and takes it; `None` after a stop.
+    ///
+    /// A write in progress is awaited. A record that is taken and not released would make the next
+    /// replica wait, in doubt.
     pub(crate) async fn acquire(&self, stop: &mut watch::Receiver<Option<Instant>>) -> Option<Held> {
         let mut seen: Option<(Revision, Instant)> = None;
         let mut complained = None;
@@ -112,10 +119,11 @@ impl<R: Register> Holder<R> {
         None
     }
 
-    /// Takes the record, if it may be taken by now. `seen`: the revision that was found last, and since when it was there.
+    /// Takes the record if that is allowed now. `seen`: the last revision found, and since when it
+    /// has not changed.
     ///
     /// # Errors
-    /// Where the register does not answer.
+    /// If the register does not answer.
     pub(crate) async fn try_acquire(
         &self,
         seen: &mut Option<(Revision, Instant)>,
@@ -139,7 +147,7 @@ impl<R: Register> Holder<R> {
             ahead: self.ahead,
             memory: self.memory,
         };
-        // The server is asked for more only by who is about to take it.
+        // Only a replica that is about to take the record reads more from the server.
         if claimant.claim(found.as_ref()) == Claim::Wait {
             return Ok(None);
         }
@@ -167,8 +175,8 @@ impl<R: Register> Holder<R> {
         }
     }
 
-    /// Renews it, with what is settled by now, and that records are going to be read up to some way behind
-    /// `read`.
+    /// Renews the record with the settled revision. From now on the holder may read `ahead`
+    /// revisions beyond `read`.
     pub(crate) async fn renew(&self, held: Held, settled: Settled, read: Revision) -> Renewal {
         let since = self.bucket.now();
         let control = held.control.renewed(settled, read.plus(self.ahead), self.bucket.wall());
@@ -177,7 +185,7 @@ impl<R: Register> Holder<R> {
                 crash::point("recorded");
                 let mut shared = held.shared;
                 if control.beat.is_multiple_of(LOOK_FOR_OTHERS) {
-                    // Not known, it stays what it was.
+                    // If the read fails, the last known value stays.
                     shared = self.is_shared().await.unwrap_or(shared);
                 }
                 Renewal::Held(Held { control, revision, since, doubt: None, shared, ..held })
@@ -186,11 +194,11 @@ impl<R: Register> Holder<R> {
         }
     }
 
-    /// The record is not as it was left, or it is not known whether it was written.
+    /// Finds the outcome of a renewal that failed, or whose outcome is unknown.
     async fn look_after(&self, held: &Held, wanted: &Control, since: Instant, error: &WriteError) -> Renewal {
         let (found, revision) = match self.read().await {
             Ok(Some(found)) => found,
-            // Gone with the bucket.
+            // The bucket was deleted, and the record with it.
             Ok(None) => return Renewal::Lost,
             Err(unread) => return Renewal::Unknown(format!("{error}; {unread}")),
         };
@@ -213,12 +221,12 @@ impl<R: Register> Holder<R> {
         }
     }
 
-    /// Lets it go, for another to take at once.
+    /// Releases the record, so that another replica can take it at once.
     pub(crate) async fn release(&self, held: Held, settled: Settled, clean: bool, spare: u32) {
         let released = held.control.released(settled, clean, spare, self.bucket.wall());
         let settled = settled.settled;
         let mut written = self.write(&released, held.revision).await;
-        // An own renewal that was not answered may be on its way through the cluster.
+        // An earlier renewal without an answer may still be on its way through the cluster.
         for _ in 0..RELEASE_TRIES {
             if !matches!(written, Err(WriteError::Busy)) {
                 break;
@@ -228,14 +236,16 @@ impl<R: Register> Holder<R> {
         }
         match written {
             Ok(_) => info!(settled_revision = settled.0, "stopped being the writer"),
-            // Another has it, and what was sent since may have spoilt what that one wrote.
+            // Another replica took the record, and later requests of this one may have overwritten
+            // its values.
             Err(WriteError::Conflict) => self.hand_over(&held).await,
-            // It runs out by itself.
+            // The record expires by itself.
             Err(error) => warn!(%error, "cannot record that this replica is no longer the writer"),
         }
     }
 
-    /// Another has the record: what this one has not seen settled while it was its own is to be written again.
+    /// Hands over after another replica took the record. Changes that were unsettled during the own
+    /// term are written again.
     pub(crate) async fn hand_over(&self, held: &Held) {
         for _ in 0..HANDOVER_TRIES {
             match self.read().await {
@@ -254,7 +264,8 @@ impl<R: Register> Holder<R> {
         warn!(from_revision = held.control.settled.0, "could not hand over to the next writer");
     }
 
-    /// Whether there is a control record of another namespace whose projector may come back to what it knew.
+    /// Returns whether another namespace has a control record whose projector may still rely on its
+    /// watermark.
     async fn is_shared(&self) -> Result<bool, ReadError> {
         let (own, now) = (self.names.control(&self.target), self.bucket.wall());
         let others = self.bucket.all(&self.names.controls()).await?;
@@ -264,10 +275,10 @@ impl<R: Register> Holder<R> {
         }))
     }
 
-    /// The record as it is.
+    /// Reads the record and its revision.
     pub(crate) async fn read(&self) -> Result<Option<(Control, Revision)>, ReadError> {
         let Some(stored) = self.bucket.get(&self.names.control(&self.target)).await? else { return Ok(None) };
-        // One that cannot be read is as good as none, but for the revision that it has to be replaced at.
+        // An unreadable record counts as none, but a write needs its revision.
         let control = serde_json::from_slice(&stored.value).unwrap_or(Control {
             holder: None,
             term: 0,
@@ -282,7 +293,7 @@ impl<R: Register> Holder<R> {
         Ok(Some((control, stored.revision)))
     }
 
-    /// Writes it where its revision is the expected one.
+    /// Writes the record if its revision is the expected one.
     pub(crate) async fn write(&self, control: &Control, expected: Revision) -> Result<Revision, WriteError> {
         let value = serde_json::to_vec(control).map_err(|error| WriteError::Unknown(error.to_string()))?;
         let subject = self.names.control(&self.target);

@@ -1,8 +1,11 @@
-//! Requests of the budget that a command may send while a pipeline runs: it asks for some, and whoever holds the
-//! budget takes them out of it and grants them. So all together never send more than the budget allows.
+//! Lends requests of the budget to commands while a pipeline runs. Sends nothing to KV.
 //!
-//! One key of the ledger's bucket, written by compare-and-set, carries both the wish and the grant. Where nobody
-//! holds the control record, the command takes what its last holder has left. Nothing here sends to KV.
+//! A command requests a part of the budget. The holder of the budget takes it out of the budget and
+//! grants it. So all together never send more than the budget allows.
+//!
+//! One key in the bucket of the ledger, written by compare-and-set, has both the request and the
+//! grant. If nobody holds the control record, the command takes from the rest that its last holder
+//! left.
 
 use std::time::Duration;
 
@@ -17,41 +20,42 @@ use crate::durable::control::register::Register;
 use crate::durable::ledger::LedgerError;
 use taskpipeline_kv::{Budget, RequestBudget};
 
-/// As many as a command asks for at a time. Few: what is granted is spent a little later than it is counted.
+/// How much a command requests at a time. Few, because granted requests are spent a little later
+/// than they are counted.
 const WANTED: u32 = 4;
 
-/// How often a command looks whether something was granted.
+/// The interval between two checks for a grant.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// After so long a wish is one of a command that is gone.
+/// After this time a request belongs to a command that is gone.
 const FORGOTTEN: Duration = Duration::from_secs(10);
 
-/// The loan record: how many requests a command asks for, and how many were granted.
+/// The loan record: how many requests of the budget a command wants, and how many were granted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Loan {
-    /// Who asks.
+    /// The command.
     by: String,
-    /// For how many requests.
+    /// The number of requests that the command wants.
     pub(crate) wanted: u32,
-    /// How many may be sent; none until it is granted.
+    /// The number of requests that the command may send; 0 until a grant.
     granted: u32,
 }
 
-/// A wish that is not granted yet, as it was read.
+/// A request for a loan that is not granted yet.
 pub(crate) struct Asked {
     pub(crate) loan: Loan,
     revision: Revision,
 }
 
 impl<R: Register> Holder<R> {
-    /// What a command asks for, if one does. One that cannot be read now is read the next time.
+    /// The open request of a command, or `None`. If the read fails, the next call tries again.
     pub(crate) async fn asked(&self) -> Option<Asked> {
         let (loan, revision) = self.loan().await.ok()??;
         (loan.granted == 0).then_some(Asked { loan, revision })
     }
 
-    /// Grants so many requests, which have been taken out of the budget. Lost on the way, they are not spent.
+    /// Grants requests that were taken out of the budget. If the write fails, nobody spends them.
     pub(crate) async fn grant(&self, asked: Asked, requests: u32) {
         let loan = Loan { granted: requests, ..asked.loan };
         if let Err(error) = self.write_loan(&loan, asked.revision).await {
@@ -61,7 +65,7 @@ impl<R: Register> Holder<R> {
 
     async fn loan(&self) -> Result<Option<(Loan, Revision)>, LedgerError> {
         let Some(stored) = self.bucket.get(&self.names.loan(&self.target)).await? else { return Ok(None) };
-        // One that cannot be read is overwritten by the next wish.
+        // The next command overwrites an unreadable record.
         let loan = serde_json::from_slice(&stored.value).unwrap_or(Loan {
             by: String::new(),
             wanted: 0,
@@ -77,12 +81,12 @@ impl<R: Register> Holder<R> {
     }
 }
 
-/// A command's side.
+/// The side of the command.
 pub(crate) struct Borrower<R = Bucket> {
     holder: Holder<R>,
     budget: RequestBudget,
     left: u32,
-    /// The control record's revision, and since when it has been that.
+    /// The revision of the control record, and since when it has not changed.
     watched: Option<(Revision, Instant)>,
 }
 
@@ -91,10 +95,10 @@ impl<R: Register> Borrower<R> {
         Self { holder, budget, left: 0, watched: None }
     }
 
-    /// Waits until one request may be sent.
+    /// Waits until the command may send one request.
     ///
     /// # Errors
-    /// Where NATS does not answer.
+    /// If NATS does not answer.
     pub(crate) async fn one(&mut self) -> Result<(), LedgerError> {
         while self.left == 0 {
             self.left = self.borrow().await?;
@@ -116,7 +120,7 @@ impl<R: Register> Borrower<R> {
                         return Ok(loan.granted);
                     }
                 }
-                // Another command's turn, unless it is gone.
+                // Waits for another command, unless that command is gone.
                 Some((loan, _))
                     if loan.granted == 0
                         && loan.by != *self.holder.replica
@@ -145,7 +149,8 @@ impl<R: Register> Borrower<R> {
         }
     }
 
-    /// Where nobody projects, nobody grants: then what is left of the budget is taken from the record itself.
+    /// Takes requests from the rest of the budget in the control record. Without a holder, nobody
+    /// grants loans.
     async fn take_what_is_left(&mut self) -> Result<Option<u32>, LedgerError> {
         let at = self.holder.bucket.now();
         let found = self.holder.read().await?;

@@ -1,4 +1,4 @@
-//! Which replica projects: the control record, how it is held, and what is lent of the request budget.
+//! Decides which replica projects: the control record, its holder, and loans of the request budget.
 
 pub(crate) mod holder;
 pub(crate) mod loan;

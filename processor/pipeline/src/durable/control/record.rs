@@ -1,8 +1,9 @@
-//! The control record: which replica projects, and up to where the ledger is settled in KV. Pure: what is read
-//! and what is to be written; [`crate::durable::control::holder`] does both.
+//! The control record: which replica projects, and up to which revision the ledger is settled in
+//! KV. Pure: it decides what to write; [`crate::durable::control::holder`] reads and writes.
 //!
-//! There is one for each KV namespace. It is written by compare-and-set, at least every [`RENEWAL`] by its
-//! holder. One that stands still for [`LEASE`] may be taken over. Clocks of two machines are never compared.
+//! There is one record for each KV namespace. Its holder writes it by compare-and-set, at least
+//! every [`RENEWAL`]. A record that does not change for [`LEASE`] may be taken over. Clocks of two
+//! machines are never compared.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -13,104 +14,109 @@ use serde::{Deserialize, Serialize};
 use crate::durable::bucket::Revision;
 use taskpipeline_kv::{Spare, UNKNOWN};
 
-/// How often a holder renews it.
+/// The interval between two renewals.
 pub(crate) const RENEWAL: Duration = Duration::from_secs(1);
 
-/// How long it has to stand still before another replica takes it.
+/// How long the record must stay unchanged before another replica may take it.
 pub(crate) const LEASE: Duration = Duration::from_secs(4);
 
-/// For how long after a renewal was begun its holder sends requests to KV: less than a lease, so that two
-/// projectors overlap only where a process was stopped.
+/// How long the holder may send requests to KV after the start of a renewal.
+///
+/// It is less than a lease, so that two projectors overlap only if a process was stopped.
 pub(crate) const MAY_SEND: Duration = Duration::from_secs(3);
 
-/// The control record of one KV namespace: who projects, and up to where the ledger is settled.
+/// The control record of one KV namespace: its holder, and its watermark.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Control {
-    /// The replica that projects; nothing where one has drained.
+    /// The replica that projects, or `None` after a drain.
     pub(crate) holder: Option<String>,
-    /// Goes up each time it is taken, or has to begin anew.
+    /// Counts up when the record is taken, and when the holder must start again.
     pub(crate) term: u64,
-    /// Each record of a task with this revision or a lower one is settled in KV.
+    /// The watermark: each record of a task with at most this revision is settled in KV.
     pub(crate) settled: Revision,
-    /// No request that was sent of a record up to here, or before it, can take effect any more, unless that record
-    /// is still the task's newest. At most what is settled: a record that was replaced counts as settled before
-    /// the doubt about it is over.
+    /// No request for a record up to here, or for an older one, can take effect any more.
+    ///
+    /// The exception is a record that is still the newest of its task.
+    /// At most `settled`: a record that was replaced counts as settled before its doubt is over.
     #[serde(default)]
     pub(crate) sure: Revision,
-    /// The holder takes in no record with a later revision before it has said so here: what it may have sent is
-    /// known thereby, though it is gone.
+    /// The holder reads no record with a later revision before it has written that revision here.
+    /// So its successor knows which records it may have sent.
     #[serde(default = "Revision::last")]
     pub(crate) reading: Revision,
-    /// How many requests of the budget the holder that let it go has left. While it is held there are none: they
-    /// are the holder's.
+    /// The rest of the budget in requests that the last holder left. It is 0 while there is a
+    /// holder, which has the budget.
     #[serde(default)]
     pub(crate) spare: u32,
-    /// No request of the holder that let it go can take effect any more.
+    /// Whether no request of the last holder can take effect any more.
     pub(crate) clean: bool,
     /// Makes each renewal differ from the one before.
     pub(crate) beat: u64,
-    /// When it was last renewed by its holder's clock, in ms since 1970. Only to see that it is days old.
+    /// When the holder last renewed the record, in ms since 1970 by its clock. Used only to see
+    /// that the record is days old.
     pub(crate) renewed: i64,
 }
 
-/// What a replica that wants to project may do.
+/// The decision for a replica that wants to project.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Claim {
-    /// Write this. `doubt`: requests of the last holder may still take effect. `spare`: what it has left of the
-    /// budget.
+    /// Write this record. `doubt`: requests of the last holder that may still take effect. `spare`:
+    /// its rest of the budget.
     Take { control: Control, doubt: Option<Doubt>, spare: Spare },
-    /// Another holds it.
+    /// Wait, because another replica holds the record.
     Wait,
 }
 
-/// Up to where a holder knows what KV has.
+/// The revisions up to which a holder knows the state of KV.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Settled {
-    /// As [`Control::settled`].
+    /// Like [`Control::settled`].
     pub(crate) settled: Revision,
-    /// As [`Control::sure`].
+    /// Like [`Control::sure`].
     pub(crate) sure: Revision,
 }
 
-/// What a former holder may have sent without that its outcome is known: any record up to `up_to`, and none that
-/// follows one up to `settled` and is later than that.
+/// The requests of a former holder with unknown outcomes: any record up to `up_to`.
+///
+/// A later record is free of doubt if it replaced one up to `settled`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Doubt {
-    /// All up to here is settled in KV.
+    /// The revision up to which everything is settled in KV.
     pub(crate) settled: Revision,
-    /// The former holder has read no further.
+    /// The last revision that the former holder may have read.
     pub(crate) up_to: Revision,
 }
 
 impl Doubt {
-    /// Whether an older record of the same task, or this one, may be on its way to KV.
+    /// Returns whether this record, or an older one of the same task, may be on its way to KV.
     pub(crate) fn is_about(self, revision: Revision, follows: Revision) -> bool {
         revision <= self.up_to || follows > self.settled
     }
 }
 
-/// What a new holder has to know of itself and of the world.
+/// A replica that wants to project, and the state of its surroundings.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Claimant<'a> {
     pub(crate) replica: &'a str,
-    /// For how long the record has not changed, as far as this replica has seen.
+    /// How long this replica has seen the record unchanged.
     pub(crate) unchanged_for: Duration,
-    /// The wall clock, in ms since 1970.
+    /// The time of the wall clock, in ms since 1970.
     pub(crate) now: i64,
-    /// The ledger's newest revision: it may have been thrown back behind what is settled.
+    /// The newest revision of the ledger, which may have been restored to a state before the
+    /// watermark.
     pub(crate) newest: Revision,
-    /// How far a holder may read before it has to say so.
+    /// How many revisions a holder may read ahead before it must write that.
     pub(crate) ahead: u64,
-    /// How long the ledger remembers a delete after it was settled; for ever, if nothing.
+    /// How long the ledger remembers a delete after it was settled; `None` means indefinitely.
     pub(crate) memory: Option<Duration>,
 }
 
-/// What is left of the budget: what the last holder has said; and what has come in since, but not while it may
-/// have spent that itself.
+/// The rest of the budget: what the last holder left, and the inflow since, without the time in
+/// which the holder may have spent it.
 pub(crate) fn inherited(found: Option<&Control>, unchanged_for: Duration) -> Spare {
     let Some(found) = found else {
-        // The token may have been in use for another namespace until now.
+        // Another namespace may have used the same token until now.
         return Spare { requests: UNKNOWN, refilling: Duration::ZERO };
     };
     let spent_by_holder = if found.holder.is_some() { MAY_SEND } else { Duration::ZERO };
@@ -118,7 +124,7 @@ pub(crate) fn inherited(found: Option<&Control>, unchanged_for: Duration) -> Spa
 }
 
 impl Claimant<'_> {
-    /// Whether and how the record may be taken.
+    /// Decides whether and how the record may be taken.
     pub(crate) fn claim(&self, found: Option<&Control>) -> Claim {
         let Some(found) = found else {
             let spare = inherited(None, self.unchanged_for);
@@ -134,12 +140,12 @@ impl Claimant<'_> {
             (!found.clean).then_some(Doubt { settled: found.sure.min(settled), up_to: found.reading });
         let mut control = self.control(found.term + 1, settled);
         control.sure = doubt.map_or(settled, |doubt| doubt.settled);
-        // Never behind what a former holder may read that is stopped and goes on.
+        // At least as high as a stopped former holder may still read when it continues.
         control.reading = control.reading.max(found.reading.min(self.newest.plus(self.ahead)));
         Claim::Take { control, doubt, spare }
     }
 
-    /// Whether what the record says is settled cannot be relied on.
+    /// Returns whether the watermark of the record cannot be trusted.
     pub(crate) fn is_forgotten(&self, found: &Control) -> bool {
         let age = u64::try_from(self.now.saturating_sub(found.renewed)).unwrap_or(0);
         found.settled > self.newest || self.memory.is_some_and(|memory| Duration::from_millis(age) > memory)
@@ -162,19 +168,19 @@ impl Claimant<'_> {
 }
 
 impl Control {
-    /// The next renewal, with what is settled by now, and how far is going to be read.
+    /// The next renewal, with the settled revisions and the last revision that may be read.
     pub(crate) fn renewed(&self, settled: Settled, reading: Revision, now: i64) -> Self {
         let (reading, Settled { settled, sure }) = (self.reading.max(reading), settled);
         Self { settled, sure, reading, spare: 0, beat: self.beat + 1, renewed: now, ..self.clone() }
     }
 
-    /// The last renewal: whoever wants it may have it, and so many requests of the budget with it.
+    /// The last renewal, which releases the record and passes on the rest of the budget.
     pub(crate) fn released(&self, settled: Settled, clean: bool, spare: u32, now: i64) -> Self {
         Self { holder: None, clean, spare, ..self.renewed(settled, self.reading, now) }
     }
 
-    /// As a command leaves it that has taken a part of the budget where nobody projects: nothing else changes, and
-    /// whoever wants it may have it.
+    /// The record after a command has taken a part of the budget without a holder. Everything else
+    /// stays, and any replica may take it.
     pub(crate) fn left(found: Option<&Self>, spare: u32, now: i64) -> Self {
         let nothing = Self {
             holder: None,
@@ -191,26 +197,29 @@ impl Control {
         Self { holder: None, spare, beat: found.beat + 1, ..found }
     }
 
-    /// As a former holder leaves it that has sent requests without knowing that it was one no more: what it has
-    /// not seen settled while it was holder is to be written again.
+    /// The record after a former holder sent requests during the term of its successor.
+    ///
+    /// Changes that were unsettled during its own term are written again.
     pub(crate) fn handed(&self, settled: Revision) -> Self {
         let (sure, settled) = (self.sure.min(settled), self.settled.min(settled));
         Self { settled, sure, clean: false, beat: self.beat + 1, ..self.clone() }
     }
 
-    /// Whether a projector may rely on it that begins at this moment. `memory`: how long a delete is remembered after it
-    /// was settled; indefinitely, if nothing. A tenth is added for the difference of two clocks.
+    /// Returns whether a projector that starts now may rely on the record.
+    ///
+    /// `memory`: how long a delete is remembered after it was settled; `None` means indefinitely. A
+    /// tenth is added for the difference of two clocks.
     pub(crate) fn may_come_back(&self, now: i64, memory: Option<Duration>) -> bool {
         let age = Duration::from_millis(u64::try_from(now.saturating_sub(self.renewed)).unwrap_or(0));
         memory.is_none_or(|memory| age <= memory + memory / 10)
     }
 
-    /// Whether it is this holder's, in this term.
+    /// Returns whether this holder has the record in this term.
     pub(crate) fn is_held_by(&self, holder: &Self) -> bool {
         self.holder.is_some() && self.holder == holder.holder && self.term == holder.term
     }
 
-    /// The holder begins anew from what another has handed it.
+    /// The record after its holder starts again from a handover.
     pub(crate) fn restarted(&self, now: i64) -> Self {
         Self {
             term: self.term + 1,

@@ -1,13 +1,14 @@
-//! The store of control records: the ledger's bucket, or that of a simulation.
+//! The store of control records: the bucket of the ledger, or that of a simulation.
 
 use std::future::Future;
 
 use crate::durable::bucket::records::Records;
 use crate::durable::bucket::{Bucket, ReadError, Revision, Stored};
 
-/// Records of which some are looked for, and the newest is known.
+/// Records that can be searched, and whose newest revision is known.
 pub(crate) trait Register: Records {
-    /// Reads all records under a subject with wildcards, as the stream's leader has them. For few records.
+    /// Reads all records of a subject with wildcards from the leader of the stream. For few
+    /// records.
     fn all(&self, subjects: &str) -> impl Future<Output = Result<Vec<Stored>, ReadError>> + Send;
 
     /// The revision of the newest write of any record.

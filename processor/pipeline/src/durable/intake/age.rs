@@ -1,5 +1,5 @@
-//! Watches how long events wait to be taken in: one that waits for ever ages out of the stream and is lost, so
-//! it is told while there is still time. And how many were set aside.
+//! Watches how long events wait to be taken in, so that a person learns of it before events age out
+//! and are lost. Also counts the dead letters.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,17 +14,17 @@ use crate::durable::stream::session::Session;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
-/// How often at the most it is looked at.
+/// The longest interval between two checks.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// Looks as long as the session lasts.
+/// Checks until the session ends.
 pub(crate) fn watch(
     session: Arc<Session>,
     letters: DeadLetters,
     health: Arc<Health>,
     metrics: &Metrics,
 ) -> JoinHandle<()> {
-    // Often enough to see an event get old, however short the stream's memory is.
+    // Often enough to see an event get old, however short the max_age of the stream is.
     let look = session.max_age.map_or(LOOK, |age| (age / 20).clamp(Duration::from_millis(500), LOOK));
     metrics.stream_max_age.set(session.max_age.unwrap_or_default().as_secs_f64());
     tokio::spawn(async move {
@@ -34,7 +34,7 @@ pub(crate) fn watch(
             if let Some(count) = letters.count().await {
                 health.set_dead_letters(count);
             }
-            // While NATS does not answer, that is what is told.
+            // While NATS does not answer, health reports that instead.
             let Ok(age) = oldest(&session).await else { continue };
             health.set_oldest_event(age);
             let nearing = session.max_age.filter(|most| age > *most / 2);
@@ -55,13 +55,17 @@ pub(crate) fn watch(
                 _ => {}
             }
             health.set_late(nearing.map(|most| {
-                format!("the oldest event waits for {} s of {} s", age.as_secs(), most.as_secs())
+                format!(
+                    "the oldest event has waited {} s, and expires after {} s",
+                    age.as_secs(),
+                    most.as_secs()
+                )
             }));
         }
     })
 }
 
-/// The age of the oldest event that the consumer has not seen acknowledged.
+/// The age of the oldest event that is not acknowledged to the consumer.
 async fn oldest(session: &Session) -> Result<Duration, ()> {
     let info = session.consumer.get_info().await.map_err(|_| ())?;
     if info.num_pending == 0 && info.num_ack_pending == 0 {

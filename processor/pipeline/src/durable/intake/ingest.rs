@@ -1,5 +1,5 @@
-//! From the stream to the ledger: decodes, validates, folds by task, stores, and acknowledges what is stored. Never waits
-//! for KV. What it takes in is pulled by [`super::pull`].
+//! Takes events from the stream into the ledger: decodes, validates, folds by task, stores, and
+//! acknowledges stored events. [`super::pull`] pulls them. Never waits for KV.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ use crate::message::Received;
 use crate::reason::Reason;
 use crate::telemetry::metrics::Metrics;
 
-/// Why a pull came to an end; what it had in hand is delivered again.
+/// Why the workers of a session ended. NATS delivers the events in flight again.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IngestError {
     #[error("cannot pull events: {0}")]
@@ -46,21 +46,21 @@ pub(crate) enum IngestError {
     TooSlow(Duration),
 }
 
-/// A message as the consumer of the stream has delivered it.
+/// A message as the consumer of the stream delivered it.
 pub(crate) struct Arrival<A = Acker> {
     pub(crate) message: async_nats::Message,
     pub(crate) acker: A,
-    /// Its sequence in the stream.
+    /// The sequence in the stream.
     pub(crate) sequence: u64,
-    /// When the stream took it in, in ns since 1970.
+    /// When the stream stored it, in ns since 1970.
     pub(crate) time: i64,
-    /// How often it was delivered by now.
+    /// How many times it was delivered so far.
     pub(crate) deliveries: i64,
-    /// How many deliveries the consumer has made by now.
+    /// The number of this delivery in the consumer.
     pub(crate) delivery: u64,
 }
 
-/// An event as it was delivered, with what belongs to it.
+/// An event as it was delivered, with its version.
 struct Delivery<A> {
     message: async_nats::Message,
     acker: A,
@@ -68,19 +68,19 @@ struct Delivery<A> {
     version: Version,
     high: HighWater,
     deliveries: i64,
-    /// When it was pulled.
+    /// When the replica pulled it.
     taken: Instant,
 }
 
-/// A message that was handed out, read in another way than by the pull.
+/// A message that NATS has handed out, and that was read in another way than by the pull.
 pub(crate) struct HandedOut<A = Acker> {
     pub(crate) raw: Raw,
-    /// Its headers; why the client cannot read them.
+    /// The headers, or why the client cannot read them.
     pub(crate) headers: Result<Option<HeaderMap>, HeaderFault>,
     pub(crate) acker: A,
 }
 
-/// Takes in what the workers of a replica pull. They share all they have.
+/// Takes in what the workers of a replica pull. The workers share all parts.
 pub(crate) struct Ingest<S = Bucket, L = DeadLetters, A = Acker> {
     pub(crate) reading: Arc<Reading>,
     pub(crate) storage: Storage<S, L>,
@@ -106,10 +106,11 @@ impl<S: Clone, L: Clone, A> Clone for Ingest<S, L, A> {
 }
 
 impl<S: Store, L: LetterBox, A: Acknowledge> Ingest<S, L, A> {
-    /// Takes in messages that were pulled at this moment: stores what they say, and acknowledges them.
+    /// Takes in messages that were pulled at the time `taken`: stores their content, and
+    /// acknowledges them.
     ///
     /// # Errors
-    /// Where it took so long that NATS delivers them again.
+    /// If it took so long that NATS delivers the messages again.
     pub(crate) async fn take_in(&self, messages: Vec<Arrival<A>>, taken: Instant) -> Result<(), IngestError> {
         crash::point("pulled");
         let (mut trusted, mut suspects) = (Vec::with_capacity(messages.len()), Vec::new());
@@ -149,9 +150,11 @@ impl<S: Store, L: LetterBox, A: Acknowledge> Ingest<S, L, A> {
         Ok(())
     }
 
-    /// Takes in messages that were handed out and have come, if at all, to somebody who may not have been able to read them.
-    /// Those that are no events of this pipeline are left to the pulls, if these can read them.
-    /// Answers whether all of it is stored; what is not waits.
+    /// Takes in messages that NATS handed out to a connection that may not have been able to read
+    /// them.
+    ///
+    /// Foreign messages are left to the pulls, if these can read them. Returns whether everything
+    /// is stored; what is not stored waits.
     pub(crate) async fn take_in_handed_out(&self, messages: Vec<HandedOut<A>>) -> Result<bool, IngestError> {
         let taken = self.storage.now();
         let mut work = Vec::with_capacity(messages.len());
@@ -196,7 +199,7 @@ impl<S: Store, L: LetterBox, A: Acknowledge> Ingest<S, L, A> {
         self.store(work, taken).await
     }
 
-    /// Looks at an event by which processes may have died, alone.
+    /// Handles a suspect: alone, because it may crash the process.
     async fn examine(&self, suspect: Delivery<A>, taken: Instant) -> Result<(), IngestError> {
         let begun = match self.suspects.begin(suspect.version).await {
             Ok(Trial::Begun(begun)) => begun,
@@ -228,8 +231,8 @@ impl<S: Store, L: LetterBox, A: Acknowledge> Ingest<S, L, A> {
         stored.map(drop)
     }
 
-    /// Stores what the events say, and acknowledges them. What is refused has to wait.
-    /// Answers whether all of it is stored.
+    /// Stores the events, and acknowledges them. Refused events wait. Returns whether everything is
+    /// stored.
     async fn store(&self, work: Vec<Pending<A>>, taken: Instant) -> Result<bool, IngestError> {
         let Some(high) = work.iter().map(|pending| pending.high).reduce(HighWater::max) else {
             return Ok(true);
@@ -258,7 +261,7 @@ impl<S: Store, L: LetterBox, A: Acknowledge> Ingest<S, L, A> {
         Ok(left.is_empty())
     }
 
-    /// What has to be stored of an event.
+    /// The store operation for an event.
     fn work(&self, delivery: Delivery<A>) -> Pending<A> {
         let (subject, version) = (&delivery.message.subject, delivery.version);
         match Event::decode(delivery.kind, &delivery.message.payload) {
@@ -294,12 +297,13 @@ impl<S: Store, L: LetterBox, A: Acknowledge> Ingest<S, L, A> {
         delivery.pending(Work::Keep(Arc::new(letter)))
     }
 
-    /// A message that is not this pipeline's: the consumer has no filter, or not this pipeline's.
+    /// Acknowledges a message of another pipeline. Such messages come if the consumer has no
+    /// filter, or a wider one.
     async fn foreign(&self, subject: &str, sequence: u64, acker: &A) {
         let stream = &self.names.stream;
         self.metrics.events_foreign.inc();
         let count = self.metrics.events_foreign.get();
-        // There may be as many as there are events.
+        // There may be as many such messages as events.
         if count.is_power_of_two() {
             warn!(%subject, count, %stream, sequence, "acknowledged a message whose subject does not belong to this pipeline. Check subject_transform and the subjects of the stream");
         }
@@ -327,7 +331,7 @@ impl<A> Delivery<A> {
     }
 }
 
-/// Puts together what is about one task: all of it is written at a time.
+/// Joins the events of each task, so that one write stores all of them.
 fn by_task<A: Acknowledge>(all: Vec<Pending<A>>) -> Vec<Pending<A>> {
     let mut places: HashMap<TaskId, usize> = HashMap::with_capacity(all.len());
     let mut together: Vec<Pending<A>> = Vec::with_capacity(all.len());

@@ -1,5 +1,8 @@
-//! How far a replica has read, recorded in the ledger's bucket before the ledger takes what was read. The mark is the
-//! replica's, not a worker's, and only rises: a redelivery, or a worker that is slower than another, does not lower it.
+//! The mark: the high water of a replica in the bucket of the ledger, recorded before the ledger
+//! takes the events.
+//!
+//! The mark belongs to the replica, not to a worker, and only rises. Neither a redelivery nor a
+//! slower worker lowers it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,10 +11,10 @@ use crate::durable::bucket::{Bucket, ReadError, Revision, WriteError};
 use crate::durable::names::Names;
 use crate::durable::stream::incarnation::HighWater;
 
-/// How often a mark that something else has changed is read and written again.
+/// The most attempts to write a mark that somebody else has changed.
 const MOST_TRIES: usize = 5;
 
-/// Why a mark is not recorded; it may be tried again.
+/// Why a mark is not recorded. A later attempt may succeed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MarkError {
     #[error(transparent)]
@@ -24,16 +27,16 @@ pub(crate) enum MarkError {
 pub(crate) struct Mark<S = Bucket> {
     bucket: S,
     subject: String,
-    /// The highest that any worker has asked for.
+    /// The highest high water that a worker has requested.
     wanted: Mutex<Option<HighWater>>,
-    /// What is recorded; whoever holds it writes.
+    /// The recorded mark. The worker that holds the lock writes.
     recorded: tokio::sync::Mutex<Recorded>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Recorded {
     high: Option<HighWater>,
-    /// Nothing where it has to be read first.
+    /// `None` if it must be read first.
     revision: Option<Revision>,
 }
 
@@ -43,8 +46,8 @@ impl<S: Records> Mark<S> {
         Arc::new(Self { bucket, subject, wanted: Mutex::default(), recorded: tokio::sync::Mutex::default() })
     }
 
-    /// Returns when a mark is recorded that is at least as high. Workers that ask while a write is under way share the
-    /// next one.
+    /// Waits until a mark of at least this height is recorded. Workers that call this during a
+    /// write share the next write.
     pub(crate) async fn raise(&self, high: HighWater) -> Result<(), MarkError> {
         self.want(high);
         let mut recorded = self.recorded.lock().await;
@@ -60,9 +63,11 @@ impl<S: Records> Mark<S> {
         Err(WriteError::Conflict.into())
     }
 
-    /// A session begins in this life of the stream. The bucket may have been thrown back, or the mark cleared away: the
-    /// next one is written in any case, and not below what was reached before. In a new ledger lives are counted from 1
-    /// again, so what was reached in another life does not count.
+    /// Starts a session in this incarnation.
+    ///
+    /// The bucket may have been restored from an older state, or the mark deleted. So the next mark
+    /// is written in any case, and not below an earlier one of this incarnation. A new ledger
+    /// counts incarnations from 1 again, so marks of other incarnations do not count.
     pub(crate) async fn begin(&self, incarnation: u32) {
         *self.recorded.lock().await = Recorded::default();
         let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,7 +86,7 @@ impl<S: Records> Mark<S> {
             Some(revision) => revision,
             None => match self.bucket.get(&self.subject).await? {
                 Some(stored) => {
-                    // One that was cleared away, or cannot be read, only has to be replaced.
+                    // A deleted or unreadable mark is only replaced.
                     if let Ok(high) = serde_json::from_slice(&stored.value) {
                         self.want(high);
                     }
@@ -92,7 +97,7 @@ impl<S: Records> Mark<S> {
         };
         let Some(high) = *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) else { return Ok(()) };
         let value = serde_json::to_vec(&high).map_err(|error| WriteError::Unknown(error.to_string()))?;
-        // Should the answer get lost, it has to be read what the mark is now.
+        // If the answer is lost, the mark must be read again.
         recorded.revision = None;
         let revision = self.bucket.compare_and_set(self.subject.clone(), value, revision, None).await?;
         *recorded = Recorded { high: Some(high), revision: Some(revision) };

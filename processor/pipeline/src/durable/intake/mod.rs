@@ -1,4 +1,5 @@
-//! From the stream to the ledger: pulls, takes in, retries, and sets aside.
+//! The way from the stream to the ledger: pulls events, takes them in, retries, and sets unreadable
+//! messages aside.
 
 pub(crate) mod age;
 pub(crate) mod ingest;

@@ -1,4 +1,4 @@
-//! Events that a replica holds: what has to be stored of them, and how NATS is answered then.
+//! Events in flight: what must be stored for them, and the answers to NATS.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -14,9 +14,9 @@ use crate::dead_letters::Letter;
 use crate::durable::ledger::record::Record;
 use crate::durable::stream::incarnation::HighWater;
 
-/// Answers NATS for one delivery.
+/// Answers NATS about one delivery.
 pub(crate) trait Acknowledge: Send + Sync + 'static {
-    /// Sends the answer, and does not wait until NATS has it.
+    /// Sends the answer, without waiting for NATS.
     fn answer(&self, kind: AckKind) -> impl Future<Output = Result<(), String>> + Send;
 }
 
@@ -29,23 +29,23 @@ impl Acknowledge for Acker {
 /// The store operation that must succeed before events may be acknowledged.
 #[derive(Clone)]
 pub(crate) enum Work {
-    /// In the ledger.
+    /// Fold the record into the ledger.
     Fold(TaskId, Arc<Record>),
-    /// In the stream of the dead letters.
+    /// Store the letter in the stream of dead letters.
     Keep(Arc<Letter>),
-    /// Not known yet.
+    /// Not decided yet.
     Nothing,
 }
 
-/// Events, and what has to be stored of them.
+/// Events, and what must be stored for them.
 pub(crate) struct Pending<A = Acker> {
     pub(crate) work: Work,
     pub(crate) ackers: Vec<A>,
-    /// The newest of them.
+    /// The highest high water of the events.
     pub(crate) high: HighWater,
-    /// How often the oldest delivery among them was made.
+    /// The highest number of deliveries of one of the events.
     pub(crate) deliveries: i64,
-    /// When NATS was told last that they are being worked on.
+    /// When the replica last told NATS that it works on them.
     pub(crate) extended: Instant,
 }
 
@@ -60,27 +60,29 @@ impl<A: Acknowledge> Pending<A> {
         self.deliveries = self.deliveries.max(other.deliveries);
     }
 
-    /// They are stored. A lost ack only has the events delivered again.
+    /// Acknowledges the events, which are stored. If an ack is lost, NATS only delivers the event
+    /// again.
     pub(crate) async fn ack(&self) {
         self.tell(AckKind::Ack).await;
     }
 
-    /// NATS is to deliver them again, later the more often it has done so.
+    /// Returns the events to NATS. The delay before the next delivery grows with the number of
+    /// deliveries.
     pub(crate) async fn give_back(&self) {
         self.tell(AckKind::Nak(Some(delay_after(self.deliveries)))).await;
     }
 
-    /// They are to be delivered again at once.
+    /// Returns the events to NATS, which delivers them again at once.
     pub(crate) async fn give_back_now(&self) {
         self.tell(AckKind::Nak(None)).await;
     }
 
-    /// They are being worked on.
+    /// Tells NATS that the replica works on the events.
     pub(crate) async fn extend(&self) {
         self.tell(AckKind::Progress).await;
     }
 
-    /// How many events they are.
+    /// The number of events.
     pub(crate) fn count(&self) -> usize {
         self.ackers.len()
     }
@@ -94,7 +96,7 @@ impl<A: Acknowledge> Pending<A> {
     }
 }
 
-/// From 1 s to 32 s.
+/// The delay before the next delivery, from 1 s to 32 s.
 fn delay_after(deliveries: i64) -> Duration {
     let doublings = u32::try_from(deliveries.clamp(1, 6) - 1).unwrap_or(0);
     Duration::from_secs(1 << doublings)

@@ -1,4 +1,4 @@
-//! Pulls events for [`Ingest`], as long as what is pulled can be stored. Decides nothing about events.
+//! Pulls events for [`Ingest`] while they can be stored. Decides nothing about events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,21 +16,22 @@ use crate::durable::intake::ingest::{Arrival, Ingest, IngestError};
 use crate::durable::limits;
 use crate::durable::stream::session::Session;
 
-/// How many events are pulled at a time: enough to fill the way to the ledger and back, few enough that four
-/// replicas get a like share of a burst.
+/// The events of one pull: enough to fill the time of a write to the ledger, and few enough that
+/// four replicas share a burst evenly.
 const PULL: usize = 256;
 
-/// How long a pull waits for events. As long may a drain wait for what the server has handed out.
+/// How long a pull waits for events. A drain may also wait this long for events that the server has
+/// handed out.
 const PULL_EXPIRES: Duration = Duration::from_secs(1);
 
-/// How often it is looked whether the connection to the ledger is there again.
+/// The interval between two checks whether the connection to the ledger is back.
 const LOOK: Duration = Duration::from_millis(20);
 
 impl Ingest {
-    /// Pulls until `stop` turns true, and finishes what it has in hand.
+    /// Pulls until `stop` is true, and finishes the events in flight.
     ///
     /// # Errors
-    /// Where something is wrong with the connection, the stream or the ledger.
+    /// If the connection, the stream or the ledger fails.
     pub(crate) async fn run(
         self,
         session: Arc<Session>,
@@ -53,13 +54,14 @@ impl Ingest {
                 .messages()
                 .await
                 .map_err(|error| IngestError::Pull(error.to_string()))?;
-            // Whatever has come already is taken together; a single event does not wait for others.
+            // Takes all events that have arrived together; a single event does not wait for others.
             let mut chunks = pulled.ready_chunks(PULL);
             loop {
                 let chunk = tokio::select! {
                     biased;
                     chunk = chunks.next() => chunk,
-                    // What came over the old connection has been taken; no more comes of this pull.
+                    // All that came over the old connection is taken. This pull brings no more
+                    // events.
                     _ = connections.changed() => return Err(IngestError::Reconnected),
                     _ = link.changed() => break,
                 };
@@ -90,19 +92,22 @@ impl Ingest {
         Ok(())
     }
 
-    /// Returns when what is pulled can be stored: the connection for pulls may be there before the other one is.
+    /// Waits until pulled events can be stored. The connection for pulls may be up before the other
+    /// one.
     async fn may_pull(&self, session: &Session, link: &mut watch::Receiver<bool>) {
         self.retry_queue.may_fetch().await;
         let ledger = session.jetstream.client();
         while ledger.connection_state() != State::Connected {
             tokio::time::sleep(LOOK).await;
         }
-        // A pull that is sent before its connection is told of would be given up when it is, with what it has brought.
+        // The replica gives up a pull, with its events, when it learns of a new connection. So wait
+        // for that first.
         let _ = link.wait_for(|is_up| *is_up).await;
     }
 
-    /// A message with what its subject says of its delivery; nothing, where it does not come from the consumer, and so has no
-    /// subject for its ack.
+    /// Adds the data of the delivery from the reply subject of a message.
+    ///
+    /// Returns `None` if the message is not from the consumer, and so has no subject for its ack.
     fn arrival(&self, message: Message) -> Option<Arrival> {
         let Ok(info) = message.info() else {
             note_forged(&self.metrics.forged_answers);

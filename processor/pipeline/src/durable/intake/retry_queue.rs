@@ -1,6 +1,8 @@
-//! Retries events that the ledger, or the stream of the dead letters, refuses while it takes others. The events stay with
-//! this replica, up to a limit: the replica tells NATS that it works on them, so that NATS does not deliver them again, and
-//! retries with a growing delay. Beyond the limit it returns events to NATS for a while.
+//! Retries events that the ledger, or the stream of dead letters, refuses while it accepts others.
+//!
+//! The events stay with this replica, up to a limit. The replica tells NATS that it works on them,
+//! so NATS does not deliver them again, and retries with a growing delay. Beyond the limit it
+//! returns events to NATS for a while.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,17 +19,17 @@ use crate::durable::intake::storage::{Refusal, Storage};
 use crate::durable::intake::waiting::{Kept, Waiting};
 use crate::telemetry::metrics::Metrics;
 
-/// How many events of a replica may wait here.
+/// The most events of a replica that wait here.
 const MOST_HELD: usize = 2_000;
 
-/// The workers' side: where they leave what was refused.
+/// The end of the workers, which puts refused events into the queue.
 pub(crate) struct RetryQueue<A = Acker> {
     sender: mpsc::UnboundedSender<Kept<A>>,
     room: Arc<Semaphore>,
     stuck: Stuck,
 }
 
-/// Whether nothing was taken the last time, so that fetching more does not help.
+/// Whether the last attempt stored nothing, so that fetching more does not help.
 #[derive(Clone, Default)]
 pub(crate) struct Stuck(Arc<AtomicBool>);
 
@@ -50,13 +52,14 @@ impl<A> Clone for RetryQueue<A> {
 }
 
 impl<A: Acknowledge> RetryQueue<A> {
-    /// The queue, and where what it keeps comes out. It ends when the last clone of the queue is gone.
+    /// Creates the queue, and its receiver. The receiver ends when the last clone of the queue is
+    /// dropped.
     pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<Kept<A>>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         (Self { sender, room: Arc::new(Semaphore::new(MOST_HELD)), stuck: Stuck::default() }, receiver)
     }
 
-    /// Keeps events for another try, or gives them back where there is no room.
+    /// Keeps events for another attempt, or returns them to NATS if there is no room.
     pub(crate) async fn keep(&self, pending: Pending<A>) {
         let count = u32::try_from(pending.count()).unwrap_or(u32::MAX);
         match Arc::clone(&self.room).try_acquire_many_owned(count) {
@@ -67,34 +70,35 @@ impl<A: Acknowledge> RetryQueue<A> {
         }
     }
 
-    /// What became of the last try: whether anything was taken, and whether anything was not.
+    /// Records the last attempt: whether some events were stored, and whether some were refused.
     pub(crate) fn note(&self, taken: bool, refused: bool) {
         self.stuck.note(taken, refused);
     }
 
-    /// Returns when it makes sense to fetch more: while there is no room, once in a while if some are taken, and not at
-    /// all if none are.
+    /// Waits until fetching more is useful.
+    ///
+    /// Without room, that is once a second if some events are stored, and not at all if none are.
     pub(crate) async fn may_fetch(&self) {
         loop {
-            // A pull may hold any number of events that turn out to be refused.
+            // A pull may bring any number of events that are refused.
             let _ = tokio::time::timeout(Duration::from_secs(1), self.room.acquire()).await;
             if self.takes_more() {
                 return;
             }
         }
     }
-    /// Whether more may be fetched now, without waiting.
+    /// Returns whether more may be fetched now, without waiting.
     pub(crate) fn takes_more(&self) -> bool {
         self.room.available_permits() > 0 || !self.stuck.is_so()
     }
 
-    /// What both sides note.
+    /// The state that both ends share.
     pub(crate) fn stuck(&self) -> Stuck {
         self.stuck.clone()
     }
 }
 
-/// Tries refused events again until they are stored.
+/// Retries refused events until they are stored.
 pub(crate) struct RetryLoop {
     pub(crate) storage: Storage,
     pub(crate) ack_wait: Duration,
@@ -104,17 +108,18 @@ pub(crate) struct RetryLoop {
 }
 
 impl RetryLoop {
-    /// Tries again until the workers have ended, and gives back what is left then.
+    /// Retries until the workers have ended, and then returns the other events to NATS.
     ///
     /// # Errors
-    /// Where no server has answered for so long that it has to be looked what has become of stream and ledger.
+    /// If no server has answered for so long that the state of the stream and the ledger must be
+    /// checked.
     pub(crate) async fn run(self) -> Result<(), Refusal> {
         let Self { storage, ack_wait, metrics, stuck, mut receiver } = self;
         let mut trying = JoinSet::new();
         let mut waiting = Waiting::new(ack_wait, Instant::now());
         let ended = loop {
             metrics.events_held.set(i64::try_from(waiting.count()).unwrap_or(i64::MAX));
-            // NATS must hear of them in time, whatever else there is to do.
+            // The extension must reach NATS in time, before any other work.
             for pending in waiting.due_to_extend(Instant::now()) {
                 pending.extend().await;
             }

@@ -1,8 +1,13 @@
-//! Sets aside messages whose headers no client can read. The server stores any bytes as headers; when it hands such a
-//! message out, the client takes its connection for broken, or the message for the end of a pull. What else was handed out
-//! with it comes again only after `ack_wait`, and so does the message itself, indefinitely. So what is handed out and not
-//! acknowledged is read in another way, by JetStream's answers in JSON: the unreadable become dead letters, and the others
-//! are taken in at once. Decides nothing about events.
+//! Moves messages whose headers no client can read to the dead letters. Decides nothing about
+//! events.
+//!
+//! The server stores any bytes as headers. When it hands out such a message, the client treats its
+//! connection as broken, or the message as the end of a pull. NATS delivers the other messages of
+//! that pull again only after `ack_wait`. It delivers the unreadable message again as well,
+//! indefinitely.
+//!
+//! So this module reads unacknowledged messages in another way, by JetStream's answers in JSON. The
+//! unreadable ones become dead letters, and the others are taken in at once.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -23,22 +28,24 @@ use crate::durable::intake::stuck::{Floor, windows};
 use crate::durable::stream::session::Session;
 use crate::telemetry::health::Health;
 
-/// How often it is looked whether anything is stuck; and how often when messages were set aside lately.
+/// The interval between two checks for stuck messages: usually, and after messages were recently
+/// set aside.
 const LOOKS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(500));
 
-/// How long the second of these lasts.
+/// How long the second interval holds.
 const LATELY: Duration = Duration::from_secs(60);
 
-/// After so long the server has noticed that a connection is gone, and hands nothing more out to it.
+/// After this time the server has noticed that a connection is gone, and hands out nothing more to
+/// it.
 const NOTICED: Duration = Duration::from_millis(500);
 
-/// How many messages are read at a time.
+/// The most messages that are read at a time.
 const AT_A_TIME: usize = 64;
 
 /// The least time between two log lines about messages that are set aside.
 const SAY: Duration = Duration::from_secs(30);
 
-/// Why nothing could be looked through; it is tried again.
+/// Why deliveries could not be examined. The next check tries again.
 #[derive(Debug, thiserror::Error)]
 enum SalvageError {
     #[error(transparent)]
@@ -47,19 +54,20 @@ enum SalvageError {
     Ingest(#[from] IngestError),
 }
 
-/// Sets aside messages whose headers no client can read.
+/// Moves messages whose headers no client can read to the dead letters.
 pub(crate) struct Salvage {
     ingest: Ingest,
     session: Arc<Session>,
     health: Arc<Health>,
-    /// The connection by which events are pulled.
+    /// The connection for pulls.
     pulls: Client,
-    /// Whether it is up, told anew whenever it comes to be or ends.
+    /// Whether the connection for pulls is up; each change sends a new value.
     link: watch::Receiver<bool>,
-    /// What was taken in already, and what was set aside, as far as it is above the ack floor.
+    /// The sequences above the ack floor that were taken in. `set_aside`: those that were set
+    /// aside.
     taken_in: BTreeSet<u64>,
     set_aside: BTreeSet<u64>,
-    /// How many were set aside since the log has said so, and when it did.
+    /// The number of messages set aside since the last log line. `said`: the time of that line.
     unsaid: usize,
     said: Option<Instant>,
 }
@@ -76,7 +84,8 @@ impl Salvage {
         Self { ingest, session, health, pulls, link, taken_in, set_aside, unsaid: 0, said: None }
     }
 
-    /// Runs until `finish` turns true. `at_once`: a pull has just ended as it would by an unreadable message.
+    /// Runs until `finish` is true. `at_once`: a pull has just ended as it would after an
+    /// unreadable message.
     pub(crate) async fn run(mut self, mut finish: watch::Receiver<bool>, at_once: bool) {
         self.link.mark_unchanged();
         let mut server = self.pulls.server_info().server_id;
@@ -96,7 +105,8 @@ impl Salvage {
                         if !*self.link.borrow_and_update() {
                             continue;
                         }
-                        // A server that takes a connection back at once was not away, and nor was the network.
+                        // If the same server takes the connection back at once, neither the server
+                        // nor the network was away.
                         let taken_back_by = self.pulls.server_info().server_id;
                         cut = taken_back_by == server;
                         server = taken_back_by;
@@ -104,7 +114,7 @@ impl Salvage {
                     () = tokio::time::sleep_until(look_again.map_or(look, |at| at.min(look))) => {}
                 }
             }
-            // While NATS does not answer, it hands nothing out either.
+            // While NATS does not answer, it hands out nothing either.
             let Ok(info) = self.session.consumer.get_info().await else { continue };
             let above = info.ack_floor.stream_sequence;
             let stuck = info.num_ack_pending > 0 && floor.is_stuck(above);
@@ -130,7 +140,7 @@ impl Salvage {
         matches!(found, Ok(Some(message)) if message.headers().is_err())
     }
 
-    /// Looks through what is handed out, until something unreadable was among it. Answers whether there was.
+    /// Examines the messages that are handed out, until one is unreadable. Returns whether one was.
     async fn look_through(
         &mut self,
         info: &Info,
@@ -144,14 +154,14 @@ impl Salvage {
         Ok(false)
     }
 
-    /// Answers how many were set aside.
+    /// Returns how many messages were set aside.
     async fn look_through_window(
         &mut self,
         window: RangeInclusive<u64>,
         info: &Info,
         finish: &watch::Receiver<bool>,
     ) -> Result<usize, SalvageError> {
-        // An ack may get lost, when the consumer's leader changes for one.
+        // An ack may get lost when the leader of the consumer changes.
         for sequence in self.set_aside.range(window.clone()) {
             let _ = self.acker(*sequence, info).ack().await;
         }
@@ -167,7 +177,7 @@ impl Salvage {
             }
             let mut messages = Vec::with_capacity(chunk.len());
             for message in chunk {
-                // What is not there any more cannot be handed out again.
+                // A message that is gone cannot be handed out again.
                 messages.extend(message?.map(|message| self.handed_out(message, info)));
             }
             if refused {
@@ -185,7 +195,8 @@ impl Salvage {
             let all_stored = self.ingest.take_in_handed_out(messages).await?;
             self.taken_in.append(&mut readable);
             found += unreadable.len();
-            // While the dead letters take nothing, the unreadable wait, and the others are taken in.
+            // While the stream of dead letters refuses messages, the unreadable ones wait, and the
+            // others are taken in.
             refused |= !all_stored;
             if let Some(first) = first.filter(|_| all_stored) {
                 self.say(unreadable.len(), &first);
@@ -195,9 +206,10 @@ impl Salvage {
         Ok(found)
     }
 
-    /// For an ack as the pull would have brought it.
+    /// The acker of a message, as the pull would have delivered it.
     fn acker(&self, sequence: u64, info: &Info) -> Acker {
-        // The server knows by the stream's sequence which delivery is meant, and ignores the ack where there is none.
+        // The server finds the delivery by the sequence in the stream, and ignores the ack if there
+        // is no such delivery.
         let subject = format!(
             "$JS.ACK.{}.{}.1.{sequence}.{}.0.0",
             self.ingest.names.stream, info.name, info.delivered.consumer_sequence

@@ -1,4 +1,5 @@
-//! Stores what events say: the mark first, then dead letters and the ledger's records. What is stored may be acknowledged.
+//! Stores events: the mark first, then dead letters and records of the ledger. Stored events may be
+//! acknowledged.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::durable::ledger::store::{LetterBox, Store};
 use crate::durable::ledger::{Ledger, LedgerError};
 use crate::durable::stream::incarnation::HighWater;
 
-/// How many dead letters are stored at a time.
+/// The most dead letters that are stored at a time.
 const MOST_LETTERS: usize = 64;
 
 /// Why events were not stored.
@@ -33,7 +34,8 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// Whether a server has said so; otherwise there may be none, or no such stream any more.
+    /// Returns whether a server has answered. Otherwise no server is there, or the stream does not
+    /// exist any more.
     pub(crate) fn is_an_answer(&self) -> bool {
         let refused = |error: &WriteError| matches!(error, WriteError::Refused(_)) || error.is_contended();
         match self {
@@ -46,7 +48,7 @@ impl Refusal {
     }
 }
 
-/// Stores what events say.
+/// Stores events.
 #[derive(Clone)]
 pub(crate) struct Storage<S = Bucket, L = DeadLetters> {
     pub(crate) ledger: Arc<Ledger<S, L>>,
@@ -55,20 +57,22 @@ pub(crate) struct Storage<S = Bucket, L = DeadLetters> {
 }
 
 impl<S: Store, L: LetterBox> Storage<S, L> {
-    /// A session begins in this life of the stream. The server may be another than before, or have been thrown back.
+    /// Starts a session in this incarnation. The server may be another one, or restored from an
+    /// older state.
     pub(crate) async fn begin(&self, incarnation: u32) {
         self.ledger.forget_all();
         self.mark.begin(incarnation).await;
     }
 
-    /// The moment, by the clock that the storage goes by.
+    /// The time of the clock of the storage.
     pub(crate) fn now(&self) -> Instant {
         self.ledger.bucket().now()
     }
 
-    /// Stores all of it that can be stored. Answers which were not, by their places, and why. After `fresh_until` (a
-    /// stopped process) the events may be with another replica, and what is known of their tasks may have expired
-    /// meanwhile: then the ledger gets none of it.
+    /// Stores all work that can be stored. Returns the places of refused work, and the reason.
+    ///
+    /// After `fresh_until` (for example in a stopped process) another replica may have the events,
+    /// and tombstones of their tasks may have expired. Then the ledger gets none of them.
     pub(crate) async fn store(
         &self,
         high: HighWater,
@@ -81,7 +85,7 @@ impl<S: Store, L: LetterBox> Storage<S, L> {
         }
         let (mut left, mut why): (BTreeSet<usize>, Option<Refusal>) = (BTreeSet::new(), None);
         let mut records: Vec<(TaskId, Arc<Record>)> = Vec::with_capacity(work.len());
-        // Of each task, where its record is in the list above, and which work it comes from.
+        // For each task: the place of its record in `records`, and the places of its work.
         let mut places: HashMap<TaskId, (usize, Vec<usize>)> = HashMap::with_capacity(work.len());
         let mut letters = Vec::new();
         for (place, work) in work.into_iter().enumerate() {
@@ -102,7 +106,7 @@ impl<S: Store, L: LetterBox> Storage<S, L> {
                 },
             }
         }
-        // Many may come at once, and none waits for another.
+        // Many letters may come at once, so none waits for another.
         let mut storing = stream::iter(letters)
             .map(|(place, letter)| async move { (place, self.letters.store(&letter).await) })
             .buffer_unordered(MOST_LETTERS);

@@ -1,27 +1,29 @@
-//! Where to look for messages that keep the ack floor where it is. Pure.
+//! Decides where to look for messages that keep the ack floor from moving. Pure.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 use std::ops::RangeInclusive;
 
-/// How many messages are looked through at a time: as many as can be unacknowledged. Acknowledged ones lie between them.
+/// The messages that are examined at a time: as many as can be unacknowledged. Acknowledged ones
+/// lie between them.
 const WINDOW: u64 = 20_000;
 
-/// How many windows are looked through, before the ack floor has moved.
+/// The most windows that are examined before the ack floor has moved.
 const MOST_WINDOWS: usize = 10;
 
-/// The ack floor as it was when it was looked at last.
+/// The ack floor at the last check.
 #[derive(Debug, Default)]
 pub(crate) struct Floor(Option<u64>);
 
 impl Floor {
-    /// Takes in the present one. Answers whether it has not moved.
+    /// Sets the present ack floor. Returns whether it has not moved.
     pub(crate) fn is_stuck(&mut self, now: u64) -> bool {
         self.0.replace(now) == Some(now)
     }
 }
 
-/// What lies above the ack floor and was handed out, in windows, the newest first: what was handed out last was cut off.
+/// The sequences above the ack floor that were handed out, in windows, newest first: the latest
+/// pull was cut off.
 pub(crate) fn windows(floor: u64, delivered: u64) -> impl Iterator<Item = RangeInclusive<u64>> {
     let mut end = delivered;
     let all = std::iter::from_fn(move || {

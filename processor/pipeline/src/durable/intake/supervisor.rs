@@ -1,5 +1,5 @@
-//! Keeps the workers of ingest running: a new session and new workers whenever the connection was made anew,
-//! or the stream, its consumer or the ledger is not as it was.
+//! Keeps the workers of ingest running. It starts a new session and new workers after each
+//! reconnect, and after a change of the stream, its consumer or the ledger.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,25 +28,26 @@ use crate::durable::stream::streams::StreamsError;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
-/// How many pulls of a replica are under way: one waits for the ledger while others decode.
+/// The number of pulls of a replica at a time: one waits for the ledger while others decode.
 const WORKERS: usize = 4;
 
-/// The first and the longest wait before a session is tried again.
+/// The first and the longest wait before another attempt to begin a session.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// How long workers may take to finish what they have in hand.
+/// The longest time that workers may take to finish the events in flight.
 const FINISH: Duration = Duration::from_secs(8);
 
-/// The first session. What someone has to change is an error; what may come is waited for.
+/// Begins the first session. Waits for faults that may pass.
 ///
 /// # Errors
-/// What has to be changed.
+/// If a person must change something; the text says what.
 pub(crate) async fn first(
     sessions: &Sessions,
     connections: &mut watch::Receiver<u64>,
 ) -> Result<Session, String> {
-    // Of the first connection, too, the client tells when it gets to it. One that the session does not know of would be
-    // taken for another, and whatever the server has handed out by then would come again only after `ack_wait`.
+    // The client reports the first connection late. A session that does not know of it would treat
+    // it as a reconnect. Then NATS would deliver the events of its pulls again only after
+    // `ack_wait`.
     let _ = connections.wait_for(|count| *count > 0).await;
     let mut pause = PAUSES.0;
     loop {
@@ -71,7 +72,7 @@ pub(crate) struct Supervisor {
     pub(crate) mark: Arc<Mark>,
     pub(crate) suspects: Arc<Suspects>,
     pub(crate) connections: watch::Receiver<u64>,
-    /// The connection by which events are pulled.
+    /// The connection for pulls.
     pub(crate) pulls: Client,
     pub(crate) link: watch::Receiver<bool>,
     pub(crate) metrics: Arc<Metrics>,
@@ -80,7 +81,7 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Runs until `stop` says so and the workers have finished.
+    /// Runs until `stop` is set and the workers have finished.
     pub(crate) async fn run(mut self, first: Session, mut stop: watch::Receiver<Option<Instant>>) {
         let mut next = Some(first);
         let mut pull_failed = false;
@@ -145,7 +146,7 @@ impl Supervisor {
         }
     }
 
-    /// Why the workers have ended; nothing, if they were to.
+    /// Runs the workers. Returns why they ended, or `None` after a stop.
     async fn work(
         &self,
         session: &Arc<Session>,
@@ -182,7 +183,8 @@ impl Supervisor {
             salvage.run(finishing, pull_failed).await;
             Ok(())
         });
-        // It ends when the workers have, so that what they leave is given back.
+        // The retry loop ends after the workers, so that it can return their remaining events to
+        // NATS.
         let mut retrying = tokio::spawn(retry_loop.run());
         let ended = tokio::select! {
             ended = workers.join_next() => Some(match ended {
@@ -193,7 +195,7 @@ impl Supervisor {
             ended = &mut retrying => Some(match ended {
                 Ok(Err(refusal)) => refusal.into(),
                 Err(error) => IngestError::Pull(error.to_string()),
-                Ok(Ok(())) => IngestError::Pull("what has to wait is not kept any more".to_owned()),
+                Ok(Ok(())) => IngestError::Pull("the retry loop has ended".to_owned()),
             }),
             () = stopped(stop) => None,
         };

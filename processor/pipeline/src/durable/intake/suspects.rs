@@ -1,7 +1,9 @@
-//! Finds events that make processes crash, among those that NATS delivers again and again. The delivery count does not
-//! prove a crash: NATS also delivers again what a stopped process, or one that waits for the ledger, has not acknowledged.
-//! So a replica records in the ledger's bucket that it begins with such an event, handles the event alone, and deletes
-//! the record afterwards, however that ended. A record that stays was left by a crash.
+//! Finds events that crash processes, among those that NATS delivers again and again.
+//!
+//! The delivery count does not prove a crash. NATS also delivers events again that a stopped
+//! process, or one that waits for the ledger, has not acknowledged. So a replica first records in
+//! the bucket of the ledger that it starts on such an event. It handles the event alone, and then
+//! deletes the record, whatever the outcome. A record that stays is the trace of a crash.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,20 +15,20 @@ use crate::durable::bucket::{Bucket, ReadError, Revision, WriteError};
 use crate::durable::names::Names;
 use crate::fold::Version;
 
-/// An event that was delivered more often is a suspect. Few, as each of these deliveries may have been a crash; not too
-/// few, as suspects are slow.
+/// An event with more deliveries is a suspect. Few, because each may have been a crash; not fewer,
+/// because suspects are slow.
 pub(crate) const TRUSTED_DELIVERIES: i64 = 3;
 
-/// An event is blamed after so many crashes; the trusted deliveries count as crashes.
+/// The crashes after which an event is blamed. The trusted deliveries count as crashes.
 const MOST_CRASHES: u32 = 10;
 
-/// How many of them are recorded.
+/// The part of these crashes that is recorded.
 const MOST_RECORDED: u32 = MOST_CRASHES - 3;
 
-/// How long it is remembered that a process died.
+/// How long the record of a crash is kept.
 const REMEMBERED: Duration = Duration::from_secs(24 * 3_600);
 
-/// Why nothing can be said of an event, which has to wait.
+/// Why the crashes of an event are unknown. The event must wait.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SuspectError {
     #[error(transparent)]
@@ -37,24 +39,24 @@ pub(crate) enum SuspectError {
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Trials {
-    /// How often it was begun to look at the event and not ended.
+    /// How many times a replica started on the event and did not end.
     begun: u32,
 }
 
-/// Whether an event may be looked at once more.
+/// Whether a replica may handle an event once more.
 pub(crate) enum Trial {
     Begun(Begun),
-    /// So many processes have died with it.
+    /// The event is blamed for this many crashes.
     Blamed(u32),
 }
 
-/// That an event is being looked at.
+/// The record that a replica handles an event.
 pub(crate) struct Begun {
     subject: String,
     revision: Revision,
 }
 
-/// Records that this replica begins with an event that was delivered again and again, and that it is done with it.
+/// Records that this replica starts on a suspect, and that it has ended.
 pub(crate) struct Suspects<S = Bucket> {
     bucket: S,
     names: Arc<Names>,
@@ -65,10 +67,10 @@ impl<S: Records> Suspects<S> {
         Arc::new(Self { bucket, names })
     }
 
-    /// Records that an event is about to be looked at.
+    /// Records that this replica starts on an event.
     ///
     /// # Errors
-    /// Where that cannot be recorded; then it must not be looked at.
+    /// If that cannot be recorded. Then the replica must not handle the event.
     pub(crate) async fn begin(&self, version: Version) -> Result<Trial, SuspectError> {
         let subject = self.names.suspect(version);
         let (trials, revision) = match self.bucket.get(&subject).await? {
@@ -85,11 +87,11 @@ impl<S: Records> Suspects<S> {
         Ok(Trial::Begun(Begun { subject, revision }))
     }
 
-    /// The process is alive, whatever became of the event.
+    /// Records that the process is alive, whatever the outcome for the event.
     pub(crate) async fn end(&self, begun: Begun) {
         let Begun { subject, revision } = begun;
         let gone = Some(Duration::from_secs(1));
-        // Should it not get through, the event has one crash more to its name than it should.
+        // If this write is lost, the event has one crash too many.
         let _ = self.bucket.compare_and_set(subject, Vec::new(), revision, gone).await;
     }
 }

@@ -1,7 +1,7 @@
-//! Which of the events that were refused are tried again, and when. Pure.
+//! Decides which refused events are retried, and when. Pure.
 //!
-//! They are tried in turns, with a growing delay while nothing is taken. Meanwhile NATS hears that they are being worked on, so
-//! that it does not deliver them again.
+//! Events take turns, with a growing delay while none is stored. Meanwhile the replica tells NATS
+//! that it works on them, so that NATS does not deliver them again.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -15,42 +15,43 @@ use crate::durable::intake::pending::{Acknowledge, Pending, Work};
 use crate::durable::intake::storage::Refusal;
 use crate::durable::stream::incarnation::HighWater;
 
-/// How many are tried again at a time.
+/// The most events that are retried at a time.
 const ROUND: usize = 256;
 
-/// The first and the longest delay between two tries.
+/// The first and the longest delay between two attempts.
 const DELAYS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
-/// After so long without an answer it is looked whether stream and ledger are what they were.
+/// The time without an answer after which the state of the stream and the ledger must be checked.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Events, and the room that they take.
+/// Events, and their room in the queue.
 pub(crate) struct Kept<A> {
     pub(crate) pending: Pending<A>,
     pub(crate) _room: OwnedSemaphorePermit,
 }
 
-/// Events that are to be tried again now.
+/// Events that must be retried now.
 pub(crate) struct Round {
     keys: Vec<u64>,
     pub(crate) work: Vec<Work>,
     pub(crate) high: HighWater,
-    /// Until when NATS does not deliver the oldest of them to another replica.
+    /// The time until which NATS does not deliver the oldest of them to another replica.
     pub(crate) fresh_until: Instant,
 }
 
 /// The outcome of a round.
 pub(crate) struct Tried<A> {
-    /// These are stored, and to be acknowledged.
+    /// The stored events, which must be acknowledged.
     pub(crate) stored: Vec<Kept<A>>,
-    /// No server has answered for so long that it has to be looked what has become of stream and ledger.
+    /// Set if no server has answered for so long that the state of the stream and the ledger must
+    /// be checked.
     pub(crate) over: Option<Refusal>,
 }
 
-/// Refused events with the moment at which each is tried again.
+/// Refused events, and the time of the next attempt.
 pub(crate) struct Waiting<A> {
     ack_wait: Duration,
-    /// By the order in which they are tried.
+    /// By the order in which they are retried.
     held: BTreeMap<u64, Kept<A>>,
     next: u64,
     delay: Duration,
@@ -74,7 +75,7 @@ impl<A: Acknowledge> Waiting<A> {
         }
     }
 
-    /// Takes in events that were refused.
+    /// Adds refused events.
     pub(crate) fn keep(&mut self, kept: Kept<A>, now: Instant) {
         if self.held.is_empty() {
             (self.delay, self.try_at) = (DELAYS.0, now + DELAYS.0);
@@ -83,7 +84,7 @@ impl<A: Acknowledge> Waiting<A> {
         self.put_behind(kept);
     }
 
-    /// How many events wait.
+    /// The number of waiting events.
     pub(crate) fn count(&self) -> usize {
         self.held.values().map(|kept| kept.pending.count()).sum()
     }
@@ -92,14 +93,16 @@ impl<A: Acknowledge> Waiting<A> {
         self.held.is_empty()
     }
 
-    /// When there is something to do; nothing, while nothing waits.
+    /// When to call again; `None` while no event waits.
     pub(crate) fn next_wake(&self) -> Option<Instant> {
         let try_at = if self.trying { self.extend_at } else { self.try_at.min(self.extend_at) };
         (!self.held.is_empty()).then_some(try_at)
     }
 
-    /// Those of which NATS is to be told now that they are being worked on. What it has not heard of for too long may be with
-    /// another replica by now, and what is known of its task may have expired since: such events are let go.
+    /// The events of which NATS must hear now that the replica works on them.
+    ///
+    /// Forgets events that NATS has not heard of for too long. Another replica may have them by
+    /// now, and tombstones of their tasks may have expired.
     pub(crate) fn due_to_extend(&mut self, now: Instant) -> impl Iterator<Item = &Pending<A>> {
         let due = now >= self.extend_at && !self.held.is_empty();
         if due {
@@ -111,7 +114,7 @@ impl<A: Acknowledge> Waiting<A> {
         self.held.values().map(|kept| &kept.pending).filter(move |_| due)
     }
 
-    /// Those that are to be tried now. Its end is to be told by [`Self::tried`].
+    /// The events to retry now. [`Self::tried`] must follow.
     pub(crate) fn round(&mut self, now: Instant) -> Option<Round> {
         if self.trying || now < self.try_at {
             return None;
@@ -124,7 +127,7 @@ impl<A: Acknowledge> Waiting<A> {
         Some(Round { keys, work, high, fresh_until: oldest + self.ack_wait })
     }
 
-    /// A round is over. `left`: what was refused again, by its places, and why.
+    /// Ends a round. `left`: the places of events that were refused again, and why.
     pub(crate) fn tried(
         &mut self,
         round: &Round,
@@ -148,14 +151,14 @@ impl<A: Acknowledge> Waiting<A> {
         Tried { stored, over }
     }
 
-    /// A round ended without a result.
+    /// Ends a round that panicked.
     pub(crate) fn fell_over(&mut self, now: Instant) {
         self.trying = false;
         self.delay = (self.delay * 2).min(DELAYS.1);
         self.try_at = now + self.delay;
     }
 
-    /// All that is left.
+    /// All events that are left.
     pub(crate) fn into_left(self) -> impl Iterator<Item = Kept<A>> {
         self.held.into_values()
     }

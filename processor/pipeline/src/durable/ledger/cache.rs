@@ -1,5 +1,7 @@
-//! Records as this replica last saw them, so that most events need no read. Bounded in bytes; what it says may
-//! be old, which the compare-and-set of every write finds out.
+//! Caches the records that this replica last saw, so that most events need no read.
+//!
+//! The cache is limited in bytes. Its records may be old, which the compare-and-set of every write
+//! detects.
 
 use std::sync::Arc;
 
@@ -11,13 +13,13 @@ use taskpipeline_contract::TaskId;
 use crate::durable::ledger::Revision;
 use crate::durable::ledger::record::Record;
 
-/// How many bytes of records may be kept.
+/// The most bytes of cached records.
 const MOST_BYTES: u64 = 16 * 1024 * 1024;
 
-/// What an entry occupies besides its texts.
+/// The bytes of an entry besides its texts.
 const BYTES_PER_ENTRY: usize = 700;
 
-/// What the ledger holds for a task.
+/// The record of a task in the ledger, and its revision.
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
     pub(crate) record: Arc<Record>,
@@ -33,7 +35,7 @@ impl Weighter<TaskId, Known> for Bytes {
     }
 }
 
-/// Records as this replica last saw them, bounded in bytes. They may be old.
+/// The records that this replica last saw. They may be old.
 pub(crate) struct Cache(Bounded<TaskId, Known, Bytes, RandomState>);
 
 impl Cache {
@@ -41,7 +43,7 @@ impl Cache {
         Self::of(MOST_BYTES)
     }
 
-    /// Of so many bytes.
+    /// A cache with this limit in bytes.
     pub(crate) fn of(bytes: u64) -> Self {
         let entries = usize::try_from(bytes).unwrap_or(usize::MAX) / (BYTES_PER_ENTRY + 100);
         Self(Bounded::with(entries, bytes, Bytes, RandomState::default(), DefaultLifecycle::default()))

@@ -1,5 +1,6 @@
-//! The feed: the ledger's changes from a revision on, in their order, as fast as they are taken. A task that
-//! has changed since is seen once, at its newest change. Decides nothing.
+//! The feed: the changes of the ledger after a revision, in order. Decides nothing.
+//!
+//! It delivers only the newest change of each task, as fast as the reader takes them.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,28 +22,29 @@ use crate::durable::ledger::record::Record;
 use crate::durable::limits;
 use crate::durable::names::Names;
 
-/// How many changes are fetched at a time; the next are asked for before these have been taken.
+/// The changes of one fetch. The next fetch starts before the reader has taken these.
 const FETCH: usize = 1_000;
 
-/// How often the server says that it is there when there is nothing to fetch.
+/// The interval of the server's heartbeats while there is nothing to fetch.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// How long the server remembers a feed that is not read.
+/// How long the server keeps a feed that is not read.
 const INACTIVE: Duration = Duration::from_secs(60);
 
-/// The wait before a feed that broke is made again, and the longest one where it cannot be made.
+/// The wait before a broken feed is created again, and the longest wait while that fails.
 const PAUSE: Duration = Duration::from_millis(200);
 const MOST_PAUSE: Duration = Duration::from_secs(2);
 
-/// A task's record as it was written.
+/// A record of a task as it was written.
 pub(crate) struct Change {
     pub(crate) id: TaskId,
     pub(crate) known: Known,
-    /// How many changes there are behind this one.
+    /// The number of changes after this one.
     pub(crate) behind: u64,
 }
 
-/// The ledger's changes in order, each task once, at its newest change. The feed ends when this is dropped.
+/// The changes of the ledger in order, with only the newest change of each task. The feed ends when
+/// this is dropped.
 pub(crate) struct Feed {
     changes: mpsc::Receiver<Change>,
     broken: Arc<Mutex<Option<String>>>,
@@ -56,7 +58,8 @@ impl Drop for Feed {
 }
 
 impl Feed {
-    /// Reads what was written after this revision. `forged` counts what does not come from the ledger.
+    /// Reads the changes after this revision. `forged` counts messages that do not come from the
+    /// ledger.
     pub(crate) fn after(
         revision: Revision,
         jetstream: Context,
@@ -79,12 +82,12 @@ impl Feed {
         Self { changes, broken, reading: tokio::spawn(reader.run()) }
     }
 
-    /// Why it cannot be read; nothing while it can.
+    /// Why the feed cannot be read, or `None` if it can.
     pub(crate) fn broken(&self) -> Option<String> {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The next changes, at least one.
+    /// Waits for the next changes, at least one.
     pub(crate) async fn next(&mut self, into: &mut Vec<Change>, most: usize) {
         if self.changes.recv_many(into, most).await == 0 {
             // The reader never ends by itself.
@@ -98,7 +101,7 @@ struct Reader {
     names: Arc<Names>,
     connections: watch::Receiver<u64>,
     position: Revision,
-    /// How many changes the server lets us fetch at a time.
+    /// The most changes of a fetch that the server allows.
     most: usize,
     sender: mpsc::Sender<Change>,
     broken: Arc<Mutex<Option<String>>>,
@@ -135,7 +138,7 @@ impl Reader {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The same reason is logged once.
+    /// Logs a reason once while it stays the same.
     fn note(&self, why: &str) {
         let mut broken = self.broken();
         if broken.as_deref() != Some(why) {
@@ -160,7 +163,7 @@ impl Reader {
         made.map_err(|error| error.to_string())
     }
 
-    /// Reads until something is wrong, and answers what.
+    /// Reads until the feed breaks, and returns the reason.
     async fn read(&mut self, consumer: &PullConsumer) -> String {
         let fetching =
             consumer.stream().max_messages_per_batch(self.most).heartbeat(HEARTBEAT).messages().await;
@@ -173,19 +176,19 @@ impl Reader {
             let message = tokio::select! {
                 biased;
                 message = fetched.next() => message,
-                _ = self.connections.changed() => return "the connection was made anew".to_owned(),
+                _ = self.connections.changed() => return "reconnected to NATS".to_owned(),
             };
             let message = match message {
                 Some(Ok(message)) => message,
                 Some(Err(error)) => return error.to_string(),
-                None => return "the server has ended it".to_owned(),
+                None => return "the server ended the feed".to_owned(),
             };
-            // What does not come from the consumer has no subject for its ack.
+            // A message that does not come from the consumer has no subject for its ack.
             let Ok(info) = message.info() else {
                 note_forged(&self.forged);
                 continue;
             };
-            // Without acks, nothing else tells that a message got lost.
+            // Without acks, only the sequence shows that a message was lost.
             if info.consumer_sequence != expected {
                 return format!("change {expected} is missing");
             }
@@ -194,7 +197,7 @@ impl Reader {
             if let Some(change) = self.decode(&message.subject, &message.payload, revision, behind)
                 && self.sender.send(change).await.is_err()
             {
-                return "nobody reads it".to_owned();
+                return "the feed has no reader".to_owned();
             }
             self.position = revision;
         }

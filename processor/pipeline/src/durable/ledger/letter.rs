@@ -1,4 +1,4 @@
-//! The dead letters about tasks and their records, of which the ledger knows what to say.
+//! The dead letters about tasks and records.
 
 use bytes::Bytes;
 use taskpipeline_contract::TaskId;
@@ -11,8 +11,10 @@ use crate::durable::names::Names;
 use crate::reason::Reason;
 
 impl Letter {
-    /// For a task that cannot be written as the ledger has it. No one event is to blame, so there is no
-    /// payload, but the task and the versions of the events it was made of.
+    /// The letter of a task that cannot be written as the ledger has it.
+    ///
+    /// It is not about a single event, so it has no payload. It has the task and the versions of
+    /// the events that the task was built from.
     pub(crate) fn of_task(
         names: &Names,
         id: &TaskId,
@@ -44,7 +46,7 @@ impl Letter {
         }
     }
 
-    /// For a task's record that something else has written over, so that it cannot be read.
+    /// The letter of an unreadable record, which something else has overwritten.
     pub(crate) fn of_record(names: &Names, id: &TaskId, stored: &Stored, detail: &str) -> Self {
         let group = &names.queue_group;
         Self {

@@ -1,5 +1,7 @@
-//! The ledger: the latest state of each task, in a bucket of which any replica may write any record, by
-//! compare-and-set. A conflict is read again and folded again. Decides nothing about what is written to KV.
+//! The ledger: the latest state of each task, in a bucket. Any replica may write any record, by
+//! compare-and-set.
+//!
+//! After a conflict the ledger reads and folds again. It does not decide what is written to KV.
 pub(crate) mod cache;
 pub(crate) mod feed;
 mod letter;
@@ -28,19 +30,19 @@ use crate::telemetry::metrics::Metrics;
 
 pub(crate) use crate::durable::bucket::Revision;
 
-/// How often a write is tried again before its events are left for another delivery.
+/// The most attempts of a write before its events are left for another delivery.
 const MOST_TRIES: u32 = 50;
 
-/// The longest wait between two tries.
+/// The longest wait between two attempts.
 const MOST_PAUSE: Duration = Duration::from_millis(500);
 
-/// How many records are read by their revisions at a time.
+/// The most records that are read by their revisions at a time.
 const READS_AT_A_TIME: usize = 64;
 
-/// How long a record's JSON is besides its texts, about.
+/// The approximate length of the JSON of a record without its texts.
 const BYTES_BESIDE_TEXTS: usize = 512;
 
-/// Why the ledger does not say or take what it should; nothing is lost, and it may be asked again.
+/// Why a read or a write of the ledger failed. Nothing is lost, and a later attempt may succeed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LedgerError {
     #[error(transparent)]
@@ -55,7 +57,7 @@ pub(crate) enum LedgerError {
     Letter(#[from] LetterError),
 }
 
-/// Tasks whose records NATS does not take.
+/// Tasks whose records NATS does not accept.
 #[derive(Debug)]
 pub(crate) struct NotStored {
     pub(crate) tasks: Vec<TaskId>,
@@ -69,7 +71,7 @@ pub(crate) struct Ledger<S = Bucket, L = DeadLetters> {
     letters: L,
     metrics: Arc<Metrics>,
     cache: Cache,
-    /// Of 1,000 creates written without looking, how many found something there, lately.
+    /// How many of the last 1,000 creates that were written without a read found a record.
     surprises: AtomicU32,
 }
 
@@ -78,20 +80,22 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
         Self { bucket, names, letters, metrics, cache, surprises: AtomicU32::new(0) }
     }
 
-    /// The bucket itself, for records that are no task's.
+    /// The bucket, for records that do not belong to a task.
     pub(crate) fn bucket(&self) -> &S {
         &self.bucket
     }
 
-    /// The connection was lost: the server may have been thrown back, and what was read may never have been.
+    /// Empties the cache at the start of a session: the server may have been restored, and cached
+    /// records may not exist.
     pub(crate) fn forget_all(&self) {
         self.cache.forget_all();
     }
 
-    /// Folds what these records say into the ledger's. When it is done, all of them are stored.
+    /// Folds these records into those of the ledger. All of them are stored afterwards.
     ///
     /// # Errors
-    /// Those that NATS does not take, and why; the others are stored. It does no harm to apply one again.
+    /// If NATS does not accept some of them; the others are stored. A record may be applied again
+    /// without harm.
     pub(crate) async fn apply(
         &self,
         records: impl IntoIterator<Item = (TaskId, Arc<Record>)>,
@@ -174,7 +178,7 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
                 }
                 Err(failed) => failed,
             };
-            // What the cache says is not so any more.
+            // The cached record is old.
             self.cache.forget(&id);
             if failed.is_contended() {
                 self.metrics.ledger_conflicts.inc();
@@ -188,7 +192,7 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
         tried
     }
 
-    /// What the ledger holds for these tasks; what has no record is missing.
+    /// The records of these tasks. Tasks without a record are left out.
     pub(crate) async fn read(&self, ids: &[TaskId]) -> Result<HashMap<TaskId, Known>, LedgerError> {
         let mut known = HashMap::with_capacity(ids.len());
         for (id, stored) in self.stored(ids).await? {
@@ -197,15 +201,14 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
                     known.insert(id, record);
                 }
                 Ok(Found::Empty) => {}
-                // The next event of the task sets it aside.
+                // The next event of the task replaces the record, and a dead letter keeps it.
                 Err(error) => warn!(%error, "cannot read a record of the ledger"),
             }
         }
         Ok(known)
     }
 
-    /// The records that were written at these revisions, with the tasks that they are of; what was replaced since is
-    /// missing.
+    /// The records with these revisions, and their tasks. Replaced records are left out.
     pub(crate) async fn read_at(
         &self,
         revisions: Vec<Revision>,
@@ -224,8 +227,8 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
         Ok(found)
     }
 
-    /// The same. That a task has no record is believed only of the stream's leader: another replica of the stream may be
-    /// behind.
+    /// Like [`Self::read`], but reads missing records again from the leader of the stream, because
+    /// another server may be behind.
     pub(crate) async fn read_surely(&self, ids: &[TaskId]) -> Result<HashMap<TaskId, Known>, LedgerError> {
         let mut known = self.read(ids).await?;
         for id in ids {
@@ -244,7 +247,7 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
         Ok(stored.filter_map(|stored| Some((self.names.task_of(&stored.subject)?, stored))).collect())
     }
 
-    /// What is in the records' places, to be written over.
+    /// The present contents of the places of these records, to be overwritten.
     async fn slots(&self, ids: &[TaskId]) -> Result<HashMap<TaskId, Slot>, LedgerError> {
         let mut slots = HashMap::with_capacity(ids.len());
         for (id, stored) in self.stored(ids).await? {
@@ -261,15 +264,16 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
         Ok(slots)
     }
 
-    /// Keeps what cannot be read as a dead letter, before it is written over.
+    /// Stores an unreadable record as a dead letter before it is overwritten.
     async fn set_aside(&self, id: &TaskId, stored: &Stored, error: &LedgerError) -> Result<(), LedgerError> {
         warn!(%error, "replaced an unreadable record of the ledger; a dead letter keeps it");
         self.letters.store(&Letter::of_record(&self.names, id, stored, &error.to_string())).await?;
         Ok(())
     }
 
-    /// Records what KV knew of a task before any event, if that is still not known. Answers which revision of its
-    /// record was replaced by that; nothing, if none was.
+    /// Records the task that KV had before any event, if that is still unknown.
+    ///
+    /// Returns the replaced revision of its record, or `None` if nothing was written.
     pub(crate) async fn join(
         &self,
         id: &TaskId,
@@ -282,7 +286,8 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
         self.change(id, joined).await
     }
 
-    /// What the stream's leader holds for one task: for decisions, where being a little behind would matter.
+    /// The record of one task from the leader of the stream, for decisions that an old record would
+    /// spoil.
     pub(crate) async fn newest(&self, id: &TaskId) -> Result<Option<Known>, LedgerError> {
         let Some(stored) = self.bucket.get(&self.names.task(id)).await? else { return Ok(None) };
         match decode(&stored) {
@@ -295,19 +300,20 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
         }
     }
 
-    /// Writes a task's record once more as it is, so that the projector takes it up again. It lives on for
-    /// that, should it have had a time to live. Answers whether there is one.
+    /// Writes the record of a task again unchanged, so that the projector writes the task again.
+    ///
+    /// The new record has no time to live. Returns whether there was a record.
     pub(crate) async fn touch(&self, id: &TaskId) -> Result<bool, LedgerError> {
         let changed = self.change(id, |known| Some(Record { expires_by: None, ..known?.clone() })).await?;
         Ok(changed.is_some())
     }
 
-    /// Records that a task which only KV knows is to be gone, unless something is known of it by now. Answers
-    /// whether it was recorded.
+    /// Writes a tombstone for a task that only KV has, unless the ledger knows the task by now.
+    /// Returns whether it did.
     pub(crate) async fn entomb(&self, id: &TaskId, tombstone: &Record) -> Result<bool, LedgerError> {
         let entombed = |known: Option<&Record>| match known {
             None => Some(tombstone.clone()),
-            // Updates of a task that KV did not know when it was asked.
+            // Updates of a task that KV did not have when it was read.
             Some(known) if known.due(id) == Due::Nothing => {
                 let mut record = Record { expires_by: None, ..known.clone() };
                 record.task.merge(&tombstone.task);
@@ -318,8 +324,10 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
         Ok(self.change(id, entombed).await?.is_some())
     }
 
-    /// Reads a record and writes what becomes of it, until nothing came between. Answers the revision that was replaced,
-    /// 0 where there was none; nothing, if nothing was to be written.
+    /// Reads a record, and writes the result of `becomes`, until no other write comes in between.
+    ///
+    /// Returns the replaced revision, which is 0 without a record, or `None` if nothing was
+    /// written.
     async fn change(
         &self,
         id: &TaskId,
@@ -353,8 +361,10 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
         }
     }
 
-    /// Gives these records a time to live, each if it still is the one of its revision; one that has changed need not
-    /// have one. Answers those that NATS did not take, and why.
+    /// Gives each of these records a time to live, if its revision is still the same. Changed
+    /// records need none.
+    ///
+    /// Returns the records that NATS did not accept, and why.
     pub(crate) async fn expire(
         &self,
         records: Vec<(TaskId, Known)>,
@@ -386,8 +396,9 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
         (left, error)
     }
 
-    /// The records as they are known without reading where that can be, for a first try; as they are, after
-    /// a conflict. And those that cannot be read at the moment, and why.
+    /// The records before a write: from the cache in the first attempt, and read after a conflict.
+    ///
+    /// Also returns the tasks whose records cannot be read at the moment, and why.
     async fn known(
         &self,
         records: &[(TaskId, Arc<Record>)],
@@ -401,7 +412,7 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
                 Some(cached) if tries == 0 => {
                     known.insert(id.clone(), Slot::Known(cached));
                 }
-                // Most creates are of new tasks, and then there is nothing to read.
+                // Most creates are of new tasks, which have no record to read.
                 _ if tries == 0 && !creates_look && record.task.is_created() => {}
                 _ => unknown.push(id.clone()),
             }
@@ -439,30 +450,30 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
 fn json(record: &Record) -> Result<Vec<u8>, WriteError> {
     let mut bytes = Vec::with_capacity(record.text_bytes() + BYTES_BESIDE_TEXTS);
     serde_json::to_writer(&mut bytes, record)
-        .map_err(|error| WriteError::Unknown(format!("a record cannot be written as JSON: {error}")))?;
+        .map_err(|error| WriteError::Unknown(format!("cannot encode a record as JSON: {error}")))?;
     Ok(bytes)
 }
 
-/// What is in a record's place.
+/// The contents of the place of a record.
 enum Slot {
     Known(Known),
-    /// Nothing that counts, written as this revision.
+    /// No valid record; the revision of what is there.
     Vacant(Revision),
 }
 
-/// What a message in a record's place is.
+/// A message in the place of a record.
 enum Found {
     Record(Known),
-    /// What is left of a record that somebody has deleted (`nats kv del`).
+    /// The marker of a record that somebody has deleted (`nats kv del`).
     Empty,
 }
 
-/// What became of a try to write some records.
+/// The outcome of an attempt to write some records.
 #[derive(Default)]
 struct Tried {
-    /// Others write them too.
+    /// Other replicas write these records too.
     contended: Vec<(TaskId, Arc<Record>)>,
-    /// NATS does not take them, or does not let them be read.
+    /// NATS does not accept these records, or they cannot be read.
     left: Vec<(TaskId, Arc<Record>)>,
     why: Option<LedgerError>,
 }

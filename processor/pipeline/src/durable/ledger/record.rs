@@ -1,4 +1,5 @@
-//! A task's record in the ledger: what is known of the task, and who was the last to change it. Pure.
+//! The record of a task in the ledger: the state of the task, and the last event that changed it.
+//! Pure.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -9,42 +10,45 @@ use crate::durable::bucket::Revision;
 use crate::durable::names::Target;
 use crate::fold::{TaskState, Version, Versioned};
 
-/// The event that changed a task last.
+/// The last event that changed a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cause {
-    /// What its producer follows it by.
+    /// The correlation id of the event.
     #[serde(rename = "id")]
     pub(crate) correlation_id: CorrelationId,
-    /// When the stream took it in.
+    /// When the stream stored the event.
     pub(crate) at: Timestamp,
 }
 
-/// A projector in one term. Terms are counted for each KV namespace, so that a number alone names nobody where several
+/// A projector in one term.
+///
+/// Each KV namespace counts its own terms, so a number alone is not unique if several namespaces
 /// share a ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Settler {
-    /// The KV namespace that it writes to, and its term there.
+    /// The KV namespace of the projector, and its term there.
     Of { target: Target, term: u64 },
-    /// From before the namespace was recorded: anybody's.
+    /// From a version that did not record the namespace. It may belong to any projector, so it
+    /// equals none.
     Unnamed(u64),
 }
 
-/// A task's record in the ledger.
+/// The record of a task in the ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) task: TaskState,
     pub(crate) last: Versioned<Cause>,
-    /// Set when the record was given a time to live: by whom it had been settled.
+    /// The projector that settled the record, set with its time to live.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) expires_by: Option<Settler>,
-    /// The revision of the record that this one has replaced; 0 where there was none. Set when it is written.
+    /// The revision of the record that this one replaced; 0 without one. Set at each write.
     #[serde(default = "Revision::last")]
     pub(crate) follows: Revision,
 }
 
 impl Record {
-    /// What one event says.
+    /// The record of one event.
     pub(crate) fn of(
         version: Version,
         at: Timestamp,
@@ -61,14 +65,14 @@ impl Record {
         }
     }
 
-    /// That there is to be no such task, as if it had been deleted before any event.
+    /// The record of a task that must not exist, as if it had been deleted before any event.
     pub(crate) fn tombstone(at: Timestamp, correlation_id: CorrelationId) -> Self {
         let last = Versioned { version: Version::ZERO, value: Cause { correlation_id, at } };
         Self { task: TaskState::tombstone(), last, expires_by: None, follows: Revision::default() }
     }
 
-    /// Takes in all that another record of the same task says. Answers whether that was news; then the
-    /// record lives on.
+    /// Adds another record of the same task. Returns whether that changed anything; then the record
+    /// does not expire.
     pub(crate) fn merge(&mut self, other: &Self) -> bool {
         let before = self.task.clone();
         self.task.merge(&other.task);
@@ -83,7 +87,7 @@ impl Record {
         news
     }
 
-    /// Takes in what KV knew of the task before any event. Answers whether that was asked for.
+    /// Adds the task as KV had it before any event. Returns whether the record needed that.
     pub(crate) fn join(&mut self, known: Option<&Task>) -> bool {
         if !self.task.needs_base() {
             return false;
@@ -95,17 +99,17 @@ impl Record {
         true
     }
 
-    /// How many bytes its texts occupy.
+    /// The bytes of its texts.
     pub(crate) fn text_bytes(&self) -> usize {
         self.task.text_bytes() + self.last.value.correlation_id.as_str().len()
     }
 
-    /// Whether [`Self::due`] says [`Due::LookUp`]; cheaper.
+    /// Returns whether [`Self::due`] is [`Due::LookUp`], at less cost.
     pub(crate) fn is_to_be_looked_up(&self) -> bool {
         self.task.needs_base()
     }
 
-    /// What KV should hold of it.
+    /// The state that KV must have of this task.
     pub(crate) fn due(&self, id: &TaskId) -> Due {
         match self.task.visible(id) {
             Some(task) => Due::Put(task),
@@ -116,16 +120,16 @@ impl Record {
     }
 }
 
-/// What has to happen in KV for a task.
+/// The state that KV must have of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Due {
-    /// It is to be there, like this.
+    /// KV must have this task.
     Put(Task),
-    /// It is to be gone.
+    /// KV must not have the task.
     Delete,
-    /// Only KV knows what its updates change.
+    /// Only KV can tell what the updates change.
     LookUp,
-    /// It never existed.
+    /// The task never existed.
     Nothing,
 }
 
@@ -171,7 +175,7 @@ mod tests {
         Record::of(event.version, event.at, correlation_id, &event.data)
     }
 
-    /// As it comes back from the ledger.
+    /// The record after a round trip through the ledger.
     fn stored(record: &Record) -> Record {
         serde_json::from_slice(&serde_json::to_vec(record).unwrap()).unwrap()
     }
@@ -205,7 +209,7 @@ mod tests {
         assert_eq!(record.last.value.correlation_id.as_str(), format!("of {newest}"));
     }
 
-    /// What KV has to say, if it is asked.
+    /// The answers of KV to a read.
     fn kv_knows() -> impl Strategy<Value = Option<Task>> {
         proptest::option::of(Just(base(&id())))
     }

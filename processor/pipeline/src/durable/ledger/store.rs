@@ -1,4 +1,5 @@
-//! What task records are kept in: the ledger's bucket, or that of a simulation. And where letters about records go.
+//! The store of task records: the bucket of the ledger, or that of a simulation. Also the
+//! destination of letters about records.
 
 use std::future::Future;
 
@@ -8,21 +9,22 @@ use crate::durable::bucket::records::Records;
 use crate::durable::bucket::{Bucket, ReadError, Revision, Stored, WriteError};
 use crate::durable::dead_letters::{DeadLetters, LetterError};
 
-/// What became of each of some writes.
+/// The outcome of each of several writes.
 pub(crate) type Outcomes<T> = Vec<(T, Result<Revision, WriteError>)>;
 
-/// A store of records, of which many are read and written at a time.
+/// A store of records that reads and writes many at a time.
 pub(crate) trait Store: Records {
-    /// Reads the record that was written at this revision; nothing, if it was replaced since.
+    /// Reads the record of this revision; `None` if it was replaced since.
     fn get_at(&self, revision: Revision) -> impl Future<Output = Result<Option<Stored>, ReadError>> + Send;
 
-    /// Reads the records of these subjects. A replica of the stream may answer that is a little behind.
+    /// Reads the records of these subjects. Any server of the stream may answer, so the records may
+    /// be slightly old.
     fn get_many(&self, subjects: &[String]) -> impl Future<Output = Result<Vec<Stored>, ReadError>> + Send;
 
-    /// Writes records that do not wait for each other, and answers what became of each.
+    /// Writes records without waiting for each other. Returns the outcome of each.
     ///
     /// # Errors
-    /// Where none was written.
+    /// If none of them was written.
     fn each<T: Send>(
         &self,
         writes: impl Iterator<Item = (T, Result<Write, WriteError>)> + Send,
@@ -46,9 +48,8 @@ impl Store for Bucket {
     }
 }
 
-/// Where the letter goes about a record that cannot be read.
+/// The destination of letters about unreadable records.
 pub(crate) trait LetterBox: Clone + Send + Sync + 'static {
-    /// Stores a letter.
     fn store(&self, letter: &Letter) -> impl Future<Output = Result<(), LetterError>> + Send;
 }
 

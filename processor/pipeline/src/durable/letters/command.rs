@@ -1,10 +1,10 @@
-//! Which letters a command is about, how it went, and why it could not begin or not go on.
+//! The arguments and outcomes of the commands about dead letters.
 
 use super::join;
 use super::store::StoreError;
 use crate::reason::Reason;
 
-/// A letter, as it is named on the command line.
+/// A letter as named on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Which {
     /// By the sequence of one of its messages.
@@ -14,30 +14,30 @@ pub enum Which {
 }
 
 impl From<&str> for Which {
-    /// No id is made of digits alone.
+    /// An id does not consist of digits only.
     fn from(text: &str) -> Self {
         text.parse().map_or_else(|_| Self::Id(text.to_owned()), Self::Sequence)
     }
 }
 
-/// Which letters a command is about.
+/// The letters that a command is about.
 #[derive(Clone, Debug)]
 pub enum Selection {
-    /// These.
+    /// The letters with these names.
     These(Vec<Which>),
-    /// All of them, or all with this reason.
+    /// All letters, or all with this reason.
     All(Option<Reason>),
 }
 
-/// Why a command could not begin, or not go on.
+/// Why a command failed as a whole.
 #[derive(Debug, thiserror::Error)]
 pub enum LettersError {
-    /// There is no connection.
+    /// There is no connection to NATS.
     #[error("cannot use NATS at {url}: {reason}. Check that NATS runs, and check NATS_URL and the login")]
     Nats {
         /// The servers, without credentials.
         url: String,
-        /// The client's error.
+        /// The error of the client.
         reason: String,
     },
     /// The stream of dead letters cannot be used.
@@ -50,24 +50,24 @@ pub enum LettersError {
         /// The error of the stream.
         reason: StoreError,
     },
-    /// The list is not written.
+    /// The list could not be encoded.
     #[error("cannot write the list as JSON")]
     Json(#[from] serde_json::Error),
-    /// A name does not mean one letter.
+    /// A name does not mean exactly one letter.
     #[error(transparent)]
     Which(#[from] NotFound),
-    /// Two metrics have one name.
+    /// Two metrics have the same name.
     #[error("cannot register metrics")]
     Metrics(#[from] prometheus::Error),
 }
 
-/// Why a name does not mean one letter.
+/// Why a name does not mean exactly one letter.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotFound {
-    /// It means none.
+    /// No letter has this name.
     #[error("dead letter {0} not found. Run `taskpipeline dead-letters list`")]
     None(String),
-    /// It means several.
+    /// Several letters have this name.
     #[error("{name} is the id of {} dead letters. Name one by its sequence: {}", .sequences.len(), join(.sequences))]
     Many {
         /// The name.
@@ -77,12 +77,12 @@ pub enum NotFound {
     },
 }
 
-/// How a command that is about many letters went.
+/// The counts of a command about several letters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// So many letters were replayed or dropped.
+    /// The letters that were replayed or dropped.
     pub done: usize,
-    /// So many were left as they are.
+    /// The letters that stayed as they were.
     pub not_done: usize,
 }
 

@@ -1,5 +1,6 @@
-//! Whether a letter may be replayed. Pure: the letter and what is known of its task in, a decision out. A refusal
-//! says what is refused, why, and what to do.
+//! Decides whether a letter may be replayed. Pure: it takes the letter and the state of its task.
+//!
+//! A refusal says what was refused, why, and what to do.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -14,30 +15,31 @@ use crate::durable::names::Names;
 use crate::fold::Version;
 use crate::reason::Reason;
 
-/// What replaying a letter means.
+/// How to replay a letter.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Its original bytes are published again.
+    /// Publish its original bytes again.
     Publish,
-    /// The task is written to KV again, as the ledger has it now.
+    /// Write the present task of the ledger to KV again.
     Touch(TaskId),
 }
 
-/// What the decision depends on besides the letter.
+/// The facts besides the letter that the decision depends on.
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
     /// The newest version of the task in the ledger.
     pub(super) newest: Option<Version>,
-    /// The sequences of events that were published by this same command: what is newer because of them is not
-    /// newer than the letters, which are replayed in their own order.
+    /// The sequences of events that this command has published. They are not newer than the
+    /// letters, which are replayed in their own order.
     pub(super) own: &'a HashSet<u64>,
-    /// How many events the ledger has not taken in yet.
+    /// The number of events that are not in the ledger yet.
     pub(super) behind: u64,
-    /// How long events live, and so how long the ledger remembers a deleted task at least; for ever, if nothing.
+    /// How long the stream keeps events, and so how long the ledger remembers deletes at least;
+    /// `None` means indefinitely.
     pub(super) memory: Option<Duration>,
     /// How long ago the event was received.
     pub(super) age: Duration,
-    /// The event is to count as the newest, come what may.
+    /// Whether to publish the event as the newest one without these checks.
     pub(super) as_new: bool,
 }
 
@@ -98,7 +100,7 @@ pub(super) enum Refusal {
     UnreadableInLedger(TaskId),
 }
 
-/// The task whose record in the ledger the decision is about.
+/// The task that the letter is about.
 pub(super) fn task_of(letter: &Opened, names: &Names) -> Option<TaskId> {
     let envelope = letter.envelope.as_ref()?;
     if let Some(id) = &envelope.origin.task_id {
@@ -108,7 +110,7 @@ pub(super) fn task_of(letter: &Opened, names: &Names) -> Option<TaskId> {
     Event::decode(kind, &letter.payload).ok().map(|event| event.task_id().clone())
 }
 
-/// Decides.
+/// Decides how to replay the letter.
 pub(super) fn decide(letter: &Opened, names: &Names, facts: &Facts<'_>) -> Result<Action, Refusal> {
     let envelope = letter.envelope.as_ref().ok_or(Refusal::Foreign)?;
     if !letter.missing.is_empty() {
@@ -150,7 +152,7 @@ pub(super) fn decide(letter: &Opened, names: &Names, facts: &Facts<'_>) -> Resul
 }
 
 fn list(parts: &[usize]) -> String {
-    /// Enough to know what is the matter.
+    /// Enough to see the extent.
     const MOST: usize = 10;
     let mut shown: Vec<_> = parts.iter().take(MOST).map(ToString::to_string).collect();
     if parts.len() > MOST {

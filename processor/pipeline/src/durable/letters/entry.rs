@@ -1,5 +1,5 @@
-//! From messages of the dead letter stream to letters: one letter where it came in parts, one where it came
-//! twice. Pure.
+//! Builds letters from messages of the stream: one letter from several parts, and one from repeats.
+//! Pure.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -10,25 +10,25 @@ use taskpipeline_contract::Timestamp;
 
 use crate::dead_letters::{Envelope, Heads};
 
-/// More parts than any letter has: a number beyond it is no number of parts.
+/// More parts than any letter has. A higher number is invalid.
 const MOST_PARTS: usize = 100_000;
 
-/// A letter as it is found in the stream, without its payload.
+/// A letter in the stream, without its payload.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    /// What it says of itself, emptied of what may be large; nothing where the message is no letter that this
-    /// version can read.
+    /// The envelope without its large fields; `None` if this version cannot read the message as a
+    /// letter.
     pub(super) head: Option<Envelope>,
-    /// Where each of its parts is, counted from 1: more than once if it was stored more than once.
+    /// The sequences of each part, counted from 1. A part that was stored twice has two.
     pub(super) parts: BTreeMap<usize, Vec<u64>>,
     /// When its first message was stored.
     pub(super) stored: Timestamp,
-    /// The task's id, valid or not, if it can be read without putting parts together.
+    /// The id of the task, valid or not, if it can be read from a single part.
     pub(super) task: Option<String>,
 }
 
 impl Entry {
-    /// The sequence of its first message, by which it is named.
+    /// The sequence of its first message, which names the letter.
     pub(super) fn sequence(&self) -> u64 {
         self.parts.values().flatten().min().copied().unwrap_or(0)
     }
@@ -40,17 +40,17 @@ impl Entry {
         sequences
     }
 
-    /// Of how many parts it is.
+    /// The number of parts of the whole letter.
     pub(super) fn expected(&self) -> usize {
         self.head.as_ref().map_or(1, |head| head.parts)
     }
 
-    /// The parts that are not there.
+    /// The numbers of the missing parts.
     pub(super) fn missing(&self) -> Vec<usize> {
         (1..=self.expected()).filter(|part| !self.parts.contains_key(part)).collect()
     }
 
-    /// Whether it is of an event; there are letters of tasks too.
+    /// Returns whether the letter is about an event, not about a task.
     pub(super) fn is_event(&self) -> bool {
         self.head.as_ref().is_some_and(|head| head.origin.task_id.is_none())
     }
@@ -60,8 +60,10 @@ impl Entry {
     }
 }
 
-/// Makes letters of messages. What belongs together has the same id, was received at the same moment and is of
-/// the same number of parts: ids alone come again when everything in NATS was deleted and recreated.
+/// Builds letters from messages.
+///
+/// Messages of one letter have the same id, receipt time and number of parts. Ids alone may repeat
+/// after everything in NATS was deleted and created again.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     entries: Vec<Entry>,
@@ -69,7 +71,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Takes in the next message.
+    /// Adds the next message.
     pub(super) fn add(&mut self, sequence: u64, stored: Timestamp, payload: &[u8]) {
         let Some(mut head) = parse(payload) else {
             let parts = BTreeMap::from([(1, vec![sequence])]);
@@ -104,7 +106,7 @@ impl Index {
     }
 }
 
-/// The envelope in a message, if it is one.
+/// The envelope of a message, or `None` if it has no valid one.
 pub(super) fn parse(payload: &[u8]) -> Option<Envelope> {
     let envelope: Envelope = serde_json::from_slice(payload).ok()?;
     let plausible =
@@ -112,13 +114,13 @@ pub(super) fn parse(payload: &[u8]) -> Option<Envelope> {
     plausible.then_some(envelope)
 }
 
-/// The original bytes that an envelope holds.
+/// The original bytes in an envelope.
 pub(super) fn decoded(envelope: &Envelope) -> Option<Vec<u8>> {
     use base64::Engine;
     base64::engine::general_purpose::STANDARD.decode(&envelope.payload).ok()
 }
 
-/// The id of the task that an event is about, however much else is wrong with it.
+/// The id of the task of an event, however invalid the event is otherwise.
 pub(super) fn task_in(payload: &[u8]) -> Option<String> {
     let event: Value = serde_json::from_slice(payload).ok()?;
     event.get("data")?.get("id")?.as_str().map(str::to_owned)
@@ -132,7 +134,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// An envelope of a letter of an event as it lies in the stream.
+    /// The envelope of an event's letter, as stored.
     pub(crate) fn message(id: &str, part: usize, parts: usize, payload: &[u8]) -> Value {
         json!({"id": id, "part": part, "parts": parts, "reason": "invalid", "detail": "no", "faults": [],
             "attempts": 0, "subject": "tasks.created", "receivedAt": "2026-11-22T08:00:00.000Z",

@@ -1,8 +1,8 @@
-//! The dead letters for those who mend what is wrong: lists, shows, replays and drops them. Needs NATS and no
-//! replica; writes no task and talks to nobody but NATS.
+//! The commands about dead letters: list, show, replay and drop. They need NATS and no replica, and
+//! do not use KV.
 //!
-//! [`store`] reads them, [`entry`] puts their parts together, [`table`] and [`print`] show them, [`decide`] says
-//! whether one may be replayed, and [`replay`] does it.
+//! [`store`] reads letters, [`entry`] joins their parts, and [`table`] and [`print`] show them.
+//! [`decide`] decides whether a letter may be replayed, and [`replay`] replays it.
 
 mod command;
 mod decide;
@@ -33,7 +33,7 @@ pub use self::command::{LettersError, NotFound, Selection, Tally, Which};
 pub use self::store::StoreError;
 pub use self::text::line;
 
-/// Where the letters are looked at.
+/// Access to the dead letters of one pipeline.
 pub struct Desk {
     url: String,
     jetstream: Context,
@@ -43,7 +43,7 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// Connects, once; a server that is away is not waited for.
+    /// Connects once. Does not wait for a server that is unreachable.
     pub async fn open(pipeline: &Stored) -> Result<Self, LettersError> {
         let connection = &pipeline.connection;
         let url = connection.to_string();
@@ -64,7 +64,7 @@ impl Desk {
         Ok(Self { url, jetstream, names, store, ledger })
     }
 
-    /// The newest of them, or all, for people.
+    /// The newest letters, or all, as a table for people. `width`: the columns of the terminal.
     pub async fn list(&self, limit: Option<usize>, width: Option<usize>) -> Result<String, LettersError> {
         let (entries, all) = self.newest(limit).await?;
         let (stream, subject) = (&self.names.dead_letter_stream, &self.names.dead_letter_subject);
@@ -81,29 +81,29 @@ impl Desk {
         })
     }
 
-    /// The newest of them, or all, for programs.
+    /// The newest letters, or all, as JSON for programs.
     pub async fn list_json(&self, limit: Option<usize>) -> Result<String, LettersError> {
         Ok(table::json(&self.newest(limit).await?.0)?)
     }
 
-    /// Everything about one letter.
+    /// Everything about one letter, as text.
     pub async fn show(&self, which: &Which) -> Result<String, LettersError> {
         let entries = self.scan().await?;
         Ok(print::print(&self.opened(find(&entries, which)?).await?))
     }
 
-    /// A letter's original bytes.
+    /// The original bytes of a letter.
     pub async fn payload(&self, which: &Which) -> Result<Vec<u8>, LettersError> {
         let entries = self.scan().await?;
         Ok(self.opened(find(&entries, which)?).await?.payload)
     }
 
-    /// How many letters a selection is.
+    /// The number of letters in a selection.
     pub async fn count(&self, selection: &Selection) -> Result<usize, LettersError> {
         Ok(select(self.scan().await?, selection).0.len())
     }
 
-    /// Replays letters and tells of each what became of it.
+    /// Replays letters, and reports the outcome of each.
     pub async fn replay(
         &self,
         selection: &Selection,
@@ -116,7 +116,7 @@ impl Desk {
         if entries.is_empty() {
             return Ok(tally);
         }
-        // As their events came, for each may change what the ones before it made.
+        // In the order of their events, because each may change the result of earlier ones.
         entries.sort_by_key(|entry| {
             (entry.head.as_ref().and_then(|head| head.origin.version), entry.sequence())
         });
@@ -135,7 +135,7 @@ impl Desk {
         Ok(tally)
     }
 
-    /// Deletes letters for good and tells of each.
+    /// Deletes letters permanently, and reports the outcome of each.
     pub async fn drop_letters(
         &self,
         selection: &Selection,
@@ -154,13 +154,13 @@ impl Desk {
         Ok(tally)
     }
 
-    /// The newest `limit`, and how many there are.
+    /// The newest `limit` letters, and the number of all letters.
     async fn newest(&self, limit: Option<usize>) -> Result<(Vec<Entry>, usize), LettersError> {
         let mut entries = self.scan().await?;
         let all = entries.len();
         entries.drain(..all - limit.unwrap_or(all).min(all));
         for entry in &mut entries {
-            // Its id may be in any part.
+            // The id of the task may be in any part.
             if entry.expected() > 1 && entry.task.is_none() && entry.missing().is_empty() {
                 entry.task = task_in(&self.opened(entry).await?.payload);
             }
@@ -198,7 +198,7 @@ fn find<'a>(entries: &'a [Entry], which: &Which) -> Result<&'a Entry, NotFound> 
     }
 }
 
-/// The letters that are meant, each once, and the names that mean none.
+/// The selected letters, each once, and the names without exactly one letter.
 fn select(entries: Vec<Entry>, selection: &Selection) -> (Vec<Entry>, Vec<NotFound>) {
     match selection {
         Selection::All(None) => (entries, Vec::new()),
@@ -219,7 +219,7 @@ fn select(entries: Vec<Entry>, selection: &Selection) -> (Vec<Entry>, Vec<NotFou
     }
 }
 
-/// How a letter is called when something is said of it.
+/// The name of a letter in messages.
 fn name(entry: &Entry) -> String {
     match entry.id() {
         Some(id) => format!("letter {} ({})", entry.sequence(), line(id)),

@@ -1,4 +1,4 @@
-//! One letter with all that is in it, for people. Pure.
+//! Prints one letter with all its contents, for people. Pure.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -11,10 +11,10 @@ use super::store::Opened;
 use super::text::{block, line, payload};
 use crate::dead_letters::Envelope;
 
-/// Before every line that is not ours.
+/// The indentation of all lines with foreign text.
 const INDENT: &str = "    ";
 
-/// Everything, the payload last.
+/// Prints everything, with the payload last.
 pub(super) fn print(letter: &Opened) -> String {
     let mut shown = String::new();
     if let Some(envelope) = &letter.envelope {
@@ -49,7 +49,7 @@ fn fields(shown: &mut String, envelope: &Envelope, missing: &[usize]) {
     field(shown, "subject", &envelope.subject);
     field(shown, "received at", &envelope.received_at.to_string());
     if let Some(version) = origin.version {
-        field(shown, "version", &format!("{version} (life of the stream, and sequence in it)"));
+        field(shown, "version", &format!("{version} (incarnation of the stream, and sequence in it)"));
     }
     if let Some(deliveries) = origin.deliveries {
         field(shown, "deliveries", &deliveries.to_string());
@@ -65,9 +65,9 @@ fn fields(shown: &mut String, envelope: &Envelope, missing: &[usize]) {
         let task = match origin.task.as_ref().map(serde_json::to_string_pretty) {
             Some(Ok(json)) => block(&json, INDENT),
             Some(Err(error)) => block(&error.to_string(), INDENT),
-            None => block("none: it should be gone", INDENT),
+            None => block("none: KV should not have it", INDENT),
         };
-        section(shown, "task, as KV should hold it", &task);
+        section(shown, "task, as KV should have it", &task);
     }
     let faults: String = envelope
         .faults
@@ -89,7 +89,7 @@ fn fields(shown: &mut String, envelope: &Envelope, missing: &[usize]) {
         section(shown, &format!("headers as they were stored ({} bytes, {kind})", bytes.len()), &shown_bytes);
     }
     let sources: String = origin.sources.iter().map(|version| block(&version.to_string(), INDENT)).collect();
-    section(shown, "sources (the events it is made of)", &sources);
+    section(shown, "sources (the events it is built from)", &sources);
 }
 
 fn field(shown: &mut String, name: &str, value: &str) {
@@ -141,7 +141,7 @@ reason       invalid
 detail       no
 subject      tasks.created
 received at  2026-11-22T08:00:00.000Z
-version      1-5 (life of the stream, and sequence in it)
+version      1-5 (incarnation of the stream, and sequence in it)
 deliveries   1
 queue group  tasks-processor
 faults
@@ -171,7 +171,7 @@ payload (14 bytes, text)
         });
         let shown = print(&letter);
         for part in
-            ["attempts     1\n", "task id      a\n", "\"title\": \"T\"", "made of)\n    1-3\n    1-5\n"]
+            ["attempts     1\n", "task id      a\n", "\"title\": \"T\"", "built from)\n    1-3\n    1-5\n"]
         {
             assert!(shown.contains(part), "{part}\n{shown}");
         }

@@ -1,5 +1,7 @@
-//! Replays letters, one after the other, in the order of their events: looks up what the decision depends on, does
-//! what was decided, and only then deletes the letter.
+//! Replays letters one after the other, in the order of their events.
+//!
+//! It collects the facts for the decision, carries the decision out, and only then deletes the
+//! letter.
 
 use std::collections::HashSet;
 use std::str::FromStr;
@@ -21,13 +23,13 @@ use crate::dead_letters::Envelope;
 use crate::durable::ledger::LedgerError;
 use crate::durable::stream::incarnation::Source;
 
-/// How long the replicas may take to catch up with what was published until now.
+/// How long the replicas may take to catch up with the events in the stream.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// How often that is looked at.
+/// The interval between two checks whether they have caught up.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Why a letter was not replayed, or not to the end.
+/// Why a letter was not replayed, or not completely.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReplayError {
     #[error("{0}")]
@@ -50,7 +52,7 @@ pub(super) enum ReplayError {
     Kept(StoreError),
 }
 
-/// What is the same for all letters of one command, and what it has done so far.
+/// The state of one command for all its letters.
 pub(super) struct Replay<'a> {
     desk: &'a Desk,
     as_new: bool,
@@ -61,11 +63,12 @@ pub(super) struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    /// If it is about events: waits a little until the ledger has what was published before.
+    /// Starts the command. If the letters are of events, waits a little until the ledger has the
+    /// events in the stream.
     pub(super) async fn begin(desk: &'a Desk, as_new: bool, events: bool) -> Result<Self, ReplayError> {
         let (published, touched) = (HashSet::new(), HashSet::new());
         let mut replay = Self { desk, as_new, behind: 0, memory: None, published, touched };
-        // Who does not ask what is newer need not wait for it.
+        // With `as_new` nothing is compared, so nothing must be waited for.
         if events && !as_new {
             let name = &desk.names.stream;
             let stream = desk
@@ -79,7 +82,7 @@ impl<'a> Replay<'a> {
         Ok(replay)
     }
 
-    /// Replays one letter. Answers what was done.
+    /// Replays one letter. Returns the text of the outcome.
     pub(super) async fn one(&mut self, entry: &Entry) -> Result<String, ReplayError> {
         let letter = self.desk.store.open_letter(entry).await?;
         let newest = match task_of(&letter, &self.desk.names) {
@@ -105,8 +108,9 @@ impl<'a> Replay<'a> {
     async fn publish(&mut self, letter: &Opened) -> Result<String, ReplayError> {
         let envelope = letter.envelope.as_ref().ok_or(Refusal::Foreign)?;
         let mut headers = original_headers(envelope)?;
-        // Should the answer be lost, the same letter can be replayed again, and the stream takes it once. The
-        // moment tells apart what has the same id because everything began anew.
+        // If the answer is lost, the letter can be replayed again, and the stream stores the event
+        // once. The receipt time distinguishes letters with the same id from before and after a
+        // deletion of everything in NATS.
         let once = format!("replay/{}/{}", envelope.id, envelope.received_at.to_unix_millis());
         let most = self.desk.jetstream.client().server_info().max_payload;
         let room = most.saturating_sub(letter.payload.len() + wire_size(&headers));
@@ -125,29 +129,30 @@ impl<'a> Replay<'a> {
             return Err(ReplayError::OtherStream(ack.stream));
         }
         self.published.insert(ack.sequence);
-        let again = if ack.duplicate { " (it had been already)" } else { "" };
+        let again = if ack.duplicate { " (the stream had it already)" } else { "" };
         Ok(format!("was published again on {} as message {}{again}", envelope.subject, ack.sequence))
     }
 
     async fn touch(&mut self, task: TaskId) -> Result<String, ReplayError> {
-        // The same task may have died more than once.
+        // Several letters may be about the same task.
         if !self.touched.contains(&task) {
             if !self.desk.ledger.touch(&task).await? {
                 return Err(Refusal::NoRecord(task).into());
             }
             self.touched.insert(task.clone());
         }
-        Ok(format!("is done with: the task {task} is written to KV again"))
+        Ok(format!("was replayed: the task {task} is written to KV again"))
     }
 
-    /// How many events the ledger still lacks of those that are in the stream now, after a little patience.
+    /// The number of events in the stream that the ledger lacks, after a wait of at most
+    /// [`CATCH_UP`].
     async fn catch_up(&self, events: &Stream) -> Result<u64, ReplayError> {
         let names = &self.desk.names;
         let failed = |reason: String| StoreError::Read { stream: names.stream.clone(), reason };
         let state = &events.cached_info().state;
         let source = self.desk.ledger.bucket().get(&names.source()).await.map_err(LedgerError::from)?;
         let Some(source) = source.and_then(|it| serde_json::from_slice::<Source>(&it.value).ok()) else {
-            // No replica has ever read any of it.
+            // No replica has ever read the stream.
             return Ok(state.messages);
         };
         let consumer = names.consumer(source.current().incarnation);
@@ -155,7 +160,7 @@ impl<'a> Replay<'a> {
         loop {
             let info = match events.consumer_info(&consumer).await {
                 Ok(info) => info,
-                // No replica has looked at the stream since it was recreated.
+                // No replica has checked the stream since it was created again.
                 Err(error) if matches!(error.kind(), ConsumerInfoErrorKind::NotFound) => {
                     return Ok(state.messages);
                 }
@@ -173,15 +178,16 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// How long ago the event was received, by this machine's clock.
+/// How long ago the event was received, by the clock of this machine.
 fn age(envelope: &Envelope) -> Duration {
     let now = Timestamp::from(SystemTime::now()).to_unix_millis();
     let millis = now.saturating_sub(envelope.received_at.to_unix_millis());
     Duration::from_millis(u64::try_from(millis).unwrap_or(0))
 }
 
-/// The headers the event came with (none, where no client can read them), but for those that tell the server what to do with
-/// a message: they were for the first time, and would have it refused or dropped now.
+/// The original headers, without those that instruct the server; none if no client can read them.
+///
+/// Instructions for the first publish could make the server refuse or drop the message now.
 fn original_headers(envelope: &Envelope) -> Result<HeaderMap, ReplayError> {
     let mut headers = HeaderMap::new();
     for (name, values) in &envelope.heads.headers {
@@ -199,7 +205,7 @@ fn original_headers(envelope: &Envelope) -> Result<HeaderMap, ReplayError> {
     Ok(headers)
 }
 
-/// How many bytes headers take of a message, which count against the server's limit.
+/// The bytes of headers in a message, which count against the server's limit.
 fn wire_size(headers: &HeaderMap) -> usize {
     let lines = headers.iter().flat_map(|(name, values)| {
         values.iter().map(move |value| wire_size_of(name.as_ref(), value.as_str()))

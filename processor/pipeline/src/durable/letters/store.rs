@@ -1,4 +1,4 @@
-//! Reads and deletes letters in the dead letter stream. Decides nothing.
+//! Reads and deletes letters in the stream of dead letters. Decides nothing.
 
 use std::time::Duration;
 
@@ -16,72 +16,72 @@ use crate::durable::clock::timestamp;
 use crate::durable::limits;
 use crate::durable::names::Names;
 
-/// How many messages are read at a time.
+/// The most messages of one read.
 const BATCH: usize = 256;
 
-/// How many bytes of them at the most, or two messages where they may be larger.
+/// The most bytes of one read, or of two messages if these may be larger.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
 
-/// How long the server may take with a batch.
+/// How long the server may take for one read.
 const BATCH_TIME: Duration = Duration::from_secs(5);
 
-/// Why the letters cannot be read or deleted.
+/// Why letters cannot be read or deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The stream cannot be read.
     #[error("cannot read the stream {stream}: {reason}")]
     Read {
-        /// Its name.
+        /// The name of the stream.
         stream: String,
-        /// The client's error.
+        /// The error of the client.
         reason: String,
     },
     /// A message cannot be read.
     #[error("cannot read message {sequence} of {stream}: {reason}")]
     Message {
-        /// Its stream.
+        /// The stream of the message.
         stream: String,
-        /// Its sequence.
+        /// The sequence of the message.
         sequence: u64,
-        /// The client's error.
+        /// The error of the client.
         reason: String,
     },
     /// A message cannot be deleted.
     #[error("cannot delete message {sequence} of {stream}: {reason}")]
     Delete {
-        /// Its stream.
+        /// The stream of the message.
         stream: String,
-        /// Its sequence.
+        /// The sequence of the message.
         sequence: u64,
-        /// The client's error.
+        /// The error of the client.
         reason: String,
     },
 }
 
-/// A letter with all that is in it.
+/// A letter with its whole contents.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) sequences: Vec<u64>,
     pub(super) stored: Timestamp,
-    /// The parts that are not there.
+    /// The numbers of the missing parts.
     pub(super) missing: Vec<usize>,
-    /// What it says of itself; nothing where the message is no letter that this version can read.
+    /// The envelope; `None` if this version cannot read the message as a letter.
     pub(super) envelope: Option<Envelope>,
-    /// The original bytes, as far as they are there; of what is no letter, the message itself.
+    /// The original bytes without missing parts, or the whole message without an envelope.
     pub(super) payload: Vec<u8>,
 }
 
-/// Reads and deletes letters in the dead letter stream.
+/// Reads and deletes letters in the stream of dead letters.
 pub(super) struct Store {
     jetstream: Context,
-    /// Its name, and the stream, if there is one.
+    /// The name of the stream. `stream`: `None` if there is no such stream.
     name: String,
     stream: Option<Stream>,
     subject: String,
 }
 
 impl Store {
-    /// Looks for the stream. It is made by the first replica that starts, not here.
+    /// Looks up the stream. The first replica creates it, not this command.
     pub(super) async fn open(jetstream: Context, names: &Names) -> Result<Self, StoreError> {
         let name = names.dead_letter_stream.clone();
         let stream = match jetstream.get_stream(&name).await {
@@ -96,19 +96,19 @@ impl Store {
         Ok(Self { jetstream, name, stream, subject: names.dead_letter_subject.clone() })
     }
 
-    /// Whether there is such a stream at all.
+    /// Returns whether the stream exists.
     pub(super) fn exists(&self) -> bool {
         self.stream.is_some()
     }
 
-    /// All letters there are now, in the order in which they were stored.
+    /// All letters in the stream, in the order in which they were stored.
     pub(super) async fn scan(&self) -> Result<Vec<Entry>, StoreError> {
         let Some(stream) = &self.stream else { return Ok(Vec::new()) };
         let failed = |reason: String| StoreError::Read { stream: self.name.clone(), reason };
         let consumer = stream
             .create_consumer(pull::Config {
                 description: Some("taskpipeline dead-letters".to_owned()),
-                // Not what else someone may have this stream capture.
+                // Without other messages that somebody may let this stream capture.
                 filter_subject: self.subject.clone(),
                 ack_policy: AckPolicy::None,
                 memory_storage: true,
@@ -147,7 +147,8 @@ impl Store {
                 };
                 let info = message.info().map_err(|error| failed(error.to_string()))?;
                 taken += 1;
-                // Without acks, what was on its way when a connection broke does not come again.
+                // Without acks, messages that were on their way when a connection broke do not come
+                // again.
                 if info.consumer_sequence != taken {
                     return Err(failed("messages were lost on the way; try again".to_owned()));
                 }
@@ -155,7 +156,7 @@ impl Store {
                 left = info.pending;
             }
             if taken == before && most == asked {
-                // They may have been deleted by someone else meanwhile.
+                // Somebody else may have deleted them meanwhile.
                 let info = consumer.get_info().await.map_err(|error| failed(error.to_string()))?;
                 if info.num_pending > 0 {
                     return Err(failed(format!("no answer within {} s", BATCH_TIME.as_secs())));
@@ -163,12 +164,13 @@ impl Store {
                 left = 0;
             }
         }
-        // It would go away by itself, and too late for who looks at the server's consumers.
+        // It would expire by itself, but until then it would confuse people who look at the
+        // consumers of the server.
         let _ = stream.delete_consumer(&consumer.cached_info().name).await;
         Ok(index.into_entries())
     }
 
-    /// Reads a letter whole.
+    /// Reads a whole letter.
     pub(super) async fn open_letter(&self, entry: &Entry) -> Result<Opened, StoreError> {
         let mut opened = Opened {
             sequences: entry.sequences(),
@@ -189,20 +191,21 @@ impl Store {
             // The first part has the headers.
             opened.envelope.get_or_insert(envelope);
         }
-        // Headers that did not fit are in the payload; of a letter with missing parts they cannot be told from it.
+        // Large headers are in the payload. If parts are missing, they cannot be separated from it.
         if let Some(envelope) = &mut opened.envelope {
             envelope.take_headers(&mut opened.payload);
         }
         Ok(opened)
     }
 
-    /// Deletes all messages of a letter, the last first: should it be interrupted, what is left has its first
-    /// part, with the headers.
+    /// Deletes all messages of a letter, the last first.
+    ///
+    /// If this is interrupted, the remaining messages still have the first part, with the headers.
     pub(super) async fn delete(&self, entry: &Entry) -> Result<(), StoreError> {
         let Some(stream) = &self.stream else { return Ok(()) };
         for sequence in entry.sequences().into_iter().rev() {
             let Err(error) = stream.delete_message(sequence).await else { continue };
-            // Someone else may have been first.
+            // Somebody else may have deleted the message first.
             match stream.get_raw_message(sequence).await {
                 Err(gone) if matches!(gone.kind(), RawMessageErrorKind::NoMessageFound) => {}
                 _ => {
@@ -216,7 +219,7 @@ impl Store {
 
     async fn message(&self, sequence: u64) -> Result<Vec<u8>, StoreError> {
         let Some(stream) = &self.stream else {
-            return Err(self.message_error(sequence, "there is no such stream".to_owned()));
+            return Err(self.message_error(sequence, "the stream does not exist".to_owned()));
         };
         match stream.get_raw_message(sequence).await {
             Ok(message) => Ok(message.payload.into()),

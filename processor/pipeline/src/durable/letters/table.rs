@@ -10,20 +10,20 @@ use taskpipeline_contract::Timestamp;
 use super::entry::Entry;
 use super::text::{cut, line};
 
-/// The most characters of a subject and of a task's id.
+/// The most characters of a subject and of the id of a task.
 const MOST: usize = 36;
 
-/// The least room for the detail, however narrow the terminal is.
+/// The least characters of the detail, however narrow the terminal is.
 const LEAST_DETAIL: usize = 20;
 
 const HEAD: [&str; 6] = ["SEQ", "WHEN", "REASON", "SUBJECT", "TASK", "DETAIL"];
 
-/// What of a letter stands in the list.
+/// The fields of a letter in the list.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Row<'a> {
     sequence: u64,
-    /// Of all its messages.
+    /// The sequences of all its messages.
     sequences: Vec<u64>,
     id: Option<&'a str>,
     stored_at: Timestamp,
@@ -70,7 +70,7 @@ impl<'a> Row<'a> {
     }
 }
 
-/// A line a letter; the details are cut so that a line fits `width`, if there is one.
+/// One line for each letter. If there is a `width`, the details are cut to fit into it.
 pub(super) fn table(entries: &[Entry], width: Option<usize>) -> String {
     let mut rows = vec![HEAD.map(str::to_owned)];
     rows.extend(entries.iter().map(|entry| Row::of(entry).cells()));
@@ -91,7 +91,7 @@ pub(super) fn table(entries: &[Entry], width: Option<usize>) -> String {
     shown
 }
 
-/// All that is in the table, and more, for programs.
+/// All fields of the table, and more, for programs.
 pub(super) fn json(entries: &[Entry]) -> Result<String, serde_json::Error> {
     let rows: Vec<_> = entries.iter().map(Row::of).collect();
     Ok(serde_json::to_string_pretty(&rows)? + "\n")

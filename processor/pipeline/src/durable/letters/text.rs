@@ -1,28 +1,28 @@
-//! Foreign text and bytes made safe to look at in a terminal. Pure.
+//! Makes foreign text and bytes safe to show in a terminal. Pure.
 //!
-//! A letter holds what someone sent who broke the rules: it must not be able to move the cursor, to hide what
-//! it says, or to look like a line of ours.
+//! A letter contains what a producer has sent. It must not be able to move the cursor, to hide
+//! text, or to imitate lines of this program.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 use std::fmt::Write;
 
-/// How many bytes a line of the hex dump holds.
+/// The bytes in a line of the hex dump.
 const DUMP_LINE: usize = 16;
 
-/// In one line: control characters and those that cannot be seen are escaped.
+/// Escapes control characters and invisible characters. The result is one line.
 pub fn line(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     text.chars().for_each(|c| escape(c, &mut shown));
     shown
 }
 
-/// As [`line`], but line breaks stay, and every line is indented.
+/// Like [`line`], but keeps line breaks and indents every line.
 pub(super) fn block(text: &str, indent: &str) -> String {
     text.split('\n').map(|part| format!("{indent}{}\n", line(part))).collect()
 }
 
-/// Text as it is, anything else as a hex dump; and which of the two it is.
+/// Shows text as text, and other bytes as a hex dump. Also returns which of the two it is.
 pub(super) fn payload(bytes: &[u8], indent: &str) -> (&'static str, String) {
     match std::str::from_utf8(bytes) {
         Ok(text) => ("text", block(text, indent)),
@@ -30,7 +30,7 @@ pub(super) fn payload(bytes: &[u8], indent: &str) -> (&'static str, String) {
     }
 }
 
-/// At most so many characters, the last of them a sign that there are more.
+/// Cuts the text to at most `most` characters. An ellipsis as the last one shows the cut.
 pub(super) fn cut(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         return text.to_owned();
@@ -39,7 +39,8 @@ pub(super) fn cut(text: &str, most: usize) -> String {
 }
 
 fn escape(c: char, into: &mut String) {
-    // Those that turn the direction of writing or take no room could make a line read as what it is not.
+    // Characters that change the direction of text or are invisible could make a line show
+    // something else.
     let unseen = matches!(
         c,
         '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'

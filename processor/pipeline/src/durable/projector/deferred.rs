@@ -1,8 +1,8 @@
-//! Tasks that wait in NATS, since their share of the memory is full: of each only where its record is, and when to
-//! read it again. Pure.
+//! Tasks that wait in NATS because their share of the memory is full. Pure.
 //!
-//! A task is found by a hash of its id, so that an entry takes some 100 bytes however long the id is. The hash has 128 bits
-//! and a seed of the process's own: no two ids share one, not even by intent.
+//! For each task only the revision of its record and the time to read it are kept. A hash of the id
+//! finds the task, so that an entry takes some 100 bytes however long the id is. The hash has 128
+//! bits and a seed of the process, so that no two ids collide, not even by intent.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -17,10 +17,10 @@ use tokio::time::Instant;
 
 use crate::durable::bucket::Revision;
 
-/// The most that are deferred; beyond it the projector reads no further. Some 25 MB.
+/// The most deferred tasks: some 25 MB. Beyond this the projector reads no further.
 const MOST: usize = 229_000;
 
-/// Stands for one id.
+/// The hash of one id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct IdHash([u64; 2]);
 
@@ -34,51 +34,51 @@ impl IdHash {
 /// Why a task waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
-    /// For the end of its rest: a newer change of it waits as long.
+    /// For the end of its rest: a newer change must wait as long.
     Rest,
-    /// For its next attempt, or for its dead letter: a newer change of it waits as long.
+    /// For its next attempt, or for its dead letter: a newer change must wait as long.
     Retry,
-    /// It is written, and in doubt: a newer change of it may be written at once.
+    /// For the end of a doubt after its write: a newer change may be written at once.
     Doubt,
 }
 
-/// The projector's knowledge of a task that waits in NATS.
+/// The state that the projector keeps of a task that waits in NATS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Deferral {
     /// The first change that KV may lack.
     pub(crate) low: Revision,
-    /// The newest change that was seen.
+    /// The newest change that was read.
     pub(crate) seen: Revision,
-    /// When to go on.
+    /// When to read the record.
     pub(crate) at: Instant,
     pub(crate) why: Why,
-    /// A write sent from this moment on ends the doubt.
+    /// When the doubt ends. A write that is sent later settles the task.
     pub(crate) doubtful_until: Option<Instant>,
-    /// How many writes of it have failed in a row.
+    /// How many writes of the task have failed in a row.
     pub(crate) attempts: u32,
 }
 
 #[derive(Debug)]
 struct Entry {
     deferral: Deferral,
-    /// Its record is being read.
+    /// Whether its record is being read.
     reading: bool,
 }
 
-/// Tasks that wait in NATS: of each, where its record is and when to read it again.
+/// The tasks that wait in NATS.
 #[derive(Debug, Default)]
 pub(crate) struct Deferred {
     entries: HashMap<IdHash, Entry, foldhash::fast::RandomState>,
-    /// When each is to be read. One that was moved since may still stand here at its former moment.
+    /// When to read each task. A task that was moved may still be at its former time, too.
     due: BTreeMap<Instant, Vec<IdHash>>,
-    /// The lowest `low`, or something below it.
+    /// The lowest `low`, or a lower bound.
     lowest: Option<Revision>,
-    /// How many went since `lowest` was found out.
+    /// The number of removals since `lowest` was computed.
     gone: usize,
 }
 
 impl Deferred {
-    /// Whether another may be deferred.
+    /// Returns whether there is room for another task.
     pub(crate) fn has_room(&self) -> bool {
         self.entries.len() < MOST
     }
@@ -87,24 +87,24 @@ impl Deferred {
         self.entries.len()
     }
 
-    /// Whether no request for any of them may still do something.
+    /// Returns whether no request for any of these tasks may still take effect.
     pub(crate) fn is_clean(&self) -> bool {
         let certain = |entry: &Entry| entry.deferral.doubtful_until.is_none();
         self.entries.values().all(certain)
     }
 
-    /// Below this revision nothing is deferred.
+    /// A revision below which no deferred change is.
     pub(crate) fn lowest(&self) -> Option<Revision> {
         self.lowest
     }
 
-    /// Whether this task, or one of the same hash, waits here.
+    /// Returns whether this task, or one with the same hash, waits here.
     pub(crate) fn contains(&self, id: &TaskId) -> bool {
-        // Most often there are none, and hashing an id twice for nothing is not free.
+        // Most often there are none, and an unneeded hash of an id costs time.
         !self.entries.is_empty() && self.entries.contains_key(&IdHash::of(id))
     }
 
-    /// Defers a task that is not here.
+    /// Defers a task that is not here yet.
     pub(crate) fn add(&mut self, id: &TaskId, deferral: Deferral) {
         let hash = IdHash::of(id);
         self.lowest = Some(self.lowest.map_or(deferral.low, |lowest| lowest.min(deferral.low)));
@@ -112,8 +112,8 @@ impl Deferred {
         self.entries.insert(hash, Entry { deferral, reading: false });
     }
 
-    /// A newer change of a task that waits here was seen. Answers what was known of it, if it need not wait any more and
-    /// is not here any more either.
+    /// Records a newer change of a task. If the task need not wait any more, removes and returns
+    /// its entry.
     pub(crate) fn changed(&mut self, id: &TaskId, revision: Revision) -> Option<Deferral> {
         let hash = IdHash::of(id);
         let entry = self.entries.get_mut(&hash)?;
@@ -121,7 +121,7 @@ impl Deferred {
         (entry.deferral.why == Why::Doubt).then(|| self.remove(hash)).flatten()
     }
 
-    /// Those to be read now, at most so many, with the revisions of their records.
+    /// Takes at most `most` due tasks, with the revisions of their records.
     pub(crate) fn take_due(&mut self, most: usize, now: Instant) -> Vec<(IdHash, Revision)> {
         let mut taken = Vec::new();
         while taken.len() < most
@@ -143,13 +143,14 @@ impl Deferred {
         taken
     }
 
-    /// When the next is to be read.
+    /// When the next task is due.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.due.first_key_value().map(|(at, _)| *at)
     }
 
-    /// The record at this revision was read. Answers what is known of its task, which is not here any more; nothing, if
-    /// it has changed since, and is to be read once more.
+    /// Handles a record that was read. Removes and returns the entry of its task.
+    ///
+    /// Returns `None` if the task has changed since; then it is read once more.
     pub(crate) fn found(&mut self, hash: IdHash, revision: Revision, now: Instant) -> Option<Deferral> {
         if self.entries.get(&hash)?.deferral.seen != revision {
             self.again(hash, now);
@@ -158,19 +159,21 @@ impl Deferred {
         self.remove(hash)
     }
 
-    /// There is no record at this revision any more: its task has changed, and the feed will bring the change. The task need
-    /// not wait here for it, unless it is in doubt: the change has to know of the doubt.
+    /// Handles a record that was replaced: its task has changed, and the feed will bring the
+    /// change.
+    ///
+    /// The task stays here only while it is in doubt, because the change must know of the doubt.
     pub(crate) fn missed(&mut self, hash: IdHash, revision: Revision, now: Instant) {
         let Some(entry) = self.entries.get(&hash) else { return };
         match entry.deferral.doubtful_until {
-            // The feed has got to it meanwhile.
+            // The feed has reached the change meanwhile.
             _ if entry.deferral.seen != revision => self.again(hash, now),
             Some(until) if until > now => self.again(hash, until),
             _ => drop(self.remove(hash)),
         }
     }
 
-    /// It could not be read: it is due again then.
+    /// Makes a task that could not be read due again at `at`.
     pub(crate) fn again(&mut self, hash: IdHash, at: Instant) {
         if let Some(entry) = self.entries.get_mut(&hash) {
             (entry.reading, entry.deferral.at) = (false, at);
@@ -178,7 +181,7 @@ impl Deferred {
         }
     }
 
-    /// None that waits for this waits longer than until then.
+    /// Ends each wait for this reason at `latest` at the latest.
     pub(crate) fn hasten(&mut self, why: Why, latest: Instant) {
         let later: Vec<_> =
             self.due.range((Excluded(latest), Unbounded)).flat_map(|(_, due)| due).copied().collect();
@@ -197,7 +200,7 @@ impl Deferred {
         if self.entries.is_empty() {
             *self = Self::default();
         } else if self.gone > self.entries.len() / 8 + 64 {
-            // Not at each removal: it takes a look at all.
+            // Not at each removal, because it visits all entries.
             self.lowest = self.entries.values().map(|entry| entry.deferral.low).min();
             self.gone = 0;
         }
@@ -230,7 +233,7 @@ mod tests {
         let due = deferred.take_due(9, now);
         assert_eq!(due, [(IdHash::of(&id(1)), Revision(5))]);
         assert!(deferred.take_due(9, now).is_empty(), "it is being read");
-        // Changed meanwhile: what was read is old.
+        // The task has changed meanwhile, so the record that was read is old.
         assert_eq!(deferred.changed(&id(1), Revision(9)), None);
         assert_eq!(deferred.found(due[0].0, Revision(5), now), None);
         let due = deferred.take_due(9, now);
@@ -261,7 +264,7 @@ mod tests {
         deferred.add(&id(2), Deferral { doubtful_until: Some(until), ..deferral(6, now) });
         deferred.add(&id(3), deferral(7, now));
         let due = deferred.take_due(9, now);
-        // The change of the third one comes while its record is looked for.
+        // The change of the third task comes while its record is read.
         deferred.changed(&id(3), Revision(8));
         for (hash, revision) in due {
             deferred.missed(hash, revision, now);

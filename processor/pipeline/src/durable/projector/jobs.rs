@@ -1,5 +1,7 @@
-//! The jobs of a projector beside its turns: reads and writes of the ledger, dead letters, the renewal. Each job waits for NATS,
-//! and ends with what the projection is told.
+//! The jobs of a projector beside its turns: reads and writes of the ledger, dead letters, the
+//! renewal.
+//!
+//! Each job waits for NATS, and returns its result to the projection.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,26 +25,26 @@ use crate::durable::ledger::{Ledger, LedgerError};
 use crate::durable::projector::deferred::IdHash;
 use crate::telemetry::metrics::Metrics;
 
-/// The pause before something that NATS did not take is tried again.
+/// The pause before another attempt at something that NATS did not accept.
 pub(crate) const PAUSE: Duration = Duration::from_secs(1);
 
-/// How often a record is tried to be given its time to live, before it is left in the ledger for good.
+/// The most attempts to give a record its time to live. Afterwards the record stays in the ledger.
 const EXPIRE_TRIES: usize = 5;
 
-/// The records that were read for tasks that wait in NATS, by their revisions.
+/// The records of tasks that wait in NATS, by their revisions.
 pub(crate) type FoundAt = Result<HashMap<Revision, (TaskId, Known)>, LedgerError>;
 
-/// Something to be done. It ends with a [`Done`].
+/// A job. It ends with a [`Done`].
 pub(crate) enum Job {
-    /// Renew the control record, with what is settled, and how far the ledger was read.
+    /// Renew the control record, with the settled revisions and the last revision read.
     Renew { held: Held, settled: Settled, read: Revision },
-    /// Give a command what it has asked for.
+    /// Grant a command its requests.
     Lend { asked: Asked, requests: u32 },
     /// Read the records of these tasks.
     Read(Vec<TaskId>),
     /// Read the records at these revisions.
     ReadAt(Vec<(IdHash, Revision)>),
-    /// Record what KV knew of a task, after storing the letter, if there is one.
+    /// Record the task that KV had, after storing the letter if there is one.
     Join(Box<Join>),
     /// Store a letter about a task that KV refuses.
     Bury { id: TaskId, revision: Revision, letter: Box<Letter> },
@@ -54,28 +56,29 @@ pub(crate) enum Job {
 #[derive(Clone)]
 pub(crate) struct Join {
     pub(crate) id: TaskId,
-    /// The task, if KV has it.
+    /// The task, or `None` if KV does not have it.
     pub(crate) known: Option<Task>,
-    /// Tells what is lost by it.
+    /// A letter about an unreadable value in KV.
     pub(crate) letter: Option<Letter>,
     pub(crate) correlation_id: String,
 }
 
 /// The result of a [`Job`].
 pub(crate) enum Done {
-    /// And what a command asks for.
+    /// The outcome of the renewal, and the open request of a command.
     Renewed(Renewal, Option<Asked>),
-    /// Requests were lent to a command.
+    /// The requests were granted.
     Lent,
-    /// These records were given their time to live, or need not be.
+    /// These records have their time to live, or do not need it.
     Expired(Vec<(TaskId, Revision)>),
-    /// What KV knew of a task is recorded, in place of this revision; or it was no news; or it could not be.
+    /// The result of [`Job::Join`]: the replaced revision, `None` if nothing was written, or an
+    /// error.
     Joined(TaskId, Result<Option<Revision>, LedgerError>),
-    /// These were read again.
+    /// The result of [`Job::Read`].
     Read(Vec<TaskId>, Result<HashMap<TaskId, Known>, LedgerError>),
-    /// The records of tasks that waited in NATS were read.
+    /// The result of [`Job::ReadAt`].
     ReadAt(Vec<(IdHash, Revision)>, FoundAt),
-    /// A task that KV refuses is a dead letter now.
+    /// The letter of a task that KV refuses is stored.
     Buried(TaskId, Revision),
 }
 
@@ -89,7 +92,7 @@ pub(crate) struct Tools<S = Bucket, L = DeadLetters> {
 }
 
 impl<S: Store + Register, L: LetterBox> Tools<S, L> {
-    /// Does a job.
+    /// Runs a job to its end.
     pub(crate) async fn run(self, job: Job) -> Done {
         match job {
             Job::Renew { held, settled, read } => {
@@ -138,7 +141,7 @@ impl<S: Store + Register, L: LetterBox> Tools<S, L> {
         Done::Joined(id, recorded)
     }
 
-    /// Stores a letter, however long it takes: what it tells of is settled only then.
+    /// Stores a letter, however long that takes. Its task is settled only afterwards.
     async fn store(&self, letter: &Letter) {
         while let Err(error) = self.letters.store(letter).await {
             warn!(%error, "cannot store a dead letter");

@@ -1,5 +1,7 @@
-//! How long the oldest change waits to be settled in KV. Pure, and to some seconds: where the feed was is remembered now
-//! and then, instead of a moment for each task.
+//! Measures how long the oldest change has waited to be settled in KV. Pure.
+//!
+//! It is accurate to a few seconds, because it remembers positions of the feed instead of a time
+//! for each task.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -10,19 +12,19 @@ use tokio::time::Instant;
 
 use crate::durable::bucket::Revision;
 
-/// How often the feed's position is remembered.
+/// The interval between two remembered positions.
 const EVERY: Duration = Duration::from_secs(5);
 
 /// Measures how long the oldest unsettled change has waited, to a few seconds.
 #[derive(Debug, Default)]
 pub(crate) struct Lag {
-    /// Up to where changes were read at these moments, as far as they are not settled.
+    /// The revisions that were read at these times, while they are not settled.
     marks: VecDeque<(Instant, Revision)>,
 }
 
 impl Lag {
-    /// All changes up to `read` were read by now, and all up to `settled` are settled. Answers for how long at least the
-    /// oldest that is not has been waiting.
+    /// Sets the last read and the settled revision. Returns how long the oldest unsettled change
+    /// has waited at least.
     pub(crate) fn see(&mut self, read: Revision, settled: Revision, now: Instant) -> Duration {
         while self.marks.front().is_some_and(|(_, read)| *read <= settled) {
             self.marks.pop_front();

@@ -1,8 +1,10 @@
-//! The projector of mode `Durable`: one replica at a time brings KV to what the ledger says. That it is the only
-//! one cannot be promised; that KV ends up as the ledger says does not depend on it.
+//! The projector of mode `Durable`: one replica at a time writes the state of the ledger to KV.
 //!
-//! Here [`Projection`], which decides, meets the clock and the network: its actions are carried out, and what comes of them is
-//! reported to it.
+//! Two replicas may project for a short time. The correctness of KV does not depend on there being
+//! only one.
+//!
+//! This module connects [`Projection`], which decides, to the clock and the network. It carries out
+//! the actions, and reports the results.
 
 pub(crate) mod deferred;
 pub(crate) mod jobs;
@@ -43,20 +45,20 @@ use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 use taskpipeline_kv::BulkApi;
 
-/// How many changes are taken in between two turns.
+/// The most changes that are taken in between two turns.
 const TAKE_IN: usize = 256;
 
-/// How long a replica that has stalled leaves the control record to others.
+/// How long a replica leaves the control record to others after a stall.
 const AFTER_A_STALL: Duration = Duration::from_secs(10);
 
-/// What the projector of a replica needs, whether or not it is its turn.
+/// The parts of the projector of a replica, whether or not the replica is the writer.
 pub(crate) struct Parts<K> {
     pub(crate) kv: K,
     pub(crate) tuning: Tuning,
-    /// The settings as they are changed.
+    /// The settings after each change.
     pub(crate) changes: watch::Receiver<Tuning>,
     pub(crate) settle_after: Duration,
-    /// How long a settled record lives that says nothing but that there is no task; for ever, if nothing.
+    /// How long the settled record of a missing task lives; `None` means indefinitely.
     pub(crate) memory: Option<Duration>,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) holder: Holder,
@@ -91,7 +93,7 @@ impl<K> Parts<K> {
         }
     }
 
-    /// Reads the ledger's changes after this revision.
+    /// Reads the changes of the ledger after this revision.
     fn feed(&self, after: Revision) -> Feed {
         Feed::after(
             after,
@@ -109,21 +111,21 @@ struct Projector<K> {
     projection: Projection,
     requests: Requests<K>,
     feed: Feed,
-    /// Reads the look-ups that were left in NATS, where there are any.
+    /// Reads the look-ups that were left in NATS, if there are any.
     second: Option<Feed>,
-    /// What is done beside: reads and writes of the ledger, dead letters, the renewal.
+    /// The jobs: reads and writes of the ledger, dead letters, the renewal.
     beside: JoinSet<Done>,
 }
 
-/// How a term ends.
+/// How a term ended.
 enum Ended {
     Drained,
     Lost,
-    /// It did not move though work waited.
+    /// The projector made no progress although work waited.
     Stalled,
 }
 
-/// Projects whenever it is this replica's turn, until `stop` names the moment by which it has to end.
+/// Projects in each term of this replica. `stop` is the deadline after which it must have ended.
 pub(crate) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<Option<Instant>>) {
     let begun = Instant::now();
     let mut schedule = Schedule::new(
@@ -154,14 +156,15 @@ pub(crate) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<O
             Ended::Stalled => {
                 projector.requests.abort();
                 projector.release().await;
-                // What they lack may be there in a moment: they must not take it while nobody reads them.
+                // Closes the feeds: a consumer that becomes available must not go to a feed that
+                // nobody reads.
                 drop((projector.feed, projector.second));
                 (parts, requests) = (projector.parts, projector.requests);
                 (schedule, rests) = projector.projection.into_parts();
                 schedule.restart();
                 requests.restart();
                 tokio::select! {
-                    // Others go first.
+                    // Others may take the record first.
                     () = tokio::time::sleep(AFTER_A_STALL) => continue,
                     () = stopped(&mut stop) => return,
                 }
@@ -243,7 +246,7 @@ impl<K: BulkApi> Projector<K> {
         }
     }
 
-    /// The settings have changed.
+    /// Applies changed settings.
     fn retune(&mut self) {
         let tuning = self.parts.changes.borrow_and_update().clone();
         self.requests.set_timeout(tuning.request_timeout);
@@ -283,7 +286,7 @@ impl<K: BulkApi> Projector<K> {
     }
 }
 
-/// The next changes of the second feed, at least one.
+/// Waits for the next changes of the second feed, at least one.
 async fn next_left(second: &mut Option<Feed>, into: &mut Vec<Change>, most: usize) {
     match second {
         Some(feed) => feed.next(into, most).await,

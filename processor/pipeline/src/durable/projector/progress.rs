@@ -1,7 +1,8 @@
-//! Whether the projector moves forward. Pure: what is seen in, a verdict out.
+//! Decides whether the projector makes progress. Pure: it takes signs and returns a verdict.
 //!
-//! A projector that stands still though work waits, and nothing excuses it, is a defect or has lost something that it needs.
-//! It says so, and then gives up the control record: another replica, or the same one again, begins from the watermark.
+//! A projector that stands still without an excuse although work waits has a bug, or has lost
+//! something that it needs. It reports a stall, and then gives up the control record. Another
+//! replica, or the same one again, starts from the watermark.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -11,54 +12,58 @@ use tokio::time::Instant;
 
 use crate::durable::bucket::Revision;
 
-/// Longer than anything that the projector waits for without an excuse: NATS answers within 5 s, or the connection is lost.
+/// Longer than any wait of the projector without an excuse: NATS answers within 5 s, or the
+/// connection is lost.
 const STALLED_AFTER: Duration = Duration::from_secs(30);
 
-/// For so long the writer says that it has stalled, before it gives up: conditions are written every other second.
+/// The writer reports the stall for 6 s before it gives up, because conditions are written every
+/// other second.
 const GIVES_UP_AFTER: Duration = Duration::from_secs(36);
 
-/// What is seen of the projector.
+/// The signs of progress.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Signs {
-    /// How far the feed has read, up to where all is settled, and how many writes and look-ups were answered. Any of them
-    /// changes when the projector moves.
+    /// The last revision read, the settled revision, and the number of answered writes and reads.
+    /// Progress changes at least one.
     pub(crate) position: (Revision, Revision, u64),
-    /// Whether NATS can be reached, and the control record is held beyond doubt. Otherwise there is nothing to judge.
+    /// Whether NATS is reachable and the control record is surely held. Otherwise there is nothing
+    /// to judge.
     pub(crate) may_work: bool,
-    /// Whether the ledger's changes cannot be read.
+    /// Whether the changes of the ledger cannot be read.
     pub(crate) unread: bool,
     /// Whether tasks could be sent, or changes wait until others are written.
     pub(crate) waits: bool,
-    /// Whether something else has to happen first: an answer of KV, or a moment, such as that of the next attempt.
+    /// Whether something must happen first: an answer of KV, or a time such as that of the next
+    /// attempt.
     pub(crate) excused: bool,
 }
 
-/// Why it stands still.
+/// Why the projector stands still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stall {
-    /// The ledger's changes cannot be read.
+    /// The changes of the ledger cannot be read.
     Unread,
     /// Tasks wait, and none is written.
     Unwritten,
 }
 
-/// How it gets on.
+/// The verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Course {
-    /// It moves, or has no reason to.
+    /// The projector makes progress, or has nothing to do.
     Well,
     Stalled(Stall),
-    /// It has stalled for so long that another should try.
+    /// The stall has lasted so long that another replica should try.
     GivesUp(Stall),
 }
 
-/// Watches whether the projector moves while work waits.
+/// Watches whether the projector makes progress while work waits.
 #[derive(Debug)]
 pub(crate) struct Progress {
     position: (Revision, Revision, u64),
-    /// Since when it has not moved without an excuse.
+    /// Since when it has made no progress without an excuse.
     unwritten_since: Instant,
-    /// Since when changes cannot be read though NATS is there.
+    /// Since when the changes cannot be read although NATS is reachable.
     unread_since: Instant,
 }
 
@@ -75,7 +80,7 @@ impl Progress {
         if !signs.unread || !signs.may_work {
             self.unread_since = now;
         }
-        // Where nothing can be read, that is why nothing is written.
+        // If nothing can be read, that is also why nothing is written.
         let (since, stall) = if self.unread_since <= self.unwritten_since {
             (self.unread_since, Stall::Unread)
         } else {

@@ -1,6 +1,8 @@
-//! Decides what the projector of mode `Durable` does. Pure: it takes the moment, and what came from the ledger, from KV and
-//! from the control record, as arguments, and answers with [`Action`]s, which its driver carries out and reports as
-//! [`Done`]. So `durable/simulation` drives the very code that ships.
+//! Decides what the projector of mode `Durable` does. Pure: it takes the time, and news of the
+//! ledger, KV and the control record.
+//!
+//! It returns [`Action`]s. Its driver carries them out and reports the results as [`Done`]. So
+//! `durable/simulation` drives the same code that ships.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -43,102 +45,101 @@ use taskpipeline_kv::RequestBudget;
 
 pub(crate) use self::term::{Leaving, Outside};
 
-/// How many tasks are read again with one request when their doubt is over.
+/// The most tasks in one read after their doubt is over.
 const READ_AGAIN: usize = 500;
 
-/// How many are being read again at a time: what the answers hold counts only when they are there.
+/// The most tasks in such reads at a time. The records in the answers count as memory only when
+/// they arrive.
 const MOST_READING: usize = 4 * READ_AGAIN;
 
-/// How soon a renewal that NATS did not confirm is tried again.
+/// The delay before a renewal that NATS did not confirm is tried again.
 const RENEW_AGAIN: Duration = Duration::from_millis(200);
 
-/// What a projection is told once.
+/// The parameters of a projection, which stay the same.
 #[derive(Clone)]
 pub(crate) struct Setup {
-    /// How long after a request was sent it may still take effect.
+    /// How long a request may still take effect after it was sent.
     pub(crate) settle_after: Duration,
-    /// How long a settled record lives that says nothing but that there is no task; for ever, if nothing.
+    /// How long the settled record of a missing task lives; `None` means indefinitely.
     pub(crate) memory: Option<Duration>,
-    /// How far behind what was read a renewal lets it read.
+    /// How many revisions a renewal lets the projection read ahead.
     pub(crate) read_ahead: u64,
-    /// The KV namespace.
     pub(crate) target: Target,
-    /// How much of each kind may wait in memory.
+    /// The memory for each kind of waiting task.
     pub(crate) limits: Limits,
     pub(crate) names: Arc<Names>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) health: Arc<Health>,
 }
 
-/// Something to be done.
+/// Something that the driver must do.
 pub(crate) enum Action {
-    /// Send a request to KV; its answer is to be told.
+    /// Send a request to KV, and report its answer.
     Send(Flight),
-    /// Begin this beside the others; its result is to be told.
+    /// Start this job beside the others, and report its result.
     Begin(Job),
-    /// Read what was left in NATS, after this revision.
+    /// Read the look-ups that were left in NATS, after this revision.
     FollowLeft(Revision),
-    /// Stop reading that.
+    /// Stop reading the look-ups that were left in NATS.
     LeaveLeft,
-    /// Forget everything that is being done, and read the changes after this revision.
+    /// Forget all jobs and requests, and read the changes after this revision.
     Restart(Revision),
 }
 
-/// The state of a term after a result.
+/// Whether the term continues after a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Term {
-    /// It does.
+    /// The term continues.
     GoesOn,
     /// Another replica has the control record.
     Lost,
 }
 
-/// One term of a projector: from when it takes the control record until it has it no more.
+/// One term of a projector: from taking the control record until it is lost or released.
 pub(crate) struct Projection {
     setup: Setup,
     tuning: Tuning,
     schedule: Schedule,
     held: Held,
     unsettled: Unsettled,
-    /// Whether what was left in NATS is being read.
+    /// Whether look-ups that were left in NATS are being read.
     following: bool,
-    /// Changes that were read from there and not taken in yet.
+    /// Changes of look-ups that were left in NATS, read and not taken in yet.
     left: VecDeque<Change>,
-    /// When tasks were written, where they rest for long.
+    /// When tasks were last written, if `minWriteInterval` is long.
     rests: Rests,
-    /// Changes that may be taken in when the control record says so.
+    /// Changes beyond the revision that the control record allows.
     ahead: VecDeque<Change>,
-    /// The latest revision that was read, whether or not it was taken in.
+    /// The last revision that was read, whether or not it was taken in.
     read: Revision,
-    /// Settled records that are to be given their time to live, when those before them have theirs.
+    /// Settled records that wait for their time to live, behind those that are getting it.
     to_expire: VecDeque<(TaskId, Known)>,
     expiring: bool,
-    /// How many tasks are being read again.
+    /// The number of tasks that are being read after their doubt.
     reading: usize,
     /// Whether tasks that waited in NATS are being read.
     reading_deferred: bool,
     renewing: bool,
     renew_at: Instant,
-    /// What a command asks for.
+    /// The open request of a command for a part of the budget.
     asked: Option<Asked>,
     behind: u64,
     lag: Lag,
     progress: Progress,
-    /// How many keys KV has answered for.
+    /// The number of keys that KV has answered for.
     answered: u64,
-    /// When somebody will look whether it moves.
+    /// When to check the next time whether the projector makes progress.
     look_at: Instant,
     actions: VecDeque<Action>,
 }
 
-/// At most a tenth of the budget goes into looking up what only KV knows.
+/// A tenth of the budget, the part for reads of KV.
 pub(crate) fn tenth(budget: RequestBudget) -> RequestBudget {
     let requests = NonZeroU32::new(budget.requests.get() / 10).unwrap_or(NonZeroU32::MIN);
     RequestBudget { requests, ..budget }
 }
 
 impl Projection {
-    /// Begins a term.
     pub(crate) fn new(
         setup: Setup,
         tuning: Tuning,
@@ -178,12 +179,12 @@ impl Projection {
         }
     }
 
-    /// What outlives a term.
+    /// The parts that continue after a term.
     pub(crate) fn into_parts(self) -> (Schedule, Rests) {
         (self.schedule, self.rests)
     }
 
-    /// Does what is due, and sends what can be sent, unless it is to stop.
+    /// Does everything that is due, and sends what can be sent, unless it is stopping.
     pub(crate) fn turn(&mut self, stopping: bool, now: Instant) {
         self.schedule.wake(now);
         self.read_doubtful_again(now);
@@ -191,8 +192,8 @@ impl Projection {
         self.follow_left();
         self.take_in_left(now);
         self.expire();
-        // A replica that drains does not renew once nothing is in flight: with a slow NATS the next renewal would always be due,
-        // and the replica would never leave.
+        // A replica that drains does not renew once nothing is in flight. With a slow NATS the next
+        // renewal would always be due, and the replica would never leave.
         if !stopping || self.schedule.in_flight() > 0 {
             self.renew(now);
         }
@@ -206,28 +207,29 @@ impl Projection {
         self.actions.push_back(Action::Begin(job));
     }
 
-    /// The next thing to be done.
+    /// The next action for the driver.
     pub(crate) fn action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// Whether nothing is under way that has to end before the control record is let go.
+    /// Returns whether nothing is in progress that must end before the control record is released.
     pub(crate) fn may_leave(&self) -> bool {
         self.schedule.in_flight() == 0 && !self.renewing
     }
 
-    /// Whether it has room for changes of the ledger.
+    /// Returns whether there is room for changes of the ledger.
     pub(crate) fn wants_changes(&self) -> bool {
         self.unsettled.has_room() && self.ahead.is_empty()
     }
 
-    /// The next changes of the ledger.
+    /// Adds the next changes of the ledger.
     pub(crate) fn changes(&mut self, changes: impl IntoIterator<Item = Change>, now: Instant) {
         self.ahead.extend(changes);
         self.take_in_what_may_be(now);
     }
 
-    /// The settings have changed. What waits to be tried again waits no longer than it would under the new ones.
+    /// Applies changed settings. Tasks that wait for a retry wait no longer than under the new
+    /// settings.
     pub(crate) fn retune(&mut self, tuning: Tuning, now: Instant) {
         self.schedule.retune(&tuning, tenth(tuning.request_budget), now);
         let dice = self.schedule.throw();
@@ -245,21 +247,21 @@ impl Projection {
         self.tuning = tuning;
     }
 
-    /// By when to take the next turn, if nothing happens before.
+    /// When to take the next turn if nothing happens before.
     pub(crate) fn next_wake(&self, stopping: bool, now: Instant) -> Instant {
         let renew = if self.renewing { None } else { Some(self.renew_at) };
         let soon = now + PAUSE;
-        // Where there is no room for what is due, an answer makes it.
+        // Without room for due tasks, only an answer makes room.
         let due = self.unsettled.next_due().filter(|_| self.may_read_again());
         let deferred = self.unsettled.next_deferred().filter(|_| self.may_read_deferred());
-        // What is due to be sent, and may not be sent, waits for a renewal, which wakes the driver. Until then it would stay due,
-        // and the driver would not sleep at all.
+        // Due tasks that may not be sent wait for a renewal, which wakes the driver. As a reason to wake they would keep the driver
+        // from sleeping.
         let send = self.schedule.next_wake().filter(|_| !stopping && self.may_send(now));
         [renew, send, due, deferred].into_iter().flatten().fold(soon, Instant::min)
     }
 
-    /// Takes in what was read, as far as the control record says that it is. When that is soon used up it is renewed
-    /// at once, so that nobody waits for it.
+    /// Takes in the changes that the control record allows. If the allowance is nearly used up,
+    /// renews the record at once, so that nothing waits for it.
     fn take_in_what_may_be(&mut self, now: Instant) {
         let reading = self.held.control.reading;
         self.read = self.ahead.back().map_or(self.read, |last| self.read.max(last.known.revision));
@@ -275,7 +277,8 @@ impl Projection {
     fn take_in(&mut self, change: Change, now: Instant) {
         let Change { id, known, behind } = change;
         self.behind = behind;
-        // Our own doing: it was settled before it was given its time to live, and nothing came between.
+        // This projector wrote the change itself: it gave a settled record its time to live, with
+        // nothing in between.
         if known.record.expires_by.as_ref().is_some_and(|by| *by == self.settler()) {
             self.unsettled.passed(&id, known.revision);
             return;
@@ -286,7 +289,7 @@ impl Projection {
         }
     }
 
-    /// However many tasks there are: only by being read again do they get fewer.
+    /// Returns whether tasks may be read again, however many there are. Only this makes them fewer.
     fn may_read_again(&self) -> bool {
         self.unsettled.has_room_to_come_back() && self.reading < MOST_READING
     }
@@ -307,7 +310,7 @@ impl Projection {
         self.begin(Job::Read(ids));
     }
 
-    /// Something was done.
+    /// Adds the result of a job.
     pub(crate) fn done(&mut self, done: Done, now: Instant) -> Term {
         match done {
             Done::Renewed(renewal, asked) => {
@@ -321,9 +324,10 @@ impl Projection {
                 expired.iter().for_each(|(id, revision)| self.unsettled.settle(id, *revision));
             }
             Done::Buried(id, revision) => self.unsettled.buried(&id, revision, now),
-            // The change comes by the feed, when there is room for it; what waited for it need not wait here.
+            // The feed brings the change when there is room. Then nothing waits for the old record
+            // any more.
             Done::Joined(id, Ok(Some(replaced))) => self.unsettled.settle(&id, replaced),
-            // Another was first, and its change comes too; or the record is gone.
+            // Another replica was first, and its change comes too; or the record is gone.
             Done::Joined(id, Ok(None)) => self.read(vec![id]),
             Done::ReadAt(due, found) => self.was_read_at(due, found, now),
             Done::Joined(id, Err(_)) => self.route(&id, now),
@@ -331,7 +335,7 @@ impl Projection {
                 self.reading -= ids.len();
                 for id in ids {
                     match known.remove(&id) {
-                        // Changed meanwhile, and later than may be sent yet.
+                        // The task has changed meanwhile, beyond the revision that may be sent yet.
                         Some(known) if known.revision > self.held.control.reading => {
                             self.read = self.read.max(known.revision);
                             self.renew_at = self.renew_at.min(now);
@@ -342,7 +346,7 @@ impl Projection {
                             if self.unsettled.record(&id).is_some() {
                                 self.route(&id, now);
                             } else {
-                                // A replica of the stream has answered that is behind.
+                                // The server that answered is behind.
                                 self.unsettled.give_back(vec![id], now + RENEW_AGAIN);
                             }
                         }
@@ -359,7 +363,7 @@ impl Projection {
         Term::GoesOn
     }
 
-    /// Shows itself in the metrics.
+    /// Updates the metrics.
     pub(crate) fn show(&mut self, now: Instant) {
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let metrics = &self.setup.metrics;

@@ -1,7 +1,8 @@
-//! When each task was written last, while that keeps it from being written again: for long `minWriteInterval`s. Pure.
+//! Remembers when each task was last written, for long `minWriteInterval`s. Pure.
 //!
-//! Of each task a hash is kept, some 50 bytes however long its id is, and of the most that are kept the oldest is
-//! forgotten: then its next write may come sooner than the interval says, which costs money and harms nothing.
+//! It keeps a hash of each task, some 50 bytes however long the id is. Beyond the limit it forgets
+//! the oldest rest. Then the next write of that task may come too early, which costs money and does
+//! no harm.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -14,16 +15,16 @@ use tokio::time::Instant;
 
 use crate::durable::projector::deferred::IdHash;
 
-/// The most that are kept: some 22 MB.
+/// The most rests: some 22 MB.
 const MOST: usize = 450_000;
 
 /// When each task was last written, while `minWriteInterval` keeps it from being written again.
 #[derive(Debug)]
 pub(crate) struct Rests {
     began: Instant,
-    /// In ms since `began`.
+    /// The time of the last write, in ms since `began`.
     written: HashMap<IdHash, u32, RandomState>,
-    /// In the order in which they were written. One that was written again stands here twice.
+    /// In the order of the writes. A task that was written again is here twice.
     order: VecDeque<(IdHash, u32)>,
     forgotten: u64,
 }
@@ -33,7 +34,7 @@ impl Rests {
         Self { began: now, written: HashMap::default(), order: VecDeque::new(), forgotten: 0 }
     }
 
-    /// A task was written; nothing older than `interval` is of interest.
+    /// Records a write. Writes older than `interval` are forgotten.
     pub(crate) fn written(&mut self, id: &TaskId, interval: Duration, now: Instant) {
         self.forget_before(interval, now);
         let (hash, at) = (IdHash::of(id), self.millis(now));
@@ -44,7 +45,7 @@ impl Rests {
         }
     }
 
-    /// Until when a task rests; nothing where it does not.
+    /// When the rest of a task ends, or `None` if the task does not rest.
     pub(crate) fn until(&self, id: &TaskId, interval: Duration, now: Instant) -> Option<Instant> {
         if self.written.is_empty() {
             return None;
@@ -54,7 +55,7 @@ impl Rests {
         (until > now).then_some(until)
     }
 
-    /// How many rests were forgotten before their end, since this was asked last.
+    /// Takes the number of rests that were forgotten before their end.
     pub(crate) fn take_forgotten(&mut self) -> u64 {
         std::mem::take(&mut self.forgotten)
     }
@@ -66,7 +67,7 @@ impl Rests {
         }
     }
 
-    /// Answers whether that one still counted.
+    /// Returns whether the dropped entry still counted.
     fn drop_oldest(&mut self) -> bool {
         let Some((hash, at)) = self.order.pop_front() else { return false };
         let counts = self.written.get(&hash) == Some(&at);
@@ -76,7 +77,7 @@ impl Rests {
         counts
     }
 
-    /// 49 days fit, and a replica that runs longer starts again with nothing.
+    /// 49 days fit. A replica that runs longer starts again without rests.
     fn millis(&mut self, now: Instant) -> u32 {
         let since = now.saturating_duration_since(self.began).as_millis();
         u32::try_from(since).unwrap_or_else(|_| {

@@ -1,24 +1,25 @@
-//! How much memory each kind of waiting may take in the projector, so that no kind holds up another. Pure.
+//! Limits the memory of each kind of waiting task in the projector, so that no kind blocks another.
+//! Pure.
 //!
-//! What fills its share is left in NATS: a look-up is read again by a second feed, everything else by its revision
-//! (see [`crate::durable::projector::deferred`]).
+//! Tasks beyond their share are left in NATS. A second feed reads look-ups again, and all others
+//! are read by their revisions (see [`crate::durable::projector::deferred`]).
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
-/// What a task waits for, as far as it takes memory.
+/// The event that a task in memory waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Share {
-    /// Its turn in a request to KV, or the answer to one.
+    /// A place in a request to KV, or the answer to one.
     Write,
-    /// What KV knows of it.
+    /// The value of the task in KV.
     LookUp,
     /// The end of a long rest after its last write.
     Rest,
-    /// Its next attempt, after KV named it as not written.
+    /// The next attempt, after KV named it as not written.
     Retry,
-    /// The end of the doubt about an older request. Its record is not kept.
+    /// The end of the doubt about an older request. Its record is not in memory.
     Doubt,
-    /// Its dead letter to be stored.
+    /// Its dead letter, which is being stored.
     Letter,
 }
 
@@ -26,16 +27,16 @@ impl Share {
     const COUNT: usize = 6;
 }
 
-/// How many bytes each share may take.
+/// The bytes that each share may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub(crate) write: usize,
-    /// Of each but `Write`.
+    /// For each share except `Write`.
     pub(crate) others: [(Share, usize); Share::COUNT - 1],
 }
 
 impl Default for Limits {
-    /// `Write` has room for two requests of 10,000 tasks in flight and one that fills.
+    /// `Write` has room for two requests of 10,000 tasks in flight, and one that is filling.
     fn default() -> Self {
         const MIB: usize = 1024 * 1024;
         let others = [
@@ -54,8 +55,9 @@ impl Limits {
         self.others.iter().find(|(other, _)| *other == share).map_or(self.write, |(_, limit)| *limit)
     }
 
-    /// What tasks that come back (after a doubt, from NATS) may take of `Write` beyond its limit: they can only get fewer
-    /// by being written, however many new changes fill the limit itself.
+    /// The bytes beyond the limit of `Write` for tasks that return after a doubt or from NATS.
+    ///
+    /// Only a write makes these tasks fewer, however many new changes fill the limit itself.
     fn for_those_that_come_back(&self) -> usize {
         self.write / 8
     }
@@ -79,22 +81,22 @@ impl Occupied {
         }
     }
 
-    /// A task takes so many bytes more of a share.
+    /// Adds bytes of a task to a share.
     pub(crate) fn add(&mut self, share: Share, bytes: usize) {
         self.bytes[share as usize] += bytes;
     }
 
-    /// A task takes so many bytes less of a share.
+    /// Removes bytes of a task from a share.
     pub(crate) fn remove(&mut self, share: Share, bytes: usize) {
         self.bytes[share as usize] -= bytes;
     }
 
-    /// Whether another task may wait for this.
+    /// Returns whether another task may wait for this.
     pub(crate) fn has_room(&self, share: Share) -> bool {
         self.bytes[share as usize] < self.limits[share as usize]
     }
 
-    /// Whether a task that comes back may wait for its turn in a request.
+    /// Returns whether a returning task may wait for its turn in a request.
     pub(crate) fn has_room_to_come_back(&self) -> bool {
         self.bytes[Share::Write as usize] < self.to_come_back
     }

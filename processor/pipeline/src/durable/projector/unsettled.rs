@@ -1,9 +1,9 @@
-//! The tasks whose state in the ledger is not known to be KV's. Pure: changes, sendings and outcomes in;
-//! what is settled, what is to be written again and when, out.
+//! The tasks whose newest state KV may lack. Pure: it takes changes, sent requests and outcomes. It returns what is
+//! settled, and what must be written again and when.
 //!
-//! A task is unsettled from the first change that KV may lack until a write of its newest state has landed and
-//! nothing older can land after it. A request whose outcome is unknown may take effect for some time (the
-//! *settle time*); until then its tasks stay *in doubt*, and are written once more after it.
+//! A task is unsettled from the first change that KV may lack. It is settled when a write of its newest state has landed
+//! and nothing older can land any more. A request with an unknown outcome may take effect during the *settle time*. Until
+//! then its tasks are *in doubt*, and afterwards they are written once more.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -29,32 +29,32 @@ use crate::durable::projector::shares::{Limits, Occupied, Share};
 
 use self::task::Task;
 
-/// What follows from a landed write.
+/// The state of a task after a write has landed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Landed {
-    /// Changed since: another write follows.
+    /// The task has changed since: another write follows.
     Changed,
-    /// To be written once more when its doubt is over.
+    /// The task must be written once more after its doubt.
     InDoubt,
-    /// Settled.
+    /// The task is settled.
     Settled,
 }
 
-/// What became of a change that was read.
+/// The outcome of a change that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Taken {
-    /// It is to be seen to, unless it is older than what is known of its task.
+    /// The change must be handled, unless it is older than the known one.
     In,
-    /// Its share of the memory is full: it waits in NATS.
+    /// The share of its task is full, so the task waits in NATS.
     Left,
 }
 
-/// Look-ups that wait in NATS.
+/// The range of look-ups that wait in NATS.
 #[derive(Clone, Copy, Debug)]
 struct LeftLookUps {
-    /// None before this one.
+    /// No look-up before this revision.
     from: Revision,
-    /// None after this one.
+    /// No look-up after this revision.
     last: Revision,
 }
 
@@ -62,15 +62,15 @@ struct LeftLookUps {
 #[derive(Debug)]
 pub(crate) struct Unsettled {
     settle_after: Duration,
-    /// What the last holder may have sent is in doubt until this moment.
+    /// The doubt about requests of the last holder, and when it ends.
     inherited: Option<(Doubt, Instant)>,
     tasks: HashMap<TaskId, Task, RandomState>,
     lows: BTreeSet<Revision>,
     /// In the order in which their doubts end.
     doubts: VecDeque<(Instant, TaskId)>,
-    /// What the tasks above occupy.
+    /// The bytes of the tasks in memory.
     occupied: Occupied,
-    /// Tasks that wait in NATS.
+    /// The tasks that wait in NATS.
     deferred: Deferred,
     left_look_ups: Option<LeftLookUps>,
     /// How far the changes were read.
@@ -78,7 +78,7 @@ pub(crate) struct Unsettled {
 }
 
 impl Unsettled {
-    /// Everything up to `settled` is settled. `doubt`: what may have been sent by another.
+    /// Starts with everything up to `settled` settled. `doubt`: what the last holder may have sent.
     pub(crate) fn new(
         limits: &Limits,
         settled: Revision,
@@ -99,28 +99,27 @@ impl Unsettled {
         }
     }
 
-    /// Whether another change may be taken in.
+    /// Returns whether there is room for another change.
     pub(crate) fn has_room(&self) -> bool {
         self.occupied.has_room(Share::Write) && self.deferred.has_room()
     }
 
-    /// Whether another task may wait for this.
+    /// Returns whether another task may wait for this.
     pub(crate) fn has_room_for(&self, share: Share) -> bool {
         self.occupied.has_room(share)
     }
 
-    /// Whether a task that was left in NATS, or whose doubt is over, may come back, however many tasks there are: only
-    /// this way do they get fewer.
+    /// Returns whether a task that was left in NATS, or whose doubt is over, may return. Only this makes them fewer.
     pub(crate) fn has_room_to_come_back(&self) -> bool {
         self.occupied.has_room_to_come_back()
     }
 
-    /// How many tasks are not settled, as far as they are counted: look-ups that wait in NATS are not.
+    /// The number of unsettled tasks, without look-ups that wait in NATS.
     pub(crate) fn len(&self) -> usize {
         self.tasks.len() + self.deferred.len()
     }
 
-    /// Every record with this revision or a lower one is settled.
+    /// The revision up to which every record is settled.
     pub(crate) fn settled(&self) -> Revision {
         let lowest = self.lows.first().copied();
         let left = self.left_look_ups.map(|left| left.from);
@@ -129,8 +128,9 @@ impl Unsettled {
             .map_or(self.reach.position(), |low| Revision(low.0.saturating_sub(1)).min(self.reach.position()))
     }
 
-    /// The same, and up to where nothing older can take effect: no further than it was known to the last holder,
-    /// until the doubt about what that one sent is over.
+    /// The settled revision, and the revision up to which nothing older can take effect.
+    ///
+    /// Until the doubt about requests of the last holder is over, the latter does not pass the value of that holder.
     pub(crate) fn known_settled(&self, now: Instant) -> Settled {
         let settled = self.settled();
         let sure = match self.inherited {
@@ -149,15 +149,16 @@ impl Unsettled {
         }
     }
 
-    /// Whether a request sent so far may still do anything.
+    /// Returns whether no request sent so far can take effect any more.
     pub(crate) fn is_clean(&self, now: Instant) -> bool {
         self.inherited.is_none_or(|(_, until)| until <= now)
             && self.tasks.values().all(|task| task.sent.is_none() && task.doubtful_until.is_none())
             && self.deferred.is_clean()
     }
 
-    /// A change was read from the ledger, in the order of revisions. It is taken in, unless it would have to wait and
-    /// there is no room for that. `rests_until`: when its task may be written again, if that is long from now.
+    /// Takes in a change of the ledger, in the order of revisions, unless its task would have to wait without room.
+    ///
+    /// `rests_until`: when the task may be written again, if that is long from now.
     pub(crate) fn read(
         &mut self,
         id: &TaskId,
@@ -184,7 +185,7 @@ impl Unsettled {
             return Taken::Left;
         }
         let rests_until = rests_until.filter(|_| !looked_up && !self.has_room_for(Share::Rest));
-        // A task that never was is not to be written, and waits for nothing.
+        // A task that never existed is not written, and waits for nothing.
         let Some(at) = rests_until.filter(|_| known.record.due(id) != Due::Nothing) else {
             self.changed(id, known, now);
             return Taken::In;
@@ -196,8 +197,9 @@ impl Unsettled {
         Taken::Left
     }
 
-    /// The same change as [`Self::read`] has left, or one after it, was read again. Answers whether its task is to be looked
-    /// up now; nothing, while there is no room for it.
+    /// Takes in a change that [`Self::read`] has left, or a later one. Returns whether its task must be looked up now.
+    ///
+    /// Returns `None` while there is no room for it.
     pub(crate) fn read_left(&mut self, id: &TaskId, known: &Known, now: Instant) -> Option<bool> {
         let Some(left) = self.left_look_ups else { return Some(false) };
         let revision = known.revision;
@@ -217,44 +219,44 @@ impl Unsettled {
         Some(is_ours)
     }
 
-    /// Where the look-ups begin that wait in NATS, if there are any.
+    /// The revision at which the waiting look-ups in NATS begin, or `None`.
     pub(crate) fn left_from(&self) -> Option<Revision> {
         self.left_look_ups.map(|left| left.from)
     }
 
-    /// Tasks that waited in NATS and are to be read now, at most so many, with the revisions of their records.
+    /// Takes at most `most` due tasks that waited in NATS, with the revisions of their records.
     pub(crate) fn take_deferred(&mut self, most: usize, now: Instant) -> Vec<(IdHash, Revision)> {
         self.deferred.take_due(most, now)
     }
 
-    /// The record at this revision was read. Answers whether its task is here again, to be seen to.
+    /// Adds a record that was read. Returns whether its task is back in memory and must be handled.
     pub(crate) fn found_deferred(&mut self, hash: IdHash, id: &TaskId, known: Known, now: Instant) -> bool {
         let Some(deferral) = self.deferred.found(hash, known.revision, now) else { return false };
         self.come_back(id, &deferral, known);
         true
     }
 
-    /// The record of this revision was replaced.
+    /// Handles a record that was replaced before it could be read.
     pub(crate) fn missed_deferred(&mut self, hash: IdHash, revision: Revision, now: Instant) {
         self.deferred.missed(hash, revision, now);
     }
 
-    /// These could not be read.
+    /// Makes tasks due again whose records could not be read.
     pub(crate) fn unread_deferred(&mut self, hashes: impl IntoIterator<Item = IdHash>, at: Instant) {
         hashes.into_iter().for_each(|hash| self.deferred.again(hash, at));
     }
 
-    /// No task that waits in NATS for this waits longer than until then.
+    /// Ends each wait in NATS for this reason at `latest` at the latest.
     pub(crate) fn hasten(&mut self, why: Why, latest: Instant) {
         self.deferred.hasten(why, latest);
     }
 
-    /// When the next task that waits in NATS is to be read.
+    /// When the next task that waits in NATS is due.
     pub(crate) fn next_deferred(&self) -> Option<Instant> {
         self.deferred.next_due()
     }
 
-    /// How many tasks wait in NATS, as far as they are counted.
+    /// The number of tasks that wait in NATS, without look-ups.
     pub(crate) fn deferred(&self) -> usize {
         self.deferred.len()
     }
@@ -281,12 +283,12 @@ impl Unsettled {
         }
     }
 
-    /// What a task is counted to.
+    /// The share of a task.
     pub(crate) fn share(&self, id: &TaskId) -> Option<Share> {
         self.tasks.get(id).map(|task| task.share)
     }
 
-    /// Leaves a task in NATS that is in no request, until then.
+    /// Leaves a task that is in no request in NATS until `at`.
     pub(crate) fn defer(&mut self, id: &TaskId, at: Instant, why: Why) {
         let Some(task) = self.tasks.remove(id) else { return };
         self.occupied.remove(task.share, task.bytes());
@@ -295,20 +297,20 @@ impl Unsettled {
         self.deferred.add(id, Deferral { low, seen, at, why, doubtful_until, attempts });
     }
 
-    /// Leaves a task in NATS that has landed in doubt, until the doubt is over.
+    /// Leaves a task that landed in doubt in NATS until the doubt is over.
     pub(crate) fn defer_in_doubt(&mut self, id: &TaskId) {
         if let Some(until) = self.tasks.get(id).and_then(|task| task.doubtful_until) {
             self.defer(id, until, Why::Doubt);
         }
     }
 
-    /// Until when a change is in doubt that was read just now, for what the last holder may have sent.
+    /// When the doubt of a new change ends that the last holder may have sent, or `None`.
     fn inherited_by(&self, revision: Revision, follows: Revision, now: Instant) -> Option<Instant> {
         let (doubt, until) = self.inherited?;
         (now < until && doubt.is_about(revision, follows)).then_some(until)
     }
 
-    /// A change was read from the ledger, in the order of revisions.
+    /// Adds a change of the ledger, in the order of revisions.
     pub(crate) fn changed(&mut self, id: &TaskId, known: Known, now: Instant) {
         let Known { record, revision } = known;
         let is_old = self.reach.is_settled_ahead(id, revision);
@@ -317,7 +319,7 @@ impl Unsettled {
             return;
         }
         if let Some(task) = self.tasks.get_mut(id) {
-            // Read again for its doubt, it may be ahead of what the feed had read before.
+            // The read after a doubt may be ahead of what the feed had read before.
             if revision < task.seen {
                 return;
             }
@@ -335,13 +337,13 @@ impl Unsettled {
         }
     }
 
-    /// A change was read that says what was settled before.
+    /// Passes a change that repeats what was settled before.
     pub(crate) fn passed(&mut self, id: &TaskId, revision: Revision) {
         self.reach.move_to(revision);
         self.settle(id, revision);
     }
 
-    /// What the newest change says, if it has to be written or was sent.
+    /// The newest record of a task that must be written or was sent.
     pub(crate) fn record(&self, id: &TaskId) -> Option<&Arc<Record>> {
         self.tasks.get(id)?.record.as_ref()
     }
@@ -352,12 +354,12 @@ impl Unsettled {
         Some(Known { record: Arc::clone(task.record.as_ref()?), revision: task.seen })
     }
 
-    /// How many writes of the task have failed in a row.
+    /// The number of writes of the task that have failed in a row.
     pub(crate) fn attempts(&self, id: &TaskId) -> u32 {
         self.tasks.get(id).map_or(0, |task| task.attempts)
     }
 
-    /// What the record says now is sent.
+    /// Records that the present record is sent.
     pub(crate) fn sent(&mut self, id: &TaskId) {
         self.wait_for(id, Share::Write);
         if let Some(task) = self.tasks.get_mut(id) {
@@ -365,7 +367,7 @@ impl Unsettled {
         }
     }
 
-    /// What was sent at this moment has landed. A settled task stays until [`Self::settle`].
+    /// Records that the request sent at `sent_at` has landed. A settled task stays until [`Self::settle`].
     pub(crate) fn landed(&mut self, id: &TaskId, sent_at: Instant) -> Landed {
         let Some(task) = self.tasks.get_mut(id) else { return Landed::Settled };
         task.attempts = 0;
@@ -376,7 +378,7 @@ impl Unsettled {
         match task.doubtful_until {
             _ if task.seen > sent => {
                 if task.doubtful_until.is_none() {
-                    // KV has all up to what was sent; the next that it lacks has the newest revision.
+                    // KV has everything up to the sent revision. The next change that it lacks is the newest.
                     self.lows.remove(&task.low);
                     task.low = task.seen;
                     self.lows.insert(task.low);
@@ -395,7 +397,7 @@ impl Unsettled {
         }
     }
 
-    /// The request failed. `in_doubt`: it may take effect all the same. Answers how often it has failed in a row.
+    /// Records a failed request. `in_doubt`: it may still take effect. Returns the number of failures in a row.
     pub(crate) fn failed(&mut self, id: &TaskId, in_doubt: bool, now: Instant) -> u32 {
         let Some(task) = self.tasks.get_mut(id) else { return 1 };
         task.sent = None;
@@ -406,22 +408,22 @@ impl Unsettled {
         task.attempts
     }
 
-    /// A look-up failed. Answers how often in a row; nothing where the task is not to be looked up any more, and a write
-    /// of it may be under way.
+    /// Records a failed look-up. Returns the failures in a row, or `None` if the task needs no look-up any more.
     pub(crate) fn look_up_failed(&mut self, id: &TaskId) -> Option<u32> {
         let task = self.tasks.get_mut(id).filter(|task| task.share == Share::LookUp)?;
         task.attempts += 1;
         Some(task.attempts)
     }
 
-    /// KV refuses what was sent last. What was sent before it may still take effect. Answers whether that is what the newest
-    /// change says.
+    /// Records that KV refused the last request. Returns whether it had the newest change. Older ones may still take effect.
     pub(crate) fn refused(&mut self, id: &TaskId) -> bool {
         self.tasks.get_mut(id).is_some_and(|task| task.sent.take() == Some(task.seen))
     }
 
-    /// What KV refuses is seen to, and settled; but as long as something older is in doubt, the task waits for the end of
-    /// that in NATS, and is tried once more: a change that comes meanwhile has to know of the doubt.
+    /// Settles a refused task after its letter is stored.
+    ///
+    /// While an older request is in doubt, the task waits in NATS for the end of the doubt, and is tried once more. A
+    /// change that comes meanwhile must know of the doubt.
     pub(crate) fn buried(&mut self, id: &TaskId, up_to: Revision, now: Instant) {
         let Some(task) = self.tasks.get(id).filter(|task| task.seen <= up_to) else { return };
         match task.doubtful_until {
@@ -430,21 +432,21 @@ impl Unsettled {
         }
     }
 
-    /// Failed attempts are counted anew.
+    /// Counts the failed attempts from zero again.
     pub(crate) fn forgive(&mut self, id: &TaskId) {
         if let Some(task) = self.tasks.get_mut(id) {
             task.attempts = 0;
         }
     }
 
-    /// The request that was out is over for good, and nothing of it can land any more.
+    /// Ends the request in flight, of which nothing can land any more.
     pub(crate) fn ended(&mut self, id: &TaskId) {
         if let Some(task) = self.tasks.get_mut(id) {
             (task.sent, task.doubtful_until, task.attempts) = (None, None, 0);
         }
     }
 
-    /// KV has what the ledger has, unless it was changed since; then it stays here.
+    /// Settles a task up to this revision. A task that has changed since stays here.
     pub(crate) fn settle(&mut self, id: &TaskId, up_to: Revision) {
         if self.tasks.get(id).is_none_or(|task| task.seen > up_to) {
             return;
@@ -456,12 +458,12 @@ impl Unsettled {
         }
     }
 
-    /// Tasks to be written once more now, at most so many: their records are to be read again.
+    /// Takes at most `most` tasks whose doubt is over. Their records must be read again.
     pub(crate) fn take_doubtful(&mut self, most: usize, now: Instant) -> Vec<TaskId> {
         let mut due = Vec::new();
         while due.len() < most && self.doubts.front().is_some_and(|(until, _)| *until <= now) {
             let Some((_, id)) = self.doubts.pop_front() else { break };
-            // One with a record is about to be written anyway; one that landed twice in its doubt stands here twice.
+            // A task with a record is written soon anyway. A task that landed twice in its doubt is here twice.
             if self.tasks.get(&id).is_some_and(|task| task.record.is_none()) && !due.contains(&id) {
                 due.push(id);
             }
@@ -469,25 +471,25 @@ impl Unsettled {
         due
     }
 
-    /// These could not be read: they are due again at once.
+    /// Makes tasks due again that could not be read.
     pub(crate) fn give_back(&mut self, ids: Vec<TaskId>, at: Instant) {
         for id in ids {
             self.doubts.push_front((at, id));
         }
     }
 
-    /// When the next doubt is over.
+    /// When the next doubt ends.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.doubts.front().map(|(until, _)| *until)
     }
 
-    /// A record that was read again: for its doubt, or since what is here of it may be old.
+    /// Replaces a record with one that was read again, after a doubt or because the known one may be old.
     pub(crate) fn read_again(&mut self, id: &TaskId, known: Known) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         let is_news = task.seen < known.revision || (task.record.is_none() && task.seen == known.revision);
         if is_news {
-            // Its change comes by the feed too, and is then no news; or it came already, before an older one was taken in
-            // as a look-up that had been left.
+            // The feed brings this change too, and it is then not new. Or it came before an older one was taken in as a
+            // look-up.
             task.seen = known.revision;
             self.occupied.remove(task.share, task.bytes());
             (task.record, task.share) = (Some(known.record), Share::Write);

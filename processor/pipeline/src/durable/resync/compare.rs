@@ -1,5 +1,8 @@
-//! What KV should hold against what it shows. Pure: the ledger's records and what was seen in KV in, differences
-//! out. It may not decide that a difference is real: a look at KV may be old, so each is looked at again.
+//! Compares the expected state of KV with what was read. Pure: it takes records and reads of KV,
+//! and returns differences.
+//!
+//! It may not decide that a difference is real: a read of KV may be old, so each difference is read
+//! again.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -14,7 +17,8 @@ use crate::durable::bucket::Revision;
 use crate::durable::ledger::cache::Known;
 use crate::durable::ledger::record::{Due, Record};
 
-/// What a value or its metadata says, in eight bytes: a million tasks have to fit into memory.
+/// Eight bytes that stand for a value or its metadata, because a million tasks must fit into
+/// memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Digest(u64);
 
@@ -23,12 +27,12 @@ impl Digest {
         Self(Sha256::digest(bytes).iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
     }
 
-    /// Of what is written as JSON; the same for texts that say the same.
+    /// The digest of the JSON of a value. Texts with the same meaning have the same digest.
     fn of_json(what: &impl Serialize) -> Self {
         Self::of(&serde_json::to_vec(what).unwrap_or_default())
     }
 
-    /// Of a value in KV. One that is no task has a digest of its own, which no task has.
+    /// The digest of a value in KV. A value that is not a task has a digest that no task has.
     pub(super) fn of_value(text: &str) -> Self {
         match serde_json::from_str::<Task>(text) {
             Ok(task) => Self::of_json(&task),
@@ -36,7 +40,7 @@ impl Digest {
         }
     }
 
-    /// Of a key's metadata in KV.
+    /// The digest of the metadata of a key in KV.
     pub(super) fn of_metadata(metadata: Option<&Value>) -> Self {
         match metadata.map(TaskMetadata::deserialize) {
             Some(Ok(metadata)) => Self::of_json(&metadata),
@@ -46,16 +50,16 @@ impl Digest {
     }
 }
 
-/// What the ledger says that KV should hold of a task.
+/// The state of a task in KV that the ledger expects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Expected {
-    /// A task of these digests.
+    /// KV should have a task with these digests.
     There { metadata: Digest, value: Digest },
-    /// Nothing: it was deleted.
+    /// KV should not have the task, which was deleted.
     Gone,
-    /// Whatever it holds: the projector is about to ask it.
+    /// Any state, because the projector is about to read the task from KV.
     Whatever,
-    /// Nothing, as far as the ledger knows: it has never heard of such a task.
+    /// KV should not have the task, which the ledger does not know.
     Unheard,
 }
 
@@ -73,36 +77,36 @@ impl Expected {
     }
 }
 
-/// What was seen in KV of one key.
+/// The state of one key as read from KV.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
     Absent,
-    /// There; what was not looked at is not known.
+    /// The key exists; `None` for a part that was not read.
     There {
         metadata: Option<Digest>,
         value: Option<Digest>,
     },
 }
 
-/// In which way KV differs.
+/// The kinds of differences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Class {
-    /// The ledger has the task, KV has not.
+    /// The ledger has the task, and KV does not.
     Missing,
-    /// KV has another state of it.
+    /// KV has another state of the task.
     Stale,
-    /// The task was deleted, and KV has it still.
+    /// The task was deleted, and KV still has it.
     Extra,
-    /// Only KV knows it.
+    /// Only KV has the task.
     Unmanaged,
 }
 
 impl Class {
-    /// All of them, in the order of a report.
+    /// All kinds, in the order of a report.
     pub(crate) const ALL: [Self; 4] = [Self::Missing, Self::Stale, Self::Extra, Self::Unmanaged];
 
-    /// Its name in reports.
+    /// The name in reports.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Missing => "missing",
@@ -113,7 +117,7 @@ impl Class {
     }
 }
 
-/// Whether and how what was seen differs from what is expected.
+/// The difference between the expected state and the read one, or `None`.
 pub(super) fn compare(expected: Expected, seen: Seen) -> Option<Class> {
     match (expected, seen) {
         (Expected::There { .. }, Seen::Absent) => Some(Class::Missing),
@@ -128,7 +132,7 @@ pub(super) fn compare(expected: Expected, seen: Seen) -> Option<Class> {
     }
 }
 
-/// The ledger as it was read, against which KV's keys are held one by one.
+/// The ledger as it was read, for a comparison with the keys of KV one by one.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     expected: HashMap<TaskId, (Revision, Expected)>,
@@ -136,7 +140,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// A record was read, in the order of revisions: a later one of the same task replaces it.
+    /// Adds a record, in the order of revisions. It replaces an earlier one of the same task.
     pub(super) fn learn(&mut self, id: TaskId, known: &Known) {
         let expected = Expected::by(&id, Some(&known.record));
         if matches!(expected, Expected::There { .. }) {
@@ -148,18 +152,18 @@ impl Table {
         }
     }
 
-    /// How many tasks KV should hold.
+    /// The number of tasks that KV should have.
     pub(super) fn tasks(&self) -> usize {
         self.tasks
     }
 
-    /// Whether KV should hold it as it is, as far as is known: then its value may be worth reading.
+    /// Returns whether KV should have the task, so that its value is worth reading.
     pub(super) fn should_hold(&self, id: &TaskId) -> bool {
         matches!(self.expected.get(id), Some((_, Expected::There { .. })))
     }
 
-    /// A key was seen in KV. A key that is listed twice is taken for unmanaged, and looked at again like any
-    /// other difference.
+    /// Compares one key of KV. A key that is listed twice counts as unmanaged, and is read again
+    /// like any other difference.
     pub(super) fn see(&mut self, id: TaskId, seen: Seen, into: &mut BTreeMap<TaskId, Class>) {
         let expected = self.expected.remove(&id).map_or(Expected::Unheard, |(_, expected)| expected);
         if let Some(class) = compare(expected, seen) {
@@ -167,7 +171,7 @@ impl Table {
         }
     }
 
-    /// All keys were seen: what else should be there is missing.
+    /// Reports all other expected tasks as missing, after the last key.
     pub(super) fn finish(self, into: &mut BTreeMap<TaskId, Class>) {
         for (id, (_, expected)) in self.expected {
             if let Some(class) = compare(expected, Seen::Absent) {
@@ -226,7 +230,7 @@ mod tests {
         }
     }
 
-    /// A key as a list shows it that holds what this record says.
+    /// A key in a list of KV, with the content of this record.
     fn listed(record: &Record, name: &str) -> Seen {
         let metadata = serde_json::to_value(TaskMetadata::from(&task(record, name))).unwrap();
         Seen::There { metadata: Some(Digest::of_metadata(Some(&metadata))), value: None }

@@ -1,6 +1,7 @@
-//! The course of a resync: that all of the ledger is to be written again, how far that is, and that it is over.
-//! What is written goes through the projector of whoever holds the control record; where nobody does, through
-//! one of this process. Nothing in here writes to KV.
+//! The course of a resync: its start, its progress and its end.
+//!
+//! All writes go through the projector of the replica that holds the control record, or of this
+//! process if there is none. This module does not write to KV.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -19,23 +20,23 @@ use crate::durable::control::holder::Holder;
 use crate::durable::control::record::{Control, LEASE};
 use crate::durable::projector::{self, Parts};
 
-/// How often is looked how far it is.
+/// The interval between two checks of the progress.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How often a write of a record is tried that NATS does not confirm.
+/// The most attempts of a write that NATS does not confirm.
 const MOST_TRIES: usize = 20;
 
-/// Says in the ledger's bucket that a resync is under way.
+/// The record of a running resync in the bucket of the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Marker {
-    /// It is over when all up to here is settled.
+    /// The resync is over when everything up to here is settled.
     pub(super) up_to: Revision,
-    /// When it was begun, in ms since 1970.
+    /// When the resync was started, in ms since 1970.
     pub(super) begun: i64,
 }
 
-/// A resync under way: its start, its progress and its end.
+/// A running resync: its start, its progress and its end.
 pub(super) struct Course<'a> {
     pub(super) holder: &'a Holder,
     pub(super) progress: &'a Progress,
@@ -43,18 +44,18 @@ pub(super) struct Course<'a> {
 }
 
 impl Course<'_> {
-    /// The newest revision of any task's record.
+    /// The newest revision of the record of any task.
     pub(super) async fn newest_task(&self) -> Result<Revision, ResyncError> {
         let newest = self.holder.bucket.get(&self.holder.names.tasks()).await?;
         Ok(newest.map_or(Revision::default(), |stored| stored.revision))
     }
 
-    /// Up to where all is settled; nothing is where nobody has ever projected.
+    /// The revision up to which everything is settled; 0 if no replica has ever projected.
     pub(super) async fn settled(&self) -> Result<Revision, ResyncError> {
         Ok(self.holder.read().await?.map_or(Revision::default(), |(control, _)| control.settled))
     }
 
-    /// Whether somebody brings KV to what the ledger says: whether the control record is renewed.
+    /// Returns whether a replica renews the control record, and so writes to KV.
     pub(super) async fn is_held(&self) -> Result<bool, ResyncError> {
         let before = self.holder.read().await?.map(|(_, revision)| revision);
         tokio::time::sleep(LEASE).await;
@@ -62,38 +63,40 @@ impl Course<'_> {
         Ok(after.is_some_and(|(control, revision)| control.holder.is_some() && before != Some(revision)))
     }
 
-    /// The resync that is under way and not over, if there is one; else a new one, from the first record on.
+    /// Returns the unfinished resync, if there is one. Otherwise starts a new one, from the first
+    /// record.
     pub(super) async fn begin(&self, restart: bool) -> Result<Marker, ResyncError> {
         if !restart && let Some((marker, _)) = self.marker().await? {
             let settled = self.settled().await?;
             if settled < marker.up_to {
                 self.progress.say(&format!(
-                    "going on with the resync begun {}, from change {} of {} (--restart begins anew)",
+                    "continuing the resync started {}, at change {} of {} (--restart starts again from the beginning)",
                     when(marker.begun),
                     settled.0,
                     marker.up_to.0
                 ));
                 return Ok(marker);
             }
-            // Not taken for this one: KV may have been lost once more since then.
+            // The finished one does not count for this one: KV may have been lost again since.
             self.progress.say(&format!(
-                "the resync begun {} was finished meanwhile; this is a new one",
+                "the resync started {} has finished meanwhile; starting a new one",
                 when(marker.begun)
             ));
         }
         let up_to = self.newest_task().await?;
-        // In this order: a marker without a reset would pass for a resync that is over.
+        // In this order, because a marker without a reset would look like a finished resync.
         self.reset().await?;
         let marker = Marker { up_to, begun: now() };
         self.mark(marker).await?;
         Ok(marker)
     }
 
-    /// The resync is over.
+    /// Ends the resync.
     pub(super) async fn finish(&self) -> Result<(), ResyncError> {
         if let Some((_, revision)) = self.marker().await? {
             let (subject, gone) = (self.subject(), Some(Duration::from_secs(1)));
-            // It fails where another command has just begun one, and that is right.
+            // The write fails if another command has just started a resync, whose marker then
+            // stays.
             let written = self.holder.bucket.compare_and_set(subject, Vec::new(), revision, gone).await;
             if let Err(error @ WriteError::Unknown(_)) = written {
                 return Err(error.into());
@@ -108,24 +111,27 @@ impl Course<'_> {
 
     async fn marker(&self) -> Result<Option<(Marker, Revision)>, ResyncError> {
         let Some(stored) = self.holder.bucket.get(&self.subject()).await? else { return Ok(None) };
-        // An empty one is about to go; one that cannot be read is written anew.
+        // An empty marker is about to expire. An unreadable one is written again.
         let marker = serde_json::from_slice(&stored.value).ok();
         Ok(marker.map(|marker| (marker, stored.revision)))
     }
 
     async fn mark(&self, marker: Marker) -> Result<(), ResyncError> {
-        let value = serde_json::to_vec(&marker)
-            .map_err(|error| WriteError::Unknown(format!("the marker cannot be written as JSON: {error}")))?;
+        let value = serde_json::to_vec(&marker).map_err(|error| {
+            WriteError::Unknown(format!("cannot encode the resync marker as JSON: {error}"))
+        })?;
         self.holder.bucket.set(self.subject(), value).await?;
         Ok(())
     }
 
-    /// Nothing counts as settled any more. A live holder finds that out at its next renewal, and begins anew.
+    /// Resets the watermark to zero. A live holder notices this at its next renewal, and starts
+    /// again.
     async fn reset(&self) -> Result<(), ResyncError> {
         let mut tries = 0;
         loop {
             let Some((found, revision)) = self.holder.read().await? else { return Ok(()) };
-            // Who has let it go has nothing on its way that could take effect later: that stays true.
+            // A released record stays clean: its last holder has no request that could take effect
+            // later.
             let clean = found.clean && found.holder.is_none();
             let reset = Control { clean, ..found.handed(Revision::default()) };
             match self.holder.write(&reset, revision).await {
@@ -137,10 +143,11 @@ impl Course<'_> {
         }
     }
 
-    /// Waits until all up to here is settled; where nobody else projects, `parts` do.
+    /// Waits until everything up to `up_to` is settled. If no replica projects, `parts` do.
     ///
     /// # Errors
-    /// Where `shutdown` comes first: what is in hand is finished then, and another time goes on from there.
+    /// If `shutdown` comes first. Requests in flight are finished, and the next run continues from
+    /// there.
     pub(super) async fn settle(
         &self,
         up_to: Revision,
@@ -198,18 +205,18 @@ impl Course<'_> {
         }
     }
 
-    /// Whether all up to here is settled, and who projects.
+    /// Returns whether everything up to `up_to` is settled, and which replica projects.
     async fn look(&self, up_to: Revision) -> Result<(bool, Option<String>), ResyncError> {
         let control = self.holder.read().await?.map(|(control, _)| control);
         let settled = control.as_ref().map_or(Revision::default(), |control| control.settled);
         self.progress.at(settled.0, self.requests.get());
-        // The newest record may have expired since; then nothing settles up to it.
+        // The newest record may have expired since. Then nothing settles up to `up_to`.
         let done = settled >= up_to || settled >= self.newest_task().await?;
         Ok((done, control.and_then(|control| control.holder)))
     }
 }
 
-/// A moment for people.
+/// A time as text for people.
 fn when(millis: i64) -> String {
     taskpipeline_contract::Timestamp::from_unix_millis(millis)
         .map_or_else(|_| "some time ago".to_owned(), |at| at.to_string())

@@ -1,8 +1,9 @@
-//! `resync`: brings a whole KV namespace to what the ledger says, or compares the two and mends what differs.
+//! `resync`: writes the whole ledger to a KV namespace, or compares the two and repairs
+//! differences.
 //!
-//! It never writes to KV itself: whatever is to be written again goes through the projector, so that what is
-//! promised of order and budget holds for it too. Either the control record is set back ([`course`]), or single
-//! records of the ledger are written again as they are. This file puts the steps together.
+//! It does not write to KV itself. All writes go through the projector, so that its guarantees of
+//! order and budget hold. Either the control record is reset ([`course`]), or single records of the
+//! ledger are written again. This module joins the steps.
 
 mod compare;
 mod course;
@@ -43,44 +44,44 @@ use self::scan::Scan;
 
 pub use self::report::Report;
 
-/// How long NATS may take to let us in.
+/// How long the connection to NATS may take.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// How many records are written again at a time.
+/// The most records that are written again at a time.
 const AT_A_TIME: usize = 64;
 
-/// What tasks that only KV knew are followed by in logs once they are deleted.
+/// The correlation id in logs of tasks that only KV had and that are deleted.
 const CORRELATION_ID: &str = "taskpipeline-resync";
 
-/// Why a resync did not come to its end. What was done until then is good; it may be run again.
+/// Why a resync did not finish. Its work so far stays, and the command may run again.
 #[derive(Debug, thiserror::Error)]
 pub enum ResyncError {
-    /// There is nothing to write from.
+    /// Mode Core has no ledger to write from.
     #[error("resync needs DELIVERY_MODE=Durable, which keeps a ledger; Core keeps none")]
     Core,
-    /// As for `run`.
+    /// The error of a part that `run` also has.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// There is none of these names.
+    /// There is no stream with this name.
     #[error(
         "stream {0} not found. Check that `taskpipeline run` has run on this server, and that STREAM_NAME and QUEUE_GROUP are the same"
     )]
     NoLedger(String),
-    /// KV does not answer as it should.
+    /// KV cannot be read.
     #[error("cannot read KV: {0}")]
     Kv(String),
-    /// NATS does not answer as it should.
+    /// NATS failed a read or a write.
     #[error("{0}")]
     Ledger(String),
-    /// A signal came.
+    /// The command was interrupted.
     #[error("interrupted; the same command starts again")]
     Stopped,
-    /// A signal came while KV was written.
+    /// The command was interrupted while it wrote to KV.
     #[error("interrupted at change {settled} of {up_to}; the same command continues from there")]
     Interrupted {
-        /// Up to where all is settled.
+        /// The revision up to which everything is settled.
         settled: u64,
-        /// Up to where it should be.
+        /// The revision up to which everything should be settled.
         up_to: u64,
     },
 }
@@ -103,20 +104,20 @@ impl From<WriteError> for ResyncError {
     }
 }
 
-/// What is wanted.
+/// The options of the command.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// Compare only.
+    /// Only compare.
     pub verify: bool,
     /// Compare values too.
     pub values: bool,
-    /// Mend all that is not [`Class::Unmanaged`].
+    /// Repair all differences that are not [`Class::Unmanaged`].
     pub repair: bool,
-    /// Delete what only KV knows.
+    /// Delete tasks that only KV has.
     pub delete_unmanaged: bool,
-    /// Take no notice of a resync that was interrupted.
+    /// Start again instead of continuing an interrupted resync.
     pub restart: bool,
-    /// How old what KV answers may be.
+    /// How old answers of KV may be.
     pub recheck_after: Duration,
 }
 
@@ -137,10 +138,10 @@ impl Wanted {
     }
 }
 
-/// Does what is wanted. Answers what the last comparison has found, where one was wanted.
+/// Runs the command. Returns the last comparison, if the options request one.
 ///
 /// # Errors
-/// Where it does not come to its end; `shutdown` ends it in order.
+/// If it does not finish. `shutdown` ends it in an orderly way.
 pub async fn run(
     settings: Settings,
     wanted: &Wanted,
@@ -161,7 +162,7 @@ pub async fn run(
     done
 }
 
-/// What all steps need.
+/// The parts that all steps share.
 struct Resync<'a> {
     wanted: Wanted,
     member: Member,
@@ -185,17 +186,17 @@ impl<'a> Resync<'a> {
         let (connected, mut connections) = watch::channel(0);
         let client =
             connect(&settings.connection, Arc::clone(&health), Arc::clone(&metrics), connected).await?;
-        // It goes on trying for ever, which is right for a replica.
+        // The client would retry indefinitely, which is right only for a replica.
         if tokio::time::timeout(CONNECT, connections.wait_for(|count| *count > 0)).await.is_err() {
             let url = settings.connection.to_string();
             let reason = format!(
-                "no connection within {} s; is it running, and is NATS_URL right?",
+                "no connection within {} s. Check that NATS runs, and check NATS_URL",
                 CONNECT.as_secs()
             );
             return Err(RunError::Nats { url, reason }.into());
         }
         let member = Member::new(&client, &settings.pipeline.events, durable, connections, metrics, health);
-        // A ledger that is made here would be empty, and another than the one that is meant.
+        // A ledger that this command created would be empty, and not the wanted one.
         let _ = max_age(&member, &member.names.ledger_stream).await?;
         let max_age = max_age(&member, &member.names.stream).await?;
         let target = Target::new(settings.kv.namespace_url.as_str());
@@ -222,7 +223,7 @@ impl<'a> Resync<'a> {
         })
     }
 
-    /// Writes all of the ledger to KV.
+    /// Writes the whole ledger to KV.
     async fn write_all(&self, shutdown: Pin<&mut impl Future<Output = ()>>) -> Result<(), ResyncError> {
         let course = Course { holder: &self.holder, progress: self.progress, requests: &self.kv.count };
         let mut shutdown = shutdown;
@@ -234,7 +235,7 @@ impl<'a> Resync<'a> {
         course.finish().await
     }
 
-    /// Compares; mends what is wanted, and compares again.
+    /// Compares. If the options request a repair, repairs and compares again.
     async fn compare(
         &mut self,
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
@@ -276,7 +277,8 @@ impl<'a> Resync<'a> {
         scan.run().await
     }
 
-    /// Writes the ledger's records again, so that the projector writes to KV what they say. Answers how many.
+    /// Writes records of the ledger again, so that the projector writes their tasks to KV. Returns
+    /// how many.
     async fn mend(&self, report: &Report) -> Result<usize, ResyncError> {
         let correlation_id = CorrelationId::new(CORRELATION_ID)
             .map_err(|error| ResyncError::Ledger(format!("{CORRELATION_ID}: {error}")))?;
@@ -285,7 +287,7 @@ impl<'a> Resync<'a> {
         let wanted: Vec<(Class, &TaskId)> =
             Class::ALL.iter().filter(|class| self.wanted.mends_class(**class)).flat_map(of).collect();
         if !wanted.is_empty() {
-            self.progress.say(&format!("mending {} differences", wanted.len()));
+            self.progress.say(&format!("repairing {} differences", wanted.len()));
         }
         let ledger = &self.member.ledger;
         let written = stream::iter(wanted)
@@ -311,7 +313,7 @@ impl<'a> Resync<'a> {
     }
 }
 
-/// How long a stream keeps its messages; nothing where it does for ever.
+/// How long a stream keeps its messages; `None` if indefinitely.
 async fn max_age(member: &Member, stream: &str) -> Result<Option<Duration>, ResyncError> {
     match member.jetstream.get_stream(stream).await {
         Ok(stream) => {
@@ -322,7 +324,7 @@ async fn max_age(member: &Member, stream: &str) -> Result<Option<Duration>, Resy
             GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                 ResyncError::NoLedger(stream.to_owned())
             }
-            _ => ResyncError::Ledger(format!("the stream {stream} cannot be looked up: {error}")),
+            _ => ResyncError::Ledger(format!("cannot look up the stream {stream}: {error}")),
         }),
     }
 }

@@ -1,5 +1,7 @@
-//! How far it is, on standard error: a bar on a terminal, elsewhere a line every few seconds. Decides nothing;
-//! standard output is left to the report.
+//! Shows progress on standard error: a bar on a terminal, and elsewhere a line every few seconds.
+//! Decides nothing.
+//!
+//! Standard output is for the report.
 
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +10,7 @@ use std::time::Duration;
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
-/// How often a line is printed where there is no terminal.
+/// The interval between two lines without a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 const BAR: &str =
@@ -25,7 +27,7 @@ struct Step {
     bar: ProgressBar,
     name: &'static str,
     line_due: Instant,
-    /// Nothing was counted yet.
+    /// Whether nothing was counted yet.
     fresh: bool,
 }
 
@@ -36,7 +38,7 @@ impl Progress {
         Self { terminal: std::io::stderr().is_terminal(), now: Mutex::new(step) }
     }
 
-    /// Begins to count something; `length` where its end is known.
+    /// Starts a count; `length` if its end is known.
     pub(super) fn begin(&self, name: &'static str, length: Option<u64>) {
         let target = if self.terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(length, target).with_message(name);
@@ -49,14 +51,14 @@ impl Progress {
         *now = Step { bar, name, line_due: Instant::now() + LINE_EVERY, fresh: true };
     }
 
-    /// How far it is, and how many requests this process has sent for it so far.
+    /// Shows the position, and the number of requests that this process has sent so far.
     pub(super) fn at(&self, position: u64, requests: u64) {
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
         let bar = &now.bar;
-        bar.set_prefix(format!("{} requests from here", HumanCount(requests)));
+        bar.set_prefix(format!("{} requests sent", HumanCount(requests)));
         bar.set_position(bar.length().map_or(position, |length| position.min(length)));
         if now.fresh {
-            // What was done before is no part of the rate.
+            // Work from before does not count for the rate.
             bar.tick();
             bar.reset_eta();
         }
@@ -68,30 +70,30 @@ impl Progress {
         let (position, rate) = (HumanCount(bar.position()), bar.per_sec());
         let line = match bar.length() {
             Some(length) => format!(
-                "{}: {position} of {}, {rate:.0}/s, {} left, {} requests from here",
+                "{}: {position} of {}, {rate:.0}/s, {} left, {} requests sent",
                 now.name,
                 HumanCount(length),
                 HumanDuration(bar.eta()),
                 HumanCount(requests)
             ),
-            None => format!("{}: {position}, {} requests from here", now.name, HumanCount(requests)),
+            None => format!("{}: {position}, {} requests sent", now.name, HumanCount(requests)),
         };
         say(&line);
         now.line_due = Instant::now() + LINE_EVERY;
     }
 
-    /// Nothing is counted any more.
+    /// Ends the count.
     pub(super) fn end(&self) {
         self.now.lock().unwrap_or_else(PoisonError::into_inner).bar.finish_and_clear();
     }
 
-    /// A line of its own.
+    /// Prints a line of text.
     pub(super) fn say(&self, line: &str) {
         self.now.lock().unwrap_or_else(PoisonError::into_inner).bar.suspend(|| say(line));
     }
 }
 
-/// Whoever has closed standard error does not want to know.
+/// Ignores errors, because somebody who closed standard error does not need the text.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

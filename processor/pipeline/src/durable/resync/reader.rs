@@ -1,5 +1,7 @@
-//! Reads from KV for a command: retried by the policy, and by requests that a running pipeline lends it out of its
-//! budget. Also counts requests, whoever sends them. Decides nothing about what is read.
+//! Reads from KV for a command: with retries, and with requests that a running pipeline lends from
+//! its budget.
+//!
+//! Also counts the requests of this process. Decides nothing about the values.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use crate::schedule::delay_after;
 use crate::settings::Tuning;
 use taskpipeline_kv::{BulkApi, Entry, Failure, KeyPage, Namespace, PutBody};
 
-/// How many requests were sent.
+/// The number of requests that were sent.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Count(Arc<AtomicU64>);
 
@@ -29,7 +31,7 @@ impl Count {
     }
 }
 
-/// A namespace whose requests are counted.
+/// A namespace that counts its requests.
 #[derive(Clone)]
 pub(super) struct Counted {
     pub(super) namespace: Namespace,
@@ -65,21 +67,21 @@ impl Reader {
         Self { kv, borrower: Borrower::new(holder, tuning.request_budget), tuning }
     }
 
-    /// How many requests were sent, of these and others.
+    /// The number of requests of this process.
     pub(super) fn requests(&self) -> u64 {
         self.kv.count.get()
     }
 
-    /// The tasks' keys from a cursor on.
+    /// A page of the keys of tasks, from a cursor on.
     pub(super) async fn page(&mut self, cursor: Option<&str>) -> Result<KeyPage, ResyncError> {
         let page = self.ask(async |kv: &Namespace| kv.list(KEY_PREFIX, cursor).await).await?;
         if page.cursor.is_some() && page.cursor.as_deref() == cursor {
-            return Err(ResyncError::Kv("its list of keys does not go on: it repeats a cursor".to_owned()));
+            return Err(ResyncError::Kv("the list of keys repeats a cursor".to_owned()));
         }
         Ok(page)
     }
 
-    /// The values of at most 100 keys, with their metadata where KV tells it.
+    /// The values of at most 100 keys, with their metadata if KV returns it.
     pub(super) async fn entries(
         &mut self,
         keys: &[TaskKey],

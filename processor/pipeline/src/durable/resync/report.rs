@@ -10,27 +10,27 @@ use taskpipeline_contract::{TaskId, TaskKey};
 
 use super::compare::Class;
 
-/// How many keys of each class the text names.
+/// The most keys of each class in the text.
 const SHOWN: usize = 20;
 
 /// The result of a comparison of KV with the ledger.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// How many tasks KV should hold.
+    /// The number of tasks that KV should have.
     pub(super) ledger_tasks: usize,
-    /// How many keys KV lists under the prefix of tasks.
+    /// The number of keys that KV lists under the prefix of tasks.
     pub(super) kv_keys: usize,
     pub(super) differences: BTreeMap<Class, Vec<TaskId>>,
     /// Keys under the prefix that do not name a task.
     pub(super) strangers: Vec<String>,
-    /// How many differ only because their changes are in flight.
+    /// The number of tasks that differ only because their changes are in flight.
     pub(super) pending: usize,
-    /// How many differences an earlier pass has repaired.
+    /// The number of differences that an earlier pass has repaired.
     pub(super) repaired: usize,
 }
 
 impl Report {
-    /// Whether KV holds exactly the tasks of the ledger.
+    /// Returns whether KV has exactly the tasks of the ledger.
     pub fn is_equal(&self) -> bool {
         self.differences.is_empty() && self.strangers.is_empty()
     }

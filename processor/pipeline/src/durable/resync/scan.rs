@@ -1,5 +1,7 @@
-//! Finds where KV differs from the ledger: reads all of the ledger and all of KV's keys, compares, and looks
-//! again at what differs before it counts. It only reads.
+//! Finds the differences between KV and the ledger. It only reads.
+//!
+//! It reads the whole ledger and all keys of KV, compares them, and reads each difference again
+//! before it counts.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -16,40 +18,40 @@ use crate::durable::ledger::feed::Feed;
 use crate::durable::member::Member;
 use taskpipeline_kv::{Entry, ListedKey, MAX_KEYS_PER_READ};
 
-/// How many changes are taken from the feed, and how many records are read, at a time.
+/// The most changes from the feed, and the most records of a read, at a time.
 const AT_A_TIME: usize = 1_000;
 
-/// How long the feed may be silent before is looked whether it has come to its end.
+/// How long the feed may be silent before the scan checks whether it has reached the end.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// Compares all of the ledger with all keys of KV. It only reads.
+/// Compares the whole ledger with all keys of KV. It only reads.
 pub(super) struct Scan<'a> {
     pub(super) member: &'a Member,
     pub(super) course: &'a Course<'a>,
     pub(super) reader: &'a mut Reader,
-    /// Whether values are compared and not only what the list shows of them.
+    /// Whether to compare values, and not only the metadata in the list.
     pub(super) values: bool,
-    /// How old what KV answers may be: what differs is looked at again after so long.
+    /// How old answers of KV may be: differences are read again after this time.
     pub(super) recheck_after: Duration,
 }
 
-/// What is left of the differences after another look.
+/// The differences that remain after another read.
 #[derive(Default)]
 struct Confirmed {
     differences: BTreeMap<TaskId, Class>,
-    /// They differ, and are on their way.
+    /// Tasks that differ because their changes are in flight.
     pending: BTreeMap<TaskId, Class>,
 }
 
 impl Scan<'_> {
-    /// Compares all of it.
+    /// Compares everything.
     pub(super) async fn run(&mut self) -> Result<Report, ResyncError> {
         let mut table = self.read_ledger().await?;
         let mut report = Report { ledger_tasks: table.tasks(), ..Report::default() };
         let mut found = BTreeMap::new();
         let mut pages = 0;
         let mut cursor: Option<String> = None;
-        self.course.progress.begin("reading KV's keys", None);
+        self.course.progress.begin("reading the keys of KV", None);
         loop {
             let page = self.reader.page(cursor.as_deref()).await?;
             pages += 1;
@@ -72,7 +74,7 @@ impl Scan<'_> {
             }
         }
         table.finish(&mut found);
-        // Whichever takes fewer requests. A list shows no values.
+        // The way with fewer requests. A list has no values.
         let by_list = !self.values && found.len() / MAX_KEYS_PER_READ > pages;
         let confirmed = self.confirm(found, by_list).await?;
         self.course.progress.end();
@@ -83,7 +85,7 @@ impl Scan<'_> {
         Ok(report)
     }
 
-    /// All records up to the newest, each task's newest one.
+    /// Reads the newest record of each task, up to the newest record at the start.
     async fn read_ledger(&self) -> Result<Table, ResyncError> {
         let mut table = Table::default();
         let up_to = self.course.newest_task().await?;
@@ -103,8 +105,8 @@ impl Scan<'_> {
         let mut changes = Vec::with_capacity(AT_A_TIME);
         loop {
             let next = tokio::time::timeout(SILENCE, feed.next(&mut changes, AT_A_TIME)).await;
-            // Whatever is behind the newest record of the beginning was changed since, and what was changed is
-            // looked at again.
+            // Records that are newer than at the start have changed since, and their tasks are read
+            // again.
             if next.is_err() && position >= self.course.newest_task().await?.min(up_to) {
                 return Ok(table);
             }
@@ -122,7 +124,7 @@ impl Scan<'_> {
         }
     }
 
-    /// Reads the values of the tasks that should be there.
+    /// Reads the values of the tasks that KV should have.
     async fn add_values(&mut self, table: &Table, listed: &mut [(TaskId, Seen)]) -> Result<(), ResyncError> {
         let mut wanted: Vec<_> = listed.iter_mut().filter(|(id, _)| table.should_hold(id)).collect();
         for some in wanted.chunks_mut(MAX_KEYS_PER_READ) {
@@ -136,7 +138,7 @@ impl Scan<'_> {
                     ) => {
                         *known = Some(Digest::of_value(&value));
                     }
-                    // Listed and not there: the second look decides.
+                    // Listed and not found: the second read decides.
                     (None, seen) => *seen = Seen::Absent,
                     (Some(_), Seen::Absent) => {}
                 }
@@ -145,8 +147,8 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// Looks again at what differs: at once, for what has just changed; and after the time for which KV may
-    /// answer with what was.
+    /// Reads differences again: at once, because tasks may just have changed, and after the time in
+    /// which KV may return old values.
     async fn confirm(
         &mut self,
         found: BTreeMap<TaskId, Class>,
@@ -161,13 +163,13 @@ impl Scan<'_> {
             let Confirmed { differences, mut pending } = confirmed;
             let seconds = self.recheck_after.as_secs_f64();
             self.course.progress.say(&format!(
-                "{left} keys differ; they are looked at again in {seconds:.0} s, since KV may answer with what was"
+                "{left} keys differ; checking them again in {seconds:.0} s, because KV may return old values"
             ));
             tokio::time::sleep(self.recheck_after).await;
             pending.extend(differences);
             confirmed = self.look_again(pending, by_list, false).await?;
         }
-        // What is on its way is no difference, unless nobody is there to bring it.
+        // A change in flight is not a difference, unless no replica writes it.
         if !confirmed.pending.is_empty() && !self.course.is_held().await? {
             let pending = std::mem::take(&mut confirmed.pending);
             let left = self.look_again(pending, by_list, true).await?;
@@ -177,8 +179,9 @@ impl Scan<'_> {
         Ok(confirmed)
     }
 
-    /// What still differs though the ledger has stood still meanwhile. `forsaken`: nobody projects, and it does
-    /// not matter what is settled.
+    /// The differences that remain while the ledger has not changed.
+    ///
+    /// `forsaken`: no replica projects, so the watermark does not matter.
     async fn look_again(
         &mut self,
         found: BTreeMap<TaskId, Class>,
@@ -189,7 +192,8 @@ impl Scan<'_> {
         let found: Vec<_> = found.into_iter().collect();
         for some in found.chunks(if by_list { found.len().max(1) } else { MAX_KEYS_PER_READ }) {
             let ids: Vec<_> = some.iter().map(|(id, _)| id.clone()).collect();
-            // The ledger is read before and after KV: only what has not changed can be compared.
+            // The ledger is read before and after KV, because only unchanged records can be
+            // compared.
             let settled_before = self.course.settled().await?;
             let before = self.expected(&ids).await?;
             let seen = if by_list { self.list().await? } else { self.read(&ids).await? };
@@ -259,7 +263,7 @@ impl Scan<'_> {
     }
 }
 
-/// What a list shows of a key; nothing where it is no task's.
+/// The task of a listed key and its metadata, or `None` if the key does not belong to a task.
 fn see(key: &ListedKey) -> Option<(TaskId, Seen)> {
     let id = TaskKey::parse(&key.name)?.into_id();
     Some((id, Seen::There { metadata: Some(Digest::of_metadata(key.metadata.as_ref())), value: None }))

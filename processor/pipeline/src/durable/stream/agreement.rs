@@ -1,5 +1,5 @@
-//! Replicas agree on which life the stream is in, and join the consumer of that life. What they agreed on is recorded in the
-//! ledger's bucket, by compare-and-set.
+//! Replicas agree on the incarnation of the stream, and join its consumer. The agreement is a
+//! record in the bucket of the ledger, written by compare-and-set.
 
 use std::future::Future;
 use std::ops::Range;
@@ -18,67 +18,70 @@ use crate::durable::stream::gaps::Gaps;
 use crate::durable::stream::incarnation::{HighWater, Judgement, Life, Present, Source};
 use crate::durable::stream::streams::StreamsError;
 
-/// How many replicas' high waters are kept before those that are recorded are cleared away.
+/// The most high waters of replicas before the recorded ones are deleted.
 const MOST_MARKS: usize = 32;
 
-/// The stream of the events: that in NATS, or that of a simulation.
+/// The stream of events, in NATS or in a simulation.
 pub(crate) trait EventStream: Sync {
-    /// The durable consumer of one of its lives.
+    /// The durable consumer of one incarnation.
     type Consumer: Send;
 
-    /// The stream as it is now.
+    /// The present state of the stream.
     fn present(&self) -> impl Future<Output = Result<Present, SessionError>> + Send;
 
-    /// When the message with this sequence was taken in; nothing, if it is not there.
+    /// When the stream stored the message with this sequence, in ns since 1970; `None` if it is not
+    /// there.
     fn time_at(&self, sequence: u64) -> impl Future<Output = Result<Option<i64>, SessionError>> + Send;
 
-    /// The first message with at least this sequence: its sequence, and when it was taken in.
+    /// The first message with at least this sequence: its sequence, and when the stream stored it.
     fn next(&self, sequence: u64) -> impl Future<Output = Result<Option<(u64, i64)>, SessionError>> + Send;
 
-    /// Up to where all was acknowledged to a consumer; nothing, if it is not there.
+    /// The sequence up to which a consumer was acknowledged; `None` if there is no such consumer.
     fn ack_floor(&self, consumer: &str) -> impl Future<Output = Option<u64>> + Send;
 
-    /// The consumer of this life, and whether it was made for it just now.
+    /// The consumer of this incarnation, and whether this call created it.
     fn consumer(
         &self,
         life: Life,
     ) -> impl Future<Output = Result<(Self::Consumer, bool), SessionError>> + Send;
 
-    /// The names of all its consumers.
+    /// The names of all consumers of the stream.
     fn consumers(&self) -> impl Future<Output = Result<Vec<String>, SessionError>> + Send;
 
-    /// Deletes a consumer; that it is gone already is as good.
+    /// Deletes a consumer. A missing consumer is not an error.
     fn delete_consumer(&self, name: &str) -> impl Future<Output = ()> + Send;
 }
 
-/// The life of the stream that a session reads, and the gaps in it.
+/// The incarnation of the stream that a session reads, and the gaps in it.
 pub(crate) struct Reading {
     pub(crate) source: Source,
-    /// Where the consumer lets all subjects through, so that a gap is a loss.
+    /// `Some` if the consumer has no filter, so that a gap is a loss.
     pub(crate) gaps: Option<Mutex<Gaps>>,
 }
 
 impl Reading {
-    /// Takes in a first delivery. Answers how many messages the stream has dropped beside it, as far as this replica
-    /// can see.
+    /// Adds a first delivery. Returns how many messages the stream has dropped beside it, as far as
+    /// this replica can see.
     pub(crate) fn lost_beside(&self, delivery: u64, sequence: u64) -> u64 {
         let Some(gaps) = &self.gaps else { return 0 };
         gaps.lock().unwrap_or_else(PoisonError::into_inner).delivered(delivery, sequence)
     }
 }
 
-/// Agrees with the other replicas on the stream's life, and joins its consumer.
+/// Agrees with the other replicas on the incarnation of the stream, and joins its consumer.
 pub(crate) struct Agreement<S> {
     pub(crate) bucket: S,
     pub(crate) names: Arc<Names>,
 }
 
 impl<S: Register + Store> Agreement<S> {
-    /// Looks what has become of the stream, and joins the consumer of its present life. Nothing, where another replica records
-    /// it at this moment, or the stream was recreated meanwhile: to be tried again.
+    /// Agrees on the incarnation of the stream, and joins its consumer.
+    ///
+    /// Returns `None` if another replica records it at this moment, or the stream was created again
+    /// meanwhile: try again.
     ///
     /// # Errors
-    /// Where NATS does not answer, or the stream or the consumer cannot be used.
+    /// If NATS does not answer, or the stream or the consumer cannot be used.
     pub(crate) async fn join<E: EventStream>(
         &self,
         events: &E,
@@ -93,21 +96,23 @@ impl<S: Register + Store> Agreement<S> {
             self.delete_former_consumers(events, incarnation).await;
             return Ok(Some((source, consumer)));
         }
-        // The stream was recreated meanwhile. Replicas that have not noticed would read the new stream by the former life's
-        // consumer.
+        // The stream was created again meanwhile. Replicas that have not noticed this would read
+        // the new stream by the consumer of the old incarnation.
         if made {
             events.delete_consumer(&self.names.consumer(incarnation)).await;
         }
         Ok(None)
     }
 
-    /// Deletes the consumers of the lives before this one. Nobody reads by them any more, and one that is left, or was made
-    /// again by a replica that did not know better, looks like events that wait.
+    /// Deletes the consumers of earlier incarnations.
+    ///
+    /// Nobody reads by them any more. A consumer that is left, or that an outdated replica created
+    /// again, would look like waiting events.
     async fn delete_former_consumers<E: EventStream>(&self, events: &E, incarnation: u32) {
         if incarnation == 1 {
             return;
         }
-        // The next session tries again.
+        // If this fails, the next session tries again.
         let consumers = self.consumers(events).await.unwrap_or_default();
         for (name, _) in consumers.into_iter().filter(|(_, of)| *of < incarnation) {
             info!(consumer = name, "deleting the consumer of an earlier incarnation of the stream");
@@ -115,22 +120,25 @@ impl<S: Register + Store> Agreement<S> {
         }
     }
 
-    /// Brings what is recorded of the stream up to date; nothing where another replica did so meanwhile.
+    /// Updates the record of the stream. Returns `None` if another replica did so meanwhile.
     async fn agree<E: EventStream>(&self, events: &E) -> Result<Option<Source>, SessionError> {
-        // As the leader has them: a mark that another replica of the stream lacks might be the one that shows what was lost.
+        // From the leader: a mark that another server of the stream lacks might be the one that
+        // shows a loss.
         let marks = self.bucket.all(&self.names.high_waters()).await?;
-        // After the marks. In the other order a replica that was stopped in between would find, in place of those that show
-        // that something was lost, those of the life that others have begun since, and join the former life once more.
+        // Read after the marks. In the other order, a replica that was stopped in between could
+        // miss a loss. It would find only the marks of the new incarnation, and join the old
+        // incarnation again.
         let stored = self.bucket.get(&self.names.source()).await?;
-        // Last of all: a stream that grows meanwhile must not look as if it ended before a mark.
+        // Read last: a stream that grows meanwhile must not seem to end before a mark.
         let now = events.present().await?;
         let revision = stored.as_ref().map_or_else(Revision::default, |stored| stored.revision);
         let recorded: Option<Source> = stored.as_ref().and_then(|stored| parse(&stored.value));
-        // One that cannot be read, or is empty because it is about to go, says nothing.
+        // Unreadable marks, and empty ones that are about to expire, are ignored.
         let marks_of: Vec<HighWater> = marks.iter().filter_map(|mark| parse(&mark.value)).collect();
         let Some(mut source) = recorded.clone() else {
-            // What an earlier ledger's consumers have acknowledged, a new one has never seen. And of what is known to one
-            // whose record of the stream was deleted or spoilt, it is not known in which life it was.
+            // A new ledger has none of the events that the consumers of an earlier ledger
+            // acknowledged. If the record of the stream was deleted or damaged, the incarnation of
+            // its messages is unknown.
             let known = self.forget_consumers(events).await?;
             let known = marks_of.iter().map(|mark| mark.incarnation).fold(known, u32::max);
             let incarnation = if stored.is_some() { known.saturating_add(1) } else { 1 };
@@ -163,7 +171,8 @@ impl<S: Register + Store> Agreement<S> {
             Judgement::TailLost { after, new_from } => {
                 let from = first_after(events, now.first..new_from, after).await?;
                 let consumer = self.names.consumer(source.current().incarnation);
-                // Gone with the tail, everything is read again, which does no harm.
+                // If the consumer was lost with the newest messages, everything is read again,
+                // which does no harm.
                 let read_from = events.ack_floor(&consumer).await.map_or(0, |floor| floor + 1);
                 source.thrown_back(from, read_from);
                 warn!(
@@ -184,7 +193,8 @@ impl<S: Register + Store> Agreement<S> {
         Ok(agreed)
     }
 
-    /// Deletes the replicas' marks, whose content is recorded now. A replica that lives on makes its mark again.
+    /// Deletes the marks of replicas, because their content is recorded now. A running replica
+    /// writes its mark again.
     async fn forget_marks(&self, marks: Vec<Stored>) {
         let gone = |mark: Stored| Write {
             subject: mark.subject,
@@ -192,7 +202,7 @@ impl<S: Register + Store> Agreement<S> {
             expected: Some(mark.revision),
             time_to_live: Some(Duration::from_secs(1)),
         };
-        // It fails where the replica has just made another, and that is right.
+        // The write fails if the replica has just written a newer mark, which then stays.
         let _ = self.bucket.each(marks.into_iter().map(|mark| ((), Ok(gone(mark))))).await;
     }
 
@@ -205,7 +215,7 @@ impl<S: Register + Store> Agreement<S> {
         }
     }
 
-    /// Deletes the consumers of all lives of the stream. Answers the latest of these.
+    /// Deletes the consumers of all incarnations. Returns the latest of these.
     async fn forget_consumers<E: EventStream>(&self, events: &E) -> Result<u32, SessionError> {
         let mut latest = 0;
         for (name, incarnation) in self.consumers(events).await? {
@@ -219,7 +229,7 @@ impl<S: Register + Store> Agreement<S> {
         Ok(latest)
     }
 
-    /// The queue group's consumers, each with the life of the stream that it is of.
+    /// The consumers of the queue group, each with its incarnation.
     async fn consumers<E: EventStream>(&self, events: &E) -> Result<Vec<(String, u32)>, SessionError> {
         let names = events.consumers().await?.into_iter();
         let consumers = names.filter_map(|name| {
@@ -241,7 +251,8 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     parsed.ok()
 }
 
-/// The first of these sequences whose message was taken in after this moment; their end, if none was.
+/// The first of these sequences whose message was stored after this time; the end of the range if
+/// there is none.
 async fn first_after<E: EventStream>(events: &E, among: Range<u64>, after: i64) -> Result<u64, SessionError> {
     let (mut from, mut to) = (among.start, among.end);
     while from < to {

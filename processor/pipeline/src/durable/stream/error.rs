@@ -4,7 +4,7 @@ use crate::durable::bucket::raw::RawError;
 use crate::durable::bucket::{ReadError, WriteError};
 use crate::durable::stream::streams::StreamsError;
 
-/// Why there is no session; nothing is lost, and it may be tried again.
+/// Why there is no session. Nothing is lost, and a later attempt may succeed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SessionError {
     #[error(transparent)]

@@ -1,5 +1,5 @@
-//! Whether a stream that was there before us can be used. Pure: its configuration in, what is wrong and what should be
-//! known out.
+//! Decides whether an existing stream can be used. Pure: it takes the configuration, and returns
+//! misfits and warnings.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -9,16 +9,16 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy};
 
 use crate::durable::names::Names;
 
-/// What a configuration means for the pipeline.
+/// The consequences of a configuration for the pipeline.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Fitness {
-    /// Why it cannot be used.
+    /// Why the stream cannot be used.
     pub(crate) misfits: Vec<String>,
-    /// What may go wrong with it one day.
+    /// Later problems with the stream.
     pub(crate) warnings: Vec<String>,
 }
 
-/// The stream that captures the events.
+/// Checks the stream that captures the events.
 pub(crate) fn of_events(config: &Config, names: &Names) -> Fitness {
     let mut fitness = of_any(config);
     let misfits = &mut fitness.misfits;
@@ -31,7 +31,7 @@ pub(crate) fn of_events(config: &Config, names: &Names) -> Fitness {
         && names.subjects.iter().any(|(subject, _)| captures_or_all(&transform.source, subject))
     {
         misfits.push(format!(
-            "it stores events under other subjects (subject_transform from {:?} to {:?}), where nobody looks for them",
+            "it stores events under other subjects (subject_transform from {:?} to {:?}), where the pipeline does not read them",
             transform.source, transform.destination
         ));
     }
@@ -40,31 +40,30 @@ pub(crate) fn of_events(config: &Config, names: &Names) -> Fitness {
     }
     let warnings = &mut fitness.warnings;
     if config.no_ack {
-        warnings.push("it sends no acks: JetStream publishers will wait for them in vain".to_owned());
+        warnings.push("it sends no acks, so JetStream publishers wait until they time out".to_owned());
     }
     if config.max_age == Duration::ZERO {
-        warnings.push(
-            "it keeps events indefinitely, so that the ledger keeps deleted tasks indefinitely".to_owned(),
-        );
+        warnings
+            .push("it keeps events indefinitely, so the ledger keeps deleted tasks indefinitely".to_owned());
     }
     if let Some(limits) = limits(config)
         && config.discard == DiscardPolicy::Old
     {
         warnings.push(format!(
-            "when it is full ({limits}, discard old) it drops the oldest events, taken in or not: set discard new, or no such \
-             limit"
+            "when it is full ({limits}, discard old), it drops the oldest events even if no replica has read them: set \
+             discard new, or remove the limit"
         ));
     } else if config.max_messages > 0 {
-        // Of max_bytes it is told when it is nearly reached.
+        // A stream that nearly reaches max_bytes is reported elsewhere.
         warnings.push(format!(
-            "when it is full (max_msgs {}, discard new) it refuses events, and plain publishers are not told so",
+            "when it is full (max_msgs {}, discard new), it refuses events, and plain publishers get no error",
             config.max_messages
         ));
     }
     fitness
 }
 
-/// The stream under the ledger.
+/// Checks the stream of the ledger.
 pub(crate) fn of_ledger(config: &Config, names: &Names) -> Fitness {
     let mut fitness = of_any(config);
     let misfits = &mut fitness.misfits;
@@ -75,19 +74,20 @@ pub(crate) fn of_ledger(config: &Config, names: &Names) -> Fitness {
         misfits.push("it stores records under other subjects (subject_transform)".to_owned());
     }
     if !config.allow_message_ttl || !config.allow_direct || config.max_messages_per_subject != 1 {
-        misfits
-            .push("it must allow direct gets and per-message TTL, and keep one message a subject".to_owned());
+        misfits.push(
+            "it must allow direct gets and per-message TTL, and keep one message for each subject".to_owned(),
+        );
     }
     if config.no_ack {
-        misfits.push("it sends no acks, so that no write is ever confirmed".to_owned());
+        misfits.push("it sends no acks, so no write is confirmed".to_owned());
     }
     if config.max_age > Duration::ZERO {
-        misfits.push("it drops records that are older than max_age, whether or not KV has them".to_owned());
+        misfits.push("it drops records that are older than max_age, even if KV lacks them".to_owned());
     }
     if let Some(limits) = limits(config)
         && config.discard == DiscardPolicy::Old
     {
-        misfits.push(format!("when it is full ({limits}) it drops the oldest records: set discard new"));
+        misfits.push(format!("when it is full ({limits}), it drops the oldest records: set discard new"));
     } else if config.max_messages > 0 {
         let most = config.max_messages;
         fitness.warnings.push(format!("when it is full (max_msgs {most}), events of new tasks wait"));
@@ -95,7 +95,7 @@ pub(crate) fn of_ledger(config: &Config, names: &Names) -> Fitness {
     fitness
 }
 
-/// The stream of the dead letters.
+/// Checks the stream of the dead letters.
 pub(crate) fn of_letters(config: &Config, names: &Names) -> Fitness {
     let mut fitness = of_any(config);
     let (subject, misfits) = (&names.dead_letter_subject, &mut fitness.misfits);
@@ -106,15 +106,19 @@ pub(crate) fn of_letters(config: &Config, names: &Names) -> Fitness {
         misfits.push("it stores letters under other subjects (subject_transform)".to_owned());
     }
     if config.no_ack {
-        misfits.push("it sends no acks, so that nobody knows whether a letter is stored".to_owned());
+        misfits.push("it sends no acks, so a replica cannot know whether a letter is stored".to_owned());
     }
     if config.max_age > Duration::ZERO {
-        fitness.warnings.push("it drops letters that are older than max_age, seen or not".to_owned());
+        fitness
+            .warnings
+            .push("it drops letters that are older than max_age, even if nobody has read them".to_owned());
     }
     if let Some(limits) = limits(config)
         && config.discard == DiscardPolicy::Old
     {
-        fitness.warnings.push(format!("when it is full ({limits}) it drops the oldest letters, seen or not"));
+        fitness.warnings.push(format!(
+            "when it is full ({limits}), it drops the oldest letters, even if nobody has read them"
+        ));
     } else if config.max_messages > 0 {
         let most = config.max_messages;
         fitness
@@ -124,11 +128,13 @@ pub(crate) fn of_letters(config: &Config, names: &Names) -> Fitness {
     fitness
 }
 
-/// What no stream of the pipeline may be.
+/// Checks the rules for all streams of the pipeline.
 fn of_any(config: &Config) -> Fitness {
     let mut misfits = Vec::new();
     if config.retention != RetentionPolicy::Limits {
-        misfits.push("its retention must be by limits: others remove what a replica still needs".to_owned());
+        misfits.push(
+            "its retention must be limits: any other removes messages that a replica still needs".to_owned(),
+        );
     }
     if config.sealed {
         misfits.push("it is sealed".to_owned());
@@ -139,7 +145,7 @@ fn of_any(config: &Config) -> Fitness {
     Fitness { misfits, warnings: Vec::new() }
 }
 
-/// The limits by which it can be full.
+/// The limits at which the stream is full, as text; `None` without limits.
 fn limits(config: &Config) -> Option<String> {
     let messages = (config.max_messages > 0).then(|| format!("max_msgs {}", config.max_messages));
     let bytes = (config.max_bytes > 0).then(|| format!("max_bytes {}", config.max_bytes));
@@ -152,7 +158,7 @@ fn captures_or_all(filter: &str, subject: &str) -> bool {
     filter.is_empty() || captures(filter, subject)
 }
 
-/// Whether a subject with wildcards takes in another without.
+/// Returns whether a subject filter with wildcards captures a subject without wildcards.
 pub(crate) fn captures(filter: &str, subject: &str) -> bool {
     let (mut filter, mut subject) = (filter.split('.'), subject.split('.'));
     loop {

@@ -1,24 +1,26 @@
-//! Messages that the stream dropped before they were delivered: by a limit, by their age, or because somebody purged it.
-//! They are seen as gaps between two deliveries, where the consumer lets all subjects through. Pure.
+//! Counts messages that the stream dropped before they were delivered: by a limit, by their age, or
+//! by a purge. Pure.
+//!
+//! They show as gaps between two deliveries, if the consumer has no filter.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 use std::collections::BTreeMap;
 
-/// How many deliveries are remembered: more than workers have in flight.
+/// The number of remembered deliveries: more than the workers have in flight.
 const REMEMBERED: usize = 8_192;
 
-/// The places in the stream of first deliveries, by their numbers in the consumer.
+/// The stream sequences of first deliveries, by their delivery numbers in the consumer.
 #[derive(Debug, Default)]
 pub(crate) struct Gaps(BTreeMap<u64, u64>);
 
 impl Gaps {
-    /// This was delivered before; as far as the consumer says when a session begins.
+    /// Starts after this delivery, the last one of the consumer when the session begins.
     pub(crate) fn after(delivery: u64, sequence: u64) -> Self {
         Self(BTreeMap::from([(delivery, sequence)]))
     }
 
-    /// Takes in a first delivery. Answers how many messages are missing beside it.
+    /// Adds a first delivery. Returns the number of messages missing beside it.
     pub(crate) fn delivered(&mut self, delivery: u64, sequence: u64) -> u64 {
         if self.0.insert(delivery, sequence).is_some() {
             return 0;

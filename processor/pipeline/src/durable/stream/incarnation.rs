@@ -1,10 +1,12 @@
-//! Which life of the stream a message belongs to. Pure: facts in, a judgement out.
+//! Decides which incarnation of the stream a message belongs to. Pure: it takes facts and returns a
+//! judgement.
 //!
-//! A stream that was deleted and recreated, or lost its tail to a power failure or a restore, hands out sequences
-//! that it has handed out before. A version is therefore (incarnation, sequence), and each life of the stream
-//! has a higher incarnation than the one before. That a life has ended is seen from the *high water*: the
-//! newest message that a replica has taken in, which every replica records before it writes to the ledger what
-//! the message says.
+//! A stream that was created again hands out the same sequences again. So does a stream that lost
+//! its newest messages to a power failure or a restore. A version is therefore (incarnation,
+//! sequence), and each incarnation has a higher number than the one before.
+//!
+//! The *high water* shows that an incarnation has ended. It is the newest message that a replica
+//! has taken in. Every replica records it before the content of the message goes to the ledger.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -12,86 +14,89 @@ use serde::{Deserialize, Serialize};
 
 use crate::fold::Version;
 
-/// The newest message that was taken in.
+/// The newest message that a replica has taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct HighWater {
     pub(crate) incarnation: u32,
     pub(crate) sequence: u64,
-    /// When the stream took it in, in ns since 1970.
+    /// When the stream stored it, in ns since 1970.
     pub(crate) time: i64,
 }
 
 impl HighWater {
-    /// Whether what is known by this one covers the other: a later life of the stream outranks all sequences of an
-    /// earlier one.
+    /// Returns whether this high water covers the other. A later incarnation outranks all sequences
+    /// of an earlier one.
     pub(crate) fn is_at_least(self, other: Self) -> bool {
         (self.incarnation, self.sequence) >= (other.incarnation, other.sequence)
     }
 
-    /// The one that covers the other.
+    /// The higher of the two.
     pub(crate) fn max(self, other: Self) -> Self {
         if self.is_at_least(other) { self } else { other }
     }
 }
 
-/// A life of the stream: it begins at a sequence and ends where the next one begins.
+/// One incarnation of the stream. It begins at a sequence and ends where the next one begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Life {
     pub(crate) incarnation: u32,
-    /// The first sequence that belongs to it.
+    /// The first sequence of the incarnation.
     pub(crate) from: u64,
-    /// The sequence that its consumer begins with: what an earlier life's consumer had not acknowledged is
-    /// read again.
+    /// The first sequence that its consumer reads: messages that the earlier consumer had not
+    /// acknowledged are read again.
     pub(crate) read_from: u64,
 }
 
-/// What is recorded of the stream.
+/// The recorded state of the stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Source {
     /// When the stream was created, in ns since 1970.
     pub(crate) created: i64,
-    /// The lives that messages in it belong to, oldest first; never empty.
+    /// The incarnations of the messages in the stream, oldest first; never empty.
     pub(crate) lives: Vec<Life>,
-    /// The highest of the replicas' high waters, as of the last time they were gathered.
+    /// The highest high water of all replicas when they were last gathered.
     pub(crate) high: Option<HighWater>,
-    /// What the subjects of the events begin with. Nothing where an earlier version has written it.
+    /// The prefix of the subjects of events. `None` if an earlier version has written the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) prefix: Option<String>,
 }
 
-/// The stream as it is now.
+/// The present state of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Present {
-    /// When it was created, in ns since 1970.
+    /// When the stream was created, in ns since 1970.
     pub(crate) created: i64,
     pub(crate) first: u64,
     pub(crate) last: u64,
 }
 
-/// How the stream relates to what is recorded of it.
+/// The relation of the stream to its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Judgement {
-    /// It is what it was.
+    /// The stream is the same.
     Same,
-    /// It was deleted and recreated.
+    /// The stream was deleted and created again.
     Recreated,
-    /// It was thrown back: what came after the message of this time is not what was there.
+    /// The stream lost its newest messages.
     TailLost {
-        /// When the last message that is known to be lost had been taken in: what was taken in later is new.
+        /// When the last known lost message was stored. Messages that were stored later are new.
         after: i64,
-        /// A message with this sequence or a higher one is new, whatever the servers' clocks say: the message that had this
-        /// sequence before was another one.
+        /// A message with at least this sequence is new, whatever the clocks of the servers say.
+        /// The message that had this sequence before was another one.
         new_from: u64,
     },
 }
 
 impl Source {
-    /// Nothing is known of what was before this life of the stream, all of which belongs to it.
+    /// The record of a stream without a known past. All its messages belong to this incarnation.
     pub(crate) fn begun(created: i64, incarnation: u32) -> Self {
         Self { created, lives: vec![Life { incarnation, from: 0, read_from: 0 }], high: None, prefix: None }
     }
 
-    /// Makes it the pipeline's with these subjects; whose it is, if it is another's.
+    /// Claims the ledger for a pipeline with this subject prefix.
+    ///
+    /// # Errors
+    /// If the ledger belongs to another pipeline; the error is its prefix.
     pub(crate) fn claim(&mut self, prefix: &str) -> Result<(), String> {
         match &self.prefix {
             Some(other) if other != prefix => Err(other.clone()),
@@ -103,7 +108,7 @@ impl Source {
         }
     }
 
-    /// The life that the stream is in.
+    /// The present incarnation.
     pub(crate) fn current(&self) -> Life {
         self.lives.last().copied().unwrap_or(Life { incarnation: 1, from: 0, read_from: 0 })
     }
@@ -114,7 +119,8 @@ impl Source {
         Version::new(life.unwrap_or_else(|| self.current()).incarnation, sequence)
     }
 
-    /// Takes in a replica's high water; that of an earlier life does not matter any more.
+    /// Adds the high water of a replica. A high water of an earlier incarnation does not matter any
+    /// more.
     pub(crate) fn raise(&mut self, high: HighWater) {
         let current = self.current().incarnation;
         if high.incarnation == current && self.high.is_none_or(|known| known.sequence < high.sequence) {
@@ -122,8 +128,10 @@ impl Source {
         }
     }
 
-    /// What has become of the stream; `time_at_high` is when the message at the high water's sequence was
-    /// taken in, if there is one.
+    /// Compares the stream with the record.
+    ///
+    /// `time_at_high`: when the stream stored the message that now has the sequence of the high
+    /// water, or `None` without such a message.
     pub(crate) fn judge(&self, present: Present, time_at_high: Option<i64>) -> Judgement {
         if present.created != self.created {
             return Judgement::Recreated;
@@ -133,14 +141,14 @@ impl Source {
             Some(high) if high.sequence > present.last => {
                 Judgement::TailLost { after: high.time, new_from: present.last + 1 }
             }
-            // It has aged out.
+            // The message has aged out.
             Some(high) if high.sequence < present.first => Judgement::Same,
             Some(high) if time_at_high == Some(high.time) => Judgement::Same,
             Some(high) => Judgement::TailLost { after: high.time, new_from: high.sequence },
         }
     }
 
-    /// A new life, in a recreated stream.
+    /// Starts a new incarnation in a stream that was created again.
     pub(crate) fn recreated(&mut self, created: i64) {
         let incarnation = self.current().incarnation + 1;
         self.created = created;
@@ -148,10 +156,11 @@ impl Source {
         self.high = None;
     }
 
-    /// A new life from this sequence on, in a stream that was thrown back. What was before keeps its versions.
+    /// Starts a new incarnation at this sequence, in a stream that lost its newest messages. Older
+    /// messages keep their versions.
     pub(crate) fn thrown_back(&mut self, from: u64, read_from: u64) {
         let incarnation = self.current().incarnation + 1;
-        // A life that would begin at or after the new one has left nothing in the stream.
+        // An incarnation that begins at or after the new one has no message in the stream any more.
         self.lives.retain(|life| life.from < from);
         self.lives.push(Life { incarnation, from, read_from: read_from.min(from) });
         self.high = None;
@@ -204,7 +213,8 @@ mod tests {
     fn a_lost_tail_is_seen_however_far_the_stream_has_grown_since() {
         let lost = Judgement::TailLost { after: 77, new_from: 4 };
         assert_eq!(source(Some((5, 77))).judge(present(1, 3), None), lost);
-        // By a clock that was put back, all of them are older than the lost one: the fifth is new all the same.
+        // By a clock that was set back, all messages are older than the lost one. The fifth is
+        // still new.
         let lost = Judgement::TailLost { after: 77, new_from: 5 };
         assert_eq!(source(Some((5, 77))).judge(present(1, 9), Some(99)), lost);
         assert_eq!(source(Some((5, 77))).judge(present(1, 9), None), lost);

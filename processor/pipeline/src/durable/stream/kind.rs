@@ -9,7 +9,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// By it a stream that a replica has made is known.
+    /// The description of the stream in NATS. It identifies streams that a replica created.
     pub(crate) fn description(self) -> &'static str {
         match self {
             Self::Events => "Task events, until the replicas have taken them in",
@@ -18,7 +18,7 @@ impl Kind {
         }
     }
 
-    /// In metrics.
+    /// The label in metrics.
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Events => "events",
@@ -27,7 +27,7 @@ impl Kind {
         }
     }
 
-    /// Where its room is said.
+    /// The names of the setting for its limit.
     pub(crate) fn setting(self) -> &'static str {
         match self {
             Self::Events => "STREAM_MAX_BYTES (spec.delivery.room.events)",

@@ -1,4 +1,4 @@
-//! How much room each stream may take up, and whether it is nearly used up. Pure.
+//! Decides the limit of each stream, and whether it is nearly reached. Pure.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -14,7 +14,8 @@ use crate::settings::{Room, Size};
 /// The name of the NATS account in messages.
 pub(super) const ACCOUNT: &str = "the NATS account";
 
-/// Together 6.25 GiB. By default NATS uses three quarters of a disk, which is 7.5 GiB of a volume of 10 GiB.
+/// Together 6.25 GiB. By default NATS uses three quarters of a disk, which is 7.5 GiB of a volume
+/// of 10 GiB.
 const EVENTS: Size = Size::mebibytes(4_096);
 const LEDGER: Size = Size::mebibytes(2_048);
 const DEAD_LETTERS: Size = Size::mebibytes(256);
@@ -41,12 +42,12 @@ pub(crate) fn wanted(kind: Kind, room: &Room) -> Size {
     })
 }
 
-/// As NATS counts it.
+/// The size as `max_bytes` of NATS.
 pub(crate) fn max_bytes(size: Size) -> i64 {
     i64::try_from(size.bytes()).unwrap_or(i64::MAX)
 }
 
-/// Whether a replica has made it.
+/// Returns whether a replica created the stream.
 pub(crate) fn is_ours(kind: Kind, config: &Config) -> bool {
     config.description.as_deref() == Some(kind.description())
 }
@@ -60,34 +61,38 @@ pub(super) enum Change {
     Refused(String),
 }
 
-/// `used`: how many bytes it holds.
+/// Decides how to change the limit of an existing stream. `used`: the bytes in it.
 pub(super) fn change(kind: Kind, config: &Config, used: u64, room: &Room) -> Change {
     let (said, has) = (said(kind, room), u64::try_from(config.max_bytes).unwrap_or(0));
     let is_ours = is_ours(kind, config);
     let asked = |size: Size, why: &str| {
-        Change::Refused(format!("{} asks for {size} for the stream {}: {why}", kind.setting(), config.name))
+        Change::Refused(format!(
+            "cannot set the limit of the stream {} to {size} ({}): {why}",
+            config.name,
+            kind.setting()
+        ))
     };
     match said {
         Some(size) if has == size.bytes() => Change::Nothing,
         Some(size) if !is_ours => {
-            asked(size, "that stream was made by somebody else, who has to change its max_bytes")
+            asked(size, "somebody else created the stream and must change its max_bytes")
         }
-        Some(size) if size.bytes() < used => asked(size, "it holds more, and is left as it is"),
+        Some(size) if size.bytes() < used => asked(size, "the stream contains more"),
         Some(size) => Change::To(size),
-        // One of an earlier version has none.
+        // A stream of an earlier version has no limit.
         None if has == 0 && is_ours => {
             Change::To(wanted(kind, room).max(Size::within(used.saturating_mul(2))))
         }
         None if has == 0 && kind == Kind::Events => Change::Refused(format!(
-            "the stream {} was made by somebody else, and is left as it is: it has no max_bytes, and events that are in the \
-             ledger stay in it for its max_age, so that it may fill the store",
+            "the stream {} was created by somebody else and stays as it is: it has no max_bytes and keeps events until max_age, \
+             so it may fill the store",
             config.name
         )),
         None => Change::Nothing,
     }
 }
 
-/// What the account's streams take up, and its limit; 0 for none.
+/// The bytes in all streams of the account, and the limit; 0 means no limit.
 pub(super) fn of_account(account: &Account, events: &Info) -> (u64, u64) {
     let tier = account.tiers.get(&format!("R{}", events.config.num_replicas));
     let (used, limit) = match tier {
@@ -102,7 +107,7 @@ pub(super) fn of_account(account: &Account, events: &Info) -> (u64, u64) {
 pub(super) struct Filling(BTreeSet<String>);
 
 impl Filling {
-    /// `limit`: 0 for none.
+    /// `limit`: 0 means no limit.
     pub(super) fn see(&mut self, what: &str, used: u64, limit: u64) {
         let percent = u128::from(used) * 100;
         let above = |part: u64| limit > 0 && percent > u128::from(limit) * u128::from(part);
@@ -152,7 +157,7 @@ mod tests {
         assert_eq!(ours(10 << 20, 11 << 20), Change::Nothing);
         assert_eq!(ours(20 << 20, 10 << 20), Change::To(Size::mebibytes(10)));
         assert_eq!(ours(-1, 5), Change::To(Size::mebibytes(10)));
-        assert!(matches!(ours(20 << 20, 11 << 20), Change::Refused(why) if why.contains("holds more")));
+        assert!(matches!(ours(20 << 20, 11 << 20), Change::Refused(why) if why.contains("contains more")));
         let theirs = Config { description: None, ..config(20 << 20, Kind::Events) };
         let refused = change(Kind::Events, &theirs, 5, &room);
         assert!(matches!(refused, Change::Refused(why) if why.contains("somebody else")));

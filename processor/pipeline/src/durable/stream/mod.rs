@@ -1,4 +1,4 @@
-//! The stream of events: made or taken as it is, which life it is in, and the session by which it is read.
+//! The stream of events: its creation and checks, its incarnation, and the session that reads it.
 
 pub(crate) mod agreement;
 pub(crate) mod error;

@@ -1,5 +1,6 @@
-//! A session with the stream: which life it is in, and the durable consumer of that life. Made at every
-//! connect and reconnect, before anything is pulled.
+//! A session with the stream: its incarnation, and the durable consumer of that incarnation.
+//!
+//! A session begins after each connect and reconnect, before any pull.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,26 +24,28 @@ use crate::durable::stream::streams::{self, Streams, StreamsError};
 use crate::durable::stream::subscription::{self, Existing};
 use crate::settings::DurableSettings;
 
-/// The wait before the stream is looked at again where another replica has recorded what became of it.
+/// The wait before the next attempt to agree, after another replica has recorded the state of the
+/// stream.
 const AGREE_AGAIN: Duration = Duration::from_millis(20);
 
-/// A session with the stream: the life that it reads, and that life's consumer.
+/// A session with the stream.
 pub(crate) struct Session {
     pub(crate) jetstream: Context,
     pub(crate) consumer: PullConsumer,
-    /// The same, by a connection of its own: what the client cannot read cuts that one.
+    /// The same consumer on a second connection: messages that the client cannot read cut only that
+    /// connection.
     pub(crate) pulls: PullConsumer,
     pub(crate) streams: Arc<Streams>,
-    /// Which life of the stream it is in.
+    /// The incarnation of the stream, and its gaps.
     pub(crate) reading: Arc<Reading>,
-    /// How long the stream keeps an event; nothing where it does for ever.
+    /// How long the stream keeps an event; `None` if indefinitely.
     pub(crate) max_age: Option<Duration>,
 }
 
-/// Begins sessions.
+/// Starts sessions.
 pub(crate) struct Sessions {
     pub(crate) jetstream: Context,
-    /// By the connection by which events are pulled.
+    /// On the connection for pulls.
     pub(crate) pulls: Context,
     pub(crate) bucket: Bucket,
     pub(crate) names: Arc<Names>,
@@ -51,7 +54,7 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    /// Looks what has become of the stream, and joins the consumer of its present life.
+    /// Agrees on the incarnation of the stream, and joins its consumer.
     pub(crate) async fn begin(&self) -> Result<Session, SessionError> {
         let agreement = Agreement { bucket: self.bucket.clone(), names: Arc::clone(&self.names) };
         loop {
@@ -92,9 +95,11 @@ pub(crate) struct Events<'a> {
 }
 
 impl Events<'_> {
-    /// The subjects that the consumer lets through; all, where the stream has no others. The server finds the next
-    /// message twice as fast then. Should others be added to the stream one day, they are passed over; but not where
-    /// an ack removes a message.
+    /// The subjects that the consumer delivers; empty if the stream has no other subjects.
+    ///
+    /// Without a filter, the server finds the next message twice as fast. If other subjects are
+    /// added later, the pipeline ignores their messages. If acks remove messages from the stream,
+    /// the consumer always has the filter.
     fn filter(&self) -> Vec<String> {
         let ours: Vec<_> = self.names.subjects.iter().map(|(subject, _)| subject.clone()).collect();
         let config = &self.stream.cached_info().config;
@@ -135,19 +140,19 @@ impl EventStream for Events<'_> {
         let Self { names, stream, .. } = self;
         let name = names.consumer(life.incarnation);
         let wanted = subscription::wanted(names, life, self.filter(), self.ack_wait);
-        // What is wrong with one that cannot be looked up is said when it cannot be made either.
+        // If a consumer cannot be looked up, the attempt to create it returns the reason.
         if let Ok(consumer) = stream.get_consumer::<PullConfig>(&name).await {
             return match subscription::judge(&consumer_config(&consumer), &wanted, names) {
                 Existing::Fits => Ok((consumer, false)),
                 Existing::Change(changed) => {
                     let changed = stream.update_consumer(*changed).await;
                     changed.map(|consumer| (consumer, false)).map_err(|error| {
-                        SessionError::Nats(format!("the consumer {name} cannot be changed: {error}"))
+                        SessionError::Nats(format!("cannot change the consumer {name}: {error}"))
                     })
                 }
                 Existing::Unfit(why) => Err(StreamsError::Unfit(format!(
-                    "the consumer {name} of the stream {} is there and cannot be used: {why}. Set another QUEUE_GROUP, or, \
-                     if nobody needs it, delete it",
+                    "the existing consumer {name} of the stream {} cannot be used: {why}. Set another QUEUE_GROUP, or delete the \
+                     consumer if nobody needs it",
                     names.stream
                 ))
                 .into()),
@@ -155,7 +160,7 @@ impl EventStream for Events<'_> {
         }
         let consumer = limits::create_consumer(stream, wanted)
             .await
-            .map_err(|error| SessionError::Nats(format!("the consumer {name} cannot be made: {error}")))?;
+            .map_err(|error| SessionError::Nats(format!("cannot create the consumer {name}: {error}")))?;
         Ok((consumer, true))
     }
 
@@ -163,7 +168,7 @@ impl EventStream for Events<'_> {
         use futures_util::TryStreamExt;
 
         let names = self.stream.consumer_names().try_collect().await;
-        names.map_err(|error| SessionError::Nats(format!("the consumers cannot be listed: {error}")))
+        names.map_err(|error| SessionError::Nats(format!("cannot list the consumers: {error}")))
     }
 
     async fn delete_consumer(&self, name: &str) {

@@ -1,5 +1,7 @@
-//! The three streams: the one that captures the events, the one under the ledger, and that of the dead letters.
-//! Makes what is missing, each with room of its own, uses what fits, and refuses what does not, saying why.
+//! The three streams: events, ledger and dead letters.
+//!
+//! Creates missing streams, each with a limit. Uses existing streams that fit, and refuses the
+//! others with the reason.
 
 use async_nats::jetstream::context::{
     AccountErrorKind, CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind,
@@ -15,21 +17,21 @@ use crate::durable::stream::limit;
 use crate::settings::DurableSettings;
 use crate::settings::Size;
 
-/// Per-message time to live and sound compare-and-set with replicas came with it.
+/// The oldest NATS version with per-message TTL and sound compare-and-set in a cluster.
 const OLDEST_SERVER: (u64, u64) = (2, 11);
 
 /// Why the streams cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StreamsError {
-    /// It may work in a moment.
+    /// A later attempt may succeed.
     #[error("{0}")]
     Away(String),
-    /// Someone has to change something.
+    /// A person must change something.
     #[error("{0}")]
     Unfit(String),
 }
 
-/// The streams of the events, the ledger and the dead letters, fit to be used.
+/// The streams of the events, the ledger and the dead letters, checked.
 #[derive(Clone)]
 pub(crate) struct Streams {
     pub(crate) events: Stream,
@@ -38,13 +40,12 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// All of them.
     pub(crate) fn all(&self) -> [(Kind, &Stream); 3] {
         [(Kind::Events, &self.events), (Kind::Ledger, &self.ledger), (Kind::DeadLetters, &self.dead_letters)]
     }
 }
 
-/// Makes sure that the server can do what this mode needs, and that all three streams are there.
+/// Ensures that the server has the features of this mode, and that all three streams exist.
 pub(crate) async fn ensure(
     jetstream: &Context,
     names: &Names,
@@ -53,20 +54,20 @@ pub(crate) async fn ensure(
     check_server(jetstream).await?;
     let mut maker = Maker { jetstream, settings, smaller: 0 };
     let events = maker.ensure(Kind::Events, events(names, settings)).await?;
-    use_of(&events, &fitness::of_events(&events.cached_info().config, names), "name another in STREAM_NAME")?;
+    use_of(&events, &fitness::of_events(&events.cached_info().config, names), "set another STREAM_NAME")?;
     let ledger = maker.ensure(Kind::Ledger, ledger(names, settings)).await?;
-    let other = "set another QUEUE_GROUP, which begins with a new ledger";
+    let other = "set another QUEUE_GROUP, which starts a new ledger";
     use_of(&ledger, &fitness::of_ledger(&ledger.cached_info().config, names), other)?;
     let letters = maker.ensure(Kind::DeadLetters, dead_letters(names, settings)).await?;
     use_of(
         &letters,
         &fitness::of_letters(&letters.cached_info().config, names),
-        "delete it when its letters are dealt with",
+        "delete it after you have handled its letters",
     )?;
     Ok(Streams { events, ledger, dead_letters: letters })
 }
 
-/// Refuses a stream that does not fit, and tells what may go wrong with one that does.
+/// Refuses a stream that does not fit, and logs the warnings about one that fits.
 fn use_of(stream: &Stream, fitness: &Fitness, or_else: &str) -> Result<(), StreamsError> {
     let name = &stream.cached_info().config.name;
     for warning in &fitness.warnings {
@@ -76,7 +77,7 @@ fn use_of(stream: &Stream, fitness: &Fitness, or_else: &str) -> Result<(), Strea
         return Ok(());
     }
     Err(StreamsError::Unfit(format!(
-        "the stream {name} is there and cannot be used: {}. Change it, or {or_else}",
+        "the existing stream {name} cannot be used: {}. Change it, or {or_else}",
         fitness.misfits.join("; ")
     )))
 }
@@ -84,7 +85,7 @@ fn use_of(stream: &Stream, fitness: &Fitness, or_else: &str) -> Result<(), Strea
 async fn check_server(jetstream: &Context) -> Result<(), StreamsError> {
     let no_jetstream = || {
         StreamsError::Unfit(
-            "this NATS server has no JetStream (for this account): turn it on, or set DELIVERY_MODE=Core, \
+            "this NATS server has no JetStream (for this account): enable it, or set DELIVERY_MODE=Core, \
              which delivers at most once"
                 .to_owned(),
         )
@@ -109,28 +110,28 @@ async fn check_server(jetstream: &Context) -> Result<(), StreamsError> {
     if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < OLDEST_SERVER {
         let (major, minor) = OLDEST_SERVER;
         return Err(StreamsError::Unfit(format!(
-            "this NATS server is {version}: {major}.{minor} or newer is needed, or DELIVERY_MODE=Core, which \
+            "this NATS server is version {version}: use {major}.{minor} or newer, or set DELIVERY_MODE=Core, which \
              delivers at most once"
         )));
     }
     Ok(())
 }
 
-/// What is asked for, in sixteenths, where there is no room for as much: so little that what comes after it finds room, too,
-/// and no power of two, which a store's size mostly is.
+/// The next smaller size in sixteenths, if there is no room. It is small enough that the next
+/// streams find room too. It is not a power of two, because the size of a store usually is.
 const LESS: u64 = 3;
 
-/// Makes streams where there are none.
+/// Creates missing streams.
 struct Maker<'a> {
     jetstream: &'a Context,
     settings: &'a DurableSettings,
-    /// How often a stream before this one had to be made smaller to find room.
+    /// How many times an earlier stream was made smaller to find room.
     smaller: u32,
 }
 
 impl Maker<'_> {
-    /// One of ours that was made by an earlier version is closed to purges, like a new one. Without the right to change it, it
-    /// stays as it is.
+    /// Denies purges of a stream that an earlier version created, as for a new stream. Without the
+    /// permission, the stream stays as it is.
     async fn closed(&self, kind: Kind, wanted: &Config, stream: Stream) -> Stream {
         let mut config = stream.cached_info().config.clone();
         if !limit::is_ours(kind, &config) || !wanted.deny_purge || config.deny_purge {
@@ -155,9 +156,7 @@ impl Maker<'_> {
                 GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                 }
                 _ => {
-                    return Err(StreamsError::Away(format!(
-                        "the stream {name} cannot be looked up: {error}"
-                    )));
+                    return Err(StreamsError::Away(format!("cannot look up the stream {name}: {error}")));
                 }
             },
         }
@@ -189,8 +188,8 @@ impl Maker<'_> {
             }
             if said.is_some() || size == Size::within(0) {
                 return Err(StreamsError::Unfit(format!(
-                    "the stream {name} cannot be made: {reason}. NATS has no room for {size}: give it more (max_file_store, \
-                     the account's limits), or set a smaller {}",
+                    "cannot create the stream {name}: {reason}. NATS has no room for {size}: give NATS more room \
+                     (max_file_store, the limits of the account), or set a smaller {}",
                     kind.setting()
                 )));
             }
@@ -200,10 +199,10 @@ impl Maker<'_> {
     }
 }
 
-/// Denies a purge to everybody where the product never purges. The stream of an earlier version allows one.
+/// Denies purges of a stream that a replica never purges. Streams of an earlier version allow them.
 fn close(config: &mut Config) {
     config.deny_purge = true;
-    // NATS allows a rollup, which is a purge, only together with purges.
+    // NATS allows a rollup, which is a purge, only if it allows purges.
     config.allow_rollup = false;
 }
 
@@ -211,34 +210,34 @@ fn less(size: Size) -> Size {
     Size::within(size.bytes() / 16 * LESS)
 }
 
-/// Why not, and whether it is worth trying again.
+/// The error of a failed creation, which says whether a later attempt may succeed.
 fn cannot_be_made(config: &Config, error: &CreateStreamError) -> StreamsError {
     let (name, subjects) = (&config.name, config.subjects.join(", "));
     match error.kind() {
         // Another replica was first.
         CreateStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NAME_EXIST => {
-            StreamsError::Away(format!("the stream {name} was made by someone else just now"))
+            StreamsError::Away(format!("somebody else has just created the stream {name}"))
         }
         CreateStreamErrorKind::JetStream(error)
             if error.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP =>
         {
             StreamsError::Unfit(format!(
-                "another stream captures some of {subjects} already: name it in STREAM_NAME if it \
-                 captures all of the events, or take them out of it"
+                "another stream already captures some of {subjects}: set STREAM_NAME to that stream if it captures all of the \
+                 events, or remove the subjects from it"
             ))
         }
         CreateStreamErrorKind::TimedOut | CreateStreamErrorKind::JetStreamUnavailable => {
-            StreamsError::Away(format!("the stream {name} cannot be made: {error}"))
+            StreamsError::Away(format!("cannot create the stream {name}: {error}"))
         }
         CreateStreamErrorKind::JetStream(error) if may_pass(&error) => StreamsError::Away(format!(
-            "the stream {name} cannot be made: {error}. It is tried again; are enough servers up and in the \
-             cluster for STREAM_REPLICAS, and is there room on them?"
+            "cannot create the stream {name}: {error}. The processor retries. Check that enough servers for \
+             STREAM_REPLICAS are running in the cluster, and that they have room"
         )),
-        _ => StreamsError::Unfit(format!("the stream {name} cannot be made: {error}")),
+        _ => StreamsError::Unfit(format!("cannot create the stream {name}: {error}")),
     }
 }
 
-/// Whether a smaller limit might be granted.
+/// Returns whether NATS might grant a smaller limit.
 fn is_for_want_of_room(error: &async_nats::jetstream::Error) -> bool {
     const CODES: [ErrorCode; 4] = [
         ErrorCode::ACCOUNT_RESOURCES_EXCEEDED,
@@ -247,12 +246,12 @@ fn is_for_want_of_room(error: &async_nats::jetstream::Error) -> bool {
         ErrorCode::STREAM_MAX_STREAM_BYTES_EXCEEDED,
     ];
     let code = error.error_code();
-    // A cluster names what each of its servers lacks.
+    // A cluster names the resource that each of its servers lacks.
     let says = |what| error.to_string().contains(what);
     CODES.contains(&code) || code == ErrorCode::CLUSTER_NO_PEERS && says("insufficient storage")
 }
 
-/// Whether it is the state that a cluster is in at the moment: without a leader, or with servers away.
+/// Returns whether the error may be a passing state of a cluster: no leader, or missing servers.
 fn may_pass(error: &async_nats::jetstream::Error) -> bool {
     const CODES: [ErrorCode; 7] = [
         ErrorCode::CLUSTER_INCOMPLETE,
@@ -287,7 +286,8 @@ fn ledger(names: &Names, settings: &DurableSettings) -> Config {
         allow_direct: true,
         deny_delete: true,
         deny_purge: true,
-        // Without `subject_delete_marker_ttl`, which would put empty markers where a record expires.
+        // Without `subject_delete_marker_ttl`, which would put empty markers in place of expired
+        // records.
         allow_message_ttl: true,
         ..Config::default()
     }

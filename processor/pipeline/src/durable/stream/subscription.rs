@@ -1,5 +1,5 @@
-//! The durable consumer by which all replicas read one life of the stream: what it has to be like, and whether one that
-//! is there is. Pure.
+//! The durable consumer by which all replicas read one incarnation of the stream. Decides its
+//! configuration, and whether an existing one fits. Pure.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -12,21 +12,21 @@ use crate::durable::names::Names;
 use crate::durable::stream::fitness::captures;
 use crate::durable::stream::incarnation::Life;
 
-/// How many events may be with replicas that they have not acknowledged. It bounds what is delivered again when
-/// all of them die.
+/// The most unacknowledged events of all replicas. It limits how many NATS delivers again if all
+/// replicas die.
 const MOST_UNACKNOWLEDGED: i64 = 20_000;
 
-/// What is to be done with a consumer that is there.
+/// How to proceed with an existing consumer.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Existing {
     Fits,
-    /// To be changed to this.
+    /// Change it to this configuration.
     Change(Box<Config>),
-    /// It cannot be used, and why.
+    /// It cannot be used, for this reason.
     Unfit(String),
 }
 
-/// The consumer of this life. `filter`: the subjects that it lets through; all, if there are none.
+/// The consumer of this incarnation. `filter`: the subjects that it delivers; empty means all.
 pub(crate) fn wanted(names: &Names, life: Life, filter: Vec<String>, ack_wait: Duration) -> Config {
     Config {
         durable_name: Some(names.consumer(life.incarnation)),
@@ -37,7 +37,7 @@ pub(crate) fn wanted(names: &Names, life: Life, filter: Vec<String>, ack_wait: D
         },
         ack_policy: AckPolicy::Explicit,
         ack_wait,
-        // Never given up: what cannot be decoded becomes a dead letter by our own hand.
+        // Without limit: a replica itself stores invalid messages as dead letters.
         max_deliver: -1,
         max_ack_pending: MOST_UNACKNOWLEDGED,
         filter_subjects: filter,
@@ -45,14 +45,14 @@ pub(crate) fn wanted(names: &Names, life: Life, filter: Vec<String>, ack_wait: D
     }
 }
 
-/// Judges one that is there. Limits that somebody has set on it are left as they are.
+/// Checks an existing consumer. Limits that somebody has set on it stay.
 pub(crate) fn judge(found: &Config, wanted: &Config, names: &Names) -> Existing {
     let mut unfit = Vec::new();
     let filter = filter(found);
     let ours = |filter: &String| names.subjects.iter().any(|(subject, _)| captures(filter, subject));
     if !filter.is_empty() && !filter.iter().any(ours) {
         unfit.push(format!(
-            "it lets through {} and none of this pipeline's subjects: another pipeline uses the queue group {}",
+            "its filter {} has none of the subjects of this pipeline: another pipeline uses the queue group {}",
             filter.join(", "),
             names.queue_group
         ));
@@ -67,7 +67,7 @@ pub(crate) fn judge(found: &Config, wanted: &Config, names: &Names) -> Existing 
             | DeliverPolicy::LastPerSubject
             | DeliverPolicy::ByStartTime { .. }
     ) {
-        unfit.push(format!("it passes over older events ({:?})", found.deliver_policy));
+        unfit.push(format!("it skips older events ({:?})", found.deliver_policy));
     }
     if found.headers_only {
         unfit.push("it delivers headers without the events".to_owned());
@@ -100,7 +100,8 @@ fn filter(config: &Config) -> Vec<String> {
     config.filter_subjects.iter().cloned().chain(one).collect()
 }
 
-/// Whether it lets all of our events through, and nothing else where there is something else.
+/// Returns whether the filter delivers all events of the pipeline, and nothing else if the stream
+/// has other subjects.
 fn filter_fits(found: &[String], wanted: &[String], names: &Names) -> bool {
     let all_ours = || {
         let through = |subject: &String| found.iter().any(|filter| captures(filter, subject));
@@ -108,7 +109,7 @@ fn filter_fits(found: &[String], wanted: &[String], names: &Names) -> bool {
     };
     match (found.is_empty(), wanted.is_empty()) {
         (true, true) => true,
-        // It was made when the stream had others as well.
+        // The consumer was created when the stream had other subjects as well.
         (false, true) => all_ours(),
         (true, false) => false,
         (false, false) => all_ours() && found.iter().all(|filter| wanted.contains(filter)),
@@ -164,7 +165,7 @@ mod tests {
         change(Config { max_deliver: 5, ..made(Vec::new()) }, Vec::new());
         change(Config { ack_wait: Duration::from_secs(1), ..made(ours()) }, ours());
         change(Config { backoff: vec![ACK_WAIT], ..made(Vec::new()) }, Vec::new());
-        // Others have come into the stream since; or it lacks one of ours.
+        // Other subjects were added to the stream since, or the filter lacks one of the pipeline.
         change(made(Vec::new()), ours());
         change(made(ours()[..2].to_vec()), Vec::new());
     }

@@ -1,4 +1,4 @@
-//! Where NATS is, how the way to it is encrypted, and who we are to it: the variables `NATS_*`.
+//! Reads the address of NATS, the encryption and the login: the variables `NATS_*`.
 
 use std::path::{Path, PathBuf};
 
@@ -41,7 +41,7 @@ impl Environment<'_> {
         for url in urls.split(',').map(str::trim) {
             match url.parse() {
                 Ok(server) => servers.push(server),
-                // Not echoed: it may hold a password.
+                // The text is not shown: it may contain a password.
                 Err(_) => {
                     self.problem(
                         "NATS_URL",
@@ -62,7 +62,7 @@ impl Environment<'_> {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
             _ => {
-                self.problem("NATS_CERT", "goes with NATS_KEY: set both or none");
+                self.problem("NATS_CERT", "must be set together with NATS_KEY: set both or none");
                 None
             }
         };
@@ -90,7 +90,7 @@ impl Environment<'_> {
         } else if is("wss") && tls.first {
             self.problem(
                 "NATS_TLS_FIRST",
-                "has no meaning with wss://, where TLS comes first anyway: remove it",
+                "has no meaning with wss://, where TLS always comes first: remove it",
             );
         }
         tls
@@ -101,7 +101,7 @@ impl Environment<'_> {
         let set: Vec<_> = WAYS.into_iter().filter(|name| self.text(name).is_some()).collect();
         let password = self.text("NATS_PASSWORD");
         if let [first, second, ..] = set[..] {
-            self.problem(first, format!("goes without {second}: set one way to log in"));
+            self.problem(first, format!("cannot be combined with {second}: set one way to log in"));
             return NatsAuth::None;
         }
         let value = set.first().and_then(|name| self.text(name));
@@ -110,11 +110,14 @@ impl Environment<'_> {
                 NatsAuth::UserAndPassword(user, password.into())
             }
             (Some("NATS_USER"), ..) | (None, _, Some(_)) => {
-                self.problem("NATS_USER", "goes with NATS_PASSWORD: set both or none");
+                self.problem("NATS_USER", "must be set together with NATS_PASSWORD: set both or none");
                 NatsAuth::None
             }
             (Some(name), _, Some(_)) => {
-                self.problem(name, "goes without NATS_USER and NATS_PASSWORD");
+                self.problem(
+                    name,
+                    "cannot be combined with NATS_USER and NATS_PASSWORD: set one way to log in",
+                );
                 NatsAuth::None
             }
             (Some("NATS_TOKEN"), Some(token), _) => NatsAuth::Token(token.into()),
@@ -137,7 +140,8 @@ impl Environment<'_> {
         }
     }
 
-    /// A file that is read at each connect, and has to be right at the start as well.
+    /// Returns the path of a file that is read at each connect. The file must be valid at the start
+    /// as well.
     fn login_file(
         &mut self,
         name: &str,
@@ -149,7 +153,7 @@ impl Environment<'_> {
             Err(error) => self.problem(name, format!("cannot read the file {}: {error}", shown(&file))),
             Ok(text) => {
                 if let Err(error) = check(&text) {
-                    self.problem(name, format!("the file {} is not right: {error}", shown(&file)));
+                    self.problem(name, format!("the file {} is invalid: {error}", shown(&file)));
                 }
             }
         }

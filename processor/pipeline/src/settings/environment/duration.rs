@@ -4,16 +4,17 @@ use std::time::Duration;
 
 use crate::settings::LONGEST_DURATION;
 
-/// A duration that can be counted.
+/// Parses a duration of at most [`LONGEST_DURATION`].
 ///
 /// # Errors
-/// What it must be.
+/// If the text is not such a duration; the text of the error says what it must be.
 pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
     let parsed = humantime::parse_duration(text).ok().filter(|duration| *duration <= LONGEST_DURATION);
     parsed.ok_or("must be a duration such as 25s or 1m, at most 87600h")
 }
 
-/// As Go writes it, and a TaskPipeline: `1h30m`. Nothing finer than a millisecond is shown.
+/// Formats a duration as Go and a TaskPipeline do, such as `1h30m`. Parts of a millisecond are left
+/// out.
 #[must_use]
 pub fn format_duration(duration: Duration) -> String {
     let millis = duration.as_millis();

@@ -29,9 +29,9 @@ impl Environment<'_> {
         }
         let account = self.text("CF_ACCOUNT_ID");
         if is_cloudflare && account.is_none() {
-            self.required("CF_ACCOUNT_ID", "your Cloudflare account's id");
+            self.required("CF_ACCOUNT_ID", "the id of your Cloudflare account");
         }
-        let namespace = self.required("CF_NAMESPACE_ID", "the KV namespace's id");
+        let namespace = self.required("CF_NAMESPACE_ID", "the id of the KV namespace");
         let token = self.required("CF_API_TOKEN", "a token with Workers KV Storage: Edit");
 
         let mut url = base?;

@@ -1,7 +1,8 @@
-//! Settings from environment variables, and back. Reads through a function that it is given, checks, and does nothing else.
+//! Reads settings from environment variables, and renders them again. It only reads through a given
+//! function, and checks.
 //!
-//! Every variable at fault is reported at once, by name, with what it should be. Secrets are wrapped where they are read, so
-//! that no Debug or log can show them.
+//! It reports every invalid variable at once, by name and with the expected form. It wraps secrets
+//! where it reads them, so that no Debug output or log shows them.
 
 mod connection;
 mod duration;
@@ -19,40 +20,42 @@ use super::{DurableSettings, EventSettings, NatsConnection, Settings, Size};
 
 pub use duration::{format_duration, parse_duration};
 
-/// Where commands other than `run` look for NATS.
+/// The address of NATS for commands other than `run`, if `NATS_URL` is not set.
 const LOCAL_NATS: &str = "nats://127.0.0.1:4222";
 
-/// Every variable at fault, one a line.
+/// The invalid variables, one on each line.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid environment:\n{}", .0.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n"))]
 pub struct ConfigError(pub Vec<String>);
 
-/// A pipeline in mode `Durable`, for commands that look at it and do not run it.
+/// A pipeline in mode `Durable`, for commands that inspect it and do not run it.
 #[derive(Debug)]
 pub struct Stored {
-    /// Where its streams are, and the login there.
+    /// The address of NATS, and the login there.
     pub connection: NatsConnection,
-    /// By which names they are found.
+    /// The names of its subjects and its queue group.
     pub events: EventSettings,
-    /// The stream, after which all else is named.
+    /// The stream, from which all other names are derived.
     pub durable: DurableSettings,
 }
 
-/// The environment, with the problems found in it so far. Each method answers something usable even where there is a problem,
-/// so that one pass finds them all.
+/// The environment, with the problems found so far.
+///
+/// Each method returns a usable value even after a problem, so that one pass finds all problems.
 pub struct Environment<'a> {
     lookup: &'a dyn Fn(&str) -> Option<String>,
     problems: Vec<String>,
 }
 
 impl<'a> Environment<'a> {
-    /// The variables are those that `lookup` knows.
+    /// Reads variables through `lookup`.
     #[must_use]
     pub fn new(lookup: &'a dyn Fn(&str) -> Option<String>) -> Self {
         Self { lookup, problems: Vec::new() }
     }
 
-    /// What a replica needs; nothing where some of it is missing, which [`Self::end`] says.
+    /// The settings of a replica, or `None` if one is missing; [`Self::end`] then returns the
+    /// problems.
     pub fn settings(&mut self) -> Option<Settings> {
         let connection = self.connection(None);
         let pipeline = self.pipeline();
@@ -60,12 +63,13 @@ impl<'a> Environment<'a> {
         Some(Settings { connection, kv, pipeline })
     }
 
-    /// What a command needs that only publishes, with a server on this machine as the default.
+    /// The settings of a command that only publishes. The default is a server on this machine.
     pub fn producer(&mut self) -> NatsConnection {
         self.connection(Some(LOCAL_NATS))
     }
 
-    /// What a command needs that looks at a pipeline in NATS, with a server on this machine as the default, and nothing of KV.
+    /// The settings of a command that inspects a pipeline in NATS and does not use KV. The default
+    /// is a server on this machine.
     pub fn stored(&mut self) -> Stored {
         let connection = self.connection(Some(LOCAL_NATS));
         let events = self.events();
@@ -76,10 +80,10 @@ impl<'a> Environment<'a> {
         Stored { connection, events, durable }
     }
 
-    /// Returns `read` if no variable is at fault.
+    /// Returns `read` if every variable is valid.
     ///
     /// # Errors
-    /// Every variable that is missing or wrong.
+    /// If a variable is missing or invalid; the error lists all of them.
     pub fn end<T>(self, read: Option<T>) -> Result<T, ConfigError> {
         match read {
             Some(read) if self.problems.is_empty() => Ok(read),
@@ -87,7 +91,7 @@ impl<'a> Environment<'a> {
         }
     }
 
-    /// A variable is wrong.
+    /// Records that a variable is invalid.
     pub fn problem(&mut self, name: &str, what: impl fmt::Display) {
         self.problems.push(format!("{name}: {what}"));
     }
@@ -96,14 +100,16 @@ impl<'a> Environment<'a> {
         self.problems.push(fault.by_variable());
     }
 
-    /// A variable's text without the white space around it: a Secret made with `echo` ends in a line break. An empty one counts
-    /// as not set.
+    /// The text of a variable without surrounding white space, or `None` if it is empty or not set.
+    ///
+    /// A Secret made with `echo` ends in a line break.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<String> {
         (self.lookup)(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
     }
 
-    /// A variable's value, or the default where it is not set or wrong. `what`: what it must be.
+    /// The value of a variable, or the default if it is not set or invalid. `what` says what it
+    /// must be.
     pub fn parsed<T: FromStr>(&mut self, name: &str, what: &str, default: T) -> T {
         let Some(text) = self.text(name) else { return default };
         text.parse().unwrap_or_else(|_| {

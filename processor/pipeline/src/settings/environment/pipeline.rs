@@ -1,4 +1,4 @@
-//! Reads the settings of a pipeline from variables; [`super::variables`] is the way back.
+//! Reads the settings of a pipeline from variables; [`super::variables`] renders them.
 
 use std::num::NonZeroU8;
 use std::time::Duration;
@@ -77,7 +77,7 @@ impl Environment<'_> {
 
     fn tuning(&mut self, delivery: &Delivery) -> Tuning {
         let default = Tuning::default();
-        // Who sets SETTLE_AFTER alone gets a time-out that suits it.
+        // If only SETTLE_AFTER is set, the default of the time-out follows it.
         let request_timeout = default.request_timeout.min(delivery.longest_request());
         let max_attempts =
             self.parsed(Setting::RetryMaxAttempts.variable(), "a number from 1", default.retry.max_attempts);

@@ -1,4 +1,4 @@
-//! Reading the environment, and the way back.
+//! Reads settings from variables and renders them again.
 
 use std::time::Duration;
 
@@ -254,7 +254,7 @@ proptest! {
     }
 }
 
-/// The defaults as people read them: a table of the README, a file to copy.
+/// The README and `.env.example` show the defaults to people.
 #[test]
 fn the_readme_and_the_example_name_the_defaults_that_are_used() {
     let mut wanted: Vec<(&str, String)> = PipelineSettings::default()
@@ -269,7 +269,7 @@ fn the_readme_and_the_example_name_the_defaults_that_are_used() {
         let line =
             example.lines().find_map(|line| line.trim_start_matches('#').strip_prefix(&format!("{name}=")));
         assert_eq!(line, Some(default.as_str()), "{name} in .env.example");
-        // A row may be about several variables, in the order of their defaults.
+        // A row may describe several variables, in the order of their defaults.
         let rows = readme.lines().map(|line| line.split('|').collect::<Vec<_>>());
         let row = rows.filter(|cells| cells.len() > 3).find(|cells| cells[1].contains(&format!("`{name}`")));
         let cells = row.unwrap_or_else(|| panic!("{name} is not in the README"));

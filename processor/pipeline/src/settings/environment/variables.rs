@@ -1,10 +1,10 @@
-//! Renders the settings of a pipeline as variables; [`super::pipeline`] is the way back.
+//! Renders the settings of a pipeline as variables; [`super::pipeline`] reads them.
 
 use super::super::{Delivery, PipelineSettings, Setting};
 use super::format_duration;
 
 impl PipelineSettings {
-    /// The variables by which a replica is given these settings; one that is not set stays away.
+    /// The variables that give these settings to a replica. Settings without a value are left out.
     #[must_use]
     pub fn variables(&self) -> Vec<(Setting, String)> {
         let mut all = self.fixed_variables();
@@ -22,7 +22,7 @@ impl PipelineSettings {
         all
     }
 
-    /// The same without what may change while a replica runs.
+    /// [`Self::variables`] without the settings that may change while a replica runs.
     #[must_use]
     pub fn fixed_variables(&self) -> Vec<(Setting, String)> {
         let mut all = vec![

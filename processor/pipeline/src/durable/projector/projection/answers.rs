@@ -1,5 +1,7 @@
-//! The part of the projection that draws the consequences of KV's answers: what landed is settled and may expire, what KV knew
-//! is recorded, what failed is tried again, and what is at fault becomes a dead letter.
+//! The part of the projection that draws the consequences of KV's answers.
+//!
+//! Landed tasks are settled and may expire, and tasks that KV had are recorded. Failed tasks are
+//! retried, and tasks at fault become dead letters.
 
 use std::time::Duration;
 
@@ -20,16 +22,16 @@ use crate::schedule::{Answered, Reply, Verdict, delay_after, longest_delay};
 use taskpipeline_kv::Failure;
 use taskpipeline_kv::Operation;
 
-/// How many records are given their time to live at a time: thousands of deletes land at once.
+/// The most records that get their time to live in one job: thousands of deletes land at once.
 const EXPIRE: usize = 1_000;
 
 impl Projection {
-    /// KV has answered. `wall`: the time of day, in ms since 1970.
+    /// Adds an answer of KV. `wall`: the time of the wall clock, in ms since 1970.
     pub(crate) fn answered(&mut self, reply: Reply, now: Instant, wall: i64) {
         crash::point("answered");
         let Answered { operation, sent, verdicts } = self.schedule.judged(reply, now);
         self.answered += u64::try_from(verdicts.len()).unwrap_or(0);
-        // One moment for all, so that what was written together rests together.
+        // One time for all keys, so that keys that were written together rest together.
         let dice = self.schedule.throw();
         let (landed, rested) = (At { now, wall }, now + self.tuning.min_write_interval);
         for (id, verdict) in verdicts {
@@ -38,7 +40,7 @@ impl Projection {
                 Verdict::Read(value) => self.learned(&id, value.as_deref(), now),
                 Verdict::TryAgain { failure, .. } if operation == Operation::Get => {
                     let Some(attempt) = self.unsettled.look_up_failed(&id) else {
-                        // It is written meanwhile.
+                        // The task is written meanwhile.
                         self.schedule.reads.settle(&id, now);
                         continue;
                     };
@@ -55,12 +57,12 @@ impl Projection {
                     }
                 }
                 Verdict::Refused(what) => {
-                    // Nothing of it was written.
+                    // KV wrote nothing of the task.
                     self.schedule.writes.settle(&id, now);
                     if self.unsettled.refused(&id) {
                         self.bury(&id, Reason::RefusedByKv, &what, now);
                     } else {
-                        // The task has changed since, and KV may take what it is now.
+                        // The task has changed since, and KV may accept its new state.
                         self.unsettled.forgive(&id);
                         self.route(&id, now);
                     }
@@ -90,7 +92,7 @@ impl Projection {
         }
     }
 
-    /// KV has said what it knows of a task that updates are waiting for.
+    /// Adds the value that KV has for a task with waiting updates.
     fn learned(&mut self, id: &TaskId, value: Option<&str>, now: Instant) {
         crash::point("looked-up");
         self.schedule.reads.settle(id, now);
@@ -106,13 +108,13 @@ impl Projection {
         self.join(id, known, None);
     }
 
-    /// Has what KV knew recorded, after the letter that tells what is lost by it.
+    /// Records the task that KV had, after storing the letter.
     fn join(&mut self, id: &TaskId, known: Option<Task>, letter: Option<Letter>) {
         let (id, correlation_id) = (id.clone(), self.correlation_id(id).to_owned());
         self.begin(Job::Join(Box::new(Join { id, known, letter, correlation_id })));
     }
 
-    /// A task that KV does not take, or whose value in KV is none, becomes a dead letter.
+    /// Makes a dead letter of a task that KV refuses, or whose value in KV is not a task.
     fn bury(&mut self, id: &TaskId, reason: Reason, detail: &str, now: Instant) {
         let attempts = self.unsettled.attempts(id);
         let Some(known) = self.unsettled.known(id) else { return };
@@ -134,8 +136,10 @@ impl Projection {
         self.begin(Job::Bury { id, revision, letter });
     }
 
-    /// One more failed attempt. Answers how long until the next one is due. When all attempts are used up, the
-    /// task waits for the longest delay and the count starts again: the projector never drops a task.
+    /// Counts a failed attempt. Returns the delay before the next one.
+    ///
+    /// After the last attempt the task waits for the longest delay, and the count starts again: the
+    /// projector never drops a task.
     fn failed(&mut self, id: &TaskId, failure: &Failure, attempt: u32, dice: f64) -> Duration {
         let tuning = &self.tuning;
         let most = tuning.retry.max_attempts;
@@ -152,7 +156,7 @@ impl Projection {
         delay
     }
 
-    /// Nothing is left to be done in KV: a record that says nothing but that there is no task may expire.
+    /// Ends the work for a task in KV. The record of a missing task may then expire.
     pub(super) fn finish(&mut self, id: &TaskId) {
         let Some(known) = self.unsettled.known(id) else { return };
         let revision = known.revision;
@@ -164,7 +168,7 @@ impl Projection {
         self.to_expire.push_back((id.clone(), known));
     }
 
-    /// Who this projector is in the records that it lets expire.
+    /// The identity of this projector in the records that it lets expire.
     pub(super) fn settler(&self) -> Settler {
         Settler::Of { target: self.setup.target.clone(), term: self.held.control.term }
     }
@@ -186,7 +190,7 @@ impl Projection {
     }
 }
 
-/// A moment by both clocks.
+/// The same time on both clocks.
 #[derive(Clone, Copy)]
 struct At {
     now: Instant,
@@ -194,7 +198,7 @@ struct At {
     wall: i64,
 }
 
-/// How long ago the stream took in the event that changed the task last.
+/// How long ago the stream stored the last event of the task.
 fn age(record: &Record, wall: i64) -> Duration {
     let at = record.last.value.at.to_unix_millis();
     Duration::from_millis(u64::try_from(wall.saturating_sub(at)).unwrap_or(0))

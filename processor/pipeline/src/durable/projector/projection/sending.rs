@@ -1,4 +1,5 @@
-//! The part of the projection that queues tasks for what has to be done about them, and sends what can be sent.
+//! The part of the projection that queues tasks by what KV needs for them, and sends what can be
+//! sent.
 
 use taskpipeline_contract::{TaskId, TaskKey};
 use tokio::time::Instant;
@@ -14,13 +15,14 @@ use taskpipeline_kv::Operation;
 use taskpipeline_kv::Puts;
 
 impl Projection {
-    /// Queues a task for what has to be done about it.
+    /// Queues a task by what KV needs for it.
     pub(super) fn route(&mut self, id: &TaskId, now: Instant) {
         let Some(record) = self.unsettled.record(id) else { return };
         match record.due(id) {
             Due::Put(_) | Due::Delete => {
                 if self.schedule.reads.contains(id) {
-                    // The read is not needed any more, and its failed attempts are not the write's.
+                    // The read is not needed any more, and its failed attempts do not count for the
+                    // write.
                     self.schedule.reads.withdraw(id);
                     self.unsettled.forgive(id);
                 }
@@ -60,8 +62,8 @@ impl Projection {
         self.actions.push_back(Action::Send(flight));
     }
 
-    /// Takes the values now, at the last moment, and sends puts; what is to be deleted waits for others like it,
-    /// unless there is nothing else.
+    /// Takes the values at the last moment and sends puts. Deletes wait for other deletes, unless
+    /// there is nothing else.
     fn send_write(&mut self, mut ids: Vec<TaskId>, now: Instant) {
         let mut puts = Puts::default();
         let mut gone = Vec::new();
@@ -70,7 +72,7 @@ impl Projection {
                 match self.unsettled.record(&id).map(|record| record.due(&id)) {
                     Some(Due::Put(task)) => puts.push(&task),
                     Some(Due::Delete) => gone.push(id),
-                    // Nothing is ever deleted because nothing is known of it.
+                    // A task without a known state is never deleted.
                     _ => self.schedule.writes.settle(&id, now),
                 }
             }

@@ -1,5 +1,5 @@
-//! The part of the projection that holds the control record: renews it, lends of the budget, gives it up where nothing moves, and
-//! lets it go.
+//! The part of the projection that renews the control record and lends from the budget. It releases
+//! the record after a stall or a drain.
 
 use std::time::Duration;
 
@@ -14,29 +14,30 @@ use crate::durable::projector::progress::{Course, Signs, Stall};
 use crate::durable::projector::shares::Share;
 use crate::durable::projector::unsettled::Unsettled;
 
-/// How often it is looked whether the projector moves.
+/// The interval between two checks whether the projector makes progress.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What a projection cannot see of the world by itself.
+/// The state of its surroundings that a projection cannot observe itself.
 pub(crate) struct Outside {
-    /// Why the ledger's changes cannot be read, if so.
+    /// Why the changes of the ledger cannot be read, or `None` if they can.
     pub(crate) broken: Option<String>,
     /// Whether NATS is connected.
     pub(crate) connected: bool,
 }
 
-/// With what the control record is let go.
+/// The contents of the released control record.
 pub(crate) struct Leaving {
     pub(crate) held: Held,
     pub(crate) settled: Settled,
     /// Whether no request can take effect any more.
     pub(crate) clean: bool,
-    /// How many requests of the budget are left.
+    /// The rest of the budget, in requests.
     pub(crate) spare: u32,
 }
 
 impl Projection {
-    /// Looks whether it moves, and says so if it does not. Answers whether another should try.
+    /// Checks whether the projector makes progress, and reports a stall. Returns whether another
+    /// replica should try.
     pub(crate) fn has_given_up(&mut self, outside: &Outside, now: Instant) -> bool {
         if now < self.look_at {
             return false;
@@ -59,10 +60,11 @@ impl Projection {
         };
         let why = match (stall, &outside.broken) {
             (Stall::Unread, Some(broken)) => format!(
-                "the ledger's changes cannot be read: {broken}. Check the limits and permissions of the NATS account"
+                "cannot read the changes of the ledger: {broken}. Check the limits and permissions of the NATS account"
             ),
-            _ => "changes wait and none is written, for no known reason. Please report this as a bug"
-                .to_owned(),
+            _ => {
+                "changes wait and none is written. This is a bug in taskpipeline; please report it".to_owned()
+            }
         };
         if self.setup.health.stalled().as_deref() != Some(&*why) {
             error!(reason = why, "the projector is stalled");
@@ -75,7 +77,7 @@ impl Projection {
         gives_up
     }
 
-    /// Whether this replica can be sure enough that no other projects.
+    /// Returns whether no other replica can project now, unless a process was stopped.
     pub(super) fn may_send(&self, now: Instant) -> bool {
         now.duration_since(self.held.since) < MAY_SEND
     }
@@ -122,7 +124,7 @@ impl Projection {
         Term::GoesOn
     }
 
-    /// What a command has asked for comes before the next request.
+    /// Grants the open request of a command, before the next request of the projector.
     pub(super) fn lend(&mut self, now: Instant) {
         let Some(asked) = self.asked.take() else { return };
         match self.schedule.lend(asked.loan.wanted, now) {
@@ -131,7 +133,7 @@ impl Projection {
         }
     }
 
-    /// With what the control record is let go now.
+    /// The contents of the control record for a release now.
     pub(crate) fn leaving(&mut self, now: Instant) -> Leaving {
         Leaving {
             held: self.held.clone(),
@@ -141,12 +143,12 @@ impl Projection {
         }
     }
 
-    /// The control record as it was held last.
+    /// The control record as last held.
     pub(crate) fn held(&self) -> &Held {
         &self.held
     }
 
-    /// What KV may lack.
+    /// The tasks that KV may lack.
     #[cfg(test)]
     pub(crate) fn unsettled(&self) -> &Unsettled {
         &self.unsettled

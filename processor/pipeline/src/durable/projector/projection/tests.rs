@@ -1,4 +1,4 @@
-//! Scenes with a projection alone: NATS and KV answer as the test says.
+//! Scenes with a single projection: the test answers for NATS and KV.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
@@ -36,7 +36,7 @@ fn projection(now: Instant) -> Projection {
         health: Arc::clone(&health),
     };
     let mut tuning = Tuning {
-        // So long that what changes again in its rest waits in NATS.
+        // So long that a task which changes again during its rest waits in NATS.
         min_write_interval: Duration::from_secs(4),
         max_keys: NonZeroU16::new(MOST_KEYS).unwrap(),
         ..Tuning::default()
@@ -59,7 +59,7 @@ fn projection(now: Instant) -> Projection {
     Projection::new(setup, tuning, schedule, Rests::new(now), held, now)
 }
 
-/// A turn; answers what it sends, and the jobs that it begins.
+/// Takes a turn. Returns the requests and jobs.
 fn turn(projection: &mut Projection, stopping: bool, now: Instant) -> (Vec<Flight>, Vec<Job>) {
     projection.turn(stopping, now);
     let (mut flights, mut jobs) = (Vec::new(), Vec::new());
@@ -79,7 +79,7 @@ fn task(n: usize) -> TaskId {
     TaskId::new(format!("task-{n}")).unwrap()
 }
 
-/// A create in the ledger.
+/// The record of a create.
 fn created(n: usize, sequence: u64) -> Known {
     let Task { id, title, description, status, .. } = base(&task(n));
     let data = EventData::Created(NewTask { id, title, description, status });
@@ -121,7 +121,7 @@ proptest! {
             changes.sort_by_key(|change| change.known.revision);
             prop_assert!(projection.wants_changes());
             projection.changes(changes, now);
-            // As it holds the control record all along.
+            // It holds the control record all the time.
             projection.held.since = now;
             loop {
                 let (flights, jobs) = turn(&mut projection, false, now);
@@ -149,7 +149,8 @@ proptest! {
                 }
             }
             waits.values_mut().for_each(|waits| *waits += 1);
-            // All before it in the queue, its answer, its rest, and those that come back before it.
+            // All tasks before it in the queue, its answer, its rest, and the tasks that return
+            // before it.
             let most = tasks.div_ceil(usize::from(MOST_KEYS)) + 4 + 14 + tasks.div_ceil(3);
             prop_assert!(waits.values().all(|waits| *waits <= most), "{:?} of {}", waits, most);
             now += ROUND;
@@ -163,7 +164,7 @@ proptest! {
     }
 }
 
-/// Where NATS takes longer for a renewal than the next one is due.
+/// A renewal takes longer than the time until the next one is due.
 #[test]
 fn a_replica_that_drains_leaves_though_each_renewal_takes_longer_than_a_second() {
     let mut now = Instant::now();

@@ -1,5 +1,8 @@
-//! The part of the projection that sees to what waits in NATS, since its share of the memory is full: look-ups, by a second
-//! feed that takes in nothing else; and what rests or is to be tried again, by the revisions of its records.
+//! The part of the projection for tasks that wait in NATS because their share of the memory is
+//! full.
+//!
+//! A second feed reads look-ups again. Tasks that rest or wait for a retry are read by the
+//! revisions of their records.
 
 use taskpipeline_contract::TaskId;
 use tokio::time::Instant;
@@ -10,11 +13,11 @@ use crate::durable::projector::deferred::{IdHash, Why};
 use crate::durable::projector::jobs::{FoundAt, Job};
 use crate::durable::projector::shares::Share;
 
-/// What waits no longer than this counts as waiting for its turn: as much as a request to a slow KV takes.
+/// A shorter wait counts as waiting for a turn. It is as long as a request to a slow KV.
 const SOON: std::time::Duration = std::time::Duration::from_secs(2);
 
 impl Projection {
-    /// Until when a task rests that the queue of writes does not know.
+    /// When the rest of a task ends that the queue of writes does not know, or `None`.
     fn rests_until(&self, id: &TaskId, now: Instant) -> Option<Instant> {
         if self.schedule.writes.contains(id) {
             return None;
@@ -22,12 +25,12 @@ impl Projection {
         self.rests.until(id, self.tuning.min_write_interval, now)
     }
 
-    /// The same, if that is long from now.
+    /// Like [`Self::rests_until`], but `None` if the rest ends soon.
     pub(super) fn rests_long_until(&self, id: &TaskId, now: Instant) -> Option<Instant> {
         self.rests_until(id, now).filter(|until| *until > now + SOON)
     }
 
-    /// A task is to be written: as soon as it may be.
+    /// Queues a task to be written as soon as it may be.
     pub(super) fn mark_write(&mut self, id: &TaskId, now: Instant) {
         match self.rests_until(id, now) {
             Some(until) if until > now + SOON && !self.unsettled.has_room_for(Share::Rest) => {
@@ -47,7 +50,7 @@ impl Projection {
         }
     }
 
-    /// A write of the task has landed, and it may not be written again until `rested`.
+    /// Makes a written task rest until `rested`.
     pub(super) fn rest_after(&mut self, id: &TaskId, landed: &Landed, rested: Instant, now: Instant) {
         let interval = self.tuning.min_write_interval;
         if interval <= SOON {
@@ -71,7 +74,7 @@ impl Projection {
         }
     }
 
-    /// KV has named this key as not written: it waits for its next attempt without being in the way of any other.
+    /// Makes a key that KV named as not written wait for its next attempt, without delaying others.
     pub(super) fn retry_later(&mut self, id: &TaskId, at: Instant, now: Instant) {
         if at <= now + SOON {
             self.schedule.writes.retry(id, at);
@@ -84,7 +87,7 @@ impl Projection {
         }
     }
 
-    /// Begins to read the records of tasks that are due.
+    /// Starts to read the records of due tasks.
     pub(super) fn read_deferred(&mut self, now: Instant) {
         if !self.may_read_deferred() {
             return;
@@ -122,7 +125,7 @@ impl Projection {
         }
     }
 
-    /// Begins to read the look-ups that were left in NATS.
+    /// Starts to read the look-ups that were left in NATS.
     pub(super) fn follow_left(&mut self) {
         if !self.following
             && let Some(from) = self.unsettled.left_from()
@@ -132,18 +135,18 @@ impl Projection {
         }
     }
 
-    /// Whether it has room for what was left in NATS.
+    /// Returns whether there is room for look-ups that were left in NATS.
     pub(crate) fn wants_left(&self) -> bool {
         self.following && self.left.is_empty() && self.unsettled.has_room_for(Share::LookUp)
     }
 
-    /// The next changes of what was left in NATS.
+    /// Adds the next changes of look-ups that were left in NATS.
     pub(crate) fn left(&mut self, changes: impl IntoIterator<Item = Change>, now: Instant) {
         self.left.extend(changes);
         self.take_in_left(now);
     }
 
-    /// Takes in what the second feed has read, as far as there is room.
+    /// Takes in the changes of the second feed while there is room.
     pub(super) fn take_in_left(&mut self, now: Instant) {
         while let Some(change) = self.left.front() {
             let Some(is_ours) = self.unsettled.read_left(&change.id, &change.known, now) else { return };

@@ -1,4 +1,4 @@
-//! Scenes with what may be unsettled: tasks in doubt, refused, left in NATS and read again.
+//! Scenes with unsettled tasks: in doubt, refused, left in NATS and read again.
 
 use taskpipeline_contract::{CorrelationId, EventData, NewTask, Task, TaskPatch, Timestamp};
 
@@ -50,7 +50,7 @@ fn as_many_deferred_tasks_as_there_may_be_are_not_taken_for_writes_that_wait() {
     assert!(unsettled.has_room_for(Share::Write), "nothing waits for KV, and the writer has not stalled");
 }
 
-/// A record in the ledger: what this event says, as this version and revision.
+/// A record in the ledger: the content of this event, with this version and revision.
 fn known(data: &EventData, version: u64, revision: u64) -> Known {
     let (version, cause) = (Version::new(1, version), CorrelationId::new("c").unwrap());
     let record = Record::of(version, Timestamp::UNIX_EPOCH, cause, data);
@@ -79,13 +79,13 @@ fn a_refusal_does_not_end_the_doubt_about_what_was_sent_before_it() {
     unsettled.changed(&id, deleted(&id, 1), now);
     unsettled.sent(&id);
     unsettled.failed(&id, true, now);
-    // The next change is refused, and kept as a dead letter; the first may still take effect.
+    // The next change is refused, and kept as a dead letter. The first may still take effect.
     unsettled.changed(&id, deleted(&id, 2), now);
     unsettled.sent(&id);
     assert!(unsettled.refused(&id));
     unsettled.buried(&id, Revision(2), now);
     assert_eq!(unsettled.settled(), Revision(0));
-    // The one after it is written at once, and again after the doubt.
+    // The change after it is written at once, and again after the doubt.
     assert_eq!(unsettled.read(&id, deleted(&id, 3), None, now), Taken::In);
     unsettled.sent(&id);
     assert_eq!(unsettled.landed(&id, now), Landed::InDoubt);
@@ -116,7 +116,7 @@ fn a_look_up_that_fails_says_nothing_of_a_write_that_is_under_way() {
     unsettled.changed(&id, updated(&id, 1), now);
     unsettled.wait_for(&id, Share::LookUp);
     assert_eq!(unsettled.look_up_failed(&id), Some(1));
-    // Deleted while the next look-up is out.
+    // The task is deleted while the next look-up is in flight.
     unsettled.changed(&id, deleted(&id, 2), now);
     unsettled.sent(&id);
     assert_eq!(unsettled.look_up_failed(&id), None);
@@ -129,7 +129,7 @@ fn a_look_up_that_was_left_and_is_read_from_an_old_copy_is_replaced_by_what_is_r
     let mut unsettled = Unsettled::new(&Limits::default(), Revision(0), None, Duration::from_secs(30), now);
     let id = TaskId::new("a").unwrap();
     unsettled.changed(&id, updated(&id, 3), now);
-    // The newer change was seen to already, and is not seen again.
+    // The newer change was handled already, and is not read again.
     unsettled.read_again(&id, deleted(&id, 7));
     assert_eq!(unsettled.record(&id).unwrap().due(&id), Due::Delete);
     unsettled.read_again(&id, updated(&id, 3));
@@ -196,7 +196,7 @@ fn a_task_that_landed_twice_in_one_doubt_is_to_be_read_again_once() {
         unsettled.sent(&id);
         assert_eq!(unsettled.landed(&id, now), Landed::InDoubt);
     }
-    // Asked for twice, it is found once, and taken for gone the second time.
+    // If it were requested twice, it would be found once, and count as missing the second time.
     assert_eq!(unsettled.take_doubtful(9, now + SETTLE_AFTER), [id]);
     assert!(unsettled.take_doubtful(9, now + SETTLE_AFTER).is_empty());
 }
@@ -211,7 +211,8 @@ fn what_the_feed_had_read_before_does_not_replace_what_was_read_again_since() {
     assert_eq!(unsettled.landed(&id, now), Landed::InDoubt);
     let later = now + SETTLE_AFTER;
     assert_eq!(unsettled.take_doubtful(9, later), std::slice::from_ref(&id));
-    // Deleted as 7 and created again as 9: the doubt's read sees 9 before the feed gets to 7.
+    // Deleted as 7 and created again as 9: the read after the doubt sees 9 before the feed reaches
+    // 7.
     unsettled.read_again(&id, created(&id, 3, 9));
     unsettled.changed(&id, deleted(&id, 7), later);
     let found = unsettled.known(&id).unwrap();

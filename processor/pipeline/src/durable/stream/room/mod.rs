@@ -1,6 +1,7 @@
-//! Keeps room in the store. Each stream gets a limit, acknowledged events are purged before they fill their stream, and a
-//! stream that is nearly full is reported before NATS refuses a message. This module reads and writes NATS; [`limit`] and
-//! [`trim`] decide.
+//! Keeps room in the store. This module reads and writes NATS; [`limit`] and [`trim`] decide.
+//!
+//! Each stream gets a limit. Acknowledged events are purged before they fill their stream. A stream
+//! that is nearly full is reported before NATS refuses a message.
 
 mod trim;
 
@@ -25,17 +26,19 @@ use crate::settings::{Room, Size};
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
-/// The interval between two reports, and the interval on the writer, which reports to the resource.
+/// The interval between two reports, and the shorter one on the writer, which reports to the
+/// resource.
 const LOOK: Duration = Duration::from_secs(10);
 const LOOK_OF_WRITER: Duration = Duration::from_secs(1);
 
-/// The writer's interval between two checks for events to purge: a burst between two checks has half of the room.
+/// The interval of the writer between two checks for events to purge. A burst between two checks
+/// has half of the room.
 const DROP: Duration = Duration::from_millis(250);
 
-/// The pause after a purge that failed. A cluster without a leader also fails to purge, for seconds.
+/// The pause after a failed purge. A cluster without a leader also fails to purge, for seconds.
 const REFUSED: Duration = Duration::from_secs(60);
 
-/// Keeps room in the streams' stores. One for all sessions of a replica.
+/// Keeps room in the store of the streams. One for all sessions of a replica.
 pub(crate) struct Rooms {
     pub(crate) jetstream: Context,
     pub(crate) room: Room,
@@ -43,12 +46,12 @@ pub(crate) struct Rooms {
     pub(crate) metrics: Arc<Metrics>,
     /// The last warning about each stream, so that it is logged once.
     pub(crate) said: Mutex<HashMap<Kind, String>>,
-    /// The streams whose change NATS did not answer: most likely, the login lacks the permission.
+    /// The streams whose update NATS did not answer. The login probably lacks the permission.
     pub(crate) silent: Mutex<HashSet<Kind>>,
 }
 
 impl Rooms {
-    /// Reports and purges as long as the session lasts.
+    /// Reports and purges until the session ends.
     pub(crate) fn watch(self: Arc<Self>, streams: Arc<Streams>) -> JoinHandle<()> {
         tokio::spawn(async move {
             let mut filling = Filling::default();
@@ -73,15 +76,15 @@ impl Rooms {
         })
     }
 
-    /// Gives the streams that were made by a replica the limits that they should have. Before anything is written: a full
-    /// one takes no record either.
+    /// Sets the limits of the streams that a replica created. This happens before any write,
+    /// because a full stream takes no record.
     pub(crate) async fn set_limits(&self, streams: &Streams) {
         let each = streams.all().map(|(kind, stream)| async move {
-            // Each try would take as long as an answer may take.
+            // Each attempt would take as long as the time-out of an answer.
             if self.silent.lock().unwrap_or_else(PoisonError::into_inner).contains(&kind) {
                 return;
             }
-            // The session has just looked the stream up.
+            // The session has just read the info of the stream.
             let info = stream.cached_info();
             match limit::change(kind, &info.config, info.state.bytes, &self.room) {
                 Change::Nothing => {}
@@ -95,7 +98,7 @@ impl Rooms {
     async fn set_limit(&self, kind: Kind, info: &Info, size: Size) {
         let mut config = info.config.clone();
         config.max_bytes = limit::max_bytes(size);
-        // What does not fit is refused: whoever sent it knows, and what is there stays.
+        // A full stream refuses new messages: the sender knows that, and stored messages stay.
         config.discard = DiscardPolicy::New;
         let name = &config.name;
         match self.jetstream.update_stream(&config).await {
@@ -105,9 +108,9 @@ impl Rooms {
                     self.silent.lock().unwrap_or_else(PoisonError::into_inner).insert(kind);
                 }
                 let what = format!(
-                    "the stream {name} cannot be given a limit of {size} ({}): {error}. Without it, it takes up room that \
-                     others need. Allow the processor's login to publish on $JS.API.STREAM.UPDATE.{name}, or set the limit by \
-                     `nats stream edit {name} --max-bytes={size}B --discard=new`",
+                    "cannot set the limit of the stream {name} to {size} ({}): {error}. Without a limit, the stream may take \
+                     the room of others. Allow the login of the processor to publish on $JS.API.STREAM.UPDATE.{name}, or set \
+                     the limit with `nats stream edit {name} --max-bytes={size}B --discard=new`",
                     kind.setting()
                 );
                 self.say(kind, what);
@@ -117,7 +120,7 @@ impl Rooms {
 
     async fn look(&self, streams: &Streams, filling: &mut Filling) {
         for (kind, stream) in streams.all() {
-            // While NATS does not answer, that is what is told.
+            // While NATS does not answer, health reports that instead.
             let Ok(info) = stream.get_info().await else { return };
             let label = [kind.label()];
             let limit = u64::try_from(info.config.max_bytes).unwrap_or(0);
@@ -144,18 +147,18 @@ impl Rooms {
         }
     }
 
-    /// Drops events that all consumers have acknowledged, where they take up too much of the room.
+    /// Purges events that all consumers have acknowledged, if they take up too much of the room.
     ///
     /// # Errors
-    /// Where the server does not do it.
+    /// If the server refuses the purge.
     async fn drop_acknowledged(&self, stream: &Stream, is_writer: bool) -> Result<(), ()> {
         let Ok(info) = stream.get_info().await else { return Ok(()) };
-        // Other readers may need the events in a stream that somebody else created.
+        // Other readers may need the events of a stream that somebody else created.
         let may = limit::is_ours(Kind::Events, &info.config) && !info.config.deny_purge;
         let held = Held::of(&info.state);
         let room = match u64::try_from(info.config.max_bytes) {
             Ok(limit) if limit > 0 => limit,
-            // It holds too much to be given a limit.
+            // The stream contains too much to get a limit.
             _ => limit::wanted(Kind::Events, &self.room).bytes(),
         };
         if !may || !held.is_too_much(room, is_writer) {
@@ -180,8 +183,9 @@ impl Rooms {
                 self.say(
                     Kind::Events,
                     format!(
-                        "events that are in the ledger cannot be dropped from the stream {name}: {error}. They stay for its \
-                         max_age, and may fill it. Allow the processor's login to publish on $JS.API.STREAM.PURGE.{name}"
+                        "cannot purge events from the stream {name} although they are in the ledger: {error}. They stay until \
+                         max_age, and may fill the stream. Allow the login of the processor to publish on \
+                         $JS.API.STREAM.PURGE.{name}"
                     ),
                 );
                 Err(())
@@ -189,7 +193,7 @@ impl Rooms {
         }
     }
 
-    /// Warns, once for as long as it stays the same.
+    /// Logs a warning once while it stays the same.
     fn say(&self, kind: Kind, what: String) {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if said.get(&kind) != Some(&what) {
@@ -199,7 +203,7 @@ impl Rooms {
     }
 }
 
-/// Of everyone: others may read the same stream.
+/// The consumers of all readers, because others may read the same stream.
 async fn consumers(stream: &Stream) -> Result<Vec<ConsumerInfo>, String> {
     let names: Vec<String> =
         stream.consumer_names().try_collect().await.map_err(|error| error.to_string())?;

@@ -1,12 +1,14 @@
-//! Which events may go from the stream: those that everyone has acknowledged, the oldest first, where they take up more
-//! than half of its room. As long as there is room they stay, for a ledger that has to be built again. Pure.
+//! Decides which events a replica may purge from the stream: those that all consumers have
+//! acknowledged, oldest first. Pure.
+//!
+//! While there is room, events stay, so that replicas can rebuild a lost ledger.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 use async_nats::jetstream::consumer::{AckPolicy, Info};
 use async_nats::jetstream::stream::State;
 
-/// What a stream holds.
+/// The contents of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Held {
     pub(super) first: u64,
@@ -21,19 +23,24 @@ impl Held {
         Self { first, last, messages, bytes }
     }
 
-    /// Whether something should go. Others than the writer wait longer, and act only where it does not.
+    /// Returns whether the stream is too full. Replicas other than the writer wait longer, in case
+    /// the writer does not purge.
     pub(super) fn is_too_much(&self, room: u64, is_writer: bool) -> bool {
         self.bytes > if is_writer { room / 2 } else { room / 8 * 5 }
     }
 
-    /// What is before the answer may go: down to three eighths of the room, as far as it is `acknowledged`. The last
-    /// acknowledged event itself stays: it shows that the stream is what it was.
+    /// The sequence below which events may be purged: down to three eighths of the room, and only
+    /// `acknowledged` events.
+    ///
+    /// The last acknowledged event stays, because it shows whether the stream was restored from an
+    /// older state.
     pub(super) fn may_go(&self, room: u64, acknowledged: u64) -> Option<u64> {
         let spare = self.bytes.saturating_sub(room / 8 * 3);
         if spare == 0 || self.bytes == 0 {
             return None;
         }
-        // As if all were alike. Where they are not, the next look does the rest.
+        // Assumes that all events have the same size. If they have not, the next check purges the
+        // rest.
         let span = (self.last + 1).saturating_sub(self.first);
         let share = u128::from(spare) * u128::from(span) / u128::from(self.bytes);
         let up_to = self.first.saturating_add(u64::try_from(share).unwrap_or(u64::MAX)).min(acknowledged);
@@ -41,12 +48,14 @@ impl Held {
     }
 }
 
-/// Up to which event all consumers have acknowledged; 0 where there is no consumer, since one may be about to be made.
-/// `last`: the stream's last event, as it was before the consumers were asked.
+/// The sequence up to which all consumers have acknowledged; 0 without consumers, because one may
+/// be about to be created.
+///
+/// `last`: the last event of the stream, from before the consumers were read.
 pub(super) fn acknowledged(consumers: &[Info], last: u64) -> u64 {
     let floor = |info: &Info| {
         if info.num_pending == 0 && info.num_ack_pending == 0 {
-            // One that lets few subjects through acknowledges seldom.
+            // A consumer with a narrow filter acknowledges rarely.
             return last;
         }
         match info.config.ack_policy {
