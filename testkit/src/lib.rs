@@ -87,7 +87,7 @@ pub fn free_ports<const N: usize>() -> anyhow::Result<[u16; N]> {
 pub fn output_dir() -> anyhow::Result<PathBuf> {
     let dir = std::env::var_os("TASKPIPELINE_TEST_OUTPUT")
         .map_or_else(|| std::env::temp_dir().join("taskpipeline-test-output"), PathBuf::from);
-    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     Ok(dir)
 }
 

@@ -21,7 +21,7 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<usize> {
         let entry = entry?;
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
-            fs::create_dir(&target).with_context(|| format!("cannot make {}", target.display()))?;
+            fs::create_dir(&target).with_context(|| format!("cannot create {}", target.display()))?;
             files += copy(&entry.path(), &target)?;
         } else {
             fs::copy(entry.path(), &target).with_context(|| format!("cannot write {}", target.display()))?;
