@@ -214,6 +214,8 @@ fn show(seed: u64) -> String {
         steps.len(),
         steps.join("\n"),
         played.trace.join("\n"),
-        played.wrong.unwrap_or_else(|| "the history no longer fails: it depends on something besides the seed".to_owned())
+        played.wrong.unwrap_or_else(|| {
+            "the history no longer fails: it depends on something besides the seed".to_owned()
+        })
     )
 }
