@@ -1,8 +1,8 @@
-//! What each scenario's table shows, how it was measured, and what it does not show. Words only.
+//! The texts of the report: the subject of each scenario's table, the method, and the limits of it.
 
 use crate::measurement::Scenario;
 
-/// A column: the figure's name in the findings, its heading, and how many decimals it is shown with.
+/// A column: the figure's name in the findings, its heading, and the number of decimals.
 pub(super) type Column = (&'static str, &'static str, usize);
 
 /// How a scenario is reported.
@@ -14,21 +14,22 @@ pub(super) struct Text {
     pub(super) columns: &'static [Column],
 }
 
-/// All of them, in the order of the report.
+/// All texts, in the order of the report.
 pub(super) const TEXTS: &[Text] = &[
     Text {
         scenario: Scenario::Limit,
         title: "Events landed per second under Cloudflare's limit",
-        how: "1,200 requests in 5 minutes, enforced by the simulator. A publisher keeps a backlog in front of the system \
-              all the time: creates of distinct tasks, going round over 2,000,000 ids so that none is changed again while \
-              it waits; in the rows with deletes every tenth event deletes a task created long before. The token bucket is \
-              full at the start, so the second half of the run is looked at; and where even that made more requests a second than the budget \
-              gives in the long run (1,100 in 5 minutes; the peer 1,170), the figure that lasts is scaled down to it. After the run everything that was published \
-              is waited for, and where there are only creates every task is compared with the last event about it. In the row \
-              where one is killed, the replica that writes gets a kill -9 in the middle of the run; what was then in doubt is written \
-              twice and is not counted as landed.",
-        not: "How Cloudflare itself takes batches of 10,000 keys at this rate: its latency is assumed. The machine runs the \
-              publisher, nats-server and the simulator on the same cores, which a real installation does not.",
+        how: "1,200 requests in 5 minutes, enforced by the simulator. A publisher keeps a backlog in front of the \
+              system all the time. It creates distinct tasks and rotates over 2,000,000 ids, so that no task changes \
+              again while it waits. In the rows with deletes, every tenth event deletes a task created long before. The \
+              token bucket is full at the start, so the lasting figure is that of the second half of the run. If even \
+              that half made more requests a second than the budget gives in the long run (1,100 in 5 minutes; the peer \
+              1,170), the lasting figure is scaled down to it. After the run, the benchmark waits for all published \
+              events. If the load has only creates, it compares every task with the last event about it. In the row \
+              with a kill, the replica that writes gets a kill -9 in the middle of the run. Tasks that were then in \
+              doubt are written twice, and the second write does not count as landed.",
+        not: "How Cloudflare itself accepts batches of 10,000 keys at this rate: its latency is assumed. The machine \
+              runs the publisher, nats-server and the simulator on the same cores, which a real installation does not.",
         columns: &[
             ("events/s that last", "events/s that last", 0),
             ("events/s, second half", "second half", 0),
@@ -47,15 +48,17 @@ pub(super) const TEXTS: &[Text] = &[
     Text {
         scenario: Scenario::Nolimit,
         title: "Events landed per second without a limit",
-        how: "The same without a limit on requests, so that the machine is what limits. Creates of distinct tasks. In Durable \
-              and for the floor they are stored in the stream before the clock starts, which includes the replicas' \
-              start; in Core and for the peer, which have no stream, and in the rows that say so they are published while the clock \
-              runs. The floor is a program that fetches 2,000 events from the same stream, makes one pipelined NATS KV put for each, \
-              acknowledges it and sends bulk PUTs of 10,000, and does nothing else: it decodes nothing, compares nothing, folds \
-              nothing. The guarded floor does the same, but each put compares (it is done only where the key has no value yet), and all that was put is \
-              read back by a second consumer: what a ledger that any replica may write, and a projector, cannot do without. The peer's floor is a loop of the peer's own PUTs with the peer's own client and nothing else.",
-        not: "What more cores would give: everything shares these. Without a stream nothing is stored on the way, which is cheaper \
-              and loses events (see below).",
+        how: "The same without a limit on requests, so that the machine is the limit. The events create distinct tasks. \
+              In Durable and for the floors they are stored in the stream before the clock starts, so the time includes \
+              the start of the replicas. In Core and for the peer, which have no stream, and in the rows with \
+              \"published live\", they are published while the clock runs. The floor is a program that fetches 2,000 \
+              events from the same stream, makes one pipelined NATS KV put for each, acknowledges it and sends bulk \
+              PUTs of 10,000. It does nothing else: it does not decode, compare or fold anything. The guarded floor \
+              does the same, but each put succeeds only if the key has no value yet, and a second consumer reads all \
+              values back. A ledger that any replica may write, and a projector, need at least that. The peer's floor \
+              is a loop of the peer's own PUTs with the peer's own client.",
+        not: "The effect of more cores: everything shares these. Without a stream no event is stored on the way, which \
+              is cheaper and loses events (see below).",
         columns: &[
             ("events/s", "events/s", 0),
             ("events/s, middle", "without start and end", 0),
@@ -70,12 +73,13 @@ pub(super) const TEXTS: &[Text] = &[
     Text {
         scenario: Scenario::Latency,
         title: "From publishing to KV",
-        how: "Events at a steady rate, each about a new task, from the moment before the publish to the moment at which the simulator \
-              has the task, seen to a millisecond. The simulator takes 100 ms for every answer here, so what is above 100 ms is the system's \
-              own. Ours keeps to Cloudflare's limit unless the row says otherwise; the peer cannot land more than four events a second under it, \
-              so from 100 events/s on it is measured without one. At 100 and 1,000 events/s only events of the second half count, when the \
-              bucket of requests is not full any more.",
-        not: "The internet. At 1 event/s there are too few events for more than the median and the worst.",
+        how: "Events at a steady rate, each about a new task. The time runs from just before the publish until the \
+              simulator has the task, to a millisecond. The simulator takes 100 ms for every answer here, so the time \
+              above 100 ms is the system's own. Ours respects Cloudflare's limit unless the row says otherwise. The \
+              peer lands at most four events a second under the limit, so from 100 events/s on it is measured without \
+              one. At 100 and 1,000 events/s only events of the second half count, when the bucket of requests is no \
+              longer full.",
+        not: "The internet. At 1 event/s the events are too few for more than the median and the maximum.",
         columns: &[
             ("p50, ms", "p50 ms", 1),
             ("p99, ms", "p99 ms", 1),
@@ -90,10 +94,12 @@ pub(super) const TEXTS: &[Text] = &[
     Text {
         scenario: Scenario::Cost,
         title: "What a steady load costs",
-        how: "500 events a second over 3,000 ids, 50 % creates, 40 % updates and 10 % deletes, the same events for every system. CPU time is that of \
-              all replicas together, from the first event until nothing more is written, without nats-server's. Cloudflare asks $5 for a million \
-              keys written or deleted. The peer runs without a limit, or it would not get through.",
-        not: "What nats-server costs beyond its CPU time. Reads are not in the price (the peer reads before every update).",
+        how: "500 events a second over 3,000 ids, 50 % creates, 40 % updates and 10 % deletes, the same events for \
+              every system. CPU time is that of all replicas together, from the first event until nothing more is \
+              written, without nats-server's. Cloudflare charges $5 for a million keys written or deleted. The peer \
+              runs without a limit, because it could not finish under it.",
+        not: "The cost of nats-server beyond its CPU time. Reads are not in the price (the peer reads before every \
+              update).",
         columns: &[
             ("CPU seconds per 100,000 events", "CPU s / 100,000 events", 1),
             ("CPU seconds, nats-server", "CPU s, nats-server", 1),
@@ -106,9 +112,11 @@ pub(super) const TEXTS: &[Text] = &[
     Text {
         scenario: Scenario::Hot,
         title: "Differences from an in-order replay",
-        how: "2,000 creates, updates and deletes of 10 tasks at 200 events a second by one connection to 4 replicas. When nothing is written any more, \
-              each task in KV is compared with what the events say in the order in which they were published.",
-        not: "Stale reads: the simulator's reads are fresh here, Cloudflare's may be a minute old, which makes it worse for whoever reads.",
+        how: "2,000 creates, updates and deletes of 10 tasks at 200 events a second by one connection to 4 replicas. \
+              When nothing is written any more, each task in KV is compared with a replay of the events in the order of \
+              their publishing.",
+        not: "Stale reads: the simulator's reads are fresh here. Cloudflare's may be a minute old, which is worse for a \
+              system that reads.",
         columns: &[
             ("tasks that differ", "tasks that differ", 0),
             ("tasks", "of", 0),
@@ -118,8 +126,9 @@ pub(super) const TEXTS: &[Text] = &[
     Text {
         scenario: Scenario::Kill,
         title: "Events lost after a kill -9",
-        how: "500 creates a second to 2 replicas without a limit. In the middle the replica that writes is killed and another one started. \
-              Then everything that still comes is waited for, longer than any retry or redelivery takes.",
+        how: "500 creates a second to 2 replicas without a limit. In the middle, the replica that writes is killed and \
+              another one started. Then the benchmark waits for the remaining events, longer than any retry or \
+              redelivery takes.",
         not: "The loss of nats-server's disk.",
         columns: &[
             ("events published", "published", 0),
@@ -130,7 +139,7 @@ pub(super) const TEXTS: &[Text] = &[
     Text {
         scenario: Scenario::Malformed,
         title: "One malformed message",
-        how: "A message cut off in the middle of its JSON, between two good ones.",
+        how: "A message that is cut off in the middle of its JSON, between two valid ones.",
         not: "Other kinds of malformed messages.",
         columns: &[
             ("good messages landed, of 2", "good ones landed, of 2", 0),
@@ -141,8 +150,8 @@ pub(super) const TEXTS: &[Text] = &[
     Text {
         scenario: Scenario::Start,
         title: "Start to ready",
-        how: "From the start of the process to the first answer 200, of `/readyz` for ours and of `/health` for the peer; median of 5 starts. Streams and \
-              consumers are there already.",
+        how: "From the start of the process to the first response with status 200, of `/readyz` for ours and of \
+              `/health` for the peer; median of 5 starts. Streams and consumers exist already.",
         not: "Pulling an image, and starting a pod.",
         columns: &[
             ("ms until ready", "ms", 0),
@@ -153,9 +162,9 @@ pub(super) const TEXTS: &[Text] = &[
     Text {
         scenario: Scenario::LedgerSize,
         title: "Cost per event by the size of the ledger",
-        how: "So many tasks are created through the system. Then 30,000 events come, three times; a third of them are updates, each of another one of \
-              those tasks, the others create new ones. Without a limit.",
-        not: "The time of a scan of the whole ledger, as a resync makes one.",
+        how: "The given number of tasks is created through the system. Then 30,000 events come, three times. A third of \
+              them are updates, each of a different existing task; the others create new tasks. No limit applies.",
+        not: "The time of a scan of the whole ledger, such as a resync makes.",
         columns: &[
             ("CPU µs per event, replicas", "CPU µs an event, replicas", 1),
             ("CPU µs per event, nats-server", "nats-server", 1),
@@ -168,7 +177,8 @@ pub(super) const TEXTS: &[Text] = &[
         scenario: Scenario::HotTask,
         title: "Many updates to one task",
         how: "1,000 updates a second to one task for 30 seconds.",
-        not: "What Cloudflare does with a key that is written more than once a second: it answers 429, the simulator only counts.",
+        not: "Cloudflare's reaction to a key that is written more than once a second: it answers 429, while the \
+              simulator only counts.",
         columns: &[
             ("events", "events", 0),
             ("writes", "writes", 0),
