@@ -87,8 +87,9 @@ impl Mix {
     }
 }
 
-/// Returns 50 % creates, 40 % updates and 10 % deletes, spread over this many ids in a random order that is the same
-/// for every system.
+/// Returns 50 % creates, 40 % updates and 10 % deletes, spread over this many ids.
+///
+/// The order looks random, and is the same for every system.
 pub(crate) fn mixed(place: u64, ids: u64) -> (Kind, u64) {
     let dice = scattered(place);
     let kind = match dice % 10 {

@@ -17,7 +17,7 @@ use crate::system::{Kind, System};
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// The requests to Cloudflare in five minutes to which the peer is paced. It has no token bucket that a burst could
-/// empty, so it may come nearer to the limit of 1,200 than we do.
+/// empty. So it may come nearer to the limit of 1,200 than we do.
 pub(crate) const PEER_REQUESTS: f64 = 1_170.0;
 
 /// The requests in five minutes that our default budget allows.

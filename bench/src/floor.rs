@@ -1,9 +1,9 @@
-//! The floor: the least work of any program that takes events from a stream, keeps each in a ledger before it
-//! acknowledges it, and writes to KV in bulk.
+//! The floor: the least work of a program like ours. It takes events from a stream, keeps each in a ledger before the
+//! ack, and writes to KV in bulk.
 //!
-//! It fetches 2,000 events, makes one pipelined put into a NATS bucket for each event, acknowledges it then, and
-//! sends bulk PUTs of 10,000. It does no other work: it does not decode or check an event, does not compare or fold
-//! anything, respects no limit, and repeats nothing.
+//! It fetches 2,000 events and makes one pipelined put into a NATS bucket for each. It then acknowledges the event,
+//! and sends bulk PUTs of 10,000. It does no other work: it does not decode or check an event, does not compare or
+//! fold anything, respects no limit, and repeats nothing.
 //!
 //! The guarded floor does two things more, which are the cost of exactness. Each put succeeds only if the key has no
 //! value, and a second consumer reads all values back.

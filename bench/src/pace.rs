@@ -1,7 +1,7 @@
 //! Publishes events at a steady rate from this process.
 //!
-//! It is for loads so light that the publisher's own CPU time does not matter, and for which the time of publishing
-//! must be known.
+//! It is for loads for which the time of publishing must be known. They are so light that the publisher's own CPU
+//! time does not matter.
 
 use std::time::Duration;
 

@@ -1,10 +1,10 @@
 //! A producer as a separate process, so that its CPU time does not count for the system.
 //!
-//! It reads from its standard input, line by line, up to which place of the load it may publish, and publishes as
-//! fast as it may. On its standard output it reports its progress.
+//! Each line of its standard input is the place of the load up to which it may publish. It publishes as fast as it
+//! may. On its standard output it reports its progress.
 //!
 //! It publishes plainly into a stream, as the quick start does, and requests an ack at the end of each chunk. The
-//! server takes in the messages of one connection in their order, so the sequence in that ack shows whether any was
+//! server takes in the messages of one connection in their order. So the sequence in that ack shows whether any was
 //! lost. If one was, the process ends with an error.
 
 use std::collections::VecDeque;
@@ -25,8 +25,8 @@ use crate::events::{Mix, encode};
 /// The number of events between two acks.
 const CHUNK: u64 = 500;
 
-/// The number of acks that may be outstanding. That many chunks have fewer events than the 10,000 that nats-server
-/// lets wait in front of a stream before it drops some.
+/// The number of acks that may be outstanding. These chunks have fewer than 10,000 events: nats-server drops events
+/// if more wait in front of a stream.
 const MOST_ACKS: usize = 8;
 
 /// The options of the process.

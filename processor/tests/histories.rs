@@ -1,5 +1,5 @@
-//! Histories of faults: after every crash, stop, wrong answer and delay, KV equals an in-order replay of the stream,
-//! and the dead letters equal the invalid events.
+//! Histories of faults. After every crash, stop, wrong answer and delay, KV equals an in-order replay of the stream.
+//! The dead letters equal the invalid events.
 //!
 //! Every test run plays some of them; `cargo xtask soak` plays more by the same code. The test prints the seeds:
 //! `TASKPIPELINE_SEED=7 TASKPIPELINE_HISTORIES=1 cargo xtask test --only test` begins with 7.

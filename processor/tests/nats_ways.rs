@@ -329,7 +329,8 @@ async fn a_server_that_speaks_only_after_ten_seconds_is_waited_for() {
     lands(&options, &kv, "slow", &replica).await;
 }
 
-/// A proxy between a replica and its server that names another server in its first line, which comes before TLS and the login.
+/// A proxy between a replica and its server that names another server in its first line. That line comes before TLS
+/// and the login.
 struct Between {
     port: u16,
     running: JoinHandle<()>,

@@ -279,8 +279,8 @@ impl Tab {
 
     /// Everything that a developer would see in red or yellow.
     ///
-    /// That is errors and warnings on the console, uncaught errors, requests that failed or were refused, and issues,
-    /// which include reports of the policy. The status of the page itself is not included.
+    /// That is errors and warnings on the console, uncaught errors, and requests that failed or were refused. It is
+    /// also issues, which include reports of the policy. The status of the page itself is not included.
     #[must_use]
     pub fn complaints(&self) -> Vec<String> {
         let documents: Vec<Value> = self

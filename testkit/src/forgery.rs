@@ -1,5 +1,5 @@
-//! Forged reply subjects. A producer could use them to do harm by JetStream's acks of its events, because the server
-//! sends acks with its own permissions.
+//! Forged reply subjects. A producer could use them to do harm by JetStream's acks of its events: the server sends
+//! acks with its own permissions.
 //!
 //! This module lists the subjects; tests check the effects.
 

@@ -27,7 +27,7 @@ const GRACE_OF_THE_REST: Duration = Duration::from_secs(3);
 /// The number of a program's last lines that an error shows.
 const TAIL: usize = 40;
 
-/// A shell script that reads one group a line, and ends all groups when its input ends before the script is killed.
+/// A shell script that reads one group a line. If its input ends before the script is killed, it ends all groups.
 const GUARD: &str = "all=; while read -r group; do all=\"$all -$group\"; done; \
     kill -s TERM -- $all; sleep 5; kill -s KILL -- $all";
 

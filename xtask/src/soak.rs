@@ -1,6 +1,6 @@
 //! `cargo xtask soak`: plays histories of faults for any time.
 //!
-//! This module builds and starts. The test program that plays some histories in every test run plays these, so that
+//! This module builds and starts. The test program that plays some histories in every test run also plays these. So
 //! both are played in the same way.
 
 use std::path::PathBuf;

@@ -79,8 +79,8 @@ impl Workspace {
 
     /// Returns the build of the processor for a trial on this machine.
     ///
-    /// If nothing of the whole workspace is built so far, it leaves out the parts for a cluster, which are half of
-    /// the build. Later, that would only build everything a second time.
+    /// If nothing of the whole workspace is built so far, it leaves out the parts for a cluster. They are half of the
+    /// build. Later, that would only build everything a second time.
     pub(crate) fn build_processor_to_try(&self) -> Command {
         if self.has_built("kube") {
             return self.build(&["taskpipeline"]);

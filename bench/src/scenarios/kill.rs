@@ -17,8 +17,8 @@ use crate::system::System;
 
 /// The rate, in events a second.
 const RATE: u64 = 500;
-/// The time without a request after which no more comes. An event without an ack is delivered again after 30 s, and
-/// the peer waits at most 20 s before it tries again.
+/// The time without a request after which no more comes. NATS delivers an event without an ack again after 30 s. The
+/// peer waits at most 20 s before it tries again.
 const QUIET: Duration = Duration::from_secs(36);
 /// The limit of the wait.
 const LONGEST: Duration = Duration::from_secs(120);

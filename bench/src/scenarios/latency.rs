@@ -1,4 +1,4 @@
-//! The time from publishing an event until it is in KV, at a steady rate, with each event about a distinct task.
+//! The time from publishing an event until it is in KV, at a steady rate. Each event is about a distinct task.
 //!
 //! The simulator's latency is constant here, so that the share of the pipeline can be computed.
 

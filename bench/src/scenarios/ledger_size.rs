@@ -1,7 +1,7 @@
 //! The cost per event by the number of existing tasks.
 //!
-//! The tasks are created through the system. A third of the following events are updates of them, each of another
-//! task, and the rest are creates of new ones. No limit applies, so that CPU time is measured.
+//! The tasks are created through the system. A third of the following events are updates, each of another one of
+//! them. The rest are creates of new tasks. No limit applies, so that CPU time is measured.
 
 use taskpipeline_simulator::Latency;
 

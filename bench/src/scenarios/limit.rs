@@ -17,8 +17,8 @@ use crate::stage::Stage;
 use crate::stats::{count, rate_between, ratio};
 use crate::system::{Kind, System};
 
-/// How long nothing may land after the end before missing events count as missing. Events that a killed replica had
-/// in flight are delivered again after 30 s, and tasks in doubt are written again after as long.
+/// How long nothing may land after the end before missing events count as missing. NATS delivers events that a killed
+/// replica had in flight again after 30 s. Tasks in doubt are written again after as long.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// The limit of the wait. After a fail-over, the budget may still have many tasks to write twice.
 const LONGEST: Duration = Duration::from_secs(300);

@@ -1,4 +1,4 @@
-//! Forwards a port of a pod to this machine through the API server, which works on any cluster, wherever its pods run.
+//! Forwards a port of a pod to this machine through the API server. This works on any cluster, wherever its pods run.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,4 @@
-//! The operator alone, as the chart installs it with only the permissions of a namespace, and the CRD, which all tests share.
+//! The operator alone, as the chart installs it with only the permissions of a namespace. All tests share the CRD.
 
 use std::time::Duration;
 

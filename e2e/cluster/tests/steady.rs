@@ -26,8 +26,8 @@ const RECONCILES: &str = "taskpipeline_operator_reconcile_duration_seconds_count
 
 /// The number of write requests to the API server so far, by kind of object.
 ///
-/// It excludes writes of any cluster at rest (Leases for leaders and nodes), questions that are sent by POST, and
-/// Events, some of which come from Kubernetes' own controllers; see [`own_events`].
+/// It excludes writes of any cluster at rest (Leases for leaders and nodes), and questions that are sent by POST. It
+/// also excludes Events, because Kubernetes' own controllers write some; see [`own_events`].
 async fn writes(client: &Client) -> BTreeMap<String, f64> {
     let request = http::Request::get("/metrics").body(Vec::new()).unwrap();
     let text = client.request_text(request).await.unwrap();

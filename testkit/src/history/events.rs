@@ -1,7 +1,7 @@
 //! Draws the events of a history by its seed; another module publishes them.
 //!
-//! The ids are a few hot ones, many cold ones, ids that only KV knows, ids that are never created, and ids that are
-//! hard to encode. A few of the events are invalid.
+//! The ids are a few hot ones, many cold ones, and ids that only KV knows. Others are never created, or are hard to
+//! encode. A few of the events are invalid.
 
 use std::time::Duration;
 

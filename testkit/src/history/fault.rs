@@ -89,7 +89,7 @@ pub(crate) enum ReplicaFault {
         /// Whether it is the only replica at that moment.
         alone: bool,
     },
-    /// KV refuses everything for a reason that only a person can fix, and the active projector is killed, because it
+    /// KV refuses everything for a reason that only a person can fix. The active projector is killed, because it
     /// would now wait for half a minute.
     Misconfigured {
         /// The fault by which KV refuses.

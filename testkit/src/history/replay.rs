@@ -1,6 +1,6 @@
 //! Computes what the tasks must be: it applies the events of the stream one by one, in their order. Pure.
 //!
-//! It follows the sentences of the design ("it equals an in-order replay"), and must not know or use any part of the
+//! It follows the sentences of the design ("it equals an in-order replay"). It must not know or use any part of the
 //! processor: no versions, no merging, no ledger.
 
 use std::collections::BTreeMap;

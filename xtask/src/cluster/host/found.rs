@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use super::record::{Entry, Record};
 use super::{CGROUP, HOME, PORTS};
 
-/// Where the node's containerd keeps its tasks, in the node's folder.
+/// The tasks of the node's containerd, in the node's folder.
 const TASKS: &str = "containerd-state/io.containerd.runtime.v2.task/k8s.io";
 
 /// A process.
@@ -127,7 +127,7 @@ pub(super) fn running() -> Vec<Running> {
     .collect()
 }
 
-/// When a process started; `None` if it has ended.
+/// The start time of a process; `None` if it has ended.
 pub(super) fn started(id: u32) -> Option<u64> {
     stat(&fs::read_to_string(format!("/proc/{id}/stat")).ok()?)
 }

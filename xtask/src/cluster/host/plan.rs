@@ -1,9 +1,9 @@
 //! Decides what a clean-up removes, from the things found on the machine and from the record. Changes nothing.
 //!
 //! A thing is ours if it belongs to the node's own folder or name, or if the record names it. The folder and name
-//! cover mounts below the folder, the shims of its containerd and their sockets, results of pods in its CNI network,
-//! and links to its logs. Everything else stays, whatever its name: other software that runs pods also names its
-//! namespaces `cni-*` and its tables `kube-proxy`.
+//! cover mounts below the folder, and the shims of its containerd with their sockets. They also cover results of pods
+//! in its CNI network, and links to its logs. Everything else stays, whatever its name: other software that runs pods
+//! also names its namespaces `cni-*` and its tables `kube-proxy`.
 
 use std::collections::BTreeSet;
 

@@ -130,8 +130,8 @@ impl Stream {
         self.consumers.remove(name);
     }
 
-    /// Returns the ack floor. While the first message of the stream is not acked, a cluster returns 0, and a single
-    /// server the sequence before that message.
+    /// Returns the ack floor. While the first message of the stream is not acked, a cluster returns 0. A single
+    /// server returns the sequence before that message.
     pub(super) fn ack_floor(&self, name: &str, clustered: bool) -> Option<u64> {
         let consumer = self.consumers.get(name)?;
         let open = consumer.pending.first_key_value().map_or(consumer.next, |(sequence, _)| *sequence);

@@ -84,7 +84,7 @@ impl Verdict {
         }
     }
 
-    /// When the request takes effect, if its answer does not tell; otherwise `None`.
+    /// The time of the effect, if the answer does not show it; otherwise `None`.
     fn fate(self) -> Option<Fate> {
         match self {
             Self::Page(200 | 500.., fate) | Self::Broken(_, fate) | Self::Silent(fate) => Some(fate),

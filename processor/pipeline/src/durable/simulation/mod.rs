@@ -5,7 +5,7 @@
 //! stopped or cut off. Streams are recreated or restored, limits refuse writes, and settings change.
 //!
 //! No part of the pipeline is written a second time here. Intake, ledger, control record, projection and schedule are
-//! the shipped code. Each of their requests to NATS or KV is a call that waits in the world until a step lets it
+//! the shipped code. Each of their requests to NATS or KV is a call in the world. It waits until a step lets it
 //! proceed (see [`calls`]). The answers of NATS and KV have the format of the wire, and the shipped code reads them.
 //!
 //! `SIMULATION_SEED`, `SIMULATION_HISTORIES` and `SIMULATION_THREADS` select the histories (see [`runner`]).

@@ -66,7 +66,7 @@ impl World {
     }
 }
 
-/// A former holder was about to send, and slept, with its clock, until another had taken over and had settled its doubts.
+/// A former holder was about to send, and slept with its clock. Meanwhile another took over and settled its doubts.
 #[test]
 fn a_former_holder_that_is_drained_before_it_sees_what_it_is_hands_over_all_the_same() {
     played(&SETTING, |world| {
