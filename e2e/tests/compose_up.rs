@@ -379,6 +379,6 @@ async fn a_processor_before_everything_else_and_nats_away_for_30_s_lose_nothing(
     assert!(stored > 100, "too few events were stored");
     all_land(&project.edge(), "away-", stored).await.unwrap();
     println!(
-        "NATS was away for 30 s: {stored} events stored, all there; /health said 503 and /livez 200 meanwhile"
+        "NATS was down for 30 s: {stored} events stored, none lost; /health returned 503 and /livez 200 meanwhile"
     );
 }

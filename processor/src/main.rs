@@ -167,7 +167,8 @@ fn shutdown() -> anyhow::Result<impl Future<Output = ()>> {
                 _ = interrupt.recv() => 2,
             };
             tracing::warn!(
-                "received a second signal; stopping at once. Events in flight are lost in mode Core, and delivered again in mode Durable"
+                "received a second signal; stopping at once. \
+                 Events in flight are lost in mode Core, and delivered again in mode Durable"
             );
             std::process::exit(128 + signal);
         });

@@ -256,7 +256,7 @@ async fn a_lone_task_that_is_refused_waits_for_company_which_shows_whose_fault_i
     scene.publish("created", &created("good")).await;
     scene.wait_letters(&["bad".to_owned()].into()).await;
     scene.wait_keys(2).await;
-    println!("refused {alone} times alone, {} in all; then one dead letter", scene.befell("poison"));
+    println!("refused {alone} times alone, {} times in total; then one dead letter", scene.befell("poison"));
     scene.wait_kv_health("reachable", "").await;
     let (_, message) = scene.kv_health().await.unwrap();
     assert_eq!(message, "", "no task is open");
@@ -304,7 +304,7 @@ async fn a_task_that_was_repaired_before_its_old_value_is_found_at_fault_is_writ
     .unwrap();
     let letters = scene.replica.metric("taskpipeline_dead_letters_total").await.unwrap();
     println!(
-        "refused alone {} times, repaired after {controls} slow control and during the next; {} in all; {letters} dead letters",
+        "refused alone {} times, repaired after {controls} slow control and during the next; {} in total; {letters} dead letters",
         alone(),
         scene.befell("slow control")
     );

@@ -110,7 +110,8 @@ async fn after_kill_9_of_the_projector_with_10000_pending_another_writes_within_
     gaps.sort();
     let longest = *gaps.last().unwrap();
     println!(
-        "{ROUNDS} kills with {PENDING} tasks pending each; from kill to the next write: median {:?}, longest {longest:?}; {} tasks in KV",
+        "{ROUNDS} kills with {PENDING} tasks pending each; from kill to the next write: median {:?}, longest {longest:?}; \
+         {} tasks in KV",
         gaps[gaps.len() / 2],
         kv.keys().len()
     );
@@ -191,7 +192,7 @@ async fn a_replica_that_is_told_to_stop_while_it_takes_over_does_not_keep_the_ne
     replica.wait(Duration::from_secs(10)).await.unwrap();
 
     let control = control_record(&nats).await.unwrap_or_default();
-    println!("it was told to stop while it took over, and left {control}");
+    println!("the replica got SIGTERM while it took over, and left {control}");
     assert_eq!(control["term"], 1, "it never took over: the test proves nothing");
     assert!(control["holder"].is_null(), "the record still has a holder");
     assert_eq!(control["clean"], true, "nothing was sent");

@@ -96,7 +96,7 @@ async fn acknowledged_events_do_not_fill_the_store() {
         match store(&client, events.into_iter()).await {
             Ok(count) => stored += count,
             Err(error) => panic!(
-                "after {stored} events of {bytes} bytes in all: {error:#}\n{}",
+                "after {stored} events of {bytes} bytes in total: {error:#}\n{}",
                 replica.process().tail()
             ),
         }
@@ -263,7 +263,7 @@ async fn a_ledger_that_fills_is_told_of_before_it_refuses_and_is_enlarged_by_its
     .await
     .unwrap();
     println!(
-        "a ledger of 2 MiB: told of after {told_at:?} events, refused after {stored} ({used} of {limit} bytes, {said}); with \
+        "a ledger of 2 MiB: warned after {told_at:?} events, refused after {stored} ({used} of {limit} bytes, {said}); with \
          64Mi all {stored} tasks are in KV"
     );
     assert!(told_at.is_some_and(|at| at < stored), "no warning came before");
@@ -354,7 +354,7 @@ async fn streams_of_an_earlier_version_get_limits_and_those_of_others_are_left_a
         for stream in &STREAMS[1..] {
             let config = info(&client, stream).await.config;
             ensure!(config.max_bytes > 0, "{stream} has no limit");
-            ensure!(config.discard == DiscardPolicy::New, "{stream} drops what is old");
+            ensure!(config.discard == DiscardPolicy::New, "{stream} drops old messages");
         }
         let said = replica.process().lines().join("\n");
         ensure!(said.contains("made by somebody else"), "{said}");
@@ -409,7 +409,7 @@ async fn a_login_that_may_not_purge_or_change_streams_is_told_what_it_lacks() {
     .unwrap();
     let said = replica.process().lines();
     let warned = said.iter().filter(|line| line.contains("$JS.API.STREAM.")).count();
-    println!("{warned} warnings; events go on: 20 tasks in KV, the stream is left as it was");
+    println!("{warned} warnings; events continue: 20 tasks in KV, the stream is unchanged");
     assert_eq!(info(&client, "TASKS").await.config.max_bytes, 4 << 20);
     assert!(warned <= 4, "{said:?}");
 }

@@ -312,7 +312,8 @@ async fn forged_answers_to_writes_are_not_believed_where_producers_have_no_accou
     );
     let letters = sum("taskpipeline_dead_letters_total").await;
     println!(
-        "{EVENTS} updates of {TASKS} tasks, {conflicts} conflicts, {forged} forged answers ignored, {letters} dead letters: {ended:?}"
+        "{EVENTS} updates of {TASKS} tasks, {conflicts} conflicts, {forged} forged answers ignored, \
+         {letters} dead letters: {ended:?}"
     );
     assert!(forged > 100.0, "{forged} forged answers reached the replicas");
     assert!(conflicts > 10.0, "{conflicts}");
@@ -390,7 +391,8 @@ async fn records_that_were_written_over_by_acks_are_replaced_and_the_pipeline_go
     }
     let set_aside = messages(&jetstream, LETTERS).await;
     println!(
-        "{kinds:?} records of the source, the high water, control and tasks written over twice; {set_aside} set aside as dead letters"
+        "{kinds:?} records of the source, the high water, control and tasks overwritten twice; \
+         {set_aside} set aside as dead letters"
     );
     assert!(kinds.iter().all(|count| *count > 0), "{records:?}");
     assert!(set_aside >= 11, "{set_aside}");

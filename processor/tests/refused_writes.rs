@@ -259,7 +259,7 @@ async fn where_what_is_known_of_the_stream_was_deleted_or_spoilt_new_events_stil
         consumers.push(stream.consumer_names().try_collect::<Vec<String>>().await.unwrap());
     }
     println!(
-        "what was known of the stream was deleted, then spoilt: consumers {consumers:?}; the newest title is in KV"
+        "the records of the stream were deleted, then spoilt: consumers {consumers:?}; the newest title is in KV"
     );
     assert_eq!(consumers, [["tasks-processor-2"], ["tasks-processor-3"]]);
     replica.terminate(SOON).await.unwrap();
@@ -306,7 +306,7 @@ async fn an_event_that_ten_processes_died_with_is_a_dead_letter_and_one_that_was
     .await
     .unwrap();
     println!(
-        "given back 20 times, then in hand at {crashes} crashes: {} ({})",
+        "returned 20 times, then in flight at {crashes} crashes: {} ({})",
         letter["reason"], letter["detail"]
     );
     assert_eq!(letter["reason"], "max-deliveries-exceeded");

@@ -176,7 +176,7 @@ async fn interrupted_half_way_it_goes_on_where_it_stopped() {
     assert!(text(&done.stderr).contains("going on with the resync begun"));
     assert_eq!(kv.keys(), first.keys());
     let written = kv.seen().keys_put;
-    println!("{half} keys were written before the signal, {written} of {TASKS} in all");
+    println!("{half} keys were written before the signal, {written} for {TASKS} tasks in total");
     assert!(written < u64::from(TASKS) + 500, "{written} keys were written");
 }
 

@@ -78,5 +78,5 @@ async fn a_marker_token_shows_nowhere_through_401_500_redirect_and_trace_logs() 
         shown += seen.lines().count();
         println!("{name}: {} lines, no secret", seen.lines().count());
     }
-    println!("{shown} lines in all");
+    println!("{shown} lines in total");
 }

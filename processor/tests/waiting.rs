@@ -136,7 +136,7 @@ async fn a_create_is_in_kv_within_5_s_while_100_000_unknown_updates_wait() {
         kv.seen().fault("throttled")
     );
     assert!(looked_up < f64::from(UPDATES) / 2.0, "no task waited");
-    assert!(looked_up > 0.0 && known > 0, "look-ups go on");
+    assert!(looked_up > 0.0 && known > 0, "look-ups do not continue");
     assert!(slowest < PROMPTLY, "{slowest:?}");
     assert!(memory <= MOST_MEMORY, "{memory} MB");
 }

@@ -176,7 +176,7 @@ pub(crate) fn by_buildah(shop: &Workshop, buildah: &Buildah, target: &str) -> Re
 pub(crate) fn of_tests(shop: &Workshop, names: &Names) -> Result<[Image; 2]> {
     ensure!(
         cfg!(target_os = "linux"),
-        "what is built here does not run in a Linux pod: run `cargo xtask image --tests` on Linux, and name the images by \
+        "programs of this machine do not run in a Linux pod; run `cargo xtask image --tests` on Linux, and name the images by \
          --context and --images"
     );
     run::output(&mut shop.workspace.build(&["e2e-load", "e2e-copy"]))?;

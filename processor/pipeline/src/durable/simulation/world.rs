@@ -372,7 +372,7 @@ impl World {
     /// Continues a stopped process. With `slept`, its clock was stopped too.
     pub(super) fn go_on(&mut self, p: usize, slept: bool) {
         let Some(since) = self.replicas[p].stopped.take() else { return };
-        self.note(|| format!("replica {p} goes on"));
+        self.note(|| format!("replica {p} continues"));
         let now = self.now();
         let replica = &self.replicas[p];
         replica.link.node.pass(now - since, slept);
