@@ -1,5 +1,7 @@
-//! The course of a load: live publishers that keep a backlog in front of the system, a look at everything every
-//! tenth of a second, and what was seen. What it means is up to the scenarios.
+//! The course of a load: live publishers keep a backlog in front of the system, and everything is sampled every tenth
+//! of a second.
+//!
+//! The scenarios interpret the samples.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,53 +16,53 @@ use crate::publisher::{Options, Publisher};
 use crate::stage::{PUBLISHER, Stage};
 use crate::stats::count;
 
-/// Between two looks at how many have landed.
+/// The interval between two counts of landed events.
 const TICK: Duration = Duration::from_millis(100);
-/// Between two looks at CPU time and memory, in ticks.
+/// The interval between two samples of CPU time and memory, in ticks.
 const TICKS_PER_METER: u32 = 10;
-/// How long nothing may land before a course that is to reach a count is given up.
+/// How long nothing may land before a course toward a count is given up.
 const STANDSTILL: Duration = Duration::from_secs(90);
 
-/// When a course is over.
+/// The end of a course.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Until {
-    /// So many events have landed.
+    /// This many events have landed.
     Landed(u64),
-    /// So much time has passed.
+    /// This much time has passed.
     Time(Duration),
 }
 
-/// What was seen.
+/// The samples of a course.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
-    /// How many had landed after so many seconds.
+    /// The number of landed events after this many seconds.
     pub(crate) landed: Vec<[f64; 2]>,
-    /// How many requests had been let in after so many seconds.
+    /// The number of accepted requests after this many seconds.
     pub(crate) requests: Vec<[f64; 2]>,
-    /// The memory of each replica after so many seconds, in MB; a new one begins a new series.
+    /// The memory of each replica after this many seconds, in MB; a new replica begins a new series.
     pub(crate) memory: BTreeMap<String, Vec<[f64; 2]>>,
-    /// From the first event to the end, in seconds.
+    /// The time from the first event to the end, in seconds.
     pub(crate) seconds: f64,
 }
 
-/// A load that is on its way to a system.
+/// A load on its way to a system.
 #[derive(Debug)]
 pub(crate) struct Course<'a> {
     stage: &'a Stage,
     meter: &'a mut Meter,
     publisher: Option<Publisher>,
     backlog: u64,
-    /// What had landed before the clock started.
+    /// The number of events that had landed before the clock started.
     before: f64,
 }
 
 impl<'a> Course<'a> {
-    /// One whose events are stored already.
+    /// A course whose events are already stored.
     pub(crate) fn stored(stage: &'a Stage, meter: &'a mut Meter) -> Self {
         Self { stage, meter, publisher: None, backlog: 0, before: stage.landed() }
     }
 
-    /// One with a live publisher that keeps so many events in front of the system.
+    /// A course with a live publisher that keeps this many events in front of the system.
     pub(crate) fn live(
         stage: &'a Stage,
         meter: &'a mut Meter,
@@ -73,7 +75,7 @@ impl<'a> Course<'a> {
         Ok(Self { stage, meter, publisher: Some(publisher), backlog, before: stage.landed() })
     }
 
-    /// Runs it. At `kill_at`, if it is given, the replica that writes to KV is killed, and another is started.
+    /// Runs the course. At `kill_at`, it kills the replica that writes to KV, and starts another.
     pub(crate) async fn run(
         &mut self,
         fleet: Option<&mut Fleet>,
@@ -138,8 +140,8 @@ impl<'a> Course<'a> {
         publisher.allow(if let Until::Landed(events) = until { most.min(events) } else { most }).await
     }
 
-    /// Lets the publisher end, and waits until all it published has landed, or nothing has for `patience`. Answers how
-    /// many were published and how many have landed.
+    /// Lets the publisher end, and waits until all its events have landed, or nothing has for `patience`. Returns the
+    /// numbers of published and landed events.
     pub(crate) async fn drain(mut self, patience: Duration) -> anyhow::Result<(f64, f64)> {
         let Some(mut publisher) = self.publisher.take() else { return Ok((0.0, 0.0)) };
         publisher.finish().await?;

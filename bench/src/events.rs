@@ -1,13 +1,14 @@
-//! The events of the benchmarks as bytes, and which event comes at which place of a load. Pure: the same
-//! place gives the same event, so that a load can be checked afterwards.
+//! The events of the benchmarks as bytes, and the event at each place of a load.
+//!
+//! Pure: the same place gives the same event, so that a load can be checked afterwards.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// About 175 bytes; it makes an event about 300 bytes long.
+/// About 175 bytes, which makes an event about 300 bytes long.
 const DESCRIPTION: &str = "A description of the usual length: what is to be done, by whom and until when, and \
                            where more about it can be found, should anyone ask for that later or want to know the reason";
 
-/// What an event does.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// `created`
@@ -19,7 +20,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// The last token of its subject.
+    /// The last token of the subject.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -29,31 +30,31 @@ impl Kind {
     }
 }
 
-/// Which events a load is made of.
+/// The events of a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mix {
-    /// Over how many ids the creates go round.
+    /// The number of ids over which the creates rotate.
     pub(crate) ids: u64,
-    /// Every tenth event is a delete, of a task created so many events before; 0: no deletes. It must be more
-    /// than what can wait at a time, or a create and its delete become one write.
+    /// The distance, in events, between a task's create and its delete, for every tenth event; 0: no deletes.
+    ///
+    /// It must exceed the number of events that can wait at a time. Otherwise a create and its delete become one write.
     pub(crate) delete_lag: u64,
-    /// Every third event is an update of one of so many tasks that are there; 0: none is. The creates are
-    /// of tasks beyond these.
+    /// The number of existing tasks that every third event updates; 0: no updates. The creates are of tasks beyond these.
     pub(crate) existing: u64,
-    /// How many tasks beyond those the creates leave out.
+    /// The number of tasks beyond those that the creates leave out.
     pub(crate) skip: u64,
 }
 
-/// A prime by which updates step through the tasks, so that neighbours are not touched one after the other.
+/// A prime by which updates step through the tasks, so that neighbors are not updated one after the other.
 const STRIDE: u64 = 7_919;
 
 impl Mix {
-    /// Nothing but creates, each of a task of its own until the ids are used up.
+    /// A load of creates only, each of a distinct task until the ids are used up.
     pub(crate) fn creates(ids: u64) -> Self {
         Self { ids, delete_lag: 0, existing: 0, skip: 0 }
     }
 
-    /// The last place before `end` at which this task is created, for a load of nothing but creates.
+    /// The last place before `end` at which this task is created, for a load of creates only.
     pub(crate) fn last_create(self, task: u64, end: u64) -> Option<u64> {
         let rounds = end.checked_sub(task + 1)? / self.ids;
         Some(task + rounds * self.ids)
@@ -77,16 +78,18 @@ impl Mix {
         if rest < 9 {
             return (Kind::Created, creates_before % self.ids);
         }
-        // Each delete takes the ninth create of a ten long gone: each task is deleted at most once a round.
+        // Each delete takes the ninth create of a group of ten long before: each task is deleted at most once in a rotation.
         match (ten * 9 + 8).checked_sub(self.delete_lag) {
             Some(create) => (Kind::Deleted, create % self.ids),
-            // Too early to delete anything: one create more, of an id of its own.
+            // No task is old enough to delete, so this is another create, with its own id.
             None => (Kind::Created, self.ids + ten),
         }
     }
 }
 
-/// 50 % creates, 40 % updates and 10 % deletes, spread over so many ids as by chance, the same for everyone.
+/// Returns 50 % creates, 40 % updates and 10 % deletes, spread over this many ids.
+///
+/// The order looks random, and is the same for every system.
 pub(crate) fn mixed(place: u64, ids: u64) -> (Kind, u64) {
     let dice = scattered(place);
     let kind = match dice % 10 {
@@ -97,7 +100,7 @@ pub(crate) fn mixed(place: u64, ids: u64) -> (Kind, u64) {
     (kind, (dice >> 32) % ids)
 }
 
-/// A number that looks drawn by chance (splitmix64).
+/// Scatters a number as if by chance (splitmix64).
 pub(crate) fn scattered(number: u64) -> u64 {
     let mut mixed = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -110,7 +113,7 @@ pub(crate) fn task_id(number: u64) -> String {
     format!("task-{number:08}")
 }
 
-/// An event as it is published: about 300 bytes, a delete about 80.
+/// Encodes an event as published: about 300 bytes, a delete about 80.
 pub(crate) fn encode(buffer: &mut BytesMut, kind: Kind, place: u64, task: u64) -> Bytes {
     buffer.reserve(400);
     let text = match kind {

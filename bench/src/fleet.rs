@@ -1,5 +1,4 @@
-//! The replicas of a system under test: started, watched, killed. What differs between the systems in how they
-//! are run stands here and nowhere else.
+//! Starts, watches and kills the replicas of a system under test. This module hides the differences between the systems.
 
 use std::time::Duration;
 
@@ -14,29 +13,29 @@ use crate::meter::Meter;
 use crate::stage::Stage;
 use crate::system::{Kind, System};
 
-/// How long a replica may take to come up.
+/// The time limit for a replica to come up.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
-/// The requests to Cloudflare in five minutes that the peer is paced to. It has no token bucket that a burst could
-/// empty, so it may go nearer to the limit of 1,200 than we do.
+/// The requests to Cloudflare in five minutes to which the peer is paced. It has no token bucket that a burst could
+/// empty. So it may come nearer to the limit of 1,200 than we do.
 pub(crate) const PEER_REQUESTS: f64 = 1_170.0;
 
 /// The requests in five minutes that our default budget allows.
 pub(crate) const OUR_REQUESTS: f64 = 1_100.0;
 
-/// A budget that never holds anything back.
+/// A budget that never delays a request.
 const NO_BUDGET: &str = "1000000/5m";
 
-/// What a system is told beside its defaults.
+/// The settings of a system beyond its defaults.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Setup {
-    /// Whether there is a limit on requests to respect.
+    /// Whether the system must respect a limit on requests.
     pub(crate) limited: bool,
     /// Further variables, for experiments.
     pub(crate) env: Vec<(String, String)>,
 }
 
-/// One replica.
+/// A replica.
 #[derive(Debug)]
 enum Replica {
     Ours(Processor),
@@ -50,7 +49,7 @@ pub(crate) struct Fleet {
     launch: Launch,
 }
 
-/// How one replica of a system is started.
+/// The parameters for the start of one replica.
 #[derive(Clone, Debug)]
 pub(crate) struct Launch {
     kind: Kind,
@@ -60,7 +59,7 @@ pub(crate) struct Launch {
 
 impl Launch {
     pub(crate) fn new(system: System, setup: &Setup, nats: &NatsServer, kv: &Simulator) -> Self {
-        // A line a step is no part of what is compared; the peer logs as little.
+        // Logs of each step are not part of the comparison; the peer logs as little.
         let mut ours = ProcessorOptions::new(nats, kv).set("RUST_LOG", "warn");
         if system.kind == Kind::Core {
             ours = ours.core();
@@ -68,7 +67,7 @@ impl Launch {
         if !setup.limited {
             ours = ours.set("REQUEST_BUDGET", NO_BUDGET);
         } else if system.kind == Kind::Core && system.replicas > 1 {
-            // In Core no replica knows of the others: the user divides the budget.
+            // In mode Core the replicas do not know of each other: the user divides the budget.
             ours = ours.set(
                 "REQUEST_BUDGET",
                 &format!("{:.0}/5m", (OUR_REQUESTS / crate::stats::count(system.replicas)).floor()),
@@ -95,7 +94,7 @@ impl Launch {
         Self { kind: system.kind, ours, peer }
     }
 
-    /// Starts one without waiting.
+    /// Starts a replica without waiting.
     fn spawn(&self) -> anyhow::Result<Replica> {
         match self.kind {
             Kind::Durable | Kind::Core => Ok(Replica::Ours(Processor::spawn(&self.ours)?)),
@@ -109,17 +108,17 @@ impl Launch {
         }
     }
 
-    /// Starts the floor of the peer: the same requests by a bare loop.
+    /// Starts the floor of the peer: the same requests in a plain loop.
     pub(crate) fn peer_floor(&self, count: u64) -> anyhow::Result<Process> {
         let mut command = peer_command("floor.js", &self.peer)?;
         Process::spawn("the peer's floor", command.env("COUNT", count.to_string()))
     }
 }
 
-/// A script of the peer, which `cargo xtask bench` has built.
+/// Returns the command for a script of the peer, which `cargo xtask bench` has built.
 fn peer_command(script: &str, env: &[(&'static str, String)]) -> anyhow::Result<Command> {
     let dist = std::env::var_os("TASKPIPELINE_PEER")
-        .context("TASKPIPELINE_PEER is not set: run this by `cargo xtask bench`, which builds the peer")?;
+        .context("TASKPIPELINE_PEER is not set; run `cargo xtask bench`, which builds the peer")?;
     let mut command = Command::new(program("TASKPIPELINE_NODE", &["node"])?);
     command.arg(std::path::Path::new(&dist).join(script)).env_clear().envs(env.iter().cloned());
     command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
@@ -138,7 +137,7 @@ impl Replica {
         self.process().pid().as_raw()
     }
 
-    /// Our `/readyz`, the peer's `/health`.
+    /// The URL of our `/readyz`, or of the peer's `/health`.
     fn ready_url(&self) -> String {
         match self {
             Self::Ours(processor) => format!("http://127.0.0.1:{}/readyz", processor.port()),
@@ -174,7 +173,7 @@ impl Fleet {
         Ok(Self { replicas, launch })
     }
 
-    /// Has a system that keeps its events in a stream make what it needs, and ends it again.
+    /// Starts a system that keeps its events in a stream, so that it creates its streams, and ends it.
     pub(crate) async fn make_streams(kind: Kind, setup: &Setup, stage: &Stage) -> anyhow::Result<()> {
         if kind.has_stream() {
             let maker = System { kind: Kind::Durable, replicas: 1 };
@@ -191,7 +190,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Has the meter watch all replicas, all of whose life counts if they have just been born.
+    /// Lets the meter watch all replicas. With `from_birth`, their time before this call counts as well.
     pub(crate) fn watch(&self, meter: &mut Meter, from_birth: bool) {
         for replica in &self.replicas {
             if from_birth {
@@ -202,7 +201,7 @@ impl Fleet {
         }
     }
 
-    /// The replica that writes to KV, where one does for all; else the first.
+    /// The index of the replica that writes to KV, if one writes for all; otherwise the first.
     pub(crate) async fn active(&self) -> usize {
         for (index, replica) in self.replicas.iter().enumerate() {
             if let Replica::Ours(processor) = replica
@@ -214,12 +213,12 @@ impl Fleet {
         0
     }
 
-    /// Where each replica says whether it is ready.
+    /// The URLs at which the replicas report that they are ready.
     pub(crate) fn ready_urls(&self) -> Vec<String> {
         self.replicas.iter().map(Replica::ready_url).collect()
     }
 
-    /// How many replicas still run and say that they are ready.
+    /// The number of replicas that still run and report that they are ready.
     pub(crate) async fn how_many_ready(&self) -> usize {
         let mut ready = 0;
         for replica in &self.replicas {
@@ -228,17 +227,17 @@ impl Fleet {
         ready
     }
 
-    /// Kills one replica as a crash would.
+    /// Kills a replica as a crash would.
     pub(crate) async fn kill(&mut self, index: usize) -> anyhow::Result<()> {
-        anyhow::ensure!(index < self.replicas.len(), "there is no replica {index}");
+        anyhow::ensure!(index < self.replicas.len(), "replica {index} does not exist");
         let replica = self.replicas.remove(index);
         replica.process().signal(nix::sys::signal::Signal::SIGKILL)?;
-        // Dropping the handle waits for nothing, and the dead need no more than that.
+        // Dropping the handle kills the replica without waiting.
         drop(replica);
         Ok(())
     }
 
-    /// Starts one more replica and has the meter watch it.
+    /// Starts one more replica and lets the meter watch it.
     pub(crate) async fn add(&mut self, meter: &mut Meter) -> anyhow::Result<()> {
         let replica = self.launch.spawn()?;
         meter.watch_from_birth(REPLICA, replica.pid());
@@ -247,7 +246,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Ends all replicas in order, so that what they have in hand is done with.
+    /// Ends all replicas in order, so that they finish their events in flight.
     pub(crate) async fn terminate(self) -> anyhow::Result<()> {
         for replica in self.replicas {
             match replica {

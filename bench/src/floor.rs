@@ -1,10 +1,12 @@
-//! The floor: the least that anything has to do that takes events from a stream, keeps each in a ledger before it
-//! acknowledges it, and writes to KV in bulk. It fetches 2,000, makes one pipelined put into a NATS bucket per
-//! event, acknowledges it then, and sends bulk PUTs of 10,000. It does no other work: it does not decode or check
-//! an event, compares nothing when it puts, folds nothing, keeps to no limit and repeats nothing.
+//! The floor: the least work of a program like ours. It takes events from a stream, keeps each in a ledger before the
+//! ack, and writes to KV in bulk.
 //!
-//! The guarded floor does two things more, which exactness costs: each put is done only where the key has no value, and
-//! what was put is read back.
+//! It fetches 2,000 events and makes one pipelined put into a NATS bucket for each. It then acknowledges the event,
+//! and sends bulk PUTs of 10,000. It does no other work: it does not decode or check an event, does not compare or
+//! fold anything, respects no limit, and repeats nothing.
+//!
+//! The guarded floor does two things more, which are the cost of exactness. Each put succeeds only if the key has no
+//! value, and a second consumer reads all values back.
 
 use std::sync::Arc;
 
@@ -19,39 +21,39 @@ use serde_json::json;
 use taskpipeline_testkit::http;
 use tokio::sync::{Semaphore, mpsc};
 
-/// How many events a fetch asks for.
+/// The number of events in a fetch.
 const FETCH: usize = 2_000;
-/// How many puts may wait for their acks.
+/// The number of puts that may wait for their acks.
 const PUTS_IN_FLIGHT: usize = 8_000;
-/// The keys of a bulk PUT: the most that Cloudflare takes.
+/// The number of keys in a bulk PUT: the maximum of Cloudflare.
 const BULK: usize = 10_000;
-/// How many bulk PUTs may be under way.
+/// The number of bulk PUTs that may be in flight.
 const REQUESTS_IN_FLIGHT: usize = 8;
 
-/// What the process can be told.
+/// The options of the process.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
-    /// The server
+    /// Connect to nats-server at this URL
     #[arg(long)]
     url: String,
-    /// The address of bulk PUTs
+    /// Send bulk PUTs to this address
     #[arg(long)]
     bulk_url: String,
-    /// Its token
+    /// Send this token with the bulk PUTs
     #[arg(long)]
     token: String,
-    /// The stream, which is there
+    /// Read the events of this existing stream
     #[arg(long, default_value = "TASKS")]
     stream: String,
-    /// It ends after so many events
+    /// End after this many events
     #[arg(long)]
     events: usize,
-    /// Puts compare, and what was put is read back
+    /// Compare at each put, and read the values back
     #[arg(long)]
     guarded: bool,
 }
 
-/// Arguments for the process.
+/// Returns the arguments for the process.
 pub(crate) fn arguments(url: &str, bulk_url: &str, token: &str, events: u64) -> Vec<String> {
     vec![
         "floor".to_owned(),
@@ -62,21 +64,22 @@ pub(crate) fn arguments(url: &str, bulk_url: &str, token: &str, events: u64) -> 
     ]
 }
 
-/// The process.
+/// Runs the floor in this process.
 pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let client = async_nats::connect(&options.url).await.context("the floor cannot connect")?;
     let context = jetstream::new(client.clone());
     let bucket = kv::Config { bucket: "FLOOR".to_owned(), history: 1, ..kv::Config::default() };
-    context.create_key_value(bucket).await.context("no bucket")?;
-    let stream = context.get_stream_no_info(&options.stream).await.context("no stream")?;
+    context.create_key_value(bucket).await.context("cannot create the bucket")?;
+    let stream = context.get_stream_no_info(&options.stream).await.context("cannot get the stream")?;
     let pull = PullConfig {
         durable_name: Some("floor".to_owned()),
-        // Explicit, one by one: replicas share a consumer, so an ack of all before it would ack others' events.
+        // Acks are explicit, one by one: replicas share a consumer, so an ack of all earlier events would include
+        // those of other replicas.
         ack_policy: AckPolicy::Explicit,
         max_ack_pending: 50_000,
         ..PullConfig::default()
     };
-    let consumer = stream.create_consumer(pull).await.context("no consumer")?;
+    let consumer = stream.create_consumer(pull).await.context("cannot create the consumer")?;
     let mut messages = consumer.stream().max_messages_per_batch(FETCH).messages().await?;
     let (put, acknowledged) = mpsc::channel(PUTS_IN_FLIGHT);
     let inbox = client.new_inbox();
@@ -89,7 +92,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     for number in 0..options.events {
         let message = messages.next().await.context("the stream ended")??;
         let key = Subject::from(format!("$KV.FLOOR.task.{number}"));
-        // Room first: the channel's bound is what bounds the puts in flight.
+        // The room comes first: the bound of the channel limits the puts in flight.
         let room = put.reserve().await.context("the second half failed")?;
         let payload = message.payload.clone();
         if options.guarded {
@@ -109,14 +112,15 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 async fn feed(context: &jetstream::Context) -> anyhow::Result<PullConsumer> {
-    let bucket = context.get_stream_no_info("KV_FLOOR").await.context("no bucket's stream")?;
+    let bucket =
+        context.get_stream_no_info("KV_FLOOR").await.context("cannot get the stream of the bucket")?;
     let config = PullConfig {
         ack_policy: AckPolicy::None,
         filter_subject: "$KV.FLOOR.task.*".to_owned(),
         memory_storage: true,
         ..PullConfig::default()
     };
-    bucket.create_consumer(config).await.context("no feed")
+    bucket.create_consumer(config).await.context("cannot create the feed")
 }
 
 async fn read_back(consumer: PullConsumer, events: usize) -> anyhow::Result<()> {
@@ -127,7 +131,7 @@ async fn read_back(consumer: PullConsumer, events: usize) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// What follows the ack of a put, which comes in the order of the puts.
+/// Handles the acks of the puts, which come in the order of the puts.
 async fn finish(
     client: Client,
     mut acks: async_nats::Subscriber,
@@ -142,9 +146,9 @@ async fn finish(
     while let Some(message) = put.recv().await {
         let ack = acks.next().await.context("the connection ended")?;
         ensure!(!ack.payload.starts_with(b"{\"error\""), "a put failed: {:?}", ack.payload);
-        let reply = message.reply.clone().context("a message without a reply")?;
+        let reply = message.reply.clone().context("a message has no reply subject")?;
         client.publish(reply, "+ACK".into()).await?;
-        // A value as long as a task's, escaped as a string in JSON has to be.
+        // The value is as long as that of a task, escaped as JSON requires.
         let value = serde_json::to_string(std::str::from_utf8(&message.payload)?)?;
         body.extend_from_slice(if body.is_empty() { b"[" } else { b"," });
         body.extend_from_slice(

@@ -1,5 +1,6 @@
-//! When each task landed in KV, for loads in which each event is about a task of its own. It looks every
-//! millisecond, from the process that the simulator is in, so a moment is at most about that late.
+//! The time at which each task landed in KV, for loads in which each event is about a distinct task.
+//!
+//! The simulator is in the same process, and is checked every millisecond. So a time is late by at most about a millisecond.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,12 +11,12 @@ use tokio::time::{Instant, sleep};
 use crate::events::task_id;
 use crate::stage::Stage;
 
-/// What is on its way, and what has come.
+/// The published tasks and the landed ones.
 #[derive(Debug, Default)]
 struct Log {
-    /// Tasks by number, with the moment in which each was published.
+    /// Tasks by number, with the time at which each was published.
     waiting: VecDeque<(u64, Instant)>,
-    /// The moment of publishing and how long it took, in milliseconds.
+    /// The time of publishing, and the time until landing in milliseconds.
     landed: Vec<(Instant, f64)>,
 }
 
@@ -26,17 +27,17 @@ pub(crate) struct Landings {
 }
 
 impl Landings {
-    /// This task is published now.
+    /// Records that this task is published now.
     pub(crate) fn published(&self, task: u64, at: Instant) {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).waiting.push_back((task, at));
     }
 
-    /// How many have not landed.
+    /// The number of tasks that have not landed.
     pub(crate) fn waiting(&self) -> usize {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).waiting.len()
     }
 
-    /// How long each took that was published from `from` on, in milliseconds.
+    /// The times until landing of all tasks that were published since `from`, in milliseconds.
     pub(crate) fn took(&self, from: Instant) -> Vec<f64> {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.landed.iter().filter(|(published, _)| *published >= from).map(|(_, took)| *took).collect()

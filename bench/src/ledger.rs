@@ -1,5 +1,6 @@
-//! How fast a replica takes stored events into the ledger. KV is nobody's: an address that refuses
-//! connections, so that what is measured is the way from the stream to the ledger and no more.
+//! Measures how fast a replica takes stored events into the ledger.
+//!
+//! The address of KV refuses connections, so that only the way from the stream to the ledger is measured.
 
 use std::time::Duration;
 
@@ -11,24 +12,24 @@ use taskpipeline_simulator::{Config, Fault, Rule, Scope, Simulator};
 use taskpipeline_testkit::{NatsServer, Processor, ProcessorOptions, store};
 use tokio::time::Instant;
 
-/// What `ledger` can be told.
+/// The options of `ledger`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// How many events are stored before the clock starts
+    /// Store this many events before the clock starts
     #[arg(long, default_value_t = 300_000)]
     events: u32,
-    /// Over how many ids they are spread, uniformly
+    /// Spread the events uniformly over this many ids
     #[arg(long, default_value_t = 100_000)]
     ids: u32,
-    /// How many replicas take them in
+    /// Start this many replicas
     #[arg(long, default_value_t = 1)]
     replicas: usize,
-    /// How often; the median is the figure
+    /// Repeat the measurement this many times; the figure is the median
     #[arg(long, default_value_t = 3)]
     repeats: usize,
 }
 
-/// Runs it.
+/// Runs the benchmark.
 pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let mut rates = Vec::new();
     for round in 0..options.repeats {
@@ -56,7 +57,7 @@ async fn once(options: &Options, seed: u64) -> anyhow::Result<(f64, Duration)> {
     let kv = Simulator::start(Config::default()).await?;
     kv.inject(Rule::new(Fault::status(401)).on(Scope::All));
     let settings = ProcessorOptions::new(&nats, &kv).set("RUST_LOG", "error");
-    // The first replica makes the stream, and is gone before the events come.
+    // The first replica creates the stream, and ends before the events come.
     let mut first = Processor::start(&settings).await?;
     first.terminate(Duration::from_secs(10)).await?;
     let mut dice = StdRng::seed_from_u64(seed);

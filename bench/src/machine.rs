@@ -1,4 +1,4 @@
-//! The machine and the programs that a run was made with. It only asks.
+//! Reads the properties of the machine and the versions of the programs of a run.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-/// As far as each could be found out.
+/// The properties that could be determined.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Machine {
     /// The day, in UTC.
@@ -25,7 +25,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// This one, now.
+    /// Returns the properties of this machine.
     pub(crate) fn here() -> Self {
         let program = |variable: &str, name: &str| {
             std::env::var_os(variable).unwrap_or_else(|| name.into()).to_string_lossy().into_owned()
@@ -52,7 +52,7 @@ impl Machine {
     }
 }
 
-/// The moment in UTC: the day, or all of it as the name of a folder.
+/// The current time in UTC: only the day, or date and time as the name of a folder.
 pub(crate) fn now(day_only: bool) -> String {
     let now = OffsetDateTime::now_utc();
     let told = if day_only {
@@ -63,7 +63,7 @@ pub(crate) fn now(day_only: bool) -> String {
     told.unwrap_or_default()
 }
 
-/// How many processes wanted a core in the last minute, where the system says it.
+/// The average number of processes that wanted a core in the last minute, if the system reports it.
 pub(crate) fn load() -> Option<f64> {
     let text =
         std::fs::read_to_string("/proc/loadavg").ok().or_else(|| output("sysctl", &["-n", "vm.loadavg"]))?;
@@ -99,7 +99,7 @@ fn output(program: &str, arguments: &[&str]) -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// The word of a version line that has digits and dots.
+/// The first word of a version line that consists of digits and dots.
 fn version(text: &str) -> Option<&str> {
     let words = text.split_ascii_whitespace().map(|word| word.trim_start_matches('v'));
     words.into_iter().find(|word| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit()))

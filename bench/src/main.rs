@@ -1,5 +1,4 @@
-//! Benchmarks: real nats-server, real replicas, one run on one machine. They print what they measured and
-//! judge nothing.
+//! Benchmarks: a real nats-server and real replicas, one run on one machine. They print their measurements and judge nothing.
 
 mod course;
 mod events;
@@ -26,7 +25,7 @@ use clap::{Parser, Subcommand};
 use measurement::{Job, Knobs, Scenario};
 use system::{Kind, System};
 
-/// Benchmarks of the pipeline
+/// Benchmark the pipeline
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -35,13 +34,13 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Subject {
-    /// The full comparison, or a quick one
+    /// Run the full comparison, or with --quick a short one
     All(run::Options),
-    /// Write the report of a run anew
+    /// Write the report of a run again
     Report(run::ReportOptions),
-    /// From stored events to the ledger: events a second, with nats-server on the same machine
+    /// Measure how fast stored events get into the ledger, in events a second, with nats-server on the same machine
     Ledger(ledger::Options),
-    /// One scenario, of one system
+    /// Run one scenario with one system
     Run(Single),
     #[command(hide = true)]
     Publish(publisher::Options),
@@ -49,22 +48,22 @@ enum Subject {
     Floor(floor::Options),
 }
 
-/// What `run` can be told.
+/// The options of `run`.
 #[derive(clap::Args)]
 struct Single {
-    /// Which scenario
+    /// Measure this scenario
     #[arg(long, value_enum)]
     only: Scenario,
-    /// durable, core, peer, floor or peer-floor
+    /// Measure this system: durable, core, peer, floor, guarded-floor or peer-floor
     #[arg(long, default_value = "durable")]
     system: Kind,
-    /// How many replicas of it
+    /// Start this many replicas
     #[arg(long, default_value_t = 1)]
     replicas: usize,
-    /// How often
+    /// Repeat the measurement this many times
     #[arg(long, default_value_t = 1)]
     repeats: u32,
-    /// For how many minutes, instead of --seconds
+    /// Run for this many minutes, instead of --seconds
     #[arg(long)]
     minutes: Option<u64>,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! What a measurement is and what it found, as it is written to a file and read back. Nothing is decided here.
+//! The data of a measurement and its result, as written to a file and read back.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,20 +8,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::system::System;
 
-/// One measurement to make: what, of which system, with which load.
+/// A measurement to make: the scenario, the system and the load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Job {
     /// Which scenario.
     pub(crate) scenario: Scenario,
-    /// Of what.
+    /// The system under test.
     pub(crate) system: System,
-    /// With which load.
+    /// The load.
     pub(crate) knobs: Knobs,
-    /// Which repeat, from 1.
+    /// The number of the repeat, from 1.
     pub(crate) round: u32,
 }
 
-/// What is measured.
+/// The quantity that is measured.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum,
 )]
@@ -39,64 +39,64 @@ pub(crate) enum Scenario {
     Hot,
     /// Events lost after a kill -9
     Kill,
-    /// What one malformed message does
+    /// The effect of one malformed message
     Malformed,
-    /// From the start of the process to its being ready
+    /// From the start of the process until it is ready
     Start,
-    /// Cost per event by how many tasks there are
+    /// Cost per event by the number of existing tasks
     LedgerSize,
     /// Many updates to one task
     HotTask,
 }
 
-/// The load, as far as it is not the scenario's own. Zero means the scenario's usual.
+/// The load, as far as the scenario does not set it. Zero selects the scenario's default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 pub(crate) struct Knobs {
-    /// How many events
+    /// Publish this many events
     #[arg(long, default_value_t = 0)]
     pub(crate) events: u64,
-    /// For how many seconds
+    /// Run for this many seconds
     #[arg(long, default_value_t = 0)]
     pub(crate) seconds: u64,
-    /// Every tenth event is a delete
+    /// Make every tenth event a delete
     #[arg(long)]
     pub(crate) deletes: bool,
-    /// Events come while the clock runs, instead of being stored before it starts
+    /// Publish events while the clock runs, instead of storing them before it starts
     #[arg(long)]
     pub(crate) live: bool,
     /// Kill the active replica in the middle
     #[arg(long)]
     pub(crate) failover: bool,
-    /// Over how many ids creates go round
+    /// Rotate the creates over this many ids
     #[arg(long, default_value_t = 2_000_000)]
     pub(crate) ids: u64,
-    /// How many events wait in front of the system, at the most
+    /// Keep at most this many events waiting in front of the system
     #[arg(long, default_value_t = 0)]
     pub(crate) backlog: u64,
-    /// Events a second
+    /// Publish this many events a second
     #[arg(long, default_value_t = 0)]
     pub(crate) rate: u64,
-    /// Without Cloudflare's limit on requests, in scenarios that have one
+    /// Run without Cloudflare's limit on requests, in scenarios that have one
     #[arg(long)]
     #[serde(default)]
     pub(crate) unlimited: bool,
-    /// How many tasks are there before
+    /// Create this many tasks before the clock starts
     #[arg(long, default_value_t = 0)]
     #[serde(default)]
     pub(crate) tasks: u64,
-    /// One more variable for our replicas, NAME=VALUE; may be given several times
+    /// Set a variable for our replicas, NAME=VALUE; repeatable
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = variable)]
     #[serde(default)]
     pub(crate) set: Vec<(String, String)>,
 }
 
 impl Knobs {
-    /// The time that was asked for, or this.
+    /// The requested time, or this default.
     pub(crate) fn time_or(&self, usual: Duration) -> Duration {
         if self.seconds == 0 { usual } else { Duration::from_secs(self.seconds) }
     }
 
-    /// The number of events that was asked for, or this.
+    /// The requested number of events, or this default.
     pub(crate) fn events_or(&self, usual: u64) -> u64 {
         if self.events == 0 { usual } else { self.events }
     }
@@ -107,7 +107,7 @@ fn variable(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// What was found.
+/// The results of a measurement.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Findings {
     /// Figures by name.
@@ -115,7 +115,7 @@ pub(crate) struct Findings {
     /// Figures over time, `(seconds, value)`, by name.
     #[serde(default)]
     pub(crate) series: BTreeMap<String, Vec<[f64; 2]>>,
-    /// What has to be said beside them.
+    /// Notes that belong to the figures.
     #[serde(default)]
     pub(crate) notes: Vec<String>,
 }
@@ -126,7 +126,7 @@ impl Findings {
         self.figures.insert(name.to_owned(), value);
     }
 
-    /// Adds what has to be said.
+    /// Adds a note.
     pub(crate) fn note(&mut self, text: impl fmt::Display) {
         self.notes.push(text.to_string());
     }
@@ -152,15 +152,16 @@ impl fmt::Display for Job {
     }
 }
 
-/// A measurement that was made: one line of a run's file.
+/// A finished measurement: one line of a run's file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Measurement {
-    /// What was to be measured.
+    /// The measurement.
     pub(crate) job: Job,
-    /// What was found.
+    /// Its results.
     pub(crate) findings: Findings,
-    /// How long it took with all that went before and after, in seconds.
+    /// The duration in seconds, including preparation and clean-up.
     pub(crate) seconds: f64,
-    /// How many processes wanted a core before it began, where the system says it: what else was going on.
+    /// The average number of processes that wanted a core before the start, if the system reports it: it shows other
+    /// load on the machine.
     pub(crate) load_before: Option<f64>,
 }

@@ -1,22 +1,23 @@
-//! CPU time and memory of all processes of a measurement, by what they are. It remembers what a process had
-//! used when it was last seen, so that one that is killed is not forgotten.
+//! CPU time and memory of all processes of a measurement, by their roles.
+//!
+//! It keeps the last known usage of each process, so that a killed process still counts.
 
 use std::collections::BTreeMap;
 
 use crate::usage::{self, Usage};
 
-/// One process under watch.
+/// A watched process.
 #[derive(Clone, Debug)]
 struct Watched {
     pid: i32,
-    /// What it is, such as `replica`; several may be the same.
+    /// The role, such as `replica`; several processes may have the same.
     role: String,
-    /// When the clock started.
+    /// The usage when the clock started.
     before: Usage,
     last: Usage,
-    /// The most resident memory seen, for systems that do not keep it, in MB.
+    /// The highest resident memory seen, for systems that do not record it, in MB.
     most: f64,
-    /// Whether it was there at the last look.
+    /// Whether the process existed at the last sample.
     there: bool,
 }
 
@@ -27,13 +28,13 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// Watches one more process from now on; what it used before does not count.
+    /// Watches one more process from now on; its earlier usage does not count.
     pub(crate) fn watch(&mut self, role: &str, pid: i32) {
         let before = usage::of(pid).unwrap_or_default();
         self.add(role, pid, before);
     }
 
-    /// Watches a process all of whose life counts.
+    /// Watches a process whose usage counts from its start.
     pub(crate) fn watch_from_birth(&mut self, role: &str, pid: i32) {
         self.add(role, pid, Usage::default());
     }
@@ -43,11 +44,11 @@ impl Meter {
         self.watched.push(Watched { pid, role: role.to_owned(), before, last: before, most, there: true });
     }
 
-    /// Looks at all that are still there.
+    /// Samples all processes that still exist.
     pub(crate) fn look(&mut self) {
         for watched in &mut self.watched {
-            // One that has ended and was not waited for yet tells no memory any more; and a process id may be
-            // another's by now, which has used less.
+            // An ended process that was not waited for yet has no memory lines. A process id may also belong to
+            // another process by now, which has used less.
             let now = usage::of(watched.pid).ok();
             let now = now.filter(|now| now.resident > 0.0 && now.cpu >= watched.last.cpu);
             watched.there = now.is_some();
@@ -72,14 +73,13 @@ impl Meter {
         self.cpu().get(role).copied().unwrap_or_default()
     }
 
-    /// The most memory that any one process of this role has occupied, in MB.
+    /// The highest memory of any single process of this role, in MB.
     pub(crate) fn peak_of(&self, role: &str) -> f64 {
         let peaks = self.of(role).map(|watched| watched.last.peak.max(watched.most));
         peaks.fold(0.0, f64::max)
     }
 
-    /// The memory of each process of this role that is still there, in MB, with a name for each: they are numbered
-    /// as they came.
+    /// The memory of each existing process of this role, in MB. The names number the processes in the order in which they came.
     pub(crate) fn resident_by_name(&self, role: &str) -> Vec<(String, f64)> {
         let numbered = self.of(role).enumerate().filter(|(_, watched)| watched.there);
         numbered.map(|(number, watched)| (format!("{}", number + 1), watched.last.resident)).collect()

@@ -1,5 +1,7 @@
-//! Events at a steady rate, from this process: for loads so light that the publisher's own CPU time does not
-//! matter, and where the moment of publishing has to be known.
+//! Publishes events at a steady rate from this process.
+//!
+//! It is for loads for which the time of publishing must be known. They are so light that the publisher's own CPU
+//! time does not matter.
 
 use std::time::Duration;
 
@@ -10,8 +12,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::events::{Kind, encode};
 
-/// Publishes events plainly, so many a second, and calls `published` with the place and the moment just before it is
-/// handed to the client. What falls behind is caught up, as real producers would.
+/// Publishes this many events a second plainly, and calls `published` with the place and the time just before each.
+/// If it falls behind, it catches up, as real producers would.
 pub(crate) async fn publish(
     client: &Client,
     rate: u64,

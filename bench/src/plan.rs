@@ -1,21 +1,21 @@
-//! Which measurements a run makes, in which order, and how long it will take. Pure.
+//! The measurements of a run, their order, and the expected duration. Pure.
 
 use std::time::Duration;
 
 use crate::measurement::{Job, Knobs, Scenario};
 use crate::system::{Kind, System};
 
-/// Which run.
+/// The kind of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Plan {
     /// Everything, within an hour.
     Full,
-    /// A look at everything, within five minutes.
+    /// A short look at everything, within five minutes.
     Quick,
 }
 
 impl Plan {
-    /// Its name, at the end of its folder's.
+    /// The name at the end of the folder's name.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Full => "full",
@@ -23,7 +23,7 @@ impl Plan {
         }
     }
 
-    /// All its measurements.
+    /// All measurements of the run.
     pub(crate) fn jobs(self) -> Vec<Job> {
         match self {
             Self::Full => full(),
@@ -54,14 +54,16 @@ struct Jobs(Vec<Job>);
 
 impl Jobs {
     fn add(&mut self, scenario: Scenario, system: System, knobs: Knobs) {
-        // The same again is the next round of it.
+        // An equal measurement is the next round of it.
         let same = |job: &&Job| (job.scenario, job.system, &job.knobs) == (scenario, system, &knobs);
         let round = self.0.iter().rfind(same).map_or(1, |job| job.round + 1);
         self.0.push(Job { scenario, system, knobs, round });
     }
 
-    /// The latency at these rates. Under the limit the peer lands four events a second at the most, and what comes
-    /// faster waits for ever; so it is measured without one.
+    /// Adds the latency at these rates.
+    ///
+    /// Under the limit the peer lands at most four events a second, and a faster load would wait indefinitely. So the
+    /// peer is measured without a limit.
     fn latency(&mut self, rate: u64, kinds: &[Kind], time: u64) {
         for kind in kinds {
             let unlimited = *kind == Kind::Peer && rate > 1;
@@ -73,7 +75,7 @@ impl Jobs {
 fn full() -> Vec<Job> {
     use Kind::{Core, Durable, Floor, GuardedFloor, Peer, PeerFloor};
     let mut jobs = Jobs::default();
-    // Round by round, so that whatever else the machine does meanwhile befalls all of them.
+    // The order is round by round, so that other load on the machine affects all of them.
     for _ in 0..3 {
         for (kind, replicas) in [
             (Floor, 1),
@@ -153,7 +155,7 @@ fn quick() -> Vec<Job> {
     jobs.0
 }
 
-/// About how long a measurement takes on two cores, with all that goes before and after.
+/// The approximate duration of a measurement on two cores, including preparation and clean-up.
 pub(crate) fn expected(job: &Job) -> Duration {
     let Knobs { events, seconds, tasks, failover, .. } = &job.knobs;
     let peer = matches!(job.system.kind, Kind::Peer | Kind::PeerFloor);

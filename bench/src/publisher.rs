@@ -1,10 +1,11 @@
-//! A producer as a process of its own, so that its CPU time is not the system's, and so that it publishes
-//! as fast as it is allowed to: it is told, line by line on its standard input, up to which place of the load
-//! it may go, and tells on its standard output how far it has come.
+//! A producer as a separate process, so that its CPU time does not count for the system.
 //!
-//! Into a stream it publishes plainly, as the quick start does, and asks for an ack at the end of each chunk. The
-//! server takes in one connection's messages in their order, so the sequence in that ack says whether any was
-//! lost on the way; it ends with an error if one was.
+//! Each line of its standard input is the place of the load up to which it may publish. It publishes as fast as it
+//! may. On its standard output it reports its progress.
+//!
+//! It publishes plainly into a stream, as the quick start does, and requests an ack at the end of each chunk. The
+//! server takes in the messages of one connection in their order. So the sequence in that ack shows whether any was
+//! lost. If one was, the process ends with an error.
 
 use std::collections::VecDeque;
 use std::process::Stdio;
@@ -21,35 +22,35 @@ use tokio::sync::watch;
 
 use crate::events::{Mix, encode};
 
-/// How many events go between two acks.
+/// The number of events between two acks.
 const CHUNK: u64 = 500;
 
-/// How many acks may be outstanding. Chunks of them are less than the 10,000 messages that nats-server lets wait in
-/// front of a stream before it drops some.
+/// The number of acks that may be outstanding. These chunks have fewer than 10,000 events: nats-server drops events
+/// if more wait in front of a stream.
 const MOST_ACKS: usize = 8;
 
-/// What the process can be told.
+/// The options of the process.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
-    /// The server
+    /// Connect to nats-server at this URL
     #[arg(long)]
     url: String,
-    /// Events go to {prefix}.created and so on
+    /// Publish events to {prefix}.created and so on
     #[arg(long, default_value = "tasks")]
     prefix: String,
-    /// Over how many ids the creates go round
+    /// Rotate the creates over this many ids
     #[arg(long)]
     ids: u64,
-    /// Every tenth event deletes a task created so many events before; 0: none does
+    /// Delete a task created this many events before with every tenth event; 0: never
     #[arg(long, default_value_t = 0)]
     delete_lag: u64,
-    /// Every third event updates one of so many tasks that are there; 0: none does
+    /// Update one of this many existing tasks with every third event; 0: never
     #[arg(long, default_value_t = 0)]
     existing: u64,
-    /// How many tasks beyond those the creates leave out
+    /// Leave out this many tasks beyond those in the creates
     #[arg(long, default_value_t = 0)]
     skip: u64,
-    /// There is a stream that acknowledges
+    /// Expect acks of a stream
     #[arg(long)]
     acked: bool,
 }
@@ -84,7 +85,7 @@ impl Options {
     }
 }
 
-/// The process: publishes until its standard input ends and all that was allowed is published.
+/// Runs the process: it publishes until its standard input has ended and all allowed events are published.
 pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let client = async_nats::connect(&options.url).await.context("the publisher cannot connect")?;
     let mix = Mix {
@@ -103,7 +104,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     loop {
         let most = *allowed.borrow_and_update();
         if sent >= most {
-            // Nothing more will be allowed.
+            // No further place will be allowed.
             if allowed.changed().await.is_err() {
                 break;
             }
@@ -114,7 +115,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
             let (kind, task) = mix.at(place);
             let event = encode(&mut buffer, kind, place, task);
             let subject = subjects.iter().find(|(name, _)| *name == kind.name()).map(|(_, subject)| subject);
-            let subject = subject.context("no such subject")?.clone();
+            let subject = subject.context("the kind has no subject")?.clone();
             if options.acked && place + 1 == end {
                 client.publish_with_reply(subject, inbox.clone(), event).await?;
             } else {
@@ -130,7 +131,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
         }
         while waiting.len() >= MOST_ACKS || (*allowed.borrow() <= sent && !waiting.is_empty()) {
             let ack = acks.next().await.context("the connection ended")?;
-            let events = waiting.pop_front().context("an ack too many")?;
+            let events = waiting.pop_front().context("received more acks than expected")?;
             check(&ack.payload, events, &mut first_sequence)?;
             println!("{events}");
         }
@@ -139,7 +140,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Up to which place may be published, as the standard input says.
+/// The place up to which the standard input allows to publish.
 fn allowed() -> watch::Receiver<u64> {
     let (tell, allowed) = watch::channel(0);
     tokio::spawn(async move {
@@ -153,14 +154,14 @@ fn allowed() -> watch::Receiver<u64> {
     allowed
 }
 
-/// Whether the stream has all events up to this ack.
+/// Checks that the stream has all events up to this ack.
 fn check(ack: &[u8], events: u64, before_first: &mut Option<u64>) -> anyhow::Result<()> {
     let ack: Value = serde_json::from_slice(ack).context("an ack cannot be read")?;
     let Some(sequence) = ack["seq"].as_u64() else { bail!("the stream refuses events: {ack}") };
     let before = *before_first.get_or_insert(sequence.saturating_sub(events));
     ensure!(
         sequence - before == events,
-        "of {events} events only {} are in the stream: the server dropped some",
+        "only {} of {events} events are in the stream: the server dropped some",
         sequence - before
     );
     Ok(())
@@ -175,9 +176,9 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    /// Starts it; it publishes nothing until it is allowed to.
+    /// Starts the process, which publishes nothing until it is allowed to.
     pub(crate) fn start(options: &Options) -> anyhow::Result<Self> {
-        let program = std::env::current_exe().context("cannot tell where this program lies")?;
+        let program = std::env::current_exe().context("cannot get the path of this program")?;
         let mut child = Command::new(program)
             .args(options.arguments())
             .stdin(Stdio::piped())
@@ -204,18 +205,18 @@ impl Publisher {
         Ok(i32::try_from(self.child.id().context("the publisher has ended")?)?)
     }
 
-    /// Lets it publish up to this place of the load.
+    /// Allows the process to publish up to this place of the load.
     pub(crate) async fn allow(&mut self, events: u64) -> anyhow::Result<()> {
         let stdin = self.stdin.as_mut().context("the publisher was told to end")?;
         stdin.write_all(format!("{events}\n").as_bytes()).await.context("the publisher has failed: see above")
     }
 
-    /// How many events are published, and acknowledged where there is a stream.
+    /// The number of published events, which are also acknowledged if a stream exists.
     pub(crate) fn published(&self) -> u64 {
         self.published.load(Ordering::Relaxed)
     }
 
-    /// Lets it finish what it was allowed to publish.
+    /// Lets the process publish the remaining allowed events, and waits for its end.
     pub(crate) async fn finish(&mut self) -> anyhow::Result<()> {
         drop(self.stdin.take());
         let status = self.child.wait().await.context("cannot wait for the publisher")?;

@@ -1,5 +1,6 @@
-//! A whole run: measurement after measurement, each written down as soon as it is made, so that a run that was
-//! interrupted goes on where it was; and its report.
+//! Runs all measurements and reports them.
+//!
+//! Each measurement is written to a file as soon as it is finished, so that an interrupted run can continue.
 
 use std::fs;
 use std::io::Write;
@@ -19,28 +20,28 @@ use crate::stats::median;
 const MEASUREMENTS: &str = "measurements.jsonl";
 const MACHINE: &str = "machine.json";
 
-/// What a whole run can be told.
+/// The options of a whole run.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// A look at everything in about five minutes
+    /// Take a short look at everything, about five minutes
     #[arg(long)]
     quick: bool,
-    /// Go on with the last run of this kind: make only the measurements that it lacks
+    /// Continue the last run of this kind: make only the missing measurements
     #[arg(long)]
     resume: bool,
-    /// Only list the measurements, with the time that each will take
+    /// Only list the measurements, with the expected time of each
     #[arg(long)]
     list: bool,
 }
 
-/// What a report can be told.
+/// The options of a report.
 #[derive(clap::Args)]
 pub(crate) struct ReportOptions {
-    /// The folder of a run [default: the last full one]
+    /// Report the run in this folder [default: the last full run]
     run: Option<PathBuf>,
 }
 
-/// Makes a run and reports.
+/// Makes a run and reports it.
 pub(crate) async fn all(options: &Options) -> anyhow::Result<()> {
     let plan = if options.quick { Plan::Quick } else { Plan::Full };
     let jobs = plan.jobs();
@@ -66,7 +67,7 @@ pub(crate) async fn all(options: &Options) -> anyhow::Result<()> {
                 let measurement = Measurement { job: (*job).clone(), findings, seconds, load_before };
                 append(&folder, &measurement)?;
             }
-            // The others are worth making; this one is made again with --resume.
+            // The other measurements are still useful; --resume makes this one again.
             Err(error) => {
                 println!("  FAILED: {error:#}");
                 failed.push(job.to_string());
@@ -83,11 +84,11 @@ pub(crate) async fn all(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes a run's report anew, and publishes it where the run is a whole one.
+/// Writes a run's report again, and publishes it if the run is a full one.
 pub(crate) fn report(options: &ReportOptions) -> anyhow::Result<()> {
     let folder = match &options.run {
         Some(folder) => folder.clone(),
-        None => last(Plan::Full)?.context("there is no full run yet")?,
+        None => last(Plan::Full)?.context("no full run exists yet")?,
     };
     write_report(&folder)?;
     let done = read(&folder)?;
@@ -101,7 +102,7 @@ fn runs() -> PathBuf {
     std::env::var_os("TASKPIPELINE_BENCH_RUNS").map_or_else(|| PathBuf::from("target/bench"), PathBuf::from)
 }
 
-/// The folder of the last run of this kind: their names begin with their times.
+/// The folder of the last run of this kind. The names begin with their times.
 fn last(plan: Plan) -> anyhow::Result<Option<PathBuf>> {
     let runs = runs();
     if !runs.is_dir() {
@@ -119,10 +120,10 @@ fn last(plan: Plan) -> anyhow::Result<Option<PathBuf>> {
 
 fn folder(plan: Plan, resume: bool) -> anyhow::Result<PathBuf> {
     if resume {
-        return last(plan)?.with_context(|| format!("there is no {} run to go on with", plan.name()));
+        return last(plan)?.with_context(|| format!("no {} run exists that could be continued", plan.name()));
     }
     let folder = runs().join(format!("{}-{}", machine::now(false), plan.name()));
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     write(&folder.join(MACHINE), &serde_json::to_string_pretty(&Machine::here())?)?;
     Ok(folder)
 }
@@ -150,7 +151,7 @@ fn write(file: &Path, text: &str) -> anyhow::Result<()> {
 
 fn write_report(folder: &Path) -> anyhow::Result<()> {
     let measurements = read(folder)?;
-    ensure!(!measurements.is_empty(), "nothing is measured in {}", folder.display());
+    ensure!(!measurements.is_empty(), "{} has no measurements", folder.display());
     let machine: Machine = serde_json::from_str(&fs::read_to_string(folder.join(MACHINE))?)?;
     let rows = report::summary(&measurements);
     let loads: Vec<_> = measurements.iter().filter_map(|measurement| measurement.load_before).collect();
@@ -168,11 +169,11 @@ fn write_report(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Puts a run's document and plots into the docs.
+/// Copies a run's document and plots into the docs.
 fn publish(folder: &Path) -> anyhow::Result<()> {
     let Some(docs) = std::env::var_os("TASKPIPELINE_DOCS").map(PathBuf::from) else { return Ok(()) };
     let to = docs.join("benchmarks");
-    fs::create_dir_all(&to).with_context(|| format!("cannot make {}", to.display()))?;
+    fs::create_dir_all(&to).with_context(|| format!("cannot create {}", to.display()))?;
     fs::copy(folder.join("benchmarks.md"), docs.join("benchmarks.md"))?;
     for plot in fs::read_dir(folder.join("benchmarks"))? {
         let plot = plot?;

@@ -1,5 +1,6 @@
-//! What every system is measured between: a nats-server of its own, as a process, and a simulator of Cloudflare KV
-//! in this process, whose CPU time is therefore the simulator's but for a little. Both are new for each measurement.
+//! The surroundings of every system: a nats-server as a process, and a simulator of Cloudflare KV in this process.
+//!
+//! The CPU time of this process is therefore almost only the simulator's. Both are new for each measurement.
 
 use std::time::Duration;
 
@@ -12,12 +13,12 @@ use tokio::time::Instant;
 use crate::meter::Meter;
 use crate::stats::count;
 
-/// The two.
+/// The nats-server and the simulator.
 #[derive(Debug)]
 pub(crate) struct Stage {
-    /// The server.
+    /// The nats-server.
     pub(crate) nats: NatsServer,
-    /// Cloudflare KV.
+    /// The simulator of Cloudflare KV.
     pub(crate) kv: Simulator,
 }
 
@@ -29,7 +30,7 @@ pub(crate) const SIMULATOR: &str = "simulator";
 pub(crate) const PUBLISHER: &str = "publisher";
 
 impl Stage {
-    /// Sets it up, with Cloudflare's limit on requests or without one.
+    /// Starts both, with Cloudflare's limit on requests or without one.
     pub(crate) async fn new(limited: bool, latency: Latency) -> anyhow::Result<Self> {
         let rate_limit = limited.then_some(RateLimit::CLOUDFLARE);
         let nats = NatsServer::start().await?;
@@ -37,26 +38,25 @@ impl Stage {
         Ok(Self { nats, kv })
     }
 
-    /// Has the meter watch the two.
+    /// Lets the meter watch both.
     pub(crate) fn watch(&self, meter: &mut Meter) -> anyhow::Result<()> {
         meter.watch(NATS, self.nats.process().pid().as_raw());
         meter.watch(SIMULATOR, i32::try_from(std::process::id())?);
         Ok(())
     }
 
-    /// How many keys were written or deleted. Where every event is about a task of its own, that is how many
-    /// events have landed.
+    /// The number of keys written or deleted. If every event is about a distinct task, this is the number of landed events.
     pub(crate) fn landed(&self) -> f64 {
         let seen = self.kv.seen();
         count(seen.keys_put + seen.keys_deleted)
     }
 
-    /// The most requests that any window of five minutes has seen.
+    /// The largest number of requests in any window of five minutes.
     pub(crate) fn most_in_a_window(&self) -> f64 {
         count(self.kv.seen().most_in_sliding_window)
     }
 
-    /// Waits until no request has come for `quiet`, at most `longest`. Answers whether that is so.
+    /// Waits until no request has come for `quiet`, at most for `longest`. Returns whether that happened.
     pub(crate) async fn quiet(&self, quiet: Duration, longest: Duration) -> bool {
         let began = Instant::now();
         let (mut requests, mut changed) = (self.kv.seen().total_requests(), Instant::now());
@@ -73,12 +73,12 @@ impl Stage {
         true
     }
 
-    /// The task as KV has it.
+    /// The task's value in KV.
     pub(crate) fn task(&self, id: &str) -> Option<Value> {
         serde_json::from_slice(&self.kv.get(&format!("tasks:{id}"))?.value).ok()
     }
 
-    /// That the system did nothing that Cloudflare forbids.
+    /// Checks that the system did nothing that Cloudflare forbids.
     pub(crate) fn check_manners(&self) -> anyhow::Result<()> {
         let seen = self.kv.seen();
         ensure!(seen.refused == 0, "the simulator refused {} requests", seen.refused);

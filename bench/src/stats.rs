@@ -1,6 +1,6 @@
-//! Figures out of numbers: medians, percentiles, rates. Pure.
+//! Medians, percentiles and rates of numbers. Pure.
 
-/// The middle of these, or the mean of the two in the middle; nothing of nothing.
+/// The middle value, or the mean of the two in the middle; `None` if the list is empty.
 pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let sorted = sorted(values);
     let upper = *sorted.get(sorted.len() / 2)?;
@@ -8,30 +8,30 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
     Some(f64::midpoint(lower, upper))
 }
 
-/// The least of these that at least this share (0.0 to 1.0) of them does not exceed; nothing of nothing.
+/// The smallest value that this share (0.0 to 1.0) of the values does not exceed; `None` if the list is empty.
 pub(crate) fn percentile(values: &[f64], share: f64) -> Option<f64> {
     let sorted = sorted(values);
-    // A count of measurements: far below where a float or a usize loses it.
+    // The value is a number of measurements, far below the limits of a float or a usize.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to the length")]
     let rank = (share * count(sorted.len())).ceil().max(1.0) as usize;
     sorted.get(rank.min(sorted.len()).checked_sub(1)?).copied()
 }
 
-/// The least and the most of these; nothing of nothing.
+/// The smallest and the largest value; `None` if the list is empty.
 pub(crate) fn spread(values: &[f64]) -> Option<(f64, f64)> {
     let sorted = sorted(values);
     Some((*sorted.first()?, *sorted.last()?))
 }
 
-/// How much a growing count grew a second between two moments, by the points `(seconds, count)` next to them;
-/// nothing where these are not two.
+/// The growth a second of a count between two times, by the points `(seconds, count)` next to them; `None` if these
+/// are not two.
 pub(crate) fn rate_between(points: &[[f64; 2]], from: f64, to: f64) -> Option<f64> {
     let begin = points.iter().rev().find(|point| point[0] <= from).or_else(|| points.first())?;
     let end = points.iter().find(|point| point[0] >= to).or_else(|| points.last())?;
     (end[0] > begin[0]).then(|| (end[1] - begin[1]) / (end[0] - begin[0]))
 }
 
-/// How much a growing count grew a second while it went from this share of its end to that one.
+/// The growth a second of a count while it grew from this share of its end to that one.
 pub(crate) fn rate_within(points: &[[f64; 2]], from: f64, to: f64) -> Option<f64> {
     let all = points.last()?[1];
     let begin = points.iter().find(|point| point[1] >= from * all)?;
@@ -39,13 +39,13 @@ pub(crate) fn rate_within(points: &[[f64; 2]], from: f64, to: f64) -> Option<f64
     (end[0] > begin[0]).then(|| (end[1] - begin[1]) / (end[0] - begin[0]))
 }
 
-/// A count as a float; counts here are far below 2^53.
+/// Converts a count to a float; counts here are far below 2^53.
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
 pub(crate) fn count(value: impl TryInto<u64>) -> f64 {
     value.try_into().unwrap_or_default() as f64
 }
 
-/// One number through another, 0 where the other is 0.
+/// Divides one number by another; 0 if the other is 0.
 pub(crate) fn ratio(of: f64, to: f64) -> f64 {
     if to == 0.0 { 0.0 } else { of / to }
 }

@@ -1,21 +1,21 @@
-//! The systems under test, and how each is named.
+//! The systems under test and their names.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What is measured.
+/// A system under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct System {
-    /// Which one.
+    /// The kind of system.
     pub(crate) kind: Kind,
-    /// How many processes of it share the events.
+    /// The number of processes that share the events.
     pub(crate) replicas: usize,
 }
 
-/// Which system.
+/// The kinds of systems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     /// This processor in mode `Durable`.
@@ -24,11 +24,11 @@ pub(crate) enum Kind {
     Core,
     /// The peer, `bench/peer`.
     Peer,
-    /// The least that a system like ours has to do (`floor`).
+    /// The least work of a system like ours (`floor`).
     Floor,
-    /// The same with what exactness costs: puts that compare, and what was put is read back.
+    /// The floor with the cost of exactness: puts that compare, and values that are read back.
     GuardedFloor,
-    /// The least that the peer has to do: its requests by a bare loop.
+    /// The least work of the peer: its requests in a plain loop.
     PeerFloor,
 }
 
@@ -36,7 +36,7 @@ impl Kind {
     const ALL: [Self; 6] =
         [Self::Durable, Self::Core, Self::Peer, Self::Floor, Self::GuardedFloor, Self::PeerFloor];
 
-    /// Its name on the command line.
+    /// The name on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Durable => "durable",
@@ -48,7 +48,7 @@ impl Kind {
         }
     }
 
-    /// Whether events wait for it in a stream.
+    /// Whether its events wait in a stream.
     pub(crate) fn has_stream(self) -> bool {
         self == Self::Durable || self.is_floor()
     }
@@ -60,7 +60,7 @@ impl Kind {
 }
 
 impl System {
-    /// What it is called in a report.
+    /// The name in a report.
     pub(crate) fn title(self) -> String {
         let name = match self.kind {
             Kind::Durable => "ours, Durable",

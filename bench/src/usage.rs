@@ -1,35 +1,34 @@
-//! What a process has used, as the system tells it: `/proc` on Linux, `ps` elsewhere. It only reads.
+//! Reads the usage of a process from the system: `/proc` on Linux, `ps` elsewhere.
 
 use anyhow::Context;
 
-/// What a process has used since it began.
+/// The usage of a process since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Usage {
     /// CPU time of all its threads, user and system together, in seconds.
     pub(crate) cpu: f64,
-    /// The memory it occupies now, in MB (2^20 bytes).
+    /// The current resident memory, in MB (2^20 bytes).
     pub(crate) resident: f64,
-    /// The most memory it has ever occupied, in MB; 0 where the system does not keep it.
+    /// The highest resident memory so far, in MB; 0 if the system does not record it.
     pub(crate) peak: f64,
 }
 
-/// Linux counts CPU time in hundredths of a second for programs outside of it, on every architecture that we
-/// run on.
+/// Linux reports CPU time to programs in hundredths of a second, on every architecture that we run on.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 const KB_PER_MB: f64 = 1_024.0;
 
-/// What this process has used.
+/// Returns the usage of this process.
 ///
 /// # Errors
-/// Where the system does not know it (any more).
+/// If the system does not know the process (any more).
 pub(crate) fn of(pid: i32) -> anyhow::Result<Usage> {
     if cfg!(target_os = "linux") {
         let read = |file: &str| {
             std::fs::read_to_string(format!("/proc/{pid}/{file}"))
                 .with_context(|| format!("process {pid} is gone"))
         };
-        return from_proc(&read("stat")?, &read("status")?).context("/proc is not as it was");
+        return from_proc(&read("stat")?, &read("status")?).context("the format of /proc is unknown");
     }
     let told = std::process::Command::new("ps")
         .args(["-o", "time=,rss=", "-p", &pid.to_string()])
@@ -38,7 +37,7 @@ pub(crate) fn of(pid: i32) -> anyhow::Result<Usage> {
     from_ps(&String::from_utf8_lossy(&told.stdout)).with_context(|| format!("ps does not know {pid}"))
 }
 
-/// From `pid (name) state ppid ...`, where the name may hold anything, and from `Name:  value kB`.
+/// Parses `pid (name) state ppid ...`, in which the name may contain anything, and `Name:  value kB`.
 fn from_proc(stat: &str, status: &str) -> Option<Usage> {
     let (_, rest) = stat.rsplit_once(')')?;
     // The state is field 3; utime and stime are 14 and 15.
@@ -48,7 +47,7 @@ fn from_proc(stat: &str, status: &str) -> Option<Usage> {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
         Some(line.split_ascii_whitespace().next()?.parse::<f64>().ok()? / KB_PER_MB)
     };
-    // A process that has ended and was not waited for has no memory lines.
+    // An ended process that was not waited for has no memory lines.
     Some(Usage {
         cpu: (user + system) / TICKS_PER_SECOND,
         resident: megabytes("VmRSS").unwrap_or_default(),
@@ -56,7 +55,7 @@ fn from_proc(stat: &str, status: &str) -> Option<Usage> {
     })
 }
 
-/// From `[[days-]hours:]minutes:seconds kilobytes`.
+/// Parses `[[days-]hours:]minutes:seconds kilobytes`.
 fn from_ps(text: &str) -> Option<Usage> {
     let mut words = text.split_ascii_whitespace();
     let (time, kilobytes) = (words.next()?, words.next()?.parse::<f64>().ok()?);

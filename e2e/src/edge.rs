@@ -1,4 +1,4 @@
-//! The edge as its visitors have it, and a way to put into its KV what no processor would.
+//! The edge as visitors see it, and a way to put values into its KV that no processor would write.
 
 use anyhow::{Context, anyhow, ensure};
 use reqwest::StatusCode;
@@ -6,7 +6,7 @@ use scraper::{Html, Selector};
 use serde_json::Value;
 use taskpipeline_testkit::{Up, http};
 
-/// Where wrangler serves the local KV as Cloudflare's API does.
+/// The path under which wrangler serves the local KV like Cloudflare's API.
 const KV_API: &str = "/cdn-cgi/local/explorer/api/storage/kv/namespaces";
 
 /// A client of a running edge.
@@ -17,46 +17,46 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Of this one.
+    /// Returns a client of the edge of this product.
     #[must_use]
     pub fn of(up: &Up) -> Self {
         Self::at(up.edge_url())
     }
 
-    /// At this address.
+    /// Returns a client of the edge at this address.
     #[must_use]
     pub fn at(url: String) -> Self {
         Self { client: http(), url }
     }
 
-    /// The whole address of a path.
+    /// The full URL of a path.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
         format!("{}{path}", self.url)
     }
 
-    /// Status and body.
+    /// Requests a path, and returns status and body.
     ///
     /// # Errors
-    /// Where there is no answer.
+    /// If the edge does not answer.
     pub async fn get(&self, path: &str) -> anyhow::Result<(StatusCode, String)> {
         let response = self.client.get(self.url(path)).send().await?;
         Ok((response.status(), response.text().await?))
     }
 
-    /// Status and body, which must be JSON.
+    /// Requests a path, and returns status and JSON.
     ///
     /// # Errors
-    /// Where there is no answer, or it is no JSON.
+    /// If the edge does not answer, or the body is not JSON.
     pub async fn json(&self, path: &str) -> anyhow::Result<(StatusCode, Value)> {
         let (status, text) = self.get(path).await?;
         Ok((status, serde_json::from_str(&text).with_context(|| format!("{path}: {text}"))?))
     }
 
-    /// What a person reads on a page.
+    /// Requests a page, and returns status and visible text.
     ///
     /// # Errors
-    /// Where there is no answer.
+    /// If the edge does not answer.
     pub async fn text(&self, path: &str) -> anyhow::Result<(StatusCode, String)> {
         let (status, page) = self.get(path).await?;
         let page = Html::parse_document(&page);
@@ -65,13 +65,13 @@ impl Edge {
         Ok((status, text.split_whitespace().collect::<Vec<_>>().join(" ")))
     }
 
-    /// Puts any value under any key of the KV, past the processor. The key must be percent-encoded.
+    /// Puts any value under any key of the KV, bypassing the processor. The key must be percent-encoded.
     ///
     /// # Errors
-    /// Where the KV does not take it.
+    /// If the KV refuses it.
     pub async fn put(&self, encoded_key: &str, value: Vec<u8>) -> anyhow::Result<()> {
         let (_, namespaces) = self.json(KV_API).await?;
-        let namespace = namespaces["result"][0]["id"].as_str().context("there is no KV namespace")?;
+        let namespace = namespaces["result"][0]["id"].as_str().context("the local KV has no namespace")?;
         let url = self.url(&format!("{KV_API}/{namespace}/values/{encoded_key}"));
         let response = self.client.put(url).body(value).send().await?;
         let (status, text) = (response.status(), response.text().await?);

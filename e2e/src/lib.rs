@@ -1,5 +1,5 @@
-//! What the tests of the whole product share: a client of the edge, the local KV behind it, one running product for all tests of
-//! a program, and docker-compose.yml.
+//! Shared parts of the tests of the whole product: a client of the edge, the local KV behind it, a running product
+//! for all tests of a program, and docker-compose.yml.
 
 mod edge;
 mod project;

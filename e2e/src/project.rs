@@ -1,4 +1,4 @@
-//! docker-compose.yml, running under a name of the tests' own.
+//! docker-compose.yml, which runs under a project name of the tests.
 
 use std::process::Stdio;
 
@@ -10,7 +10,7 @@ use crate::Edge;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// Not that of somebody who tries it out on this machine; its ports are the same.
+/// The name differs from that of a user who tries the file on this machine; the ports are the same.
 const NAME: &str = "taskpipeline-test";
 
 /// A Compose project. Its containers and data are removed when it is dropped.
@@ -21,13 +21,13 @@ pub struct Project {
 }
 
 impl Project {
-    /// With nothing running, and no data.
+    /// Begins with no running service, and no data.
     ///
     /// # Errors
-    /// Where `cargo xtask compose-test` did not say what runs it, or that does not answer.
+    /// If `cargo xtask compose-test` did not set the engine, or the engine does not answer.
     pub async fn new() -> anyhow::Result<Self> {
         let told = |name: &str| {
-            std::env::var(name).with_context(|| format!("{name} is not set: run `cargo xtask compose-test`"))
+            std::env::var(name).with_context(|| format!("{name} is not set; run `cargo xtask compose-test`"))
         };
         let mut compose = vec![told("TASKPIPELINE_COMPOSE")?];
         if compose[0].ends_with("/docker") {
@@ -47,10 +47,10 @@ impl Project {
         Ok(project)
     }
 
-    /// Runs `docker compose` with these arguments; answers what it prints.
+    /// Runs `docker compose` with these arguments, and returns its output.
     ///
     /// # Errors
-    /// All that it prints, where it fails.
+    /// If it fails; the error has its output.
     pub async fn compose(&self, arguments: &[&str]) -> anyhow::Result<String> {
         run(&self.compose, arguments).await
     }
@@ -58,7 +58,7 @@ impl Project {
     /// Runs the engine's own program, such as `docker`.
     ///
     /// # Errors
-    /// All that it prints, where it fails.
+    /// If it fails; the error has its output.
     pub async fn engine(&self, arguments: &[&str]) -> anyhow::Result<String> {
         run(&self.engine, arguments).await
     }
@@ -66,7 +66,7 @@ impl Project {
     /// The services that run here.
     ///
     /// # Errors
-    /// Where the file cannot be read.
+    /// If the file cannot be read.
     pub async fn services(&self) -> anyhow::Result<Vec<String>> {
         let all = self.compose(&["config", "--services"]).await?;
         let mut all: Vec<String> = all.lines().map(str::to_owned).collect();
@@ -74,10 +74,10 @@ impl Project {
         Ok(all)
     }
 
-    /// What the engine knows of a service's container.
+    /// The engine's data about a service's container.
     ///
     /// # Errors
-    /// Where there is none.
+    /// If the service has no container.
     pub async fn inspect(&self, service: &str) -> anyhow::Result<Value> {
         let id = self.compose(&["ps", "--all", "--quiet", service]).await?;
         ensure!(!id.trim().is_empty(), "{service} has no container");
@@ -85,7 +85,7 @@ impl Project {
         Ok(told[0].clone())
     }
 
-    /// The pages, where docker-compose.yml has them.
+    /// The pages, at the address in docker-compose.yml.
     #[must_use]
     pub fn edge(&self) -> Edge {
         Edge::at("http://127.0.0.1:8787".to_owned())
@@ -93,7 +93,7 @@ impl Project {
 }
 
 impl Project {
-    /// What the containers wrote, which goes with them.
+    /// Prints the logs of the containers, which are removed with them.
     fn print_logs(&self) {
         let mut logs = std::process::Command::new(&self.compose[0]);
         logs.args(&self.compose[1..]).args(["logs", "--no-color", "--timestamps", "--tail", "200"]);

@@ -1,4 +1,4 @@
-//! One costly thing for all tests of a program.
+//! Shares one expensive thing between all tests of a program.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock, Weak};
@@ -7,13 +7,13 @@ use anyhow::anyhow;
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
-/// How a thing is made.
+/// A function that creates the thing.
 pub type Make<T> = fn() -> Pin<Box<dyn Future<Output = anyhow::Result<T>>>>;
 
-/// A thing that the tests of a program share: made by the first that uses it and dropped by the last, so
-/// that no process outlives the tests, as it would in a `static`.
+/// A thing that the tests of a program share.
 ///
-/// The tests run on one runtime too: what a `#[tokio::test]` spawns ends with that test.
+/// The first test that uses it creates it, and the last one drops it. So no process outlives the tests, as it would
+/// in a `static`. The tests also share one runtime: tasks of a `#[tokio::test]` would end with that test.
 #[derive(Debug)]
 pub struct Shared<T> {
     make: Make<T>,
@@ -22,18 +22,18 @@ pub struct Shared<T> {
 }
 
 impl<T> Shared<T> {
-    /// Makes nothing yet.
+    /// Begins without the thing.
     #[must_use]
     pub const fn new(make: Make<T>) -> Self {
         Self { make, made: Mutex::const_new(Weak::new()), runtime: OnceLock::new() }
     }
 
-    /// Runs a test with it.
+    /// Runs a test with the thing.
     ///
     /// # Errors
-    /// Where it cannot be made, and what the test fails with.
+    /// If the thing cannot be created, or the test fails.
     pub fn with(&self, test: impl AsyncFnOnce(&T) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        // Two may be made at once; the one that comes second is dropped unused.
+        // Two threads may create it at once; the second thing is dropped unused.
         if self.runtime.get().is_none() {
             drop(self.runtime.set(Runtime::new()?));
         }

@@ -1,7 +1,7 @@
 //! The pages in a real Chromium, from real workerd, with tasks that try to break them.
 //!
-//! Every page is looked at in both themes at three widths, once, and the tests ask what was seen. Each test
-//! also does the fault it looks for, to be sure that it would have been noticed.
+//! The browser opens every page once, in both themes at three widths, and the tests check the results. Each test also
+//! plants the fault that it looks for, to prove that it would notice it.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -12,7 +12,7 @@ use seen::{PRODUCT, script};
 use serde_json::{Value, json};
 use taskpipeline_testkit::{Tab, View, eventually};
 
-/// What every theme has to reach: WCAG 2.2, level AA, for text of any size.
+/// The minimum of every theme: WCAG 2.2, level AA, for text of any size.
 const LEAST_CONTRAST: f64 = 4.5;
 
 #[test]
@@ -30,7 +30,7 @@ fn every_page_shows_what_it_is_about_in_both_themes_at_three_widths() -> anyhow:
         );
         ensure!(pages >= 6 * 10, "only {pages}");
 
-        // What a wide thing does to a page is noticed.
+        // The test notices the effect of a wide element.
         let tab = product.tab().await?;
         tab.look(View { width: 320, ..View::LIGHT }).await?;
         tab.goto(&product.edge.url("/")).await?;
@@ -67,7 +67,7 @@ fn hostile_titles_show_as_text_and_run_nothing() -> anyhow::Result<()> {
             let title = tab.evaluate("document.title").await?;
             let said = title.as_str().unwrap_or_default();
             ensure!(said.ends_with(" · TaskPipeline"), "{said}");
-            // Nothing of ours is a script or handles an event.
+            // The tasks created no script and no event handler.
             let made = tab.evaluate(script::MADE_BY_TASKS).await?;
             ensure!(made == json!([]), "{} made {made}", task.id);
         }
@@ -196,11 +196,11 @@ fn no_page_has_console_errors_or_failed_requests_and_the_icon_is_there() -> anyh
             ensure!(root == "svg" && tab.complaints().is_empty(), "{icon}: {root} {:?}", tab.complaints());
         }
 
-        // A stylesheet that is not there would have been noticed.
+        // The test would notice a missing stylesheet.
         tab.goto(&product.edge.url("/")).await?;
         tab.evaluate("document.querySelector('link[rel=stylesheet]').href = '/assets/gone.css'").await?;
         eventually(seen::SOON, async || {
-            ensure!(!tab.complaints().is_empty(), "a stylesheet that is not there is not noticed");
+            ensure!(!tab.complaints().is_empty(), "a missing stylesheet is not noticed");
             Ok(())
         })
         .await
@@ -261,7 +261,7 @@ fn all_works_with_javascript_off() -> anyhow::Result<()> {
     PRODUCT.with(async |product| {
         let tab = product.tab().await?;
         tab.call("Emulation.setScriptExecutionDisabled", json!({"value": true})).await?;
-        // It is off indeed.
+        // This proves that JavaScript is off.
         tab.goto("data:text/html,<title>off</title><script>document.title = 'on'</script>").await?;
         ensure!(tab.evaluate("document.title").await? == "off", "scripts still run");
         tab.forget();
@@ -305,7 +305,7 @@ fn all_works_with_javascript_off() -> anyhow::Result<()> {
     })
 }
 
-/// What has the focus, and whether a person can see that.
+/// The focused element, and whether a user can see the focus.
 async fn focus(tab: &Tab) -> anyhow::Result<Value> {
     tab.evaluate(script::FOCUS).await
 }

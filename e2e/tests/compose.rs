@@ -1,5 +1,5 @@
-//! docker-compose.yml as Docker Compose itself understands it: what it names is there, what it starts is confined, and a slip
-//! in it is refused. No engine, so nothing starts here.
+//! Checks docker-compose.yml with Docker Compose itself: everything that it names exists, every service is confined,
+//! and errors are refused. No engine is needed, because nothing starts.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -26,17 +26,17 @@ const UNPINNED: &str = "nats";
 
 static MODEL: LazyLock<Value> = LazyLock::new(|| load(FILE).unwrap());
 
-/// What Compose makes of a file that lies at the top of the clone.
+/// Loads a file by Compose, as if it were at the top of the clone.
 fn load(file: &str) -> anyhow::Result<Value> {
     let program = std::env::var_os("TASKPIPELINE_COMPOSE")
-        .context("TASKPIPELINE_COMPOSE is not set: run `cargo xtask test`")?;
+        .context("TASKPIPELINE_COMPOSE is not set; run `cargo xtask test`")?;
     let mut command = Command::new(&program);
     if Path::new(&program).file_name() == Some(OsStr::new("docker")) {
         command.arg("compose");
     }
     command.args(["--project-directory", ROOT, "--file", "-", "config", "--format", "json"]);
     let mut running = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    running.stdin.take().context("no way to tell Compose")?.write_all(file.as_bytes())?;
+    running.stdin.take().context("Compose has no standard input")?.write_all(file.as_bytes())?;
     let done = running.wait_with_output()?;
     ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     Ok(serde_json::from_slice(&done.stdout)?)
@@ -50,7 +50,7 @@ fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
-/// The text behind the first `key` in another format's file.
+/// The text after the first `key` in a file of another format.
 fn after<'a>(file: &'a str, key: &str) -> &'a str {
     let (_, rest) = file.split_once(key).unwrap();
     rest.lines().next().unwrap().trim().trim_matches('"')
@@ -70,7 +70,7 @@ fn every_service_is_there_of_a_pinned_version_or_built_here() {
         let (named, digest) =
             image.split_once("@sha256:").map_or((image, None), |(named, digest)| (named, Some(digest)));
         let (_, tag) = named.rsplit_once(':').unwrap();
-        assert_eq!(tag.split('.').count(), 3, "{image} is not of one version");
+        assert_eq!(tag.split('.').count(), 3, "the tag of {image} is not a full version");
         match digest {
             Some(digest) => assert!(is_sum(digest), "{image}"),
             None => assert_eq!(name, UNPINNED, "{image} has no digest"),
@@ -78,7 +78,7 @@ fn every_service_is_there_of_a_pinned_version_or_built_here() {
         println!("{name}: {image}");
     }
     let nats = format!("{}:{}", after(NATS, "repository: "), after(NATS, "tag: "));
-    assert_eq!(MODEL["services"]["nats"]["image"], nats, "what the chart has");
+    assert_eq!(MODEL["services"]["nats"]["image"], nats, "the image differs from the chart's");
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn every_mounted_file_is_there_and_none_is_copied_into_what_is_read_only() {
         for mount in list(&service["volumes"]) {
             assert_eq!(mount["type"], "volume", "{name}");
         }
-        // Compose loads it, and refuses only when it starts.
+        // Compose loads it, and refuses it only at the start.
         let copied = list(&service["configs"])
             .iter()
             .any(|config| MODEL["configs"][config["source"].as_str().unwrap()]["content"].is_string());
@@ -153,7 +153,7 @@ fn the_processor_is_told_what_it_knows_and_writes_where_the_worker_reads() {
         assert!(known.contains(name.as_str()), "{name} is not in .env.example");
     }
     assert_eq!(environment["CF_NAMESPACE_ID"], after(WRANGLER, "\nid = "));
-    // By way of what passes it on to where the Worker listens.
+    // The path goes through the service that forwards to the Worker's address.
     assert!(environment["CF_API_BASE_URL"].as_str().unwrap().starts_with("http://kv-api:8788/"));
     assert!(KV_API.contains("listen(8788)") && KV_API.contains(r#"host: "edge", port: 8787"#));
     assert!(DOCKERFILE.contains(r#""--port", "8787""#));

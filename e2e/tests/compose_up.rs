@@ -1,5 +1,5 @@
-//! docker-compose.yml, started by an engine: what people see, and what becomes of the data. One test at a time: the ports are
-//! those of the file.
+//! docker-compose.yml, started by an engine: the visible result, and the fate of the data. One test runs at a time,
+//! because the file sets the ports.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -18,7 +18,7 @@ const NATS: &str = "nats://127.0.0.1:4222";
 const PROCESSOR: &str = "http://127.0.0.1:3001";
 const PROMETHEUS: &str = "http://127.0.0.1:9090";
 
-/// How much memory, in MiB, a service may use that has just started: twice what was measured, so that a leak or a second program shows.
+/// The memory limit of a service after its start, in MiB: twice the measured value, so that a leak or a second program shows.
 const MEMORY: [(&str, u64); 6] = [
     ("edge", 1_100),
     ("grafana", 500),
@@ -28,7 +28,8 @@ const MEMORY: [(&str, u64); 6] = [
     ("prometheus", 160),
 ];
 
-/// Whom each service runs as. The image of NATS names nobody, and a new volume belongs to root; it is root without any capability.
+/// The user of each service. The image of NATS names no user, and a new volume belongs to root; so NATS is root
+/// without any capability.
 const USERS: [(&str, &str); 6] = [
     ("edge", "1000"),
     ("grafana", "472"),
@@ -38,10 +39,10 @@ const USERS: [(&str, &str); 6] = [
     ("prometheus", "65534"),
 ];
 
-/// For what takes a few seconds on an idle machine.
+/// The time limit for changes that take a few seconds on an idle machine.
 const SOON: Duration = Duration::from_secs(120);
 
-/// What the README says after `docker compose`, line by line.
+/// The lines in the README after `docker compose`.
 fn readme() -> Vec<Vec<String>> {
     let (_, section) = README.split_once("## With Docker").unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
@@ -54,7 +55,7 @@ fn readme() -> Vec<Vec<String>> {
     commands.map(|line| words(&line)).collect()
 }
 
-/// The words of a line of a shell, without its comment.
+/// Splits a line of a shell into words, without its comment.
 fn words(line: &str) -> Vec<String> {
     let line = line.split(" #").next().unwrap_or_default();
     let quoted = line.split('"').enumerate();
@@ -69,10 +70,11 @@ async fn compose(project: &Project, arguments: &[String]) -> anyhow::Result<Stri
     project.compose(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await
 }
 
-/// Runs the processor's own `publish` in a container; answers what it prints.
+/// Runs the processor's own `publish` in a container, and returns its output.
 ///
-/// With podman 4.3, on a busy machine, it was once over with success and no output, and nothing had been published: most likely the
-/// engine said that the container was over before it began. That is tried again; the events of these tests may come twice.
+/// With podman 4.3 on a busy machine, the container once ended with success and without output, and nothing was
+/// published. Most likely the engine reported the end of the container before its start. The test repeats such a run;
+/// the events of these tests may come twice.
 async fn publish(project: &Project, arguments: &[String]) -> anyhow::Result<String> {
     for _ in 0..3 {
         let told = compose(project, arguments).await?;
@@ -80,7 +82,7 @@ async fn publish(project: &Project, arguments: &[String]) -> anyhow::Result<Stri
             ensure!(told.contains(" published tasks."), "{told}");
             return Ok(told);
         }
-        println!("the container of {} was over before it began", arguments.join(" "));
+        println!("the container of {} ended without output", arguments.join(" "));
     }
     anyhow::bail!("{} printed nothing, three times", arguments.join(" "))
 }
@@ -108,7 +110,7 @@ async fn from_nothing_to_the_quick_starts_task_on_the_page_and_in_prometheus() {
     let started = began.elapsed();
     println!("{}", self::publish(&project, publish).await.unwrap());
     let edge = project.edge();
-    // The page without tasks names the quick start's task, too: the link to it is not there before it is.
+    // The empty page names the quick start's task, too, but without a link.
     eventually(SOON, async || {
         let (code, page) = edge.get("/").await?;
         ensure!(code == StatusCode::OK && page.contains(r#"href="/tasks/task-1""#), "{code} {page}");
@@ -118,7 +120,7 @@ async fn from_nothing_to_the_quick_starts_task_on_the_page_and_in_prometheus() {
     .unwrap();
     let shown = began.elapsed();
     println!(
-        "started after {started:.1?}, the quick start's task on the page {shown:.1?} after nothing was there"
+        "started after {started:.1?}, the quick start's task on the page {shown:.1?} after the empty page"
     );
     shows(&edge, "/tasks/task-1", "My First Task").await.unwrap();
     assert_eq!(edge.json("/api/tasks/task-1").await.unwrap().1["status"], "pending");
@@ -191,7 +193,7 @@ async fn every_container_is_confined_and_nothing_listens_beyond_this_machine() {
         assert_eq!(value("CapEff").trim_start_matches('0'), "", "{service}");
         assert_eq!(value("CapBnd").trim_start_matches('0'), "", "{service}");
         assert_eq!(value("NoNewPrivs"), "1", "{service}");
-        // Where a config's text stands in the file, Compose copies it into the container.
+        // If the file contains the text of a config, Compose copies it into the container.
         assert_eq!(read_only, !["prometheus", "grafana"].contains(&service.as_str()), "{service}");
     }
     let ports = [3001, 4222, 8787, 9090];
@@ -217,7 +219,7 @@ fn resident(pid: u64) -> anyhow::Result<u64> {
         if namespace(&process).as_ref() != Some(&own) {
             continue;
         }
-        // One may end meanwhile.
+        // A process may end meanwhile.
         let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         all += line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0);
@@ -230,14 +232,14 @@ async fn reached(address: IpAddr, port: u16) -> bool {
     matches!(tokio::time::timeout(Duration::from_secs(2), connected).await, Ok(Ok(_)))
 }
 
-/// The addresses of this machine that others might know; not those of the containers' own networks.
+/// The addresses of this machine that others might know, without those of the containers' own networks.
 async fn addresses() -> anyhow::Result<Vec<IpAddr>> {
     let told = tokio::process::Command::new("hostname").arg("-I").output().await?;
     let told = String::from_utf8(told.stdout)?;
     Ok(told.split_whitespace().filter_map(|address| address.parse().ok()).collect())
 }
 
-/// Publishes creates with acks, whatever is away meanwhile, until it is told to stop; how many.
+/// Publishes creates with acks until it is told to stop, whichever service is down, and returns their number.
 async fn load(prefix: &str, stop: &tokio::sync::watch::Receiver<bool>) -> anyhow::Result<u32> {
     let client = async_nats::ConnectOptions::new().retry_on_initial_connect().connect(NATS).await?;
     let jetstream = async_nats::jetstream::new(client);
@@ -253,7 +255,7 @@ async fn load(prefix: &str, stop: &tokio::sync::watch::Receiver<bool>) -> anyhow
     Ok(stored)
 }
 
-/// Waits until the edge has so many tasks of this prefix.
+/// Waits until the edge shows this many tasks with this prefix.
 async fn all_land(edge: &Edge, prefix: &str, wanted: u32) -> anyhow::Result<()> {
     eventually(SOON, async || {
         let (mut cursor, mut found) = (String::new(), 0);
@@ -267,8 +269,8 @@ async fn all_land(edge: &Edge, prefix: &str, wanted: u32) -> anyhow::Result<()> 
                 None => break,
             }
         }
-        // One more may have been stored whose ack got lost at the end.
-        ensure!(found >= wanted, "{found} of {wanted} tasks are there");
+        // At the end, one more event may have been stored whose ack was lost.
+        ensure!(found >= wanted, "{found} of {wanted} tasks are on the page");
         Ok(())
     })
     .await
@@ -310,7 +312,7 @@ async fn each_service_restarted_and_killed_under_load_loses_nothing() {
     }
     stop.send_replace(true);
     let stored = publishing.await.unwrap().unwrap();
-    assert!(stored > 100, "there was no load");
+    assert!(stored > 100, "too few events were stored");
     all_land(&project.edge(), "tough-", stored).await.unwrap();
     println!("{} services restarted and killed: {stored} events stored, all on the page", services.len());
 }
@@ -333,9 +335,9 @@ async fn down_keeps_the_data_and_down_with_volumes_does_not() {
     ready().await.unwrap();
     shows(&project.edge(), "/tasks/kept", "kept").await.unwrap();
     let after = publish("later").await.sequence;
-    assert_eq!(after, before + 1, "the stream is another one");
+    assert_eq!(after, before + 1, "the stream was replaced");
     shows(&project.edge(), "/tasks/later", "later").await.unwrap();
-    println!("down and up: the task is there, and the stream goes on at {after}");
+    println!("down and up: the task is there, and the stream continues at {after}");
     project.compose(&["down", "--volumes"]).await.unwrap();
     project.compose(&["up", "--detach"]).await.unwrap();
     ready().await.unwrap();
@@ -359,7 +361,7 @@ async fn a_processor_before_everything_else_and_nats_away_for_30_s_lose_nothing(
     .unwrap();
     project.compose(&["up", "--detach"]).await.unwrap();
     ready().await.unwrap();
-    println!("a processor that was there first is ready when the others are");
+    println!("a processor that starts first becomes ready with the others");
 
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let publishing = tokio::spawn(async move { load("away", &stopped).await });
@@ -374,9 +376,9 @@ async fn a_processor_before_everything_else_and_nats_away_for_30_s_lose_nothing(
     tokio::time::sleep(Duration::from_secs(3)).await;
     stop.send_replace(true);
     let stored = publishing.await.unwrap().unwrap();
-    assert!(stored > 100, "there was no load");
+    assert!(stored > 100, "too few events were stored");
     all_land(&project.edge(), "away-", stored).await.unwrap();
     println!(
-        "NATS was away for 30 s: {stored} events stored, all there; /health said 503 and /livez 200 meanwhile"
+        "NATS was down for 30 s: {stored} events stored, none lost; /health returned 503 and /livez 200 meanwhile"
     );
 }

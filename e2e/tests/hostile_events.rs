@@ -1,5 +1,5 @@
-//! 200 malformed or hostile events: each bad one is logged with its reason, counted and kept as a dead letter,
-//! the good ones among them land, and nothing of them reaches a page unescaped.
+//! 200 malformed or hostile events. Each invalid one is logged with its reason, counted and kept as a dead letter.
+//! The valid ones land, and no text of them reaches a page unescaped.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -18,7 +18,7 @@ use tower::ServiceExt;
 const SOON: Duration = Duration::from_secs(30);
 const MARK: &str = "<script>alert(7)</script>";
 
-/// A message, the subject's last token, and the id of the task if it is a good event.
+/// A message, the last token of its subject, and the id of the task if the event is valid.
 struct Message {
     kind: &'static str,
     payload: Vec<u8>,
@@ -38,7 +38,7 @@ fn good(id: &str, title: &str, description: &str) -> Message {
     Message { kind: "created", payload: with_data(&data).into(), lands: Some(id.to_owned()) }
 }
 
-/// Ids and texts that are allowed and awkward.
+/// Ids and texts that are valid and awkward.
 fn awkward() -> Vec<Message> {
     let mut messages = Vec::new();
     let ids = [
@@ -85,7 +85,7 @@ fn awkward() -> Vec<Message> {
     }
     messages.push(good(&"i".repeat(256), &"😀".repeat(200), &"\u{1}".repeat(2_000)));
     messages.push(good("nul-in-description", "t", "before\u{0}after"));
-    // Five megabytes around a good event: unknown fields are ignored, whatever their size and depth.
+    // Five megabytes around a valid event: unknown fields are ignored, whatever their size and depth.
     let mut large: Value = serde_json::from_slice(&good("large", "t", "").payload).unwrap();
     large["ballast"] = json!("x".repeat(5_000_000));
     messages.push(Message {
@@ -101,7 +101,7 @@ fn awkward() -> Vec<Message> {
     messages
 }
 
-/// Messages that are no event.
+/// Messages that are not valid events.
 fn hostile() -> Vec<Message> {
     let kinds = ["created", "updated", "deleted"];
     let mut messages = Vec::new();
@@ -207,7 +207,7 @@ async fn two_hundred_hostile_events_are_refused_with_reasons_and_the_good_among_
     let mut letters = client.subscribe("dead-letters.tasks").await.unwrap();
     client.flush().await.unwrap();
 
-    // Good and bad take turns.
+    // Valid and invalid messages alternate.
     let (mut good, bad) = (awkward(), hostile());
     let (good_count, bad_count) = (good.len(), bad.len());
     let every = bad_count / good_count;
@@ -246,9 +246,9 @@ async fn two_hundred_hostile_events_are_refused_with_reasons_and_the_good_among_
     lands.sort();
     let mut ids: Vec<_> = keys.iter().map(|key| key.strip_prefix("tasks:").unwrap().to_owned()).collect();
     ids.sort();
-    assert_eq!(ids, lands, "just the good ones are there");
+    assert_eq!(ids, lands, "exactly the valid ones are in KV");
 
-    // The edge's own pages over what landed.
+    // The edge's own pages with the tasks that landed.
     let reader = MemoryReader::new();
     for key in keys.drain(..) {
         let stored = kv.get(&key).unwrap();

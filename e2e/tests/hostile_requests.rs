@@ -1,4 +1,4 @@
-//! The edge on real workerd against requests that mean it harm, and against values in KV that are no tasks.
+//! Hostile requests to the edge on real workerd, and invalid values in KV.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -20,16 +20,16 @@ const SOON: Duration = Duration::from_secs(30);
 
 const REQUESTS: usize = 2_000;
 
-/// So many must come past workerd to our Worker; the rest is not HTTP, or too much of it.
+/// The least number of requests that must reach our Worker; workerd refuses the others.
 const LEAST_OURS: usize = 1_800;
 
-/// At a time.
+/// The number of simultaneous connections.
 const CONNECTIONS: usize = 8;
 
-/// What an answer of ours may be to whatever is asked, as long as KV is well.
+/// The statuses that our Worker may return while KV works.
 const ALLOWED: [u16; 4] = [200, 400, 404, 405];
 
-/// What would tell a stranger how it is made or where it lies.
+/// Texts that would reveal the implementation or its location.
 const LEAKS: [&str; 12] = [
     "panicked",
     "wasm",
@@ -62,7 +62,7 @@ const SECURE: [(&str, &str); 10] = [
     ("x-xss-protection", "0"),
 ];
 
-/// A running product with one task in it, whose texts are hostile too.
+/// A running product with one task, whose texts are hostile too.
 struct Product {
     edge: Edge,
     up: Up,
@@ -123,7 +123,7 @@ fn two_thousand_hostile_requests_get_no_500_no_leak_and_nothing_back_unescaped()
         let some = faults.iter().take(5).map(String::as_str).collect::<Vec<_>>().join("\n\n");
         ensure!(faults.is_empty(), "{} faults, such as\n{some}", faults.len());
         ensure!(answers.len() == REQUESTS && ours >= LEAST_OURS, "only {ours} reached the Worker");
-        ensure!(kept > 0 && escaped > 0, "nothing was there to be kept or escaped");
+        ensure!(kept > 0 && escaped > 0, "no answer kept an id or escaped a text");
         for status in ALLOWED {
             ensure!(counts.keys().any(|(_, seen, ours)| *ours && *seen == status), "no {status} among them");
         }
@@ -141,7 +141,7 @@ fn two_thousand_hostile_requests_get_no_500_no_leak_and_nothing_back_unescaped()
 }
 
 fn check(request: &Request, answer: &Answer) -> anyhow::Result<()> {
-    // Whoever answers: a 500 without our headers would be a Worker that fell over.
+    // This holds for any server: a 500 without our headers would be a Worker that panicked.
     ensure!(answer.status < 500 || answer.status == 501, "a {}", answer.status);
     let head: String = answer.headers.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
     ensure!(!head.contains("mark-7f3"), "a header repeats the input");
@@ -150,7 +150,7 @@ fn check(request: &Request, answer: &Answer) -> anyhow::Result<()> {
         return Ok(());
     }
 
-    ensure!(ALLOWED.contains(&answer.status), "not an answer it should give");
+    ensure!(ALLOWED.contains(&answer.status), "not an allowed status");
     for (name, value) in SECURE {
         ensure!(answer.all(name) == [value], "{name} is {:?}", answer.all(name));
     }
@@ -161,7 +161,7 @@ fn check(request: &Request, answer: &Answer) -> anyhow::Result<()> {
     let known = ["text/html; charset=utf-8", "application/json", "text/css; charset=utf-8", "image/svg+xml"];
     ensure!(known.contains(&kind), "its type is {kind:?}");
     for leak in LEAKS {
-        ensure!(!answer.body.contains(leak) && !head.contains(leak), "it says {leak:?}");
+        ensure!(!answer.body.contains(leak) && !head.contains(leak), "the answer reveals {leak:?}");
     }
     ensure!(request.method != "HEAD" || answer.body.is_empty(), "HEAD has a body");
 
@@ -205,7 +205,7 @@ fn an_answer_that_repeats_leaks_or_fails_is_noticed() -> anyhow::Result<()> {
     for missing in ["content-security-policy", "x-frame-options", "x-correlation-id", "content-type"] {
         let mut bare = answer(200, "");
         bare.headers.retain(|(name, _)| name != missing);
-        // Without its policy it counts as another's, and too few of ours would be left.
+        // An answer without its policy counts as that of another server, and too few of ours would be left.
         let noticed = check(&request, &bare).is_err() || !bare.is_ours();
         ensure!(noticed, "a missing {missing} is not noticed");
     }
@@ -230,7 +230,7 @@ fn shown(answer: &Answer) -> String {
 fn a_value_in_kv_that_is_no_task_is_left_out_with_a_notice_and_is_a_503_on_its_own() -> anyhow::Result<()> {
     PRODUCT.with(async |product| {
         let edge = &product.edge;
-        // A good task, under another one's key.
+        // A valid task under the key of another one.
         let (_, other) = edge.get("/api/tasks/task-1").await?;
         let values: [(&str, &[u8]); 10] = [
             ("bad-empty", b""),
@@ -275,7 +275,7 @@ fn a_value_in_kv_that_is_no_task_is_left_out_with_a_notice_and_is_a_503_on_its_o
         ensure!(!source.contains("<img"), "a key is not escaped: {source}");
         let (code, health) = edge.json("/health").await?;
         ensure!(code == StatusCode::OK, "{code} {health}");
-        println!("{} values that are no tasks: left out, named, and a 503 each", values.len());
+        println!("{} invalid values: left out, named, and a 503 each", values.len());
         Ok(())
     })
 }

@@ -1,4 +1,4 @@
-//! KV itself fails, on real workerd: its files are overwritten while it runs.
+//! KV itself fails on real workerd: the test overwrites its files while it runs.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -11,7 +11,7 @@ use reqwest::StatusCode;
 use taskpipeline_e2e::Edge;
 use taskpipeline_testkit::{Up, created, eventually, publish};
 
-/// Writes noise over the beginning of every database below this folder; answers how many there were.
+/// Overwrites the beginning of every database below this folder with noise, and returns their number.
 fn spoil(folder: &Path) -> usize {
     let mut spoilt = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -51,10 +51,10 @@ async fn when_kv_fails_every_answer_that_needs_it_is_a_503_that_leaks_nothing() 
         println!("{spoilt} files spoilt, {path}: {code}");
         assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE, "{path}: {body}");
         for inside in ["sqlite", "SQLITE", "miniflare", "wasm", "panicked", " at "] {
-            assert!(!body.contains(inside), "{path} tells of {inside}: {body}");
+            assert!(!body.contains(inside), "{path} reveals {inside}: {body}");
         }
     }
-    assert!(spoilt > 0, "there was nothing to spoil");
+    assert!(spoilt > 0, "no file was spoilt");
     let (code, _) = edge.get("/no-such-page").await.unwrap();
-    assert_eq!(code, StatusCode::NOT_FOUND, "what needs no KV is answered as ever");
+    assert_eq!(code, StatusCode::NOT_FOUND, "requests without KV still work");
 }

@@ -1,4 +1,4 @@
-//! Lists that the Worker remembers, in the cache of real workerd.
+//! Lists that the Worker caches in real workerd.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -9,7 +9,7 @@ use reqwest::StatusCode;
 use taskpipeline_e2e::Edge;
 use taskpipeline_testkit::{Up, created, eventually, publish};
 
-/// How long a list is remembered here, in seconds.
+/// How long the Worker caches a list here, in seconds.
 const REMEMBERED: u64 = 12;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -33,14 +33,17 @@ async fn a_list_is_remembered_for_as_long_as_was_said_and_a_task_is_not() {
     .await
     .unwrap();
     let mut asked = 0;
-    // By other filters and limits as well: they share the call.
+    // Other filters and limits share the call to KV.
     for query in ["", "?limit=7", "?status=pending", "?status=cancelled&limit=1"].iter().cycle().take(12) {
         let ids = listed(query).await.unwrap();
         assert!(ids.is_empty(), "{query} was listed again: {ids:?}");
         asked += 1;
     }
     let took = remembered.elapsed();
-    assert!(took < Duration::from_secs(REMEMBERED - 1), "it took {took:?}: nothing is known of the cache");
+    assert!(
+        took < Duration::from_secs(REMEMBERED - 1),
+        "it took {took:?}: the test proves nothing about the cache"
+    );
     let seen = eventually(Duration::from_secs(REMEMBERED + 10), async || {
         ensure!(listed("").await?.len() == 1, "not listed yet");
         Ok(remembered.elapsed())
@@ -48,7 +51,5 @@ async fn a_list_is_remembered_for_as_long_as_was_said_and_a_task_is_not() {
     .await
     .unwrap();
     assert!(seen >= Duration::from_secs(REMEMBERED - 1), "it was listed again after {seen:?}, too early");
-    println!(
-        "{asked} requests got the remembered list, the task's own page was there; listed after {seen:?}"
-    );
+    println!("{asked} requests got the cached list, the task's own page was there; listed after {seen:?}");
 }

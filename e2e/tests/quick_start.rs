@@ -1,5 +1,5 @@
-//! The quick start as a newcomer does it: `cargo xtask up`, three events by plain NATS publish, and after
-//! each the pages and the JSON on real workerd, with a picture of every page.
+//! The quick start of a new user: `cargo xtask up`, and three events by plain NATS publish. After each, the test
+//! checks the pages and the JSON on real workerd, and takes a picture of every page.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 

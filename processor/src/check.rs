@@ -1,5 +1,6 @@
-//! `taskpipeline check`: publishes a task of its own, sees it land in KV, deletes it and sees it go. Knows nothing of what
-//! lies between, and so tells whether all of it works.
+//! `taskpipeline check`: publishes a task, waits until it is in KV, deletes it, and waits until it is gone.
+//!
+//! The command knows nothing of the parts in between, and so shows whether all of them work.
 
 use std::time::Duration;
 

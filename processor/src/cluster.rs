@@ -1,4 +1,4 @@
-//! The commands and options that have to do with TaskPipelines, in a cluster or in a file.
+//! The commands and options for TaskPipelines, in a cluster or in a file.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ impl Command {
             Self::Crd(crd) => {
                 match crd.run().await {
                     Ok(said) => print!("{said}"),
-                    // To be told from what may pass: trying again does not make it older.
+                    // This error has its own exit status: unlike other errors, it does not go away with another try.
                     Err(newer @ CrdError::Newer { .. }) => {
                         eprintln!("error: {newer}");
                         std::process::exit(2);
@@ -106,8 +106,8 @@ async fn by_file(path: PathBuf, shutdown: impl Future<Output = ()>) -> anyhow::R
     serve_and_run(environment::Run { settings, http }, changes, telemetry, shutdown).await
 }
 
-/// The variables that are read beside a file: secrets, addresses, and settings of the process. All others would contradict the
-/// file.
+/// The variables that are read beside a file: secrets, addresses, and settings of the process. Every other variable
+/// would contradict the file.
 fn beside_a_file(
     spec: &TaskPipelineSpec,
     name: &str,

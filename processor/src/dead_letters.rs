@@ -1,5 +1,6 @@
-//! `taskpipeline dead-letters`: lists, shows, replays and drops what could not go on. Here are its arguments and what
-//! it prints; what it does is the pipeline's.
+//! `taskpipeline dead-letters`: lists, shows, replays and drops dead letters.
+//!
+//! This module has the arguments and the output; the work is in the pipeline.
 
 use std::io::{ErrorKind, IsTerminal, Write};
 
@@ -93,12 +94,12 @@ impl Letters {
     }
 }
 
-/// The error lists the valid reasons.
+/// Parses a reason. The error lists the valid reasons.
 fn reason(text: &str) -> Result<Reason, NotAReason> {
     Reason::deserialize(text.into_deserializer())
 }
 
-/// The command failed, or did only a part.
+/// The command failed, or completed only in part.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub(crate) struct DeadLettersError(#[from] Problem);
@@ -163,7 +164,7 @@ fn summary(tally: Tally, not_done: &'static str, nothing: &str) -> Result<(), Pr
 
 /// Prints the outcome of each letter at once: there may be many, and the command may be interrupted.
 fn tell(outcome: Result<&str, &str>) {
-    // Whoever has stopped reading does not want to stop the work.
+    // A reader that closes the output does not stop the work.
     let _ = match outcome {
         Ok(done) => writeln!(std::io::stdout(), "{}", line(done)),
         Err(why) => writeln!(std::io::stderr(), "{}", line(why)),
@@ -173,13 +174,13 @@ fn tell(outcome: Result<&str, &str>) {
 fn print(bytes: &[u8]) -> Result<(), Problem> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        // `| head` has seen enough.
+        // `| head` has read enough.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         outcome => Ok(outcome?),
     }
 }
 
-/// The width of the terminal. `None` if standard output is not a terminal: then lines are not cut.
+/// The width of the terminal; `None` if standard output is not a terminal. Then lines are not cut.
 fn width() -> Option<usize> {
     let out = std::io::stdout();
     out.is_terminal().then(|| terminal_size::terminal_size_of(out)).flatten().map(|(width, _)| width.0.into())

@@ -8,10 +8,10 @@ use taskpipeline_pipeline::settings::{ConfigError, Environment, NatsConnection, 
 /// The port of health and metrics.
 const PORT: u16 = 3001;
 
-/// How logs look.
+/// The format of logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LogFormat {
-    /// One line a step, for people.
+    /// One line for each step, for people.
     Text,
     /// One JSON object a line, for collectors.
     Json,
@@ -30,7 +30,7 @@ impl FromStr for LogFormat {
 }
 
 impl LogFormat {
-    /// `LOG_FORMAT` alone, so that logging can begin before the rest is read; JSON where it is not set.
+    /// Reads only `LOG_FORMAT`, so that logging can begin before the other settings are read. The default is JSON.
     pub(crate) fn from_env() -> Self {
         process("LOG_FORMAT").and_then(|text| text.trim().parse().ok()).unwrap_or(Self::Json)
     }
@@ -40,15 +40,14 @@ impl LogFormat {
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) settings: Settings,
-    /// Where health and metrics are served: `HOST`, every address of this machine if it is not set, and `PORT`, 0 for any
-    /// free one.
+    /// The address of health and metrics: `HOST`, by default every address of this machine, and `PORT`, 0 for any free port.
     pub(crate) http: (Option<IpAddr>, u16),
 }
 
 /// Reads the settings of `taskpipeline run`. `lookup` returns a variable's value.
 ///
 /// # Errors
-/// Every variable that is missing or wrong.
+/// Names every variable that is missing or invalid.
 pub(crate) fn run(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Run, ConfigError> {
     let mut env = Environment::new(lookup);
     let settings = env.settings();
@@ -62,35 +61,35 @@ pub(crate) fn run(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Run, Config
     env.end(settings.map(|settings| Run { settings, http: (parsed, port) }))
 }
 
-/// The settings of a command that works with NATS and KV.
+/// Reads the settings of a command that uses NATS and KV.
 ///
 /// # Errors
-/// Every variable that is missing or wrong.
+/// Names every variable that is missing or invalid.
 pub(crate) fn settings() -> Result<Settings, ConfigError> {
     run(&process).map(|run| run.settings)
 }
 
-/// The connection of a command that publishes.
+/// Reads the connection of a command that publishes.
 ///
 /// # Errors
-/// Every variable that is wrong.
+/// Names every variable that is invalid.
 pub(crate) fn producer() -> Result<NatsConnection, ConfigError> {
     let mut env = Environment::new(&process);
     let connection = env.producer();
     env.end(Some(connection))
 }
 
-/// The settings of a command that looks at a pipeline in NATS.
+/// Reads the settings of a command that inspects a pipeline in NATS.
 ///
 /// # Errors
-/// Every variable that is wrong.
+/// Names every variable that is invalid.
 pub(crate) fn stored() -> Result<Stored, ConfigError> {
     let mut env = Environment::new(&process);
     let stored = env.stored();
     env.end(Some(stored))
 }
 
-/// A variable of this process.
+/// Reads a variable of this process.
 pub(crate) fn process(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }

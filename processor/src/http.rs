@@ -1,5 +1,6 @@
-//! HTTP: where the endpoints of a process are (one address that was asked for, or every address of this machine), and those of
-//! a replica: `/health` for people, `/livez` and `/readyz` for probes, `/metrics` for Prometheus.
+//! HTTP endpoints of a process, on one configured address or on every address of this machine.
+//!
+//! A replica serves `/health` for people, `/livez` and `/readyz` for probes, and `/metrics` for Prometheus.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,7 +15,7 @@ use taskpipeline_pipeline::telemetry::health::Overall;
 use tokio::net::TcpListener;
 use tracing::error;
 
-/// The address for health and metrics cannot be had.
+/// The address for health and metrics is not available.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address} for health and metrics; set PORT to a free port")]
 pub(crate) struct ListenError {
@@ -22,7 +23,7 @@ pub(crate) struct ListenError {
     source: io::Error,
 }
 
-/// The endpoints of a replica.
+/// Returns the endpoints of a replica.
 pub(crate) fn replica(telemetry: Telemetry) -> Router {
     Router::new()
         .route("/health", get(report))
@@ -54,11 +55,12 @@ async fn scrape(State(telemetry): State<Telemetry>) -> Response {
     }
 }
 
-/// Serves until the process ends. `host`: nothing for every address, of IPv6 and of IPv4, as far as the machine has both.
-/// Answers the address, which matters where the port is 0.
+/// Serves until the process ends, and returns the address, which matters if the port is 0.
+///
+/// If `host` is `None`, it serves on every address of IPv6 and IPv4, as far as the machine has both.
 ///
 /// # Errors
-/// The address that cannot be had, and why.
+/// Names the address that is not available, and the reason.
 pub(crate) async fn serve(
     (host, port): (Option<IpAddr>, u16),
     routes: Router,
@@ -82,8 +84,10 @@ pub(crate) async fn serve(
     Ok(address)
 }
 
-/// A socket for IPv6 takes IPv4 too, unless the system says otherwise (`net.ipv6.bindv6only`): then there are two. Where
-/// there is no IPv6 at all, one for IPv4 has to do.
+/// Binds the port on all addresses.
+///
+/// A socket for IPv6 takes IPv4 too, unless the system prevents it (`net.ipv6.bindv6only`): then there are two
+/// sockets. If the machine has no IPv6, one socket for IPv4 is enough.
 async fn bind_all(port: u16) -> Result<Vec<TcpListener>, ListenError> {
     let first = match bind(Ipv6Addr::UNSPECIFIED.into(), port).await {
         Ok(listener) => listener,
@@ -93,7 +97,7 @@ async fn bind_all(port: u16) -> Result<Vec<TcpListener>, ListenError> {
     let port = first.local_addr().map_or(port, |address| address.port());
     match bind(Ipv4Addr::UNSPECIFIED.into(), port).await {
         Ok(second) => Ok(vec![first, second]),
-        // The first one has it.
+        // The first socket serves IPv4 too.
         Err(error) if error.source.kind() == ErrorKind::AddrInUse => Ok(vec![first]),
         Err(other) => Err(other),
     }

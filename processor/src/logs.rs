@@ -1,7 +1,7 @@
-//! Logs on standard output: one line a step for people, or one JSON object a line for collectors.
+//! Logs on standard output: one line for each step for people, or one JSON object a line for collectors.
 //!
-//! What came from outside (ids, error texts) reaches these lines, so both forms escape control and
-//! direction-changing characters.
+//! Data from outside (ids, error texts) reaches these lines. So both formats escape control characters and characters
+//! that change the direction of text.
 
 use std::fmt;
 
@@ -15,30 +15,32 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::environment::LogFormat;
 
-/// What is shown where `RUST_LOG` says nothing: our steps, and what libraries think is wrong.
+/// The default of `RUST_LOG`: the steps of the pipeline, and warnings of libraries.
 const DEFAULT_FILTER: &str = "warn,taskpipeline=info";
 
-/// Starts logging, by `RUST_LOG`.
+/// Starts logging, filtered by `RUST_LOG`.
 pub(crate) fn start(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let builder = tracing_subscriber::fmt().with_env_filter(filter);
-    // A second subscriber in one process is a test's; the first one stays.
+    // Only a test starts logging twice in one process; the first subscriber stays.
     let _ = match format {
         LogFormat::Text => builder.event_format(OneLine).try_init(),
         LogFormat::Json => builder.fmt_fields(JsonFields::new()).event_format(SafeJson::new()).try_init(),
     };
 }
 
-/// Starts logging for a command that has its result on standard output: on standard error, and only what is
-/// wrong unless `RUST_LOG` says otherwise.
+/// Starts logging for a command whose result is on standard output.
+///
+/// Logs go to standard error, and by default only warnings and errors are logged.
 pub(crate) fn start_for_command() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let _ = builder.event_format(OneLine).try_init();
 }
 
-/// An event as one JSON object a line. JSON allows characters raw that change how a terminal or a browser shows the line; they
-/// are escaped.
+/// Formats an event as one JSON object a line.
+///
+/// JSON allows raw characters that change how a terminal or a browser shows the line. This format escapes them.
 struct SafeJson(Format<Json>);
 
 impl SafeJson {
@@ -62,7 +64,7 @@ where
         let mut line = String::new();
         self.0.format_event(context, Writer::new(&mut line), event)?;
         let mut plain_from = 0;
-        // Such a character can only be in a string: outside of strings JSON has none but the line's end.
+        // Such a character can only be in a string: outside of strings JSON has none, except the line end.
         for (at, c) in line.char_indices().filter(|(_, c)| changes_display(*c) && *c != '\n') {
             write!(writer, "{}\\u{:04x}", &line[plain_from..at], u32::from(c))?;
             plain_from = at + c.len_utf8();
@@ -71,7 +73,7 @@ where
     }
 }
 
-/// `2026-11-22T08:00:00.000000Z  INFO [test-001] Received tasks.created`
+/// Formats an event as one line: `2026-11-22T08:00:00.000000Z  INFO [test-001] Received tasks.created`
 struct OneLine;
 
 impl<S, N> FormatEvent<S, N> for OneLine
@@ -100,7 +102,7 @@ where
     }
 }
 
-/// The parts of an event that make the line.
+/// The parts of an event that form the line.
 #[derive(Default)]
 struct Line {
     correlation_id: Option<String>,
@@ -108,8 +110,9 @@ struct Line {
     fields: Vec<(&'static str, String)>,
 }
 
-/// Messages that the text format shows as the replaced system did, because its users search their logs for these lines. A name in
-/// braces stands for the field of that name.
+/// Messages that the text format shows as the replaced system did, because its users search their logs for these lines.
+///
+/// A name in braces stands for the value of that field.
 const REPLACED: [(&str, &str); 5] = [
     ("received", "Received {subject}"),
     ("writing", "{operation} {key}"),
@@ -119,7 +122,7 @@ const REPLACED: [(&str, &str); 5] = [
 ];
 
 impl Line {
-    /// The message, with those fields that belong into it.
+    /// Takes the message, with the fields that belong into it.
     fn take_message(&mut self) -> String {
         let Some((_, template)) = REPLACED.iter().find(|(message, _)| *message == self.message) else {
             return std::mem::take(&mut self.message);
@@ -151,7 +154,7 @@ impl Visit for Line {
         }
     }
 
-    /// Seconds, of which a person needs no more.
+    /// Rounds seconds, because a person needs no more.
     fn record_f64(&mut self, field: &Field, value: f64) {
         self.record_debug(field, &format_args!("{value:.1}"));
     }
@@ -164,7 +167,7 @@ impl Visit for Line {
     }
 }
 
-/// An id between brackets: it has none of its own, so that it does not end early.
+/// Shows an id between brackets, and escapes brackets in the id, so that it does not end early.
 struct Id<'a>(&'a str);
 
 impl fmt::Display for Id<'_> {
@@ -180,7 +183,7 @@ impl fmt::Display for Id<'_> {
     }
 }
 
-/// A field's value: in quotes, where it could be taken for several fields.
+/// Shows a field's value, in quotes if it could be read as several fields.
 struct Value<'a>(&'a str);
 
 impl fmt::Display for Value<'_> {
@@ -193,7 +196,7 @@ impl fmt::Display for Value<'_> {
     }
 }
 
-/// Text with whatever could change how a terminal shows it written as an escape.
+/// Shows text with escapes for all characters that could change how a terminal shows it.
 struct Printable<'a>(&'a str);
 
 impl fmt::Display for Printable<'_> {
@@ -207,7 +210,7 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// Control characters, line separators, and Unicode's direction controls and isolates.
+/// Whether the character is a control character, a line separator, or one of Unicode's direction controls and isolates.
 fn changes_display(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -236,7 +239,7 @@ mod tests {
         }
     }
 
-    /// What is logged meanwhile, as text or as JSON.
+    /// Returns the text or JSON that `log` logs.
     fn logged(json: bool, log: impl FnOnce()) -> String {
         let lines = Lines::default();
         let writer = lines.clone();

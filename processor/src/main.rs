@@ -1,4 +1,4 @@
-//! The `taskpipeline` command: subcommands, nothing else.
+//! The `taskpipeline` command and its subcommands.
 
 mod check;
 #[cfg(feature = "cluster")]
@@ -29,8 +29,10 @@ use self::environment::LogFormat;
 use self::publish::Publish;
 use self::resync::Resync;
 
+/// Allocates by jemalloc instead of glibc.
+///
 /// Under full load a quarter of the processor's time went into glibc's malloc. With jemalloc the same load took a
-/// quarter less CPU and as much memory. It is told to keep few arenas, by `.cargo/config.toml`.
+/// quarter less CPU, and as much memory. `.cargo/config.toml` limits the arenas of jemalloc.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -81,7 +83,7 @@ struct Run {
 async fn main() -> ExitCode {
     match run(Cli::parse().command).await {
         Ok(()) => ExitCode::SUCCESS,
-        // The whole chain on one line, and no backtrace: these are errors for people to mend.
+        // The whole chain is on one line without a backtrace: a person has to fix these errors.
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -165,7 +167,8 @@ fn shutdown() -> anyhow::Result<impl Future<Output = ()>> {
                 _ = interrupt.recv() => 2,
             };
             tracing::warn!(
-                "received a second signal; stopping at once. Events in flight are lost in mode Core, and delivered again in mode Durable"
+                "received a second signal; stopping at once. \
+                 Events in flight are lost in mode Core, and delivered again in mode Durable"
             );
             std::process::exit(128 + signal);
         });

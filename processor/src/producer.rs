@@ -1,5 +1,6 @@
-//! A producer of events, as `publish` and `check` are: publishes one and learns what became of it. Needs no right but to
-//! publish and to hear the answer.
+//! Publishes one event and returns its outcome, for `publish` and `check`.
+//!
+//! It needs only the permission to publish, and to receive the reply.
 
 use std::fmt;
 use std::time::Duration;
@@ -120,7 +121,7 @@ impl Producer {
         match answer {
             Ok(answer) => match serde_json::from_slice::<PublishAck>(&answer.payload) {
                 Ok(PublishAck { stream, sequence, .. }) => Ok(Published::Stored { stream, sequence }),
-                // Somebody's own answer, or a stream's refusal: that says why.
+                // A reply of another client, or a refusal of a stream: its text has the reason.
                 Err(_) => {
                     let reason = String::from_utf8_lossy(&answer.payload).into_owned();
                     Err(ProducerError::Nats { url, reason })

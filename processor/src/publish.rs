@@ -1,5 +1,5 @@
-//! `taskpipeline publish`: makes an event, validates it as the pipeline will, and publishes it, so that
-//! nobody needs another tool to try the pipeline.
+//! `taskpipeline publish`: creates an event, validates it like the pipeline, and publishes it. So a user needs no
+//! other tool to try the pipeline.
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
@@ -84,7 +84,7 @@ impl Fields {
             return json.clone();
         }
         let description = match (&self.description, kind) {
-            // A new task needs one, and on a command line it is fair to leave an empty one out.
+            // A new task needs a description, and a user may leave out an empty one on the command line.
             (None, EventKind::Created) => Some(String::new()),
             (description, _) => description.clone(),
         };

@@ -1,5 +1,6 @@
-//! `taskpipeline resync`: writes the whole ledger to a KV namespace, or compares the two and mends what differs.
-//! Arguments in, a report out; the work is done in the pipeline.
+//! `taskpipeline resync`: writes the whole ledger to a KV namespace, or compares the two and repairs the differences.
+//!
+//! This module has the arguments and the output; the work is in the pipeline.
 
 use std::time::Duration;
 
@@ -56,7 +57,7 @@ impl Resync {
         shutdown: impl Future<Output = ()>,
     ) -> Result<Outcome, ResyncError> {
         let wanted = Wanted {
-            // What is compared is asked for with any of them.
+            // Each of these options implies a comparison.
             verify: self.verify || self.values || self.json,
             values: self.values,
             repair: self.repair,

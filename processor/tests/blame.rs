@@ -1,5 +1,6 @@
-//! Whose fault it is that KV refuses: a task is blamed only where others that were sent with it were accepted, and what is
-//! wrong with the token, the address or the account never costs a task.
+//! A task is blamed for a refusal of KV only if other tasks in the same request were accepted.
+//!
+//! A wrong token, address or account never costs a task.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -35,7 +36,7 @@ impl Scene {
         Self { kv, options, replica, client, _nats: nats }
     }
 
-    /// Another replica in place of this one, which was killed.
+    /// Kills the replica and starts another in its place.
     async fn replace_replica(&mut self) {
         self.replica.kill().await.unwrap();
         self.replica = Processor::start(&self.options).await.unwrap();
@@ -46,7 +47,7 @@ impl Scene {
         self.client.flush().await.unwrap();
     }
 
-    /// What `/health` says of KV: the state and the message.
+    /// The state and the message of KV in `/health`.
     async fn kv_health(&self) -> anyhow::Result<(String, String)> {
         let (_, health) = self.replica.get("/health").await?;
         let kv = serde_json::from_str::<Value>(&health)?["services"]["kv"].clone();
@@ -54,7 +55,7 @@ impl Scene {
         Ok((text("status"), text("message")))
     }
 
-    /// Waits until `/health` says this of KV.
+    /// Waits until `/health` shows this state of KV.
     async fn wait_kv_health(&self, status: &str, part: &str) {
         eventually(SOON, async || {
             let (now, message) = self.kv_health().await?;
@@ -83,7 +84,7 @@ impl Scene {
         .unwrap();
     }
 
-    /// The tasks of the dead letters that are stored.
+    /// The tasks of the stored dead letters.
     async fn letters(&self) -> BTreeSet<String> {
         let output =
             self.options.command(&["dead-letters", "list", "--json"]).unwrap().output().await.unwrap();
@@ -109,7 +110,7 @@ impl Scene {
     }
 }
 
-/// 50 creates come while this is wrong; the replica that saw it dies; the next one finds it right.
+/// Publishes 50 creates while KV refuses everything; the replica that met the fault dies, and the next one finds KV repaired.
 async fn fifty_creates_survive(fault: Fault, setting: &str) {
     let mut scene = Scene::start().await;
     let name = fault.name();
@@ -124,17 +125,17 @@ async fn fifty_creates_survive(fault: Fault, setting: &str) {
     })
     .await
     .unwrap();
-    // Long enough to halve 50 keys down to single ones.
+    // The time is enough to halve 50 keys down to single ones.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let (befell, letters) = (scene.befell(name), scene.letters().await.len());
     let retries = scene.replica.metric("taskpipeline_kv_key_retries_total").await.unwrap();
-    println!("{name} befell {befell} requests: {letters} dead letters, {retries} attempts burnt");
+    println!("{name} befell {befell} requests: {letters} dead letters, {retries} attempts used");
     assert_eq!((letters, retries), (0, 0.0));
     assert!(befell <= 3, "{befell} requests");
     scene.wait_kv_health("misconfigured", setting).await;
 
     scene.kv.remove_faults(name);
-    // Whatever the control record calls settled is not looked at again.
+    // A task that the control record counts as settled is not checked again.
     scene.replace_replica().await;
     scene.wait_keys(50).await;
     eventually(SOON, async || {
@@ -166,7 +167,7 @@ async fn an_update_of_a_task_that_only_kv_knows_waits_while_look_ups_are_refused
     scene.kv.inject(Rule::new(Fault::status(400)).on(Scope::Reads));
     let update = json!({"correlationId": "u", "data": {"id": "old", "title": "New"}});
     scene.publish("updated", &update).await;
-    // It is tried again by the delays, also after more than five refusals would be too many for a write.
+    // Look-ups repeat after the delays, also after more than the five refusals that end a write.
     eventually(SOON, async || {
         let refused = scene.kv.seen().fault("status");
         ensure!(refused >= 2, "{refused} look-ups were refused\n{}", scene.replica.process().tail());
@@ -178,7 +179,7 @@ async fn an_update_of_a_task_that_only_kv_knows_waits_while_look_ups_are_refused
     let (refused, letters) = (scene.befell("status"), scene.letters().await.len());
     println!("{refused} look-ups refused: {letters} dead letters, {unknown} taken for not there");
     assert_eq!((letters, unknown), (0, 0.0));
-    // Creates of others do not wait for it.
+    // Creates of other tasks do not wait for it.
     publish_creates(&scene.client, 1).await.unwrap();
     scene.wait_keys(2).await;
     scene.kv.remove_faults("status");
@@ -255,10 +256,10 @@ async fn a_lone_task_that_is_refused_waits_for_company_which_shows_whose_fault_i
     scene.publish("created", &created("good")).await;
     scene.wait_letters(&["bad".to_owned()].into()).await;
     scene.wait_keys(2).await;
-    println!("refused {alone} times alone, {} in all; then one dead letter", scene.befell("poison"));
+    println!("refused {alone} times alone, {} times in total; then one dead letter", scene.befell("poison"));
     scene.wait_kv_health("reachable", "").await;
     let (_, message) = scene.kv_health().await.unwrap();
-    assert_eq!(message, "", "nothing is open any more");
+    assert_eq!(message, "", "no task is open");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -267,7 +268,7 @@ async fn a_task_that_was_repaired_before_its_old_value_is_found_at_fault_is_writ
     scene.kv.inject(Rule::poison("POISON", 400));
     let first = KeyMatch::Is("tasks:first".to_owned());
     scene.kv.inject(Rule::new(Fault::Slow { extra: Duration::from_secs(1) }).keys(first).named("gathers"));
-    // Controls are deletes: the last of them is out for long enough.
+    // Controls are deletes: the last one is in flight for long enough.
     let control = Rule::new(Fault::Slow { extra: Duration::from_secs(2) }).on(Operation::BulkDelete);
     scene.kv.inject(control.named("slow control"));
     scene.publish("created", &created("first")).await;
@@ -303,7 +304,7 @@ async fn a_task_that_was_repaired_before_its_old_value_is_found_at_fault_is_writ
     .unwrap();
     let letters = scene.replica.metric("taskpipeline_dead_letters_total").await.unwrap();
     println!(
-        "refused alone {} times, repaired after {controls} slow control and during the next; {} in all; {letters} dead letters",
+        "refused alone {} times, repaired after {controls} slow control and during the next; {} in total; {letters} dead letters",
         alone(),
         scene.befell("slow control")
     );
@@ -356,7 +357,7 @@ async fn too_many_pairs_shrinks_the_requests_that_follow() {
     scene.kv.inject(Rule::new(refusal).on(Scope::Writes).keys(many).named("too many").times(1));
     let first = KeyMatch::Is("tasks:first".to_owned());
     scene.kv.inject(Rule::new(Fault::Slow { extra: Duration::from_secs(3) }).keys(first));
-    // A thousand gather behind the first.
+    // A thousand tasks gather behind the first.
     scene.publish("created", &created("first")).await;
     eventually(SOON, async || {
         ensure!(scene.kv.requests().len() == 1, "no request yet");
@@ -406,7 +407,7 @@ async fn a_wait_that_no_clock_can_count_is_capped_and_said() {
     let running = scene.replica.is_running().unwrap();
     println!("throttled {} time, running: {running}, said {said} times", scene.befell("throttled"));
     assert!(running && said >= 1, "{}", scene.replica.process().tail());
-    // Another replica does not know of it, and does the work.
+    // Another replica does not know of the refusal, and does the work.
     scene.replace_replica().await;
     scene.wait_keys(1).await;
 }

@@ -1,5 +1,5 @@
-//! The request budget: what it allows is used, and never more; by whoever writes, and however much there is to
-//! write.
+//! The request budget: the pipeline uses all of it and never more, whichever replica writes, and however much there
+//! is to write.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -9,7 +9,7 @@ use anyhow::ensure;
 use taskpipeline_simulator::{Config, Fault, Latency, Operation, RateLimit, Rule, Scope, Simulator};
 use taskpipeline_testkit::{NatsServer, Processor, ProcessorOptions, created, eventually, publish, store};
 
-/// Few requests in a short time, so that windows come and go while a test runs.
+/// Few requests in a short period, so that windows pass during a test.
 const LIMIT: RateLimit = RateLimit { requests: 60, period: Duration::from_secs(10), ..RateLimit::CLOUDFLARE };
 
 async fn limited() -> Simulator {
@@ -31,7 +31,7 @@ async fn wait_for_keys(kv: &Simulator, wanted: usize, within: Duration) {
     .unwrap();
 }
 
-/// The place of the replica that projects.
+/// The index of the replica that projects.
 async fn active(replicas: &[Processor]) -> usize {
     eventually(Duration::from_secs(20), || async {
         for (n, replica) in replicas.iter().enumerate() {
@@ -168,7 +168,7 @@ async fn two_pipelines_that_share_a_token_are_warned() {
     };
     println!("{} requests by two pipelines", kv.requests().len());
     eventually(Duration::from_secs(10), || async {
-        ensure!(replicas.iter().any(warned), "nobody is warned");
+        ensure!(replicas.iter().any(warned), "no replica warns");
         Ok(())
     })
     .await
@@ -205,12 +205,15 @@ async fn a_used_up_daily_quota_is_told_as_what_it_is_and_nothing_is_lost() {
     eventually(Duration::from_secs(10), || async {
         let told = r#"kv_requests_total{operation="put",outcome="daily_quota"} 1"#;
         let (_, metrics) = replica.get("/metrics").await?;
-        ensure!(metrics.contains(told), "it is not counted");
-        ensure!(replica.process().lines().iter().any(|line| line.contains("daily quota")), "it is not told");
+        ensure!(metrics.contains(told), "the request is not counted");
+        ensure!(
+            replica.process().lines().iter().any(|line| line.contains("daily quota")),
+            "the log does not mention it"
+        );
         Ok(())
     })
     .await
     .unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(kv.requests().len(), 1, "asking again costs requests and cannot help");
+    assert_eq!(kv.requests().len(), 1, "a retry costs requests and cannot help");
 }

@@ -1,4 +1,4 @@
-//! Mode `Durable` on a cluster of three nats-servers that keep every stream on all of them.
+//! Mode `Durable` on a cluster of three nats-servers that all replicate every stream.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use taskpipeline_simulator::{Config, Latency, Simulator};
 use taskpipeline_testkit::{NatsCluster, Processor, ProcessorOptions, eventually, store, stored_task};
 
-/// An election in the cluster, and all that follows from it.
+/// The time limit for an election in the cluster and its consequences.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn fast_kv() -> Simulator {
@@ -85,7 +85,7 @@ async fn three_replicas_that_write_the_same_three_tasks_on_three_servers_do_not_
     nats.whole().await.unwrap();
     let ids = ["a", "b", "c"];
     let began = tokio::time::Instant::now();
-    // In portions, so that each replica always has some of each task in hand while the others have, too.
+    // The portions are small, so that all replicas have events of each task in flight at the same time.
     for portion in 0..EVENTS / 30 {
         let events = (0..30).map(|n| {
             let n = portion * 30 + n;
@@ -119,10 +119,10 @@ async fn three_replicas_that_write_the_same_three_tasks_on_three_servers_do_not_
     );
     assert_eq!(restarts, 0, "{}", replicas[0].process().tail());
     assert!(redelivered <= 3.0, "{redelivered} events were delivered again");
-    assert!(conflicts > 100.0, "the replicas did not get in each other's way: the test proves nothing");
+    assert!(conflicts > 100.0, "the replicas did not collide: the test proves nothing");
 }
 
-/// Publishes until it is told to stop, each event until the stream has acknowledged it. Answers how many there were.
+/// Publishes until it is told to stop, each event until the stream has acknowledged it. Returns the number of events.
 async fn produce(url: &str, stop: &AtomicBool) -> u32 {
     let client = async_nats::connect(url.split(',').collect::<Vec<_>>()).await.unwrap();
     let jetstream = jetstream::new(client);
@@ -154,7 +154,7 @@ async fn produce(url: &str, stop: &AtomicBool) -> u32 {
     n
 }
 
-/// What the stream says of each task: its title, or nothing where it is deleted. And how many events there are.
+/// Replays the stream: the title of each task, or `None` if it is deleted. Also returns the number of events.
 async fn replay(jetstream: &jetstream::Context) -> anyhow::Result<(u64, HashMap<String, Option<Value>>)> {
     let stream = jetstream.get_stream("TASKS").await?;
     let config = pull::Config {
@@ -206,13 +206,13 @@ async fn each_of_three_servers_is_killed_in_turn_under_load_and_kv_equals_the_re
         led += usize::from(nats.leader_of("TASKS").await.unwrap() == n);
         nats.kill(n).await.unwrap();
         kills += 1;
-        // Events are stored without it.
+        // Events are stored while the server is down.
         let before = sum(&replicas, "taskpipeline_events_stored_total").await;
         eventually(PATIENCE, async || {
             let stored = sum(&replicas, "taskpipeline_events_stored_total").await;
             ensure!(
                 stored > before + 100.0,
-                "nothing is stored while server {n} is away: {before}, {stored}"
+                "no event is stored while server {n} is down: {before}, {stored}"
             );
             Ok(())
         })
@@ -241,7 +241,7 @@ async fn each_of_three_servers_is_killed_in_turn_under_load_and_kv_equals_the_re
          acknowledged, {events} in the stream, {redelivered} redelivered, {letters} dead letters; {} tasks as replayed",
         tasks.len()
     );
-    assert!(led >= 2, "a leader of each stream is among three");
+    assert!(led >= 2, "only {led} servers were leaders");
     assert_eq!(events, u64::from(published), "an acknowledged event is gone");
     assert_eq!(letters, 0.0);
 }
@@ -280,7 +280,7 @@ async fn on_three_servers_events_of_a_stream_made_anew_win_over_those_of_the_old
     .await
     .unwrap();
     eventually(PATIENCE, async || {
-        // A stream that was made a moment ago may have no leader yet.
+        // A new stream may have no leader yet.
         store(&client, all("new")).await.map(drop)
     })
     .await

@@ -1,4 +1,4 @@
-//! Mode `Core`: real replicas on a real nats-server, writing to the simulator at Cloudflare's limits.
+//! Mode `Core`: real replicas on a real nats-server write to the simulator, which has Cloudflare's limits.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -15,7 +15,7 @@ use taskpipeline_testkit::{
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// What no run may ever show, whatever it was about.
+/// Checks the rules that every test must keep, whatever it is about.
 fn assert_good_manners(kv: &Simulator) {
     let seen = kv.seen();
     assert_eq!(
@@ -48,7 +48,7 @@ async fn the_quick_starts_events_make_change_and_remove_a_task() {
     let metadata = kv.get("tasks:task-1").unwrap().metadata.unwrap();
     assert_eq!((&metadata["title"], &metadata["status"]), (&first["title"], &first["status"]));
 
-    // Past its rest, so that the replica has forgotten the task and must ask KV what the update changes.
+    // The wait is longer than the task's rest: the replica forgets the task, and must ask KV what the update changes.
     eventually(SOON, async || {
         let in_memory = replica.metric("taskpipeline_tasks_in_memory").await?;
         ensure!(in_memory == 0.0, "{in_memory} tasks are in memory");
@@ -151,8 +151,8 @@ async fn a_hundred_thousand_creates_land_at_cloudflares_limit_without_a_429() {
     for n in 0..EVENTS {
         publish(&client, "created", &created(&format!("task-{n}"))).await.unwrap();
         if n % 10_000 == 0 {
-            // At most once: a publisher that outruns a replica by 65,536 events loses some. KV is what is
-            // measured here, and it is slower by far.
+            // Mode Core is at most once: a publisher that outruns a replica by 65,536 events loses some. This test
+            // measures KV, which is much slower.
             eventually(SOON, async || {
                 let received = replica.received().await?;
                 ensure!(received >= f64::from(n.saturating_sub(20_000)), "{received} of {n} were received");
@@ -294,7 +294,7 @@ async fn sigterm_writes_what_is_in_hand_and_ends_well() {
     let client = nats.client().await.unwrap();
     publish_creates(&client, 2_000).await.unwrap();
     eventually(SOON, async || {
-        ensure!(replica.metric("taskpipeline_events_waiting").await? > 0.0, "nothing in hand");
+        ensure!(replica.metric("taskpipeline_events_waiting").await? > 0.0, "no event is in flight");
         Ok(())
     })
     .await
@@ -317,7 +317,7 @@ async fn a_wrong_environment_is_refused_with_every_variable_named() {
     assert!(output.contains("DELIVERY_MODE: ") && output.contains("CF_API_TOKEN: "), "{output}");
 }
 
-/// What an in-order replay of these events leaves: the fields of each task.
+/// The fields of each task after an in-order replay of these events.
 fn replayed(events: &[(&'static str, Value)]) -> BTreeMap<String, Value> {
     let mut tasks: BTreeMap<String, Value> = BTreeMap::new();
     for (kind, event) in events {
@@ -375,7 +375,7 @@ async fn one_replica_equals_an_in_order_replay_of_bursts_over_few_tasks() {
         for (kind, event) in burst {
             publish(&client, kind, event).await.unwrap();
         }
-        // Others use the prefix, too.
+        // Other programs use the prefix, too.
         client.publish("tasks.other", "{}".into()).await.unwrap();
         client.flush().await.unwrap();
     }
@@ -420,7 +420,7 @@ async fn health_answers_on_ipv6_and_on_ipv4_unless_it_is_told_where() {
     let both = (get("127.0.0.1", anywhere.port()).await, get("[::1]", anywhere.port()).await);
     println!("IPv4 and IPv6: {both:?}");
     assert!(matches!(both, (Ok(200), Ok(200))), "{both:?}");
-    // Told where, it is only there.
+    // With an address in the settings, only this address is served.
     let local = Processor::start(&ProcessorOptions::new(&nats, &kv)).await.unwrap();
     assert!(matches!(get("127.0.0.1", local.port()).await, Ok(200)));
     assert!(get("[::1]", local.port()).await.is_err());

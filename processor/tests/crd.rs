@@ -1,4 +1,4 @@
-//! The operator as a process, before its cluster is as it should be: the API server is one of our own.
+//! The operator as a process, before the CRD is installed. The test has its own API server.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -17,7 +17,7 @@ use tokio::process::Command;
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// Takes Leases, knows TaskPipelines once their CRD is installed, and nothing else.
+/// Accepts Leases, and knows TaskPipelines once their CRD is installed, and nothing else.
 fn answer(method: &Method, path: &str, body: &[u8], installed: bool) -> Response {
     if path.contains("/leases")
         && *method != Method::GET

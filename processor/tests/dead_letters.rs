@@ -1,4 +1,4 @@
-//! `taskpipeline dead-letters`: what could not go on is found, understood, and put right or removed.
+//! `taskpipeline dead-letters`: a user finds the dead letters, understands them, and replays or drops them.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -18,12 +18,12 @@ use taskpipeline_testkit::{
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// The stream takes events as large as NATS does.
+/// Lets the stream accept events as large as NATS does.
 fn large(options: ProcessorOptions) -> ProcessorOptions {
     options.set("STREAM_MAX_EVENT_BYTES", "1048576")
 }
 
-/// A pipeline and whoever looks after it.
+/// A pipeline and its operator.
 struct Scene {
     nats: NatsServer,
     kv: Simulator,
@@ -49,7 +49,7 @@ impl Scene {
         self.replica = Processor::start(&options).await.unwrap();
     }
 
-    /// The command with nothing but `NATS_URL` in its environment.
+    /// Runs the command with only `NATS_URL` in its environment.
     async fn run(&self, arguments: &str) -> Output {
         let mut command =
             tokio::process::Command::new(program("TASKPIPELINE_BIN", &["taskpipeline"]).unwrap());
@@ -57,7 +57,7 @@ impl Scene {
         command.env_clear().env("NATS_URL", self.nats.url()).output().await.unwrap()
     }
 
-    /// What it prints when all is well.
+    /// Runs the command, which must succeed, and returns its output.
     async fn done(&self, arguments: &str) -> String {
         let output = self.run(arguments).await;
         assert!(output.status.success(), "{arguments}: {output:?}");
@@ -65,7 +65,7 @@ impl Scene {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What it says when it does not do all it should.
+    /// Runs the command, which must fail, and returns its errors.
     async fn refused(&self, arguments: &str) -> String {
         let output = self.run(arguments).await;
         assert_eq!(output.status.code(), Some(1), "{arguments}: {output:?}");
@@ -76,7 +76,7 @@ impl Scene {
         serde_json::from_str(&self.done("list --json").await).unwrap()
     }
 
-    /// Waits until there are so many letters.
+    /// Waits until this many letters exist.
     async fn wait_letters(&self, count: usize) -> Vec<Value> {
         eventually(SOON, async || {
             let letters = self.letters().await;
@@ -104,7 +104,7 @@ impl Scene {
         self.client.flush().await.unwrap();
     }
 
-    /// Has these events delivered as often as if ten replicas had died of them, while none runs.
+    /// Delivers these events as often as if ten replicas had died of them, while no replica runs.
     async fn wear_out(&self, events: &[(&str, Value)]) {
         let stream = jetstream::new(self.client.clone()).get_stream("TASKS").await.unwrap();
         for (kind, event) in events {
@@ -119,7 +119,7 @@ impl Scene {
                 message.unwrap().ack_with(AckKind::Nak(None)).await.unwrap();
             }
         }
-        // Each time it was recorded that an event was about to be looked at, and never that it had been.
+        // Each record states that an event was about to be processed, and none that it had been.
         let begun = json!({"begun": 7}).to_string();
         for n in 0..events.len() {
             let sequence = stream.cached_info().state.last_sequence + u64::try_from(n).unwrap() + 1;
@@ -130,7 +130,7 @@ impl Scene {
         self.client.flush().await.unwrap();
     }
 
-    /// KV refuses a task, which shows to be the task's own fault when it takes others that are sent with it.
+    /// KV refuses a task. The task is blamed because KV accepts others in the same request.
     async fn wait_blamed(&self, letters: usize) -> Vec<Value> {
         let mut company = 0;
         eventually(SOON, async || {
@@ -207,7 +207,7 @@ async fn an_invalid_event_is_shown_with_all_that_is_known_and_its_headers_block_
     }
     assert_eq!(scene.letters().await, [letter], "a refused letter stays");
 
-    // Its id would make the stream drop it, and the sequence it expects refuse it.
+    // The event's message id would make the stream drop it, and its expected sequence would make the stream refuse it.
     let done = scene.done("replay --all --as-new").await;
     assert!(done.contains("published again on tasks.created as message 3"), "{done}");
     eventually(SOON, async || {
@@ -245,7 +245,7 @@ async fn a_task_that_kv_refuses_is_written_when_it_is_mended_and_replayed() {
     }
     assert!(!shown.contains("payload"), "{shown}");
 
-    // Not mended yet: it comes back.
+    // The cause is not fixed yet, so the letter comes back.
     scene.done("replay --all --reason refused-by-kv").await;
     let back = scene.wait_blamed(1).await;
     assert_ne!(back[0]["id"], newest["id"]);
@@ -297,7 +297,7 @@ async fn letters_of_one_task_are_replayed_in_the_order_of_their_events() {
     scene.start_replica().await;
     let letters = scene.wait_letters(2).await;
     assert_eq!(stored_task(&scene.kv, "a"), None);
-    // The other way round, one command.
+    // The ids are in reverse order, in one command.
     let ids: Vec<_> = letters.iter().rev().map(|letter| letter["id"].as_str().unwrap()).collect();
     let done = scene.done(&format!("replay {}", ids.join(" "))).await;
     assert_eq!(done.lines().count(), 2, "{done}");
@@ -325,7 +325,7 @@ async fn a_payload_as_large_as_nats_takes_comes_whole_from_its_parts_and_goes_ou
     let shown = scene.done("show tasks-processor-1-1").await;
     assert!(shown.contains("not UTF-8, as hex)\n    00000000  00 01 02"), "{}", &shown[..1_000]);
 
-    // With no room left for even one header.
+    // No room is left for even one header.
     scene.done("replay tasks-processor-1-1 --as-new").await;
     eventually(SOON, async || {
         let letters = scene.letters().await;
@@ -337,7 +337,7 @@ async fn a_payload_as_large_as_nats_takes_comes_whole_from_its_parts_and_goes_ou
     .unwrap();
     assert_eq!(scene.run("show tasks-processor-1-2 --payload").await.stdout, bytes);
 
-    // Half a letter is no letter.
+    // A letter with a missing part cannot be replayed.
     let stream = jetstream::new(scene.client.clone()).get_stream("TASKS-DEAD-LETTERS").await.unwrap();
     let first = stream.cached_info().state.first_sequence;
     stream.delete_message(first).await.unwrap();

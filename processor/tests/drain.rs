@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: nothing more is taken, and what is in hand is written or becomes dead letters.
+//! SIGTERM and SIGINT: the replica takes no more events, and writes those in flight or turns them into dead letters.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -14,7 +14,7 @@ use taskpipeline_testkit::{NatsServer, Processor, ProcessorOptions, eventually, 
 const EVENTS: u32 = 5_000;
 const SOON: Duration = Duration::from_secs(20);
 
-/// A replica with 5,000 events in its hands, none of them written, and a subscription to dead letters.
+/// A replica with 5,000 events in flight, none of them written, and a subscription to dead letters.
 struct Loaded {
     nats: NatsServer,
     kv: Simulator,
@@ -25,7 +25,7 @@ struct Loaded {
 impl Loaded {
     async fn start(faults: &[Rule], grace: &str) -> Self {
         let nats = NatsServer::start().await.unwrap();
-        // Slow enough that nothing can land before the signal.
+        // The latency is high enough that nothing can land before the signal.
         let latency = Latency { least: Duration::from_secs(3), ..Latency::NONE };
         let kv = Simulator::start(Config { latency, ..Config::default() }).await.unwrap();
         let options = ProcessorOptions::new(&nats, &kv)
@@ -57,7 +57,7 @@ impl Loaded {
         self.nats.sent_to("taskpipeline").await
     }
 
-    /// How many dead letters have been published.
+    /// The number of dead letters that have been published.
     async fn count_letters(&mut self) -> usize {
         let mut count = 0;
         while tokio::time::timeout(Duration::from_millis(500), self.letters.next()).await.is_ok() {

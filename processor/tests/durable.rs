@@ -1,4 +1,4 @@
-//! Mode `Durable` in ordinary times: acks, sharing, fairness, and what it refuses to start with.
+//! Mode `Durable` without faults: acks, sharing, fairness, and the settings with which it refuses to start.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -45,7 +45,7 @@ async fn a_jetstream_publisher_gets_its_ack_in_under_a_second_at_p99_and_plain_p
     let stream = jetstream::new(client.clone());
     let mut waits = Vec::new();
     for n in 0..EVENTS {
-        // Every other one as `nats pub` does it.
+        // Every other event is published like `nats pub` does.
         if n % 2 == 0 {
             publish(&client, "created", &created(&format!("plain-{n}"))).await.unwrap();
         } else {
@@ -92,10 +92,10 @@ async fn each_of_4_replicas_handles_at_least_a_tenth_of_20000_events() {
 async fn a_replica_that_starts_on_a_backlog_has_each_event_delivered_once() {
     const ROUNDS: u32 = 5;
     const EVENTS: u32 = 500;
-    // Twice `ACK_WAIT`: a delivery that nobody has looked at comes again after that.
+    // Twice `ACK_WAIT`: a delivery that no replica has processed comes again after that.
     const PATIENCE: Duration = Duration::from_secs(60);
     let (nats, kv) = (NatsServer::start().await.unwrap(), fast_kv().await);
-    // The server answers a pull before it hears that the client does not want that any more.
+    // The server answers a pull before it learns that the client has cancelled it.
     let link = SlowLink::to(nats.port(), Duration::from_millis(20)).await.unwrap();
     let options = quiet(&nats, &kv).set("NATS_URL", &format!("nats://127.0.0.1:{}", link.port()));
     let client = nats.client().await.unwrap();
@@ -130,7 +130,7 @@ async fn a_task_updated_five_times_a_second_under_a_backlog_of_4000_is_written_w
     const BACKLOG: f64 = 4_000.0;
     const SECONDS: u64 = 60;
     let (nats, kv) = (NatsServer::start().await.unwrap(), fast_kv().await);
-    // 2.25 requests a second of 200 keys each: it takes 9 s to write 4,000.
+    // 2.25 requests a second with 200 keys each: writing 4,000 tasks takes 9 s.
     let options = quiet(&nats, &kv).set("BATCH_MAX_KEYS", "200").set("REQUEST_BUDGET", "25/10s");
     let replica = Processor::start(&options).await.unwrap();
     let client = nats.client().await.unwrap();

@@ -1,4 +1,4 @@
-//! Streams and consumers that were there before, or that somebody changes: nothing of them is lost unnoticed.
+//! Streams and consumers that existed before, or that a user changes: no loss stays unnoticed.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -29,7 +29,7 @@ fn stream(name: &str, subjects: &[&str]) -> StreamConfig {
     StreamConfig { name: name.to_owned(), subjects, max_age, ..StreamConfig::default() }
 }
 
-/// What a replica says that does not start; nothing, if it does.
+/// The error of a replica that does not start; `None` if it starts.
 async fn refusal(options: &ProcessorOptions) -> Option<String> {
     let mut processor = Processor::spawn(options).unwrap();
     let ended = processor.wait(Duration::from_secs(8)).await.ok()?;
@@ -93,7 +93,7 @@ async fn events_that_a_stream_begins_to_move_to_other_subjects_are_counted_and_t
         kv.keys().len()
     );
     assert_eq!(floor, u64::from(EVENTS) + 1);
-    assert_eq!(kv.keys().len(), 1, "none of them is an event under its subject");
+    assert_eq!(kv.keys().len(), 1, "only the valid event is in KV");
     assert_eq!(foreign, f64::from(EVENTS));
     assert!(told >= 1);
 }
@@ -125,7 +125,7 @@ async fn two_prefixes_do_not_share_a_queue_group_and_with_two_of_them_each_gets_
     let all = (has(&one, EVENTS).await, has(&two, EVENTS).await);
     println!(
         "a second prefix on the same queue group: {}; {EVENTS} events of each: {} and {} in KV",
-        refused.as_deref().and_then(|said| said.lines().last()).unwrap_or("is let in"),
+        refused.as_deref().and_then(|said| said.lines().last()).unwrap_or("is accepted"),
         one.keys().len(),
         two.keys().len()
     );
@@ -206,7 +206,7 @@ async fn a_consumer_that_would_give_events_up_is_mended_and_one_of_another_kind_
     println!(
         "max_deliver {before} before, {} after, {received} update received; and of headers only: {}",
         after.max_deliver,
-        said.lines().last().unwrap_or("is taken")
+        said.lines().last().unwrap_or("is accepted")
     );
     assert_eq!((before, after.max_deliver, received), (3, -1, 1.0));
     assert!(after.filter_subject.is_empty());

@@ -1,4 +1,4 @@
-//! One replica projects at a time; another takes its place.
+//! One replica projects at a time; another takes over.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -30,7 +30,7 @@ async fn is_active(processor: &Processor) -> bool {
     processor.metric("taskpipeline_projector_active").await.unwrap_or(0.0) > 0.0
 }
 
-/// The place of the replica that projects.
+/// The index of the replica that projects.
 async fn active(replicas: &[Processor]) -> usize {
     for _ in 0..200 {
         for (n, replica) in replicas.iter().enumerate() {
@@ -43,7 +43,7 @@ async fn active(replicas: &[Processor]) -> usize {
     panic!("no replica projects");
 }
 
-/// The first request that KV answered well after this moment.
+/// The time of the first request that KV answered after this instant.
 async fn first_write_after(kv: &Simulator, moment: Instant) -> Duration {
     eventually(Duration::from_secs(20), || async {
         let requests = kv.requests();
@@ -54,7 +54,7 @@ async fn first_write_after(kv: &Simulator, moment: Instant) -> Duration {
     .unwrap()
 }
 
-/// Stores so many new tasks while KV is down, and waits until the projector has them all in its hands.
+/// Stores this many new tasks while KV is down, and waits until they are all pending in the projector.
 async fn pend(nats: &NatsServer, kv: &Simulator, projector: &Processor, round: u32) {
     kv.inject(Rule::new(Fault::status(503)).on(Scope::Writes).named("down"));
     let client = nats.client().await.unwrap();
@@ -110,7 +110,8 @@ async fn after_kill_9_of_the_projector_with_10000_pending_another_writes_within_
     gaps.sort();
     let longest = *gaps.last().unwrap();
     println!(
-        "{ROUNDS} kills with {PENDING} tasks pending each; from kill to the next write: median {:?}, longest {longest:?}; {} tasks in KV",
+        "{ROUNDS} kills with {PENDING} tasks pending each; from kill to the next write: median {:?}, longest {longest:?}; \
+         {} tasks in KV",
         gaps[gaps.len() / 2],
         kv.keys().len()
     );
@@ -134,10 +135,10 @@ async fn when_the_projector_drains_another_writes_within_a_second() {
         let asked = Instant::now();
         let ended = drained.terminate(Duration::from_secs(20)).await.unwrap();
         assert!(ended.success(), "{ended}\n{}", drained.process().tail());
-        // The drained one may have written after it was asked; the gap is that of its successor.
+        // The drained replica may have written after the signal; the gap is that of its successor.
         let successor = &replicas[0];
         eventually(Duration::from_secs(5), || async {
-            anyhow::ensure!(is_active(successor).await, "nobody has taken over");
+            anyhow::ensure!(is_active(successor).await, "no replica has taken over");
             Ok(())
         })
         .await
@@ -162,7 +163,7 @@ async fn when_the_projector_drains_another_writes_within_a_second() {
     assert!(longest <= Duration::from_secs(1), "{gaps:?}");
 }
 
-/// The control record: nothing, where nobody has ever taken it.
+/// The control record; `None` if no replica has ever taken it.
 async fn control_record(nats: &NatsServer) -> Option<serde_json::Value> {
     let jetstream = async_nats::jetstream::new(nats.client().await.unwrap());
     let ledger = jetstream.get_stream("KV_TASKS--tasks-processor").await.ok()?;
@@ -175,24 +176,24 @@ async fn control_record(nats: &NatsServer) -> Option<serde_json::Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_is_told_to_stop_while_it_takes_over_does_not_keep_the_next_one_waiting() {
     let (nats, kv) = (NatsServer::start().await.unwrap(), kv().await);
-    // It stands still before it writes that it takes over, and goes on when it has been told to stop.
+    // The replica stops before it writes that it takes over, and continues after it has received SIGTERM.
     let mut replica = Processor::spawn(&options(&nats, &kv).stopping_at("taking-over", 1)).unwrap();
     eventually(Duration::from_secs(20), async || {
-        // It says so before it does so.
+        // It logs this before it stops.
         anyhow::ensure!(replica.process().tail().contains("stands still at taking-over"), "not yet");
         anyhow::ensure!(replica.process().is_stopped().await?, "not quite yet");
         Ok(())
     })
     .await
     .unwrap();
-    assert!(control_record(&nats).await.is_none(), "nobody has taken over yet");
+    assert!(control_record(&nats).await.is_none(), "a replica has already taken over");
     replica.process().signal(Signal::SIGTERM).unwrap();
     replica.process().signal(Signal::SIGCONT).unwrap();
     replica.wait(Duration::from_secs(10)).await.unwrap();
 
     let control = control_record(&nats).await.unwrap_or_default();
-    println!("it was told to stop while it took over, and left {control}");
+    println!("the replica got SIGTERM while it took over, and left {control}");
     assert_eq!(control["term"], 1, "it never took over: the test proves nothing");
-    assert!(control["holder"].is_null(), "nobody holds it any more");
+    assert!(control["holder"].is_null(), "the record still has a holder");
     assert_eq!(control["clean"], true, "nothing was sent");
 }

@@ -1,4 +1,4 @@
-//! Room in NATS: acknowledged events do not fill it, no stream takes another's, and it is told before anything is refused.
+//! Room in NATS: acknowledged events do not fill it, streams do not take each other's room, and warnings come before refusals.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -18,7 +18,7 @@ const SOON: Duration = Duration::from_secs(30);
 const STREAMS: [&str; 3] = ["TASKS", "KV_TASKS--tasks-processor", "TASKS-DEAD-LETTERS"];
 const MIB: u64 = 1 << 20;
 
-/// A server that is told this, for as long as the folder lives.
+/// Starts a server with this configuration, which lives as long as the folder.
 async fn nats_with(configuration: &str) -> (NatsServer, TempDir) {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("nats.conf");
@@ -60,7 +60,7 @@ async fn metric(replica: &Processor, name: &str) -> f64 {
     replica.metric(&format!("taskpipeline_{name}")).await.unwrap()
 }
 
-/// What `/health` says of the room.
+/// The room in `/health`.
 async fn room(replica: &Processor) -> Value {
     let (_, body) = replica.get("/health").await.unwrap();
     serde_json::from_str::<Value>(&body).unwrap()["services"]["room"].clone()
@@ -79,15 +79,15 @@ async fn acknowledged_events_do_not_fill_the_store() {
         .set("DEAD_LETTERS_MAX_BYTES", "8Mi");
     let replica = Processor::start(&options).await.unwrap();
     let client = nats.client().await.unwrap();
-    // Until then the replica leaves it to the writer to make room.
+    // Until then the replica leaves making room to the writer.
     eventually(SOON, async || {
-        ensure!(metric(&replica, "projector_active").await == 1.0, "it does not write yet");
+        ensure!(metric(&replica, "projector_active").await == 1.0, "the replica is not the writer yet");
         Ok(())
     })
     .await
     .unwrap();
     let (mut stored, mut bytes, mut fullest) = (0, 0, 0);
-    // In bursts of 4 MB, as fast as they are taken in.
+    // In bursts of 4 MB, as fast as the replica takes them in.
     for first in (0..EVENTS).step_by(2_000) {
         let events: Vec<_> = (first..first + 2_000)
             .map(|n| ("created", sized(&format!("task-{}", n % IDS), &format!("version {n}"), 1_800)))
@@ -96,7 +96,7 @@ async fn acknowledged_events_do_not_fill_the_store() {
         match store(&client, events.into_iter()).await {
             Ok(count) => stored += count,
             Err(error) => panic!(
-                "after {stored} events of {bytes} bytes in all: {error:#}\n{}",
+                "after {stored} events of {bytes} bytes in total: {error:#}\n{}",
                 replica.process().tail()
             ),
         }
@@ -127,7 +127,7 @@ async fn acknowledged_events_do_not_fill_the_store() {
         fullest / MIB,
         metric(&replica, "events_lost_total").await
     );
-    assert!(bytes as u64 > 2 * 64 * MIB, "they would have had room");
+    assert!(bytes as u64 > 2 * 64 * MIB, "the events would have fit");
     assert!(trimmed > 0.0);
     assert_eq!(metric(&replica, "events_lost_total").await, 0.0);
     assert_eq!(metric(&replica, "events_redelivered_total").await, 0.0);
@@ -147,7 +147,7 @@ async fn events_that_another_consumer_has_not_acknowledged_stay() {
     let events = (0..1_200).map(|n| ("created", sized(&format!("task-{}", n % 20), &n.to_string(), 1_900)));
     store(&client, events).await.unwrap();
     titled(&kv, "task-19", "1199").await.unwrap();
-    // More than half of the room, and the writer looks every second.
+    // The events take more than half of the room, and the writer checks every second.
     let held = info(&client, "TASKS").await.state;
     assert!(held.bytes > 2 * MIB, "{held:?}");
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -167,12 +167,12 @@ async fn events_that_another_consumer_has_not_acknowledged_stay() {
     .unwrap();
     let left = info(&client, "TASKS").await.state;
     println!(
-        "1200 events of {} bytes in 4 MiB: none went while another had to read them; {seen} read, {} left",
+        "1200 events of {} bytes in 4 MiB: none was removed while another had to read it; {seen} read, {} left",
         held.bytes, left.messages
     );
     assert_eq!(seen, 1_200);
     assert!(left.messages > 300 && metric(&replica, "events_trimmed_total").await > 0.0, "{left:?}");
-    // Who comes later reads what is left, and does not take the rest for lost.
+    // A later reader reads the events that are left, and does not count the others as lost.
     let others = fast_kv().await;
     let later = Processor::start(&options(&nats, &others).set("QUEUE_GROUP", "later")).await.unwrap();
     titled(&others, "task-19", "1199").await.unwrap();
@@ -188,7 +188,7 @@ async fn a_backlog_that_fills_its_room_leaves_the_others_theirs_and_is_worked_of
     store(&client, [("created", created("first"))].into_iter()).await.unwrap();
     titled(&kv, "first", "Task first").await.unwrap();
     assert!(replica.terminate(SOON).await.unwrap().success());
-    // Nobody takes events in until the stream takes no more of them.
+    // No replica takes events in until the stream accepts no more.
     let jetstream = jetstream::new(client.clone());
     let mut stored = 0_usize;
     let refusal = loop {
@@ -197,9 +197,9 @@ async fn a_backlog_that_fills_its_room_leaves_the_others_theirs_and_is_worked_of
             Ok(_) => stored += 1,
             Err(error) => break error,
         }
-        assert!(stored < 4_000, "it never fills");
+        assert!(stored < 4_000, "the stream never fills");
     };
-    // A plain one is not refused: it is gone. That is why it has to be told before.
+    // A plainly published event is not refused but lost. Therefore the warning must come before.
     publish(&client, "created", &sized("vanished", "gone", 2_000)).await.unwrap();
     client.flush().await.unwrap();
     let replica = Processor::start(&options).await.unwrap();
@@ -244,7 +244,7 @@ async fn a_ledger_that_fills_is_told_of_before_it_refuses_and_is_enlarged_by_its
         if told_at.is_none() && room(&replica).await["status"] == "filling" {
             told_at = Some(stored);
         }
-        assert!(stored < 3_000, "it never fills");
+        assert!(stored < 3_000, "the stream never fills");
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
     let of_ledger = |name: &str| format!("{name}{{stream=\"ledger\"}}");
@@ -252,7 +252,7 @@ async fn a_ledger_that_fills_is_told_of_before_it_refuses_and_is_enlarged_by_its
     let limit = metric(&replica, &of_ledger("stream_max_bytes")).await;
     let (status, said) = (replica.get("/health").await.unwrap().0, room(&replica).await);
     assert!(replica.terminate(SOON).await.unwrap().success());
-    // As an edit of spec.delivery.room.ledger does, which rolls the pods.
+    // Like an edit of spec.delivery.room.ledger, which rolls the pods.
     let replica = Processor::start(&small.set("LEDGER_MAX_BYTES", "64Mi")).await.unwrap();
     eventually(SOON, async || {
         let there = kv.keys().len();
@@ -263,10 +263,10 @@ async fn a_ledger_that_fills_is_told_of_before_it_refuses_and_is_enlarged_by_its
     .await
     .unwrap();
     println!(
-        "a ledger of 2 MiB: told of after {told_at:?} events, refused after {stored} ({used} of {limit} bytes, {said}); with \
+        "a ledger of 2 MiB: warned after {told_at:?} events, refused after {stored} ({used} of {limit} bytes, {said}); with \
          64Mi all {stored} tasks are in KV"
     );
-    assert!(told_at.is_some_and(|at| at < stored), "it was not told of before");
+    assert!(told_at.is_some_and(|at| at < stored), "no warning came before");
     assert_eq!((status, limit), (503, 2.0 * MIB as f64));
     assert_eq!(said["status"], "filling");
     assert!(said["message"].as_str().unwrap().contains(STREAMS[1]), "{said}");
@@ -341,7 +341,7 @@ async fn streams_of_an_earlier_version_get_limits_and_those_of_others_are_left_a
     let mut first = Processor::start(&options(&nats, &kv)).await.unwrap();
     assert!(first.terminate(SOON).await.unwrap().success());
     for stream in STREAMS {
-        // As 0.2.0 made them.
+        // The streams as version 0.2.0 created them.
         let config = info(&client, stream).await.config;
         let discard = if stream == STREAMS[1] { DiscardPolicy::New } else { DiscardPolicy::Old };
         jetstream.update_stream(StreamConfig { max_bytes: -1, discard, ..config }).await.unwrap();
@@ -354,7 +354,7 @@ async fn streams_of_an_earlier_version_get_limits_and_those_of_others_are_left_a
         for stream in &STREAMS[1..] {
             let config = info(&client, stream).await.config;
             ensure!(config.max_bytes > 0, "{stream} has no limit");
-            ensure!(config.discard == DiscardPolicy::New, "{stream} drops what is old");
+            ensure!(config.discard == DiscardPolicy::New, "{stream} drops old messages");
         }
         let said = replica.process().lines().join("\n");
         ensure!(said.contains("somebody else created the stream"), "{said}");
@@ -362,7 +362,7 @@ async fn streams_of_an_earlier_version_get_limits_and_those_of_others_are_left_a
     })
     .await
     .unwrap();
-    // Others may want to read what is in the ledger already.
+    // Other readers may want the events that are already in the ledger.
     let events = (0..700).map(|n| ("created", sized(&format!("task-{}", n % 20), &n.to_string(), 1_900)));
     store(&client, events).await.unwrap();
     titled(&kv, "task-19", "699").await.unwrap();
@@ -409,7 +409,7 @@ async fn a_login_that_may_not_purge_or_change_streams_is_told_what_it_lacks() {
     .unwrap();
     let said = replica.process().lines();
     let warned = said.iter().filter(|line| line.contains("$JS.API.STREAM.")).count();
-    println!("{warned} warnings; events go on: 20 tasks in KV, the stream is left as it was");
+    println!("{warned} warnings; events continue: 20 tasks in KV, the stream is unchanged");
     assert_eq!(info(&client, "TASKS").await.config.max_bytes, 4 << 20);
     assert!(warned <= 4, "{said:?}");
 }

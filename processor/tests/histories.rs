@@ -1,8 +1,8 @@
-//! Histories of faults: whatever crashes, stops, lies or comes late, KV ends up with what an in-order replay
-//! of the stream gives, and the dead letters with what is no event.
+//! Histories of faults. After every crash, stop, wrong answer and delay, KV equals an in-order replay of the stream.
+//! The dead letters equal the invalid events.
 //!
-//! A share of them runs with every test run; `cargo xtask soak` plays more by the same code. The seeds are
-//! printed: `TASKPIPELINE_SEED=7 TASKPIPELINE_HISTORIES=1 cargo xtask test --only test` begins with 7.
+//! Every test run plays some of them; `cargo xtask soak` plays more by the same code. The test prints the seeds:
+//! `TASKPIPELINE_SEED=7 TASKPIPELINE_HISTORIES=1 cargo xtask test --only test` begins with 7.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use taskpipeline_testkit::history::{Series, Servers};
 
-/// What this run is told by its environment; something that is no number must not be taken for nothing.
+/// Reads a number from the environment. An invalid number is an error, and is not ignored.
 fn told(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} must be a number, got {text:?}")))
@@ -21,7 +21,7 @@ async fn faulted_histories_end_with_kv_equal_to_the_replay() {
     let minutes = told("TASKPIPELINE_SOAK_MINUTES");
     let histories = told("TASKPIPELINE_HISTORIES").map(|count| usize::try_from(count).unwrap());
     let series = Series {
-        // The first of those in every run: all shapes are among six of them.
+        // The first seed of every run: six seeds from here cover all shapes.
         first: told("TASKPIPELINE_SEED").unwrap_or(2_002),
         least: if minutes.is_some() { 1 } else { histories.unwrap_or(6) },
         most: histories.unwrap_or(if minutes.is_some() { usize::MAX } else { 20 }),

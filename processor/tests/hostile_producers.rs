@@ -1,4 +1,4 @@
-//! What somebody who may publish events can do to the pipeline: nothing but publish events.
+//! A hostile producer with the permission to publish events can do nothing else to the pipeline.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -38,7 +38,7 @@ async fn has(kv: &Simulator, replica: &Processor, wanted: usize) {
     .unwrap();
 }
 
-/// The stream's record of this subject as its leader has it.
+/// Reads the stream's record of this subject from its leader.
 async fn record(jetstream: &jetstream::Context, stream: &str, subject: &str) -> anyhow::Result<(u64, Bytes)> {
     let query = json!({"last_by_subj": subject});
     let answer: Value = jetstream.request(format!("STREAM.MSG.GET.{stream}"), &query).await?;
@@ -51,7 +51,7 @@ async fn messages(jetstream: &jetstream::Context, stream: &str) -> u64 {
     jetstream.get_stream(stream).await.unwrap().cached_info().state.messages
 }
 
-/// A producer has the acks of its events sent where they could do harm; its events are good.
+/// A producer sends valid events whose reply subjects send the acks to places where they could do harm.
 async fn forged_replies_reach_nothing(nats: BundledNats) {
     let kv = kv().await;
     let options =
@@ -120,7 +120,7 @@ async fn forged_reply_subjects_reach_nothing_with_the_charts_three_servers() {
 async fn forged_reply_subjects_reach_nothing_with_the_example_for_an_external_nats() {
     let values = include_str!("../../manifests/examples/values-official-nats.yaml");
     let values: Value = serde_saphyr::from_str(values).unwrap();
-    // As the official chart writes its values into NATS' configuration.
+    // The official chart writes its values into NATS' configuration in this way.
     let merged = serde_json::to_string(&values["config"]["merge"]).unwrap();
     let merged = merged.replace("\"<< $", "$").replace(" >>\"", "");
     let config = merged.strip_prefix('{').and_then(|merged| merged.strip_suffix('}')).unwrap();
@@ -195,7 +195,7 @@ async fn a_producer_may_publish_events_and_nothing_else() {
         attacker.send(format!("SUB {subject} {n}\r\n").as_bytes()).await.unwrap();
         subscriptions += 1;
     }
-    // In the queue group it would take events away from the replicas.
+    // In the queue group, this subscription would take events away from the replicas.
     attacker.send(b"SUB tasks.* tasks-processor 99\r\n").await.unwrap();
     subscriptions += 1;
     attacker.round_trip().await.unwrap();
@@ -243,8 +243,8 @@ async fn a_producer_may_publish_events_and_nothing_else() {
     );
 }
 
-/// Somebody without an account of his own sees the inboxes of two replicas at the monitoring port, and forges the answers to
-/// their writes, while both write the same tasks, so that many of the real answers are conflicts.
+/// A producer without a separate account sees the inboxes of two replicas at the monitoring port. It forges answers
+/// to their writes, while both write the same tasks, so that many real answers are conflicts.
 #[tokio::test(flavor = "multi_thread")]
 async fn forged_answers_to_writes_are_not_believed_where_producers_have_no_account_of_their_own() {
     const EVENTS: u32 = 6_000;
@@ -312,7 +312,8 @@ async fn forged_answers_to_writes_are_not_believed_where_producers_have_no_accou
     );
     let letters = sum("taskpipeline_dead_letters_total").await;
     println!(
-        "{EVENTS} updates of {TASKS} tasks, {conflicts} conflicts, {forged} forged answers ignored, {letters} dead letters: {ended:?}"
+        "{EVENTS} updates of {TASKS} tasks, {conflicts} conflicts, {forged} forged answers ignored, \
+         {letters} dead letters: {ended:?}"
     );
     assert!(forged > 100.0, "{forged} forged answers reached the replicas");
     assert!(conflicts > 10.0, "{conflicts}");
@@ -320,7 +321,7 @@ async fn forged_answers_to_writes_are_not_believed_where_producers_have_no_accou
     assert_eq!(letters, 0.0);
 }
 
-/// Has the ack of an event stored as each of these records.
+/// Lets the acks of events overwrite each of these records.
 async fn write_over(attacker: &RawClient, records: &[String]) {
     let event = json!({"correlationId": "bait", "data": {"id": "bait"}}).to_string();
     for record in records {
@@ -329,7 +330,7 @@ async fn write_over(attacker: &RawClient, records: &[String]) {
     attacker.round_trip().await.unwrap();
 }
 
-/// Each record of the ledger's bucket is written over by an ack.
+/// An ack overwrites each record of the ledger's bucket.
 #[tokio::test(flavor = "multi_thread")]
 async fn records_that_were_written_over_by_acks_are_replaced_and_the_pipeline_goes_on() {
     let nats = NatsServer::start().await.unwrap();
@@ -352,7 +353,7 @@ async fn records_that_were_written_over_by_acks_are_replaced_and_the_pipeline_go
     let ledger = jetstream.get_stream(LEDGER).await.unwrap();
     let names = ledger.info_with_subjects(">").await.unwrap();
     let mut records: Vec<_> = names.map_ok(|(subject, _)| subject).try_collect().await.unwrap();
-    // One that only KV knows: it is looked up, and what KV says is to be recorded over what cannot be read.
+    // A task that only KV knows: it is looked up, and the result must replace the unreadable record.
     records.push(format!("{RECORDS}.task.only-kv"));
     let attacker = RawClient::connect(nats.port(), None).await.unwrap();
     write_over(&attacker, &records).await;
@@ -365,7 +366,7 @@ async fn records_that_were_written_over_by_acks_are_replaced_and_the_pipeline_go
     };
     eventually(SOON, over).await.unwrap();
 
-    // In the session that runs, and in the next one.
+    // The first round is in the running session, the second in the next one.
     for (round, title) in ["First", "Second"].into_iter().enumerate() {
         if round == 1 {
             write_over(&attacker, &records).await;
@@ -390,7 +391,8 @@ async fn records_that_were_written_over_by_acks_are_replaced_and_the_pipeline_go
     }
     let set_aside = messages(&jetstream, LETTERS).await;
     println!(
-        "{kinds:?} records of the source, the high water, control and tasks written over twice; {set_aside} set aside as dead letters"
+        "{kinds:?} records of the source, the high water, control and tasks overwritten twice; \
+         {set_aside} set aside as dead letters"
     );
     assert!(kinds.iter().all(|count| *count > 0), "{records:?}");
     assert!(set_aside >= 11, "{set_aside}");
@@ -398,7 +400,7 @@ async fn records_that_were_written_over_by_acks_are_replaced_and_the_pipeline_go
     assert_eq!(status, 200, "{health}");
 }
 
-/// Streams of an earlier version, which allow purges, are closed to them as new ones are.
+/// Streams of an earlier version allow purges, and are closed to them like new ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_ledger_and_the_dead_letters_deny_purges_and_those_of_an_earlier_version_do_so_from_now_on() {
     let nats = NatsServer::start().await.unwrap();
@@ -420,7 +422,7 @@ async fn the_ledger_and_the_dead_letters_deny_purges_and_those_of_an_earlier_ver
     for stream in [LEDGER, LETTERS] {
         assert_eq!(denied(stream).await, (true, false, true), "{stream}");
     }
-    // As an earlier version created them. NATS does not take back a denial, so they are created again.
+    // The streams are created again, because NATS cannot take back a denial.
     replica.kill().await.unwrap();
     for stream in [LEDGER, LETTERS] {
         let mut config = jetstream.get_stream(stream).await.unwrap().cached_info().config.clone();
@@ -443,8 +445,8 @@ fn rollup() -> async_nats::HeaderMap {
     headers
 }
 
-/// Each has an account of its own, so that what one publishes with an ack is answered to that one alone. Message ids belong
-/// to the stream, and so to all of them (docs/security.md).
+/// Each producer has an account, so that only it receives the acks of its publishes. Message ids belong to the
+/// stream, and so to all producers (docs/security.md).
 #[tokio::test(flavor = "multi_thread")]
 async fn two_producers_do_not_hear_each_others_acks_and_share_message_ids() {
     let nats = BundledNats::start_with_two_producers().await.unwrap();

@@ -1,4 +1,4 @@
-//! KV in trouble, over real HTTP: each class of error and what becomes of the events.
+//! Faults of KV over real HTTP: each class of error, and the fate of the events.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -41,7 +41,7 @@ impl Bench {
         serde_json::from_slice(&letter.payload).unwrap()
     }
 
-    /// How often the fault befell a request; a test in which it did not proves nothing.
+    /// How many requests met the fault. If none did, the test proves nothing.
     fn befell(&self, fault: &str) -> u64 {
         let times = self.kv.seen().fault(fault);
         assert!(times > 0, "{fault} did not happen");
@@ -98,15 +98,15 @@ async fn a_revoked_token_is_told_clearly_waits_and_goes_on_unaided_when_it_is_me
     assert_eq!(
         bench.replica.metric("taskpipeline_kv_key_retries_total").await.unwrap(),
         0.0,
-        "no attempt is burnt"
+        "no attempt is used"
     );
     let told = bench.replica.process().lines().iter().filter(|line| line.contains("KV unavailable")).count();
-    assert_eq!(told, 1, "it is said once a minute at most");
+    assert_eq!(told, 1, "the warning comes at most once a minute");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_100_keys_in_a_bulk_7_fail_and_only_those_are_sent_again() {
-    // The first event goes alone; a hundred gather behind it.
+    // The first event is written alone; a hundred gather behind it.
     let bench = Bench::start(Latency { least: Duration::from_millis(500), ..Latency::NONE }).await;
     let partial = Fault::Partial { at_most: Some(7), report: Report::Right };
     publish(&bench.client, "created", &created("first")).await.unwrap();

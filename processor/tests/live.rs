@@ -1,4 +1,4 @@
-//! Settings that change while the pipeline runs, by a file: a real process, a real nats-server.
+//! Settings that change at run time by a file, with a real process and a real nats-server.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 const SOON: Duration = Duration::from_secs(15);
 
-/// A pipeline whose settings can be changed.
+/// A pipeline with changeable settings.
 struct Bench {
     nats: NatsServer,
     kv: Simulator,
@@ -25,7 +25,7 @@ fn write(file: &Path, url: &str, kv: &str, retry: &str) {
         "apiVersion: taskpipeline.dev/v1alpha1\nkind: TaskPipeline\nmetadata: {{name: tasks}}\nspec:\n  \
          nats: {{url: \"{url}\"}}\n  kv: {{secretRef: {{name: unused}}{kv}}}\n  retry: {retry}\n"
     );
-    // In one go, as editors and kubelets do.
+    // Replaces the file atomically, as editors and kubelets do.
     let new = file.with_extension("new");
     std::fs::write(&new, text).unwrap();
     std::fs::rename(&new, file).unwrap();
@@ -48,7 +48,7 @@ impl Bench {
         write(&self.file, &self.nats.url(), kv, retry);
     }
 
-    /// A setting as the metrics show it.
+    /// A setting in the metrics.
     async fn setting(&self, name: &str) -> anyhow::Result<f64> {
         self.replica.metric(&format!("taskpipeline_setting{{name=\"{name}\"}}")).await
     }
@@ -105,7 +105,7 @@ async fn a_time_out_above_a_third_of_the_settle_time_is_refused_and_the_last_goo
     let bench = Bench::start("", "{}").await;
     bench.set_to("kv.requestTimeout", 10.0).await;
     let refusals = async || bench.replica.metric("taskpipeline_settings_refused_total").await;
-    // The second would do for a pipeline that begins with it; this process has begun with 30 s.
+    // The second timeout would fit a pipeline that starts with it; this process has started with 30 s.
     for (n, kv) in [(1.0, ", requestTimeout: 11s"), (2.0, ", requestTimeout: 20s, settleAfter: 60s")] {
         bench.change(kv, "{}");
         eventually(SOON, async || {

@@ -1,4 +1,4 @@
-//! Two KV namespaces on one ledger: at a time, and one after the other.
+//! Two KV namespaces on one ledger: at the same time, and one after the other.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -48,7 +48,7 @@ async fn has(kv: &Simulator, tasks: usize) {
     .unwrap();
 }
 
-/// How many records of tasks the ledger holds.
+/// The number of task records in the ledger.
 async fn records(nats: &NatsServer) -> anyhow::Result<usize> {
     use futures_util::TryStreamExt;
 
@@ -58,7 +58,7 @@ async fn records(nats: &NatsServer) -> anyhow::Result<usize> {
     Ok(subjects.try_collect::<Vec<_>>().await?.len())
 }
 
-/// How many of them have a time to live.
+/// The number of records with a time to live.
 async fn expiring(nats: &NatsServer) -> anyhow::Result<usize> {
     use futures_util::TryStreamExt;
 
@@ -94,7 +94,7 @@ async fn tasks_that_one_namespaces_projector_let_expire_are_deleted_from_the_oth
     .unwrap();
     let refused = two.seen().fault("away");
     two.remove_faults("away");
-    // What both have settled stays as it is: nobody writes it again.
+    // Neither projector writes records again that both have settled.
     let waited = eventually(SOON, async || {
         let there = two.keys().len();
         ensure!(there == 0, "{there} deleted tasks are still in the second KV");
@@ -110,7 +110,7 @@ async fn tasks_that_one_namespaces_projector_let_expire_are_deleted_from_the_oth
          to the ledger in the 4 s after",
         left.0, left.1
     );
-    assert!(refused > 0, "the second KV was not away");
+    assert!(refused > 0, "the second KV was not down");
     waited.unwrap();
     // Two holders renew their control records once a second.
     assert!(writes <= 14, "the two projectors write the same records in turn");
@@ -131,7 +131,7 @@ async fn tasks_that_were_deleted_while_another_namespace_was_in_use_are_gone_whe
     create(&nats).await;
     has(&one, TASKS).await;
     replica.terminate(SOON).await.unwrap();
-    // Twice, so that both namespaces get to their second term.
+    // Two rounds, so that both namespaces reach their second term.
     for round in 0..2 {
         replica = Processor::start(&options(&nats, &two)).await.unwrap();
         has(&two, TASKS).await;
@@ -168,7 +168,7 @@ async fn tasks_that_were_deleted_while_another_namespace_was_in_use_are_gone_whe
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delete_settled_in_the_second_namespace_outlives_what_the_first_one_may_rely_on() {
-    // Events live for 4 s and tombstones for 5 s, or for 10 s where another namespace may need them.
+    // Events live for 4 s, and tombstones for 5 s, or for 10 s if another namespace may need them.
     let short = |kv: &Simulator, nats: &NatsServer| options(nats, kv).set("STREAM_MAX_AGE", "4s");
     let nats = NatsServer::start().await.unwrap();
     let (one, two) = (fast_kv().await, fast_kv().await);
@@ -183,7 +183,7 @@ async fn a_delete_settled_in_the_second_namespace_outlives_what_the_first_one_ma
     has(&two, 0).await;
     let deleted = std::time::Instant::now();
     replica.terminate(SOON).await.unwrap();
-    // Back in time to be believed, but it gets to the deletes only when they would have been forgotten.
+    // It is back in time to keep its position, but reaches the deletes only when they would have expired.
     one.inject(Rule::new(Fault::status(503)).named("away"));
     let away = left.elapsed();
     let mut stopped = Processor::spawn(&short(&one, &nats).stopping_at("took-over", 1)).unwrap();
@@ -240,7 +240,7 @@ async fn a_namespace_that_was_out_of_use_for_longer_than_deletes_are_remembered_
     replica = Processor::start(&short(&one, &nats)).await.unwrap();
     eventually(SOON, async || {
         let said = replica.process().lines().iter().any(|line| line.contains("resync --verify"));
-        ensure!(said, "nothing is said");
+        ensure!(said, "the log has no warning");
         Ok(())
     })
     .await

@@ -1,4 +1,4 @@
-//! NATS away, refusing us, or faster than KV: the processor comes back by itself, and no loss is silent.
+//! NATS is down, refuses the processor, or is faster than KV: the processor recovers by itself, and every loss is reported.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -62,7 +62,7 @@ async fn nats_killed_and_restarted_five_times_under_load_and_every_loss_is_count
     stop.store(true, Ordering::Relaxed);
     producer.await.unwrap();
 
-    // What is received has landed: wait until nothing moves any more.
+    // Every received event has landed: wait until the counters no longer change.
     eventually(SOON, async || {
         let (received, landed) = (replica.received().await?, replica.landed().await?);
         let waiting = replica.metric("taskpipeline_events_waiting").await?;
@@ -119,13 +119,13 @@ async fn events_that_come_faster_than_kv_takes_them_are_dropped_one_by_one_count
     let options = ProcessorOptions::new(&nats, &kv).core().set("RUST_LOG", "warn");
     let mut replica = Processor::start(&options).await.unwrap();
     let client = nats.client().await.unwrap();
-    // Nearly a megabyte each, so that 512 MiB in the ledger and 64 MiB before it are soon full.
+    // Each event has nearly a megabyte, which soon fills 512 MiB in the ledger and 64 MiB before it.
     let ballast = "x".repeat(1_000_000);
     for n in 0..EVENTS {
         let mut event = created(&format!("task-{n}"));
         event["ballast"] = json!(ballast);
         publish(&client, "created", &event).await.unwrap();
-        // Beyond 64 MiB on its way to one client nats-server itself cuts the line; that is another loss.
+        // Beyond 64 MiB in flight to one client, nats-server cuts the connection, which is another loss.
         if n % 20 == 19 {
             eventually(SOON, async || {
                 let received = replica.received().await?;
@@ -155,7 +155,7 @@ async fn events_that_come_faster_than_kv_takes_them_are_dropped_one_by_one_count
         .iter()
         .filter_map(|line| line.split_once("dropped ")?.1.split_once(" events")?.0.parse::<u64>().ok())
         .sum();
-    assert_eq!(logged as f64, dropped, "the log tells of each of them");
+    assert_eq!(logged as f64, dropped, "the log reports each of them");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -192,7 +192,7 @@ async fn a_server_that_allows_few_unacknowledged_messages_and_small_pulls_is_use
     let info = stream.consumer_info("tasks-processor-1").await.unwrap();
     let said = |part: &str| replica.process().lines().iter().filter(|line| line.contains(part)).count();
     println!(
-        "{EVENTS} events with max_ack_pending {}, told of pulls {} times, of acks {} times",
+        "{EVENTS} events with max_ack_pending {}, warned of pulls {} times, of acks {} times",
         info.config.max_ack_pending,
         said("max_request_batch"),
         said("max_ack_pending")

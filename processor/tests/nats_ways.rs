@@ -1,5 +1,7 @@
-//! The ways to NATS: websockets, TLS, client certificates, an NKey, credentials and tokens in files that are rotated, and a
-//! server that takes its time. A scheme that promises encryption never falls back.
+//! The ways to connect to NATS: websockets, TLS, client certificates, an NKey, rotated credentials and tokens in
+//! files, and a slow server.
+//!
+//! A scheme that promises encryption never falls back.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -28,7 +30,7 @@ async fn simulator() -> Simulator {
     Simulator::start(Config { latency: Latency::NONE, ..Config::default() }).await.unwrap()
 }
 
-/// A nats-server with more configuration.
+/// Starts a nats-server with additional configuration.
 async fn server(dir: &Path, config: &str) -> NatsServer {
     let file = dir.join("nats.conf");
     std::fs::write(&file, config).unwrap();
@@ -39,7 +41,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A replica takes an event that it published itself, by its own command, and the task lands.
+/// Starts a replica, publishes an event with its own command, and waits until the task lands.
 async fn works(options: &ProcessorOptions, kv: &Simulator, id: &str) -> Processor {
     let replica = Processor::start(options).await.unwrap();
     lands(options, kv, id, &replica).await;
@@ -66,7 +68,7 @@ async fn lands(options: &ProcessorOptions, kv: &Simulator, id: &str, replica: &P
     .unwrap();
 }
 
-/// A replica that does not get to its server says why in `/health`.
+/// Starts a replica that cannot connect to its server, and returns the reason in `/health`.
 async fn does_not_connect(options: &ProcessorOptions) -> String {
     let replica = Processor::spawn(options).unwrap();
     eventually(SOON, async || {
@@ -105,7 +107,7 @@ async fn websockets_work_plain_and_encrypted() {
     println!("ws and wss work; wss without NATS_CA: {why}");
 }
 
-/// Speaks as a nats-server without TLS would, and keeps what it hears.
+/// Acts as a nats-server without TLS, and records what it receives.
 async fn eavesdropper() -> (u16, Arc<std::sync::Mutex<Vec<u8>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (port, heard) = (listener.local_addr().unwrap().port(), Arc::new(std::sync::Mutex::new(Vec::new())));
@@ -139,7 +141,11 @@ async fn a_scheme_that_promises_encryption_never_sends_the_login_in_plain() {
             .set("NATS_PASSWORD", "hidden-password");
         let replica = Processor::spawn(&options).unwrap();
         eventually(SOON, async || {
-            ensure!(heard.lock().unwrap().len() > 100, "nothing was said\n{}", replica.process().tail());
+            ensure!(
+                heard.lock().unwrap().len() > 100,
+                "the server heard nothing\n{}",
+                replica.process().tail()
+            );
             Ok(())
         })
         .await
@@ -214,7 +220,7 @@ async fn a_token_file_that_is_rewritten_is_read_at_the_next_connect() {
     nats.kill().await.unwrap();
     nats.set_arguments(&["--auth", "second-token"]);
     nats.restart().await.unwrap();
-    // The old one is refused until somebody writes the new one.
+    // The old file is refused until a new one is written.
     eventually(SOON, async || {
         let (_, health) = replica.get("/health").await?;
         ensure!(health.to_lowercase().contains("authorization"), "{health}");
@@ -227,7 +233,7 @@ async fn a_token_file_that_is_rewritten_is_read_at_the_next_connect() {
     lands(&options, &kv, "second", &replica).await;
 }
 
-/// What NATS takes for a JWT: claims signed by an NKey.
+/// A JWT of NATS: claims signed by an NKey.
 fn jwt(signer: &KeyPair, subject: &str, kind: &str, expires: Option<u64>, more: &Value) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let mut nats = json!({"type": kind, "version": 2});
@@ -261,7 +267,7 @@ async fn credentials_that_expire_and_are_rewritten_are_read_again() {
         "operator: {operator_jwt}\nsystem_account: {}\nresolver: MEMORY\nresolver_preload: {{ {preload} }}\n",
         system.public_key()
     );
-    // JetStream is not in this account, and not needed: mode Core.
+    // The account has no JetStream, which mode Core does not need.
     let nats = server(dir.path(), &config).await;
     let creds = dir.path().join("user.creds");
     let issued = AtomicU32::new(0);
@@ -323,7 +329,8 @@ async fn a_server_that_speaks_only_after_ten_seconds_is_waited_for() {
     lands(&options, &kv, "slow", &replica).await;
 }
 
-/// Stands between a replica and its server, and names another server in the first line, which comes before TLS and a login.
+/// A proxy between a replica and its server that names another server in its first line. That line comes before TLS
+/// and the login.
 struct Between {
     port: u16,
     running: JoinHandle<()>,
@@ -351,7 +358,7 @@ impl Between {
         Self { port, running }
     }
 
-    /// Ends all connections, and takes no more.
+    /// Ends all connections, and accepts no more.
     async fn cut(self) -> u16 {
         self.running.abort();
         let _ = self.running.await;
@@ -359,7 +366,7 @@ impl Between {
     }
 }
 
-/// A host that nobody has configured: answers like a server, and keeps what it is sent.
+/// A host that nobody has configured: it answers like a server, and records what it receives.
 async fn stranger() -> (u16, Arc<Mutex<Vec<u8>>>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let (port, heard) = (listener.local_addr().unwrap().port(), Arc::<Mutex<Vec<u8>>>::default());
@@ -397,7 +404,7 @@ async fn the_login_does_not_go_to_a_server_that_another_one_names() {
     })
     .await
     .unwrap();
-    // Longer than the longest wait between two attempts.
+    // The time is longer than the longest delay between two attempts.
     tokio::time::sleep(Duration::from_secs(6)).await;
     let heard = String::from_utf8_lossy(&heard.lock().unwrap()).into_owned();
     println!(

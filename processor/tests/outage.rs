@@ -1,4 +1,4 @@
-//! KV is away for long: events go on into the ledger, memory stays flat, and everything is written after.
+//! KV is down for long: events continue into the ledger, memory stays flat, and everything is written later.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -12,10 +12,10 @@ use tokio::time::Instant;
 
 const WARM_UP: u32 = 500_000;
 const EVENTS: u32 = 1_000_000;
-/// Distinct tasks: more than any window or cache in memory holds.
+/// The number of distinct tasks: more than any window or cache in memory.
 const TASKS: u32 = 500_000;
 
-/// The n-th event: each task is created, and once more later.
+/// The n-th event: each task is created, and created again later.
 fn event(n: u32) -> (&'static str, Value) {
     let title = format!("The {n}. event, of about as many bytes as events have in real life");
     let description = "x".repeat(120);
@@ -36,7 +36,7 @@ async fn a_million_events_while_kv_is_down_leave_memory_flat_and_are_all_written
     let replicas = [Processor::start(&options).await.unwrap(), Processor::start(&options).await.unwrap()];
     let client = nats.client().await.unwrap();
 
-    // Before: under load, KV down for a moment, so that caches and windows are as full as they get.
+    // Before: under load, with KV down for a moment, so that caches and windows are full.
     kv.inject(Rule::new(Fault::status(503)).on(Scope::Writes).named("down"));
     store(&client, (0..WARM_UP).map(event)).await.unwrap();
     stored(&replicas, WARM_UP).await;
@@ -60,7 +60,7 @@ async fn a_million_events_while_kv_is_down_leave_memory_flat_and_are_all_written
     })
     .await
     .unwrap();
-    // Each as its last event left it.
+    // Each task has the state of its last event.
     eventually(Duration::from_secs(60), || async {
         let stale = (0..TASKS).filter(|task| {
             let n = (0..).map(|round| task + round * TASKS).take_while(|n| *n < WARM_UP + EVENTS).last();
@@ -83,7 +83,7 @@ async fn a_million_events_while_kv_is_down_leave_memory_flat_and_are_all_written
     );
     assert!(failed > 10, "{failed} requests failed");
     for (before, after) in before.iter().zip(&after) {
-        assert!(*after <= before * 1.1, "it grew from {before} MB to {after} MB");
+        assert!(*after <= before * 1.1, "the memory grew from {before} MB to {after} MB");
         assert!(*after <= 100.0, "{after} MB");
     }
 }

@@ -1,4 +1,4 @@
-//! What a producer can do with headers that no NATS client can read: nothing but fill the dead letters.
+//! A producer that sends headers that no NATS client can read can only fill the dead letters.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -18,11 +18,11 @@ use taskpipeline_testkit::{
 const SOON: Duration = Duration::from_secs(60);
 const LETTERS: &str = "TASKS-DEAD-LETTERS";
 
-/// How long a good event may take while others are poison.
+/// The time limit for a valid event while others are unreadable.
 const MOST: Duration = Duration::from_secs(10);
 
-/// Blocks with a status, which the client would take for the server's word about its pull. This server takes the status away
-/// before it stores them.
+/// Header blocks with a status, which the client would take for the server's answer to its pull. This server removes
+/// the status before it stores them.
 const SPEAKING: [&[u8]; 7] = [
     b"NATS/1.0 ok\r\n\r\n",
     b"NATS/1.0 100 Idle Heartbeat\r\n\r\n",
@@ -33,7 +33,7 @@ const SPEAKING: [&[u8]; 7] = [
     b"NATS/1.0 999 Nonsense\r\n\r\n",
 ];
 
-/// Odd ones that it takes.
+/// Unusual headers that the client accepts.
 const READABLE: [&[u8]; 5] = [
     b"NATS/1.0\r\n\r\n",
     b"NATS/1.0\r\n: no name\r\n\r\n",
@@ -141,7 +141,7 @@ async fn every_header_block_that_the_client_cannot_take_becomes_a_dead_letter_an
     for (n, (letter, block)) in letters.iter().zip(&bad).enumerate() {
         assert_eq!(letter["reason"], "unreadable-headers", "{letter}");
         let stored = BASE64.decode(letter["headerBlock"].as_str().unwrap()).unwrap();
-        // The server has added who the producer is, before the last line.
+        // The server has added the producer's identity before the last line.
         assert!(stored.starts_with(&block[..block.len() - 2]), "{:?}", String::from_utf8_lossy(&stored));
         let payload: Value =
             serde_json::from_slice(&BASE64.decode(letter["payload"].as_str().unwrap()).unwrap()).unwrap();
@@ -202,7 +202,7 @@ async fn twenty_five_thousand_poison_messages_at_once_do_not_stop_ingest() {
     assert!(landed < MOST, "{landed:?}");
 }
 
-/// A thousand poison messages a minute among good events.
+/// Publishes a thousand unreadable messages a minute among valid events.
 async fn a_thousand_a_minute(nats: BundledNats, replicas: usize, seconds: u64) {
     let kv = kv().await;
     let mut processors = Vec::new();
@@ -216,7 +216,7 @@ async fn a_thousand_a_minute(nats: BundledNats, replicas: usize, seconds: u64) {
     while begun.elapsed() < Duration::from_secs(seconds) || landed.len() < sent.len() {
         tick.tick().await;
         if begun.elapsed() < Duration::from_secs(seconds) {
-            // 1,000 of them a minute, and three good ones beside each.
+            // 1,000 unreadable messages a minute, and three valid ones beside each.
             let block = UNREADABLE_HEADERS[usize::try_from(poisoned).unwrap() % UNREADABLE_HEADERS.len()];
             for n in 0..4 {
                 if n == poisoned % 4 {
@@ -339,7 +339,7 @@ async fn unreadable_messages_wait_while_the_dead_letters_take_nothing_and_none_i
     for n in 0..POISON {
         poison(&producer, UNREADABLE_HEADERS[0], &format!("poison-{n}")).await;
     }
-    // Long enough for several looks.
+    // The time is enough for several checks.
     tokio::time::sleep(Duration::from_secs(4)).await;
     good(&producer, "good").await;
     lands(&kv, &replica, "tasks:good").await;

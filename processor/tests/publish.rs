@@ -1,4 +1,4 @@
-//! `taskpipeline publish`: an event for whoever has no other NATS client.
+//! `taskpipeline publish`: publishes an event for a user without another NATS client.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 

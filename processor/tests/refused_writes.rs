@@ -1,4 +1,4 @@
-//! The ledger does not take writes, or holds what is no record, while the events are fine: they wait.
+//! The ledger refuses writes or contains invalid records, while the events are valid: they wait.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -68,7 +68,7 @@ impl Scene {
         self.replica.metric(&format!("taskpipeline_{name}")).await.unwrap()
     }
 
-    /// How many events NATS has handed out and not heard of again.
+    /// The number of events that NATS has delivered and that have no ack.
     async fn unacknowledged(&self) -> usize {
         let consumer: PullConsumer =
             self.jetstream.get_consumer_from_stream("tasks-processor-1", "TASKS").await.unwrap();
@@ -99,7 +99,7 @@ async fn events_wait_while_the_ledgers_bucket_is_full_and_land_when_it_is_enlarg
     let scene = Scene::start(&[("ACK_WAIT", "1s")]).await;
     store(&scene.client, [("created", created("known"))].into_iter()).await.unwrap();
     scene.has(1).await.unwrap();
-    // What it holds, and ten more.
+    // The limit is the current content and ten more.
     let limit = scene.messages().await + 10;
     scene.change(|config| config.max_messages = limit).await;
     let began = Instant::now();
@@ -112,7 +112,7 @@ async fn events_wait_while_the_ledgers_bucket_is_full_and_land_when_it_is_enlarg
     })
     .await
     .unwrap();
-    // Meanwhile a task that the ledger knows is changed: there is room for that.
+    // Meanwhile a known task is changed, for which the ledger has room.
     publish(&scene.client, "created", &titled("known", "changed")).await.unwrap();
     let changed = eventually(Duration::from_secs(5), async || {
         let task = stored_task(&scene.kv, "known");
@@ -146,7 +146,7 @@ async fn a_task_whose_record_the_ledger_does_not_take_holds_up_no_other_and_land
     scene.change(|config| config.max_message_size = 1_500).await;
     let mut large = created("large");
     large["data"]["description"] = json!("d".repeat(1_900));
-    // More of them than a replica keeps.
+    // These are more events than a replica keeps.
     store(&scene.client, (0..LARGE).map(|_| ("created", large.clone()))).await.unwrap();
     eventually(SOON, async || {
         let waiting = scene.unacknowledged().await;
@@ -195,7 +195,7 @@ async fn what_nats_kv_del_leaves_is_no_record_and_an_unreadable_one_is_set_aside
     mark.await.unwrap().await.unwrap();
     let spoilt = "{\"task\": spoilt";
     scene.jetstream.publish(format!("{TASK}spoilt"), spoilt.into()).await.unwrap().await.unwrap();
-    // A new session has nothing in its memory.
+    // A new session has an empty memory.
     let update = |id: &str| json!({"correlationId": "c", "data": {"id": id, "title": "after"}});
     let events = ["deleted", "spoilt", "fine"].map(|id| ("updated", update(id)));
     store(&scene.client, events.into_iter()).await.unwrap();
@@ -219,7 +219,7 @@ async fn what_nats_kv_del_leaves_is_no_record_and_an_unreadable_one_is_set_aside
         (&json!("unreadable-in-ledger"), &json!("spoilt"))
     );
     assert_eq!(letter_payload(&letters[0]).unwrap(), spoilt.as_bytes());
-    // What it was before, KV knew.
+    // KV knew the earlier state.
     assert_eq!(stored_task(&scene.kv, "spoilt").unwrap()["status"], created("spoilt")["data"]["status"]);
     drop(scene.nats);
 }
@@ -259,7 +259,7 @@ async fn where_what_is_known_of_the_stream_was_deleted_or_spoilt_new_events_stil
         consumers.push(stream.consumer_names().try_collect::<Vec<String>>().await.unwrap());
     }
     println!(
-        "what was known of the stream was deleted, then spoilt: consumers {consumers:?}; the newest title is in KV"
+        "the records of the stream were deleted, then spoilt: consumers {consumers:?}; the newest title is in KV"
     );
     assert_eq!(consumers, [["tasks-processor-2"], ["tasks-processor-3"]]);
     replica.terminate(SOON).await.unwrap();
@@ -271,7 +271,7 @@ async fn an_event_that_ten_processes_died_with_is_a_dead_letter_and_one_that_was
     let Scene { nats, kv, client, jetstream, mut replica } = scene;
     replica.terminate(SOON).await.unwrap();
     let options = ProcessorOptions::new(&nats, &kv).set("ACK_WAIT", "1s").set("RUST_LOG", "warn");
-    // Given back 20 times by somebody else, while no process dies.
+    // Another client returns the event 20 times, and no process dies.
     let consumer: PullConsumer =
         jetstream.get_consumer_from_stream("tasks-processor-1", "TASKS").await.unwrap();
     store(&client, [("created", created("deadly"))].into_iter()).await.unwrap();
@@ -306,12 +306,12 @@ async fn an_event_that_ten_processes_died_with_is_a_dead_letter_and_one_that_was
     .await
     .unwrap();
     println!(
-        "given back 20 times, then in hand at {crashes} crashes: {} ({})",
+        "returned 20 times, then in flight at {crashes} crashes: {} ({})",
         letter["reason"], letter["detail"]
     );
     assert_eq!(letter["reason"], "max-deliveries-exceeded");
 
-    // And one that was only given back.
+    // The event was only returned.
     store(&client, [("created", created("given-back"))].into_iter()).await.unwrap();
     eventually(SOON, async || {
         ensure!(kv.keys().len() == 2, "{:?}", kv.keys());

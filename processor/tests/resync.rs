@@ -1,5 +1,4 @@
-//! `taskpipeline resync`: a lost namespace is whole again, what differs is named and mended, and all of it within
-//! the request budget.
+//! `taskpipeline resync`: restores a lost namespace, reports and repairs differences, and stays within the request budget.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -30,7 +29,7 @@ fn options(nats: &NatsServer, kv: &Simulator) -> ProcessorOptions {
         .set("RUST_LOG", "warn")
 }
 
-/// A ledger of so many tasks, `task-0` and so on, all of them in KV; and the replica that made it.
+/// Creates a ledger of this many tasks, `task-0` and so on, all of them in KV, and returns the replica.
 async fn replica_with(
     options: &ProcessorOptions,
     nats: &NatsServer,
@@ -65,7 +64,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Asks the simulator for something as any other client of the namespace would.
+/// Sends the simulator a request as any other client of the namespace would.
 async fn call(kv: &Simulator, method: reqwest::Method, path: &str, body: &Value) {
     let Config { account, namespace, token, .. } = kv.config();
     let url = format!("{}/accounts/{account}/storage/kv/namespaces/{namespace}/{path}", kv.base_url());
@@ -117,7 +116,7 @@ async fn a_lost_namespace_is_whole_again_without_any_replica() {
     let (nats, kv) = (NatsServer::start().await.unwrap(), simulator().await);
     let options = options(&nats, &kv);
     let mut replica = replica_with(&options, &nats, &kv, TASKS).await;
-    // Until all is settled, so that nothing is in doubt.
+    // Wait until everything is settled, so that nothing is in doubt.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(replica.terminate(SOON).await.unwrap().success());
     delete(&kv, &kv.keys()).await;
@@ -128,18 +127,22 @@ async fn a_lost_namespace_is_whole_again_without_any_replica() {
     assert!(text(&done.stderr).contains("no replica is alive"));
     assert_eq!(kv.keys().len(), TASKS as usize);
     assert_eq!(kv.seen().keys_put - before, u64::from(TASKS), "each is written once: nothing was in doubt");
-    // It is over: another one does not go on with it, but writes all of it again.
+    // The resync is complete: another one does not continue it, but writes everything again.
     let again = resync(&options, &[]).await;
     assert!(again.status.success() && !text(&again.stderr).contains("continuing the resync"));
     assert_eq!(kv.seen().keys_put - before, 2 * u64::from(TASKS));
 
-    // A namespace that was never written to.
+    // A namespace that was never written.
     let other =
         Simulator::start(Config { namespace: "other".to_owned(), ..Config::default() }).await.unwrap();
     let options = self::options(&nats, &other);
     let lacking = resync(&options, &["--verify", "--json", "--recheck-after", "0s"]).await;
     assert_eq!(lacking.status.code(), Some(2));
-    assert_eq!(names(&report(&lacking), "missing").len(), TASKS as usize, "nobody is about to bring them");
+    assert_eq!(
+        names(&report(&lacking), "missing").len(),
+        TASKS as usize,
+        "no replica is about to write them"
+    );
     assert!(resync(&options, &[]).await.status.success());
     assert_eq!(other.keys(), kv.keys());
 }
@@ -173,11 +176,11 @@ async fn interrupted_half_way_it_goes_on_where_it_stopped() {
     assert!(text(&done.stderr).contains("continuing the resync started"));
     assert_eq!(kv.keys(), first.keys());
     let written = kv.seen().keys_put;
-    println!("{half} keys were written before the signal, {written} of {TASKS} in all");
+    println!("{half} keys were written before the signal, {written} for {TASKS} tasks in total");
     assert!(written < u64::from(TASKS) + 500, "{written} keys were written");
 }
 
-/// Five hundred tasks in the ledger, and in KV what differs from them in every way.
+/// Five hundred tasks in the ledger, and KV with every kind of difference from them.
 struct Planted {
     _nats: NatsServer,
     kv: Simulator,
@@ -206,13 +209,13 @@ impl Planted {
         })
         .await
         .unwrap();
-        // Until the projector has recorded that all of it is settled.
+        // Wait until the projector has recorded that everything is settled.
         tokio::time::sleep(Duration::from_secs(3)).await;
 
         let (value, metadata) = (serde_json::from_slice(&old.value).unwrap(), old.metadata.unwrap());
         delete(&kv, &["tasks:task-10", "tasks:task-11"]).await;
         put(&kv, "tasks:task-2", &value, &metadata).await;
-        // The list shows nothing of this one.
+        // The list does not show this difference.
         let hidden = kv.get("tasks:task-20").unwrap();
         let mut other: Value = serde_json::from_slice(&hidden.value).unwrap();
         other["description"] = json!("not the ledger's");
@@ -289,7 +292,7 @@ async fn verify_tries_again_what_fails_and_believes_no_single_answer() {
     kv.set_faults([
         reads(Fault::Throttled { retry_after: Duration::from_secs(2) }).times(1),
         reads(Fault::status(503)).times(2),
-        // As if nothing had ever been written.
+        // KV answers as if nothing had ever been written.
         reads(Fault::Stale { age: Duration::from_secs(3_600) }).times(1),
     ]);
     let verified = resync(&options, &["--verify", "--json", "--recheck-after", "100ms"]).await;
@@ -323,7 +326,7 @@ async fn repair_mends_all_but_the_unmanaged_which_go_when_told_to() {
     assert_eq!(stored_task(kv, "task-20").unwrap()["description"], "");
     assert!(stored_task(kv, "task-10").is_some() && kv.get("tasks:task-1").is_none());
 
-    // Without a replica as well.
+    // The comparison also works without a replica.
     assert!(planted.replica.terminate(SOON).await.unwrap().success());
     let gone = planted.resync(&["--delete-unmanaged"]).await;
     assert_eq!(gone.status.code(), Some(0));
@@ -345,7 +348,7 @@ async fn it_keeps_within_the_request_budget() {
     let config = Config { namespace: "new".to_owned(), rate_limit: Some(BUDGET), ..Config::default() };
     let kv = Simulator::start(config).await.unwrap();
     let options = options(&nats, &kv).set("BATCH_MAX_KEYS", "40").set("REQUEST_BUDGET", "60/10s");
-    // One process that reads, writes, and reads again.
+    // One process reads, writes, and reads again.
     let repaired = resync(&options, &["--repair", "--recheck-after", "100ms"]).await;
     assert_eq!(repaired.status.code(), Some(0));
     assert_eq!(kv.keys(), first.keys());
@@ -366,7 +369,7 @@ async fn beside_a_busy_pipeline_it_keeps_within_the_one_budget_of_both() {
     let kv = Simulator::start(Config { rate_limit: Some(BUDGET), ..Config::default() }).await.unwrap();
     let options = options(&nats, &kv).set("BATCH_MAX_KEYS", "40").set("REQUEST_BUDGET", "60/10s");
     let _replica = replica_with(&options, &nats, &kv, TASKS).await;
-    // Work for the pipeline for as long as the comparison takes.
+    // The pipeline has work for as long as the comparison takes.
     let events = (0..5 * TASKS / 2).map(|n| ("created", created(&format!("more-{n}"))));
     store(&nats.client().await.unwrap(), events).await.unwrap();
     let before = kv.requests().len();

@@ -1,4 +1,4 @@
-//! No secret is ever shown, whatever KV answers and however much is logged.
+//! The processor never shows a secret, whatever KV answers and whatever the log level is.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -12,7 +12,7 @@ const SOON: Duration = Duration::from_secs(30);
 const TOKEN: &str = "marker-7f3c9d2e-token";
 const PASSWORD: &str = "marker-41aa90cc-password";
 
-/// Runs one replica at `RUST_LOG=trace` through one fault and answers all that could be seen of it.
+/// Runs one replica at `RUST_LOG=trace` through one fault, and returns its visible output.
 async fn seen_through(nats: &NatsServer, fault: Fault) -> (String, bool) {
     let config = Config { token: TOKEN.to_owned(), latency: Latency::NONE, ..Config::default() };
     let kv = Simulator::start(config).await.unwrap();
@@ -41,7 +41,7 @@ async fn seen_through(nats: &NatsServer, fault: Fault) -> (String, bool) {
     seen.push_str(&replica.get("/metrics").await.unwrap().1);
     replica.terminate(SOON).await.unwrap();
     seen.push_str(&replica.process().lines().join("\n"));
-    // What could not be written in time is in a dead letter, which must not hold the token either.
+    // Events that could not be written in time are in a dead letter, which must not contain the token either.
     use futures_util::StreamExt;
     let letter = tokio::time::timeout(SOON, letters.next()).await.unwrap().unwrap();
     seen.push_str(&String::from_utf8_lossy(&letter.payload));
@@ -66,17 +66,17 @@ async fn a_marker_token_shows_nowhere_through_401_500_redirect_and_trace_logs() 
         let name = format!("{fault:?}").replace(TOKEN, "...");
         let (seen, happened) = seen_through(&nats, fault).await;
         assert!(happened, "{name} did not happen");
-        assert!(seen.contains("TRACE") && seen.lines().count() > 100, "this is no trace log");
+        assert!(seen.contains("TRACE") && seen.lines().count() > 100, "this is not a trace log");
         for secret in [TOKEN, PASSWORD] {
             let at = seen.lines().position(|line| line.contains(secret));
             assert!(at.is_none(), "{name}: line {at:?} shows a secret");
         }
-        // Base64 is how a basic login or a dump would hide it.
+        // A basic login or a dump would hide the token in base64.
         use base64::Engine;
         let encoded = base64::engine::general_purpose::STANDARD.encode(TOKEN);
         assert!(!seen.contains(&encoded[..24]), "{name}");
         shown += seen.lines().count();
         println!("{name}: {} lines, no secret", seen.lines().count());
     }
-    println!("{shown} lines in all");
+    println!("{shown} lines in total");
 }

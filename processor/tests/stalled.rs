@@ -1,4 +1,4 @@
-//! A writer that does not move though work waits says so, gives up, and goes on when what it lacked is there again.
+//! A writer that makes no progress while work waits reports it, gives up, and continues when the cause is gone.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -23,7 +23,7 @@ async fn a_writer_that_cannot_read_the_ledgers_changes_says_so_gives_up_and_goes
     let kv = Simulator::start(Config { latency: Latency::NONE, ..Config::default() }).await.unwrap();
     let client = nats.client().await.unwrap();
     let stream = jetstream::new(client.clone());
-    // An account that allows one consumer, and somebody else's is there.
+    // The account allows one consumer, and another client has it.
     let ledger = StreamConfig {
         name: LEDGER.to_owned(),
         subjects: vec!["$KV.TASKS--tasks-processor.>".to_owned()],
@@ -56,7 +56,7 @@ async fn a_writer_that_cannot_read_the_ledgers_changes_says_so_gives_up_and_goes
     let said = began.elapsed();
     eventually(Duration::from_secs(30), || async {
         let stalls = replica.metric("taskpipeline_projector_stalls_total").await?;
-        ensure!(stalls >= 1.0, "it has not given up");
+        ensure!(stalls >= 1.0, "the writer has not given up");
         Ok(())
     })
     .await

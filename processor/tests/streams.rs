@@ -1,4 +1,5 @@
-//! What becomes of the stream under running replicas: made anew, thrown back, paused until events get old.
+//! Changes of the stream under running replicas: it is created again, restored from an older copy, or paused until
+//! events get old.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -29,7 +30,7 @@ fn options(nats: &NatsServer, kv: &Simulator) -> ProcessorOptions {
         .set("LOG_FORMAT", "text")
 }
 
-/// So many tasks with this title.
+/// This many tasks with this title.
 fn titled(count: u32, title: &str) -> impl Iterator<Item = (&'static str, serde_json::Value)> {
     (0..count).map(move |n| {
         let data = json!({"id": format!("task-{n}"), "title": title, "description": "", "status": "pending"});
@@ -70,7 +71,7 @@ async fn events_of_a_stream_made_anew_while_replicas_run_win_over_those_of_the_o
     ];
     let client = nats.client().await.unwrap();
     let stream = jetstream::new(client.clone());
-    // The old stream gets to higher sequences than the new one will.
+    // The old stream reaches higher sequences than the new one will.
     for title in ["zero", "one", "old"] {
         store(&client, titled(TASKS, title)).await.unwrap();
     }
@@ -78,7 +79,7 @@ async fn events_of_a_stream_made_anew_while_replicas_run_win_over_those_of_the_o
     all_titled(&kv, TASKS, "old").await;
     let old = stream.get_stream("TASKS").await.unwrap().cached_info().state.last_sequence;
     stream.delete_stream("TASKS").await.unwrap();
-    // The replicas make it anew.
+    // The replicas create the stream again.
     eventually(Duration::from_secs(20), || async {
         stream.get_stream("TASKS").await?;
         Ok(())
@@ -130,7 +131,7 @@ async fn new_events_win_in_a_stream_restored_from_an_older_copy_of_its_files() {
     nats.restart().await.unwrap();
     let client = nats.client().await.unwrap();
     let stream = jetstream::new(client.clone());
-    // These will be lost.
+    // These events will be lost.
     for title in ["lost", "lost too"] {
         store(&client, titled(TASKS, title)).await.unwrap();
     }
@@ -144,7 +145,7 @@ async fn new_events_win_in_a_stream_restored_from_an_older_copy_of_its_files() {
     let client = nats.client().await.unwrap();
     let stream = jetstream::new(client.clone());
     let after = stream.get_stream("TASKS").await.unwrap().cached_info().state.last_sequence;
-    // Published before any replica can have looked, on sequences that were handed out before.
+    // These events are published before any replica can have checked, on sequences that were used before.
     store(&client, titled(TASKS, "new")).await.unwrap();
     all_titled(&kv, TASKS, "new").await;
     println!("{TASKS} tasks; the stream was thrown back from {before} to {after}; every new event won");
@@ -152,7 +153,7 @@ async fn new_events_win_in_a_stream_restored_from_an_older_copy_of_its_files() {
     all_acknowledged(&stream, "tasks-processor-2").await;
 }
 
-/// All marks of replicas, as they are written.
+/// Subscribes to all marks of replicas, as they are written.
 async fn marks(nats: &NatsServer) -> async_nats::Subscriber {
     let client = nats.client().await.unwrap();
     let marks = client.subscribe("$KV.TASKS--tasks-processor.high-water.*").await.unwrap();
@@ -160,7 +161,7 @@ async fn marks(nats: &NatsServer) -> async_nats::Subscriber {
     marks
 }
 
-/// The marks that have been written since the last time, in their order.
+/// The marks that were written since the last call, in their order.
 async fn written(marks: &mut async_nats::Subscriber) -> Vec<(String, u64)> {
     let mut written = Vec::new();
     while let Ok(Some(mark)) = tokio::time::timeout(Duration::from_millis(200), marks.next()).await {
@@ -208,7 +209,7 @@ async fn a_lost_tail_is_seen_after_an_old_event_was_delivered_again() {
     let stream = jetstream::new(client.clone());
     store(&client, titled(TASKS, "kept")).await.unwrap();
     all_acknowledged(&stream, "tasks-processor-1").await;
-    // Somebody else takes one event and does not acknowledge it, so that it comes again after all others.
+    // Another client takes one event and does not acknowledge it, so that it comes again after all others.
     replica.process().signal(Signal::SIGSTOP).unwrap();
     tokio::time::sleep(Duration::from_millis(1_500)).await; // until the replica's pulls are over
     store(&client, [("created", created("again"))].into_iter()).await.unwrap();
@@ -237,7 +238,7 @@ async fn a_lost_tail_is_seen_after_an_old_event_was_delivered_again() {
     replica.wait_ready(Duration::from_secs(10)).await.unwrap();
     store(&client, titled(TASKS, "lost")).await.unwrap();
     all_titled(&kv, TASKS, "lost").await;
-    // By now, that one event has come again.
+    // By now, that event has come again.
     all_acknowledged(&stream, "tasks-processor-1").await;
     let again = replica.metric("taskpipeline_events_redelivered_total").await.unwrap();
     let before = stream.get_stream("TASKS").await.unwrap().cached_info().state.last_sequence;
@@ -272,7 +273,7 @@ async fn events_that_near_max_age_are_reported_while_none_has_expired() {
             .unwrap();
     let client = nats.client().await.unwrap();
     let stream = jetstream::new(client.clone());
-    // A replica that does not get on: here its consumer is made to stand still.
+    // A replica that makes no progress: here its consumer is paused.
     let events = stream.get_stream("TASKS").await.unwrap();
     let until = time::OffsetDateTime::now_utc() + Duration::from_secs(60);
     events.pause_consumer("tasks-processor-1", until).await.unwrap();
@@ -325,7 +326,7 @@ async fn an_event_above_64_kib_is_refused_and_its_jetstream_publisher_hears_of_i
     let publish = async |event: String| producer.publish("tasks.created", event.into()).await.unwrap().await;
     publish(sized("fits", 65_536)).await.unwrap();
     let refused = publish(sized("large", 65_537)).await.unwrap_err().to_string();
-    // A plain publisher hears nothing, and nothing of it is stored.
+    // A plain publisher gets no error, and nothing of the event is stored.
     client.publish("tasks.created", sized("plain", 900_000).into()).await.unwrap();
     publish(created("after").to_string()).await.unwrap();
     eventually(Duration::from_secs(30), async || {

@@ -1,5 +1,5 @@
-//! No kind of work holds up another: whatever waits, and however much of it, a new create of another task is in KV within
-//! seconds, in bounded memory; and what waited is written in the end.
+//! No kind of work delays another: a new create of another task is in KV within seconds, whatever waits, in bounded
+//! memory. The waiting tasks are written in the end.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -15,13 +15,13 @@ use taskpipeline_testkit::{
 };
 use tokio::time::Instant;
 
-/// As the issue has it: a new create of another task is in KV within this.
+/// The time limit of the issue: a new create of another task is in KV within this.
 const PROMPTLY: Duration = Duration::from_secs(5);
 
-/// The most resident memory of a replica, in MB.
+/// The limit of a replica's resident memory, in MB.
 const MOST_MEMORY: f64 = 100.0;
 
-/// With Cloudflare's latency, and its limit.
+/// Starts a simulator with Cloudflare's latency and limit.
 async fn cloudflare() -> Simulator {
     Simulator::start(Config::default()).await.unwrap()
 }
@@ -50,7 +50,7 @@ async fn all_stored(replica: &Processor, events: u32) {
     .unwrap();
 }
 
-/// Publishes a create of another task every half second, and answers how long the slowest took to be in KV.
+/// Publishes a create of another task every half second, and returns the longest time until one was in KV.
 async fn slowest_create(client: &Client, kv: &Simulator, name: &str) -> Duration {
     let mut slowest = Duration::ZERO;
     for n in 0..12 {
@@ -76,7 +76,7 @@ async fn updates_of_12000_unknown_tasks_with_2_kb_each_do_not_end_all_writing() 
     let (nats, kv) = (NatsServer::start().await.unwrap(), fast_kv().await);
     let replica = Processor::start(&options(&nats, &kv).set("REQUEST_BUDGET", "100000/5m")).await.unwrap();
     let client = nats.client().await.unwrap();
-    // All of them are there before the first is answered.
+    // All events are in the ledger before the first look-up has an answer.
     kv.inject(Rule::new(Fault::status(503)).on(Scope::Reads).named("away"));
     let description = "x".repeat(2_000);
     let updates = (0..UPDATES).map(|n| updated(&format!("unknown-{n}"), "An update", &description));
@@ -111,7 +111,7 @@ async fn updates_of_12000_unknown_tasks_with_2_kb_each_do_not_end_all_writing() 
 async fn a_create_is_in_kv_within_5_s_while_100_000_unknown_updates_wait() {
     const UPDATES: u32 = 100_000;
     let (nats, kv) = (NatsServer::start().await.unwrap(), cloudflare().await);
-    // One in a hundred is known to KV: what is looked up must be right as well.
+    // KV knows one task in a hundred: look-ups must also be right.
     for n in (0..UPDATES).step_by(100) {
         let value = json!({
             "id": format!("task-{n}"), "title": "Before", "description": "", "status": "pending",
@@ -135,13 +135,13 @@ async fn a_create_is_in_kv_within_5_s_while_100_000_unknown_updates_wait() {
          creates, the slowest in KV after {slowest:.1?}; {memory:.0} MB; 429: {}",
         kv.seen().fault("throttled")
     );
-    assert!(looked_up < f64::from(UPDATES) / 2.0, "nothing waited");
-    assert!(looked_up > 0.0 && known > 0, "look-ups go on");
+    assert!(looked_up < f64::from(UPDATES) / 2.0, "no task waited");
+    assert!(looked_up > 0.0 && known > 0, "look-ups do not continue");
     assert!(slowest < PROMPTLY, "{slowest:?}");
     assert!(memory <= MOST_MEMORY, "{memory} MB");
 }
 
-/// A pipeline's file with this least time between two writes of a task.
+/// A pipeline's file with this shortest interval between two writes of a task.
 fn file(folder: &tempfile::TempDir, nats: &NatsServer, interval: &str) -> PathBuf {
     let path = folder.path().join("pipeline.yaml");
     let spec = format!(
@@ -184,7 +184,7 @@ async fn a_create_is_in_kv_within_5_s_while_100_000_tasks_rest_for_an_hour() {
         "{TASKS} tasks changed again in their rest of an hour, {waiting} wait, {early} were written early; 12 creates, the \
          slowest in KV after {slowest:.1?}; {before:.0} MB before, {memory:.0} MB now"
     );
-    assert!(waiting >= f64::from(TASKS), "nothing waited");
+    assert!(waiting >= f64::from(TASKS), "no task waited");
     assert_eq!(early, 0);
     assert!(slowest < PROMPTLY, "{slowest:?}");
     assert!(memory <= MOST_MEMORY, "{memory} MB");

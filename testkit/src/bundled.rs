@@ -1,4 +1,4 @@
-//! nats-servers with the chart's own configuration, as `manifests/` has it, and with its logins.
+//! nats-servers with the configuration and the logins of the chart, read from `manifests/`.
 
 use std::path::{Path, PathBuf};
 
@@ -9,19 +9,19 @@ use crate::cluster::meta_leader;
 use crate::nats::{Configuration, DATA, GLOBAL, Login, MONITOR, PORT};
 use crate::{NatsCluster, NatsServer, ProcessorOptions, RawClient, free_ports};
 
-/// With all that has a meaning in the server's configuration, but for the one character that the values exclude.
+/// A password with every character that has a meaning in the server's configuration, except the one that the values exclude.
 const PASSWORD: &str = r#"0 "\$PATH#{x}[y];(//)="#;
 
-/// Where the processor's login gets answers.
+/// The inbox prefix of the processor's login.
 const INBOX: &str = "_INBOX_PROCESSOR";
 
-/// Where the chart keeps the streams.
+/// The account of the streams in the chart.
 const ACCOUNT: &str = "taskpipeline";
 
-/// A login that may do everything in that account, for tests that look at streams, and at times destroy them.
+/// A login that may do everything in that account, for tests that inspect streams, and sometimes destroy them.
 const HARNESS: Login = ("harness", "harness");
 
-/// One or three servers that are configured as the chart does it.
+/// One or three servers with the chart's configuration.
 #[derive(Debug)]
 pub struct BundledNats {
     nodes: Vec<NatsServer>,
@@ -31,17 +31,17 @@ impl BundledNats {
     /// Starts one server.
     ///
     /// # Errors
-    /// Where the manifest has no configuration, or the server does not come up with it.
+    /// If the manifest has no configuration, or the server does not come up with it.
     pub async fn start() -> anyhow::Result<Self> {
         Ok(Self { nodes: vec![one(None).await?] })
     }
 
-    /// One server to which the tests' own clients log in as somebody who may do everything with the streams.
+    /// Starts one server on which the tests' own clients may do everything with the streams.
     pub(crate) async fn overseen() -> anyhow::Result<NatsServer> {
         one(Some(HARNESS)).await
     }
 
-    /// Three of these.
+    /// Starts three such servers.
     pub(crate) async fn overseen_three() -> anyhow::Result<NatsCluster> {
         NatsCluster::of(three(Some(HARNESS)).await?).await
     }
@@ -52,7 +52,9 @@ impl BundledNats {
     /// As [`Self::start`].
     pub async fn start_with_two_producers() -> anyhow::Result<Self> {
         let text = configuration(&manifests().join("nats/nats.yaml"))?;
-        let (_, account) = text.split_once("\n      producer {\n").context("no account of a producer")?;
+        let (_, account) = text
+            .split_once("\n      producer {\n")
+            .context("the configuration has no account of a producer")?;
         let (account, _) =
             account.split_once("\n      }\n").context("the account of the producer has no end")?;
         let account = account.replace("user: producer", "user: other");
@@ -81,10 +83,10 @@ impl BundledNats {
         Ok(Self { nodes })
     }
 
-    /// Starts one server with this configuration in place of the chart's, without addresses and folder, which are added.
+    /// Starts one server with this configuration in place of the chart's. Addresses and folder are added to it.
     ///
     /// # Errors
-    /// Where it does not come up.
+    /// If the server does not come up.
     pub async fn start_as(configuration: &str) -> anyhow::Result<Self> {
         let own = format!(
             "listen: 127.0.0.1:{PORT}\nhttp: 127.0.0.1:{MONITOR}\njetstream {{ store_dir: \"{DATA}\" }}"
@@ -101,12 +103,12 @@ impl BundledNats {
         &self.nodes
     }
 
-    /// One of them.
+    /// Returns one of the servers.
     pub fn node_mut(&mut self, n: usize) -> Option<&mut NatsServer> {
         self.nodes.get_mut(n)
     }
 
-    /// Points a replica at them, with the processor's login.
+    /// Points a replica at the servers, with the processor's login.
     #[must_use]
     pub fn serves(&self, options: ProcessorOptions) -> ProcessorOptions {
         let urls: Vec<_> = self.nodes.iter().map(NatsServer::url).collect();
@@ -114,10 +116,10 @@ impl BundledNats {
         logged_in(options).set("STREAM_REPLICAS", &self.nodes.len().to_string())
     }
 
-    /// A client with one of the logins.
+    /// Connects a client with one of the logins.
     ///
     /// # Errors
-    /// Where no server lets it in.
+    /// If no server accepts the login.
     pub async fn client(&self, user: &str) -> anyhow::Result<async_nats::Client> {
         let servers: Vec<_> = self.nodes.iter().map(NatsServer::url).collect();
         let options = ConnectOptions::with_user_and_password(user.to_owned(), PASSWORD.to_owned());
@@ -125,17 +127,17 @@ impl BundledNats {
         options.connect(servers).await.with_context(|| format!("{user} cannot connect"))
     }
 
-    /// A connection with one of the logins, on which anything may be sent.
+    /// Opens a connection with one of the logins, on which a test may send any bytes.
     ///
     /// # Errors
-    /// Where the first server does not let it in.
+    /// If the first server does not accept the login.
     pub async fn raw(&self, user: &str) -> anyhow::Result<RawClient> {
         let port = self.nodes.first().context("no server")?.port();
         RawClient::connect(port, Some((user, PASSWORD))).await
     }
 }
 
-/// With the processor's login.
+/// Gives a replica the processor's login.
 pub(crate) fn logged_in(options: ProcessorOptions) -> ProcessorOptions {
     let options = options.set("NATS_USER", "processor").set("NATS_PASSWORD", PASSWORD);
     options.set("NATS_INBOX_PREFIX", INBOX)
@@ -150,14 +152,14 @@ async fn one(login: Option<Login>) -> anyhow::Result<NatsServer> {
     NatsServer::start_configured(Configuration { environment, text, account: ACCOUNT, login }).await
 }
 
-/// They may not have met yet.
+/// Starts three servers, which may not have met yet.
 async fn three(login: Option<Login>) -> anyhow::Result<Vec<NatsServer>> {
     let text = here(&configuration(&manifests().join("nats-three/nats.yaml"))?, login)?;
     let ports = free_ports::<3>()?;
     let mut nodes = Vec::new();
     for (n, port) in ports.iter().enumerate() {
         let own = format!("127.0.0.1:{port}");
-        ensure!(text.contains("0.0.0.0:6222"), "no address for the other servers in the configuration");
+        ensure!(text.contains("0.0.0.0:6222"), "the configuration has no address for the other servers");
         let text = text.replace("0.0.0.0:6222", &own);
         let environment = environment(&format!("n{n}"), &ports);
         let configuration = Configuration { environment, text, account: ACCOUNT, login };
@@ -170,7 +172,7 @@ fn manifests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests")
 }
 
-/// The file in the manifest's `ConfigMap`.
+/// Reads the file in the manifest's `ConfigMap`.
 fn configuration(manifest: &Path) -> anyhow::Result<String> {
     let text =
         std::fs::read_to_string(manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
@@ -181,13 +183,16 @@ fn configuration(manifest: &Path) -> anyhow::Result<String> {
     Ok(lines.join("\n"))
 }
 
-/// The same on this machine: other addresses and folders, this login in the first account, the one of the streams, and nothing
-/// else.
+/// Adapts the configuration to this machine: other addresses and folders, and this login in the first account, which
+/// has the streams. Everything else stays.
 fn here(text: &str, login: Option<Login>) -> anyhow::Result<String> {
     let mut text = text.to_owned();
     if let Some((user, password)) = login {
         let (before, users) = text.split_once("users: [").context("no users in the configuration")?;
-        ensure!(before.contains(&format!("{ACCOUNT} {{")), "the first account is not that of the streams");
+        ensure!(
+            before.contains(&format!("{ACCOUNT} {{")),
+            "the first account is not the account of the streams"
+        );
         text = format!("{before}users: [ {{user: {user}, password: {password}}}\n{users}");
     }
     for (there, here) in [
@@ -202,7 +207,7 @@ fn here(text: &str, login: Option<Login>) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// What the chart's pods have.
+/// The environment variables of the chart's pods.
 fn environment(name: &str, routes: &[u16]) -> Vec<(String, String)> {
     let mut environment = vec![("POD_NAME".to_owned(), name.to_owned())];
     for login in ["PROCESSOR", "PRODUCER"] {

@@ -1,4 +1,4 @@
-//! A certificate authority of a test's own, and what it signs, as files.
+//! A certificate authority for one test, and the certificates that it signs, as files.
 
 use std::path::{Path, PathBuf};
 
@@ -8,25 +8,25 @@ use rcgen::{
 };
 use tempfile::TempDir;
 
-/// A certificate authority and two certificates by it: a server's, and a client's.
+/// A certificate authority and two certificates of it: a server's and a client's.
 #[derive(Debug)]
 pub struct Certificates {
     dir: TempDir,
 }
 
 impl Certificates {
-    /// Creates them, with new keys; the server's for 127.0.0.1 and localhost.
+    /// Creates them with new keys; the server's certificate is for 127.0.0.1 and localhost.
     ///
     /// # Errors
-    /// Where the files cannot be written.
+    /// If the files cannot be written.
     pub fn new() -> anyhow::Result<Self> {
         Self::for_servers(&["127.0.0.1", "localhost"])
     }
 
-    /// With a server's certificate for these names, by which the server may be a client of its like as well.
+    /// Creates them with a server's certificate for these names. With it, a server can also be the client of another server.
     ///
     /// # Errors
-    /// Where the files cannot be written.
+    /// If the files cannot be written.
     pub fn for_servers(names: &[&str]) -> anyhow::Result<Self> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let dir = TempDir::new()?;
@@ -52,13 +52,13 @@ impl Certificates {
         Ok(Self { dir })
     }
 
-    /// One of `ca.crt`, `server.crt`, `server.key`, `client.crt` and `client.key`.
+    /// The path of `ca.crt`, `server.crt`, `server.key`, `client.crt` or `client.key`.
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// The folder they are in.
+    /// The folder of the files.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()

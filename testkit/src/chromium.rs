@@ -1,8 +1,8 @@
-//! A real Chromium, driven by the `DevTools` protocol: goes to pages, presses keys, runs script in them, and
-//! keeps what the browser complains about.
+//! Drives a real Chromium by the `DevTools` protocol: opens pages, presses keys, runs scripts in them, and records
+//! the browser's complaints.
 //!
-//! The protocol goes over a pipe, a NUL behind each message: no port to find, no WebSocket, and the browser
-//! ends when the pipe does. Messages are plain JSON, because the crates with a type for each take longer to
+//! The protocol runs over a pipe, with a NUL after each message. So the test needs no port and no WebSocket, and the
+//! browser ends with the pipe. Messages are plain JSON: the crates with a type for each message take longer to
 //! compile than everything else here.
 
 use std::collections::HashMap;
@@ -26,20 +26,20 @@ use tokio::sync::oneshot;
 
 use crate::{eventually, output_dir, program};
 
-/// How long the browser may take for anything.
+/// The time limit for anything that the browser does.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a tab tells about itself.
+/// The domains of the protocol whose events a tab sends.
 const DOMAINS: [&str; 5] = ["Page", "Runtime", "Log", "Network", "Audits"];
 
-/// How a page is looked at.
+/// The window and the preferences with which a page is shown.
 #[derive(Clone, Copy, Debug)]
 pub struct View {
     /// The window's width in pixels.
     pub width: u32,
     /// The window's height in pixels.
     pub height: u32,
-    /// Whether the person prefers dark pages.
+    /// Whether the user prefers dark pages.
     pub dark: bool,
 }
 
@@ -52,7 +52,7 @@ impl View {
     pub const NARROW: Self = Self { width: 320, ..Self::LIGHT };
 }
 
-/// A running browser with a profile of its own.
+/// A running browser with its own profile.
 #[derive(Debug)]
 pub struct Chromium {
     link: Arc<Link>,
@@ -62,10 +62,10 @@ pub struct Chromium {
 }
 
 impl Chromium {
-    /// Starts one and waits until it answers.
+    /// Starts a browser and waits until it answers.
     ///
     /// # Errors
-    /// Where there is no browser, or it does not come up.
+    /// If no browser exists, or it does not come up.
     pub async fn start() -> anyhow::Result<Self> {
         let profile = TempDir::new()?;
         let log = File::create(profile.path().join("output"))?;
@@ -73,14 +73,14 @@ impl Chromium {
             "TASKPIPELINE_CHROMIUM",
             &["chromium", "chromium-browser", "google-chrome", "chrome-headless-shell"],
         )?;
-        // The browser reads the protocol from descriptor 3 and writes it to 4; only a shell can put our
-        // pipes there without unsafe code.
+        // The browser reads the protocol from descriptor 3 and writes it to 4. Without unsafe code, only a shell can
+        // put our pipes there.
         let mut command = Command::new("sh");
         command.args(["-c", r#"exec "$0" "$@" 3<&0 4>&1 </dev/null >&2"#]).arg(browser);
         command.args(["--headless", "--remote-debugging-pipe", "--disable-gpu", "--no-first-run"]);
-        // Root has no sandbox to offer, and a container little shared memory.
+        // Root has no sandbox, and a container has little shared memory.
         command.args(["--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"]);
-        // Nothing but the pages: no updates, no metrics, no look-ups.
+        // The browser requests only the pages: no updates, no metrics, no look-ups.
         command.args(["--disable-background-networking", "--disable-component-update", "--disable-sync"]);
         command.arg("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1");
         command.arg(format!("--user-data-dir={}", profile.path().join("profile").display()));
@@ -99,14 +99,14 @@ impl Chromium {
         tokio::spawn(listen(from, Arc::clone(&link)));
         let chromium = Self { link, pid: Pid::from_raw(pid), _child: child, profile };
         let version = chromium.link.call(None, "Browser.getVersion", json!({})).await;
-        version.with_context(|| format!("the browser does not come up\n{}", chromium.output()))?;
+        version.with_context(|| format!("the browser did not come up\n{}", chromium.output()))?;
         Ok(chromium)
     }
 
-    /// Opens an empty tab that shares no cookies and no cache with any other, and listens to it.
+    /// Opens an empty tab that shares no cookies and no cache with other tabs, and records its events.
     ///
     /// # Errors
-    /// Where the browser does not do it.
+    /// If the browser refuses.
     pub async fn tab(&self) -> anyhow::Result<Tab> {
         let text = |answer: &Value, field: &str| {
             answer[field].as_str().map(str::to_owned).with_context(|| format!("no {field} in {answer}"))
@@ -124,7 +124,7 @@ impl Chromium {
         Ok(tab)
     }
 
-    /// What it has printed, for an error message.
+    /// The browser's output, for an error message.
     fn output(&self) -> String {
         std::fs::read_to_string(self.profile.path().join("output")).unwrap_or_default()
     }
@@ -132,7 +132,7 @@ impl Chromium {
 
 impl Drop for Chromium {
     fn drop(&mut self) {
-        // The group: its renderers are children of its own. It may be gone already.
+        // The signal goes to the group, because the renderers are children of the browser. The group may have ended already.
         let _ = killpg(self.pid, Signal::SIGKILL);
     }
 }
@@ -145,15 +145,15 @@ pub struct Tab {
 }
 
 impl Tab {
-    /// Any command of the protocol.
+    /// Calls a command of the protocol.
     ///
     /// # Errors
-    /// Where the browser refuses it or does not answer.
+    /// If the browser refuses the command or does not answer.
     pub async fn call(&self, method: &str, parameters: Value) -> anyhow::Result<Value> {
         self.link.call(Some(&self.session), method, parameters).await
     }
 
-    /// Looks at pages like this from now on.
+    /// Shows the following pages with this view.
     ///
     /// # Errors
     /// As [`Self::call`].
@@ -166,10 +166,10 @@ impl Tab {
         self.call("Emulation.setEmulatedMedia", features).await.map(drop)
     }
 
-    /// Goes to a page and waits until it is loaded.
+    /// Opens a page and waits until it is loaded.
     ///
     /// # Errors
-    /// Where it is not loaded.
+    /// If the page is not loaded.
     pub async fn goto(&self, url: &str) -> anyhow::Result<()> {
         self.follow(async {
             let answer = self.call("Page.navigate", json!({"url": url})).await?;
@@ -181,10 +181,10 @@ impl Tab {
         .await
     }
 
-    /// Does what leads to another page, and waits until that is loaded.
+    /// Runs an action that leads to another page, and waits until that page is loaded.
     ///
     /// # Errors
-    /// Where it cannot be done, or leads to no page.
+    /// If the action fails, or leads to no page.
     pub async fn follow(&self, act: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
         let loads = || self.events("Page.loadEventFired").len();
         let before = loads();
@@ -196,11 +196,11 @@ impl Tab {
         .await
     }
 
-    /// The value of a script in the page; of a promise, what it comes to. The page's policy does not hold
-    /// for it.
+    /// Runs a script in the page and returns its value; of a promise, the value that it resolves to. The page's
+    /// policy does not apply to the script.
     ///
     /// # Errors
-    /// Where the script throws.
+    /// If the script throws.
     pub async fn evaluate(&self, script: &str) -> anyhow::Result<Value> {
         let parameters = json!({"expression": script, "returnByValue": true, "awaitPromise": true});
         let mut answer = self.call("Runtime.evaluate", parameters).await?;
@@ -218,7 +218,7 @@ impl Tab {
         let (code, text) = match key {
             "Tab" => (9, ""),
             "Enter" => (13, "\r"),
-            _ => bail!("no key {key} here"),
+            _ => bail!("the key {key} is not supported"),
         };
         for kind in ["keyDown", "keyUp"] {
             let press = json!({
@@ -230,10 +230,10 @@ impl Tab {
         Ok(())
     }
 
-    /// Clicks into the middle of the first element that the selector finds.
+    /// Clicks into the middle of the first element that the selector matches.
     ///
     /// # Errors
-    /// Where there is none.
+    /// If no element matches.
     pub async fn click(&self, selector: &str) -> anyhow::Result<()> {
         let middle = self
             .evaluate(&format!(
@@ -251,20 +251,20 @@ impl Tab {
         Ok(())
     }
 
-    /// Takes a picture of what is in the window and leaves it as `NAME.png` among the test's output.
+    /// Saves a picture of the window as `NAME.png` in the test's output folder.
     ///
     /// # Errors
-    /// Where the browser takes none.
+    /// If the browser takes no picture.
     pub async fn screenshot(&self, name: &str) -> anyhow::Result<PathBuf> {
         let answer = self.call("Page.captureScreenshot", json!({"format": "png"})).await?;
-        let bytes = STANDARD.decode(answer["data"].as_str().context("no picture")?)?;
-        ensure!(bytes.starts_with(b"\x89PNG") && bytes.len() > 1_000, "{name} is no picture");
+        let bytes = STANDARD.decode(answer["data"].as_str().context("the answer has no picture")?)?;
+        ensure!(bytes.starts_with(b"\x89PNG") && bytes.len() > 1_000, "{name} is not a picture");
         let file = output_dir()?.join(format!("{name}.png"));
         std::fs::write(&file, bytes).with_context(|| format!("cannot write {}", file.display()))?;
         Ok(file)
     }
 
-    /// What this tab has told by this event since [`Self::forget`].
+    /// The events of this kind since [`Self::forget`].
     #[must_use]
     pub fn events(&self, method: &str) -> Vec<Value> {
         let state = self.link.state();
@@ -272,14 +272,15 @@ impl Tab {
         state.events.iter().filter(told).map(|event| event.parameters.clone()).collect()
     }
 
-    /// Forgets what it has told.
+    /// Drops the recorded events.
     pub fn forget(&self) {
         self.link.state().events.retain(|event| event.session != self.session);
     }
 
-    /// All that a developer would see in red or yellow: errors and warnings on the console, uncaught errors,
-    /// requests that failed or were refused, issues (the policy's reports among them). The status of the
-    /// page itself is not among it.
+    /// Everything that a developer would see in red or yellow.
+    ///
+    /// That is errors and warnings on the console, uncaught errors, and requests that failed or were refused. It is
+    /// also issues, which include reports of the policy. The status of the page itself is not included.
     #[must_use]
     pub fn complaints(&self) -> Vec<String> {
         let documents: Vec<Value> = self
@@ -366,7 +367,7 @@ impl Link {
         let mut state = self.state();
         if let Some(id) = message["id"].as_u64() {
             if let Some(waiting) = state.waiting.remove(&id) {
-                // Whoever asked may have stopped waiting.
+                // The caller may have stopped waiting.
                 let _ = waiting.send(message);
             }
         } else if let (Some(session), Some(method)) =
@@ -387,6 +388,6 @@ async fn listen(from: ChildStdout, link: Arc<Link>) {
         }
         message.clear();
     }
-    // Whoever still waits learns that nothing will come.
+    // Every caller that still waits gets an error.
     link.state().waiting.clear();
 }

@@ -1,4 +1,4 @@
-//! Three nats-servers that form one cluster, each a process of its own.
+//! Three nats-servers that form one cluster, each a separate process.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use serde_json::Value;
 use crate::nats::{Routes, client_options};
 use crate::{NatsServer, ProcessorOptions, eventually, free_ports, http};
 
-/// How many servers there are: the least that outlive the loss of one.
+/// The number of servers: the smallest number that outlives the loss of one.
 const NODES: usize = 3;
 
-/// How long an election, or a server that starts and catches up, may take on a busy machine.
+/// The time limit for an election, or for a server to start and catch up, on a busy machine.
 const ELECTION: Duration = Duration::from_secs(45);
 
 /// A cluster of three nats-servers with JetStream, on free ports of 127.0.0.1.
@@ -23,15 +23,15 @@ pub struct NatsCluster {
 }
 
 impl NatsCluster {
-    /// Starts the three and waits until JetStream's meta group has a leader and all of its peers.
+    /// Starts the three servers, and waits until JetStream's meta group has a leader and all of its peers.
     ///
     /// # Errors
-    /// Where a server does not start, or they do not find each other.
+    /// If a server does not start, or the servers do not find each other.
     pub async fn start() -> anyhow::Result<Self> {
         Self::start_with(&[]).await
     }
 
-    /// Starts the three with further arguments, the same for each.
+    /// Starts the three servers with further arguments, the same for each.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -46,13 +46,13 @@ impl NatsCluster {
         Self::of(nodes).await
     }
 
-    /// Those that were started to form one.
+    /// Forms the cluster from servers that were started for it.
     pub(crate) async fn of(nodes: Vec<NatsServer>) -> anyhow::Result<Self> {
         meta_leader(&nodes).await?;
         Ok(Self { nodes })
     }
 
-    /// How many servers there are.
+    /// The number of servers.
     #[must_use]
     pub fn size(&self) -> usize {
         self.nodes.len()
@@ -64,50 +64,50 @@ impl NatsCluster {
         self.nodes.iter().map(NatsServer::url).collect::<Vec<_>>().join(",")
     }
 
-    /// One of the servers.
+    /// Returns one of the servers.
     #[must_use]
     pub fn node(&self, n: usize) -> Option<&NatsServer> {
         self.nodes.get(n)
     }
 
-    /// A client that knows all servers.
+    /// Connects a client that knows all servers.
     ///
     /// # Errors
-    /// Where no server lets us in.
+    /// If no server accepts the client.
     pub async fn client(&self) -> anyhow::Result<async_nats::Client> {
         let servers: Vec<_> = self.nodes.iter().map(NatsServer::url).collect();
         let options = client_options(self.nodes.first().and_then(NatsServer::login));
         options.connect(servers).await.context("cannot connect to the test's cluster of nats-servers")
     }
 
-    /// Points a replica at all servers, with streams that are kept by all of them.
+    /// Points a replica at all servers, with streams that all of them replicate.
     #[must_use]
     pub fn serves(&self, options: ProcessorOptions) -> ProcessorOptions {
         options.set("NATS_URL", &self.url()).set("STREAM_REPLICAS", &NODES.to_string())
     }
 
-    /// Kills a server as a crash would, and waits until it is gone.
+    /// Kills a server as a crash would, and waits until its process has ended.
     ///
     /// # Errors
-    /// Where there is no such server, or it does not die.
+    /// If no server has this number, or the process does not end.
     pub async fn kill(&mut self, n: usize) -> anyhow::Result<()> {
         self.nodes.get_mut(n).context("no such server")?.kill().await
     }
 
-    /// Starts a killed server again with its data, and waits until the cluster is whole: a meta leader, a leader of
-    /// each stream, and no replica of one behind.
+    /// Starts a killed server again with its data, and waits until the cluster is complete: a meta leader, a leader
+    /// of each stream, and no replica behind.
     ///
     /// # Errors
-    /// Where it does not start, or the cluster does not become whole.
+    /// If the server does not start, or the cluster does not become complete.
     pub async fn restart(&mut self, n: usize) -> anyhow::Result<()> {
         self.nodes.get_mut(n).context("no such server")?.restart().await?;
         self.whole().await
     }
 
-    /// Waits until all servers are there, and each stream and consumer has a leader and followers that have caught up.
+    /// Waits until all servers are up, and each stream and consumer has a leader and followers that have caught up.
     ///
     /// # Errors
-    /// What is missing at last.
+    /// Names the part that is still missing.
     pub async fn whole(&self) -> anyhow::Result<()> {
         meta_leader(&self.nodes).await?;
         let client = self.client().await?;
@@ -126,10 +126,10 @@ impl NatsCluster {
         .await
     }
 
-    /// Which server leads a stream.
+    /// Returns the number of the server that leads a stream.
     ///
     /// # Errors
-    /// Where there is no such stream, or it has no leader.
+    /// If the stream does not exist, or has no leader.
     pub async fn leader_of(&self, stream: &str) -> anyhow::Result<usize> {
         let client = self.client().await?;
         eventually(ELECTION, async || {
@@ -151,10 +151,10 @@ pub(crate) async fn meta_leader(nodes: &[NatsServer]) -> anyhow::Result<()> {
             let meta = &info["meta_cluster"];
             ensure!(meta["leader"].as_str().is_some_and(|leader| !leader.is_empty()), "no leader: {meta}");
             ensure!(meta["cluster_size"] == NODES, "not all servers have met: {meta}");
-            // The leader alone tells of the others.
+            // Only the leader reports the other servers.
             let peers = meta["replicas"].as_array().map(Vec::as_slice).unwrap_or_default();
             let away = peers.iter().find(|peer| peer["offline"] == true);
-            ensure!(away.is_none(), "a server is away: {away:?}");
+            ensure!(away.is_none(), "a server is offline: {away:?}");
         }
         Ok(())
     })

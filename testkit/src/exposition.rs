@@ -1,8 +1,8 @@
-//! Prometheus' text, as the programs and the API server give it.
+//! Parses the text format of Prometheus, as the programs and the API server return it.
 
 use std::collections::BTreeMap;
 
-/// One line of it.
+/// A line of the text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     /// The metric's name.
@@ -14,14 +14,14 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// A label; empty if it is not there, as Prometheus has it.
+    /// Returns a label; empty if it is missing, as in Prometheus.
     #[must_use]
     pub fn label(&self, name: &str) -> &str {
         self.labels.get(name).map_or("", String::as_str)
     }
 }
 
-/// All samples of a text. For labels without escapes and commas, of which there are none here.
+/// Parses all samples of a text. Labels must have no escapes or commas, as all labels here.
 pub fn samples(text: &str) -> impl Iterator<Item = Sample> {
     text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
         let (series, value) = line.rsplit_once(' ')?;
@@ -34,7 +34,7 @@ pub fn samples(text: &str) -> impl Iterator<Item = Sample> {
     })
 }
 
-/// The sum of all samples of a metric, or of one series where the name has its labels; 0 if there is none.
+/// Sums all samples of a metric, or returns one series if the name has labels; 0 if none matches.
 #[must_use]
 pub fn sum(text: &str, name: &str) -> f64 {
     let value = |line: &str| {

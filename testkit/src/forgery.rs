@@ -1,5 +1,7 @@
-//! Reply subjects under which a producer could have JetStream's acks of its events do harm: acks are sent with the rights of
-//! the server. Where they are, not what comes of them.
+//! Forged reply subjects. A producer could use them to do harm by JetStream's acks of its events: the server sends
+//! acks with its own permissions.
+//!
+//! This module lists the subjects; tests check the effects.
 
 use serde_json::Value;
 
@@ -8,10 +10,10 @@ use crate::{NatsServer, http};
 const LEDGER: &str = "KV_TASKS--tasks-processor";
 const RECORDS: &str = "$KV.TASKS--tasks-processor";
 
-/// The subscriptions of the replicas, which the monitoring port shows to everybody who can reach it.
+/// Lists the subscriptions of the replicas. The monitoring port shows them to everyone who can reach it.
 ///
 /// # Errors
-/// Where it does not answer.
+/// If the monitoring port does not answer.
 pub async fn subscriptions(server: &NatsServer) -> anyhow::Result<Vec<String>> {
     let url = format!("{}/connz?subs=1", server.monitor_url());
     let text = http().get(url).send().await?.text().await?;
@@ -24,7 +26,7 @@ pub async fn subscriptions(server: &NatsServer) -> anyhow::Result<Vec<String>> {
     Ok(subscriptions.filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
-/// Everything that an ack in the wrong place could harm, of a pipeline with the default names and these subscriptions.
+/// Lists every subject on which a misdirected ack could do harm, for a pipeline with the default names and these subscriptions.
 #[must_use]
 pub fn reply_subjects(subscriptions: &[String]) -> Vec<String> {
     let fixed = [

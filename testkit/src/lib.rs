@@ -1,8 +1,8 @@
-//! Handles on the real processes that tests run against: nats-server, the processor, the whole of
-//! `cargo xtask up`. Each is killed when its handle is dropped.
+//! Handles on the real processes of tests: nats-server, the processor, and `cargo xtask up`. Each process is killed
+//! when its handle is dropped.
 //!
-//! Where the programs are is told by `cargo xtask test` through the environment. What is missing is an
-//! error that says so: no test is skipped for want of a tool.
+//! `cargo xtask test` passes the paths of the programs through the environment. A missing program is an error: no
+//! test is skipped because of it.
 
 mod bundled;
 mod certificates;
@@ -41,33 +41,33 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, anyhow};
 
-/// An HTTP client for tests. It also installs the crypto provider that reqwest asks for.
+/// Returns an HTTP client for tests, and installs the crypto provider that reqwest needs.
 #[must_use]
 pub fn http() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::new()
 }
 
-/// A port that was free a moment ago.
+/// Returns a port that was free a moment ago.
 ///
 /// # Errors
-/// Where the system has none.
+/// If the system has no free port.
 pub fn free_port() -> anyhow::Result<u16> {
     let [port] = free_ports()?;
     Ok(port)
 }
 
-/// So many ports of this machine that nobody listens on, no two of them the same. They are below those that
-/// the system gives to outgoing connections: one of these would take the port of a server that is down for a
-/// moment, or has not come up yet.
+/// Returns free ports of this machine, all different.
+///
+/// They are below the range for outgoing connections. A port in that range could be taken while its server is down or starts.
 ///
 /// # Errors
-/// Where there are none.
+/// If not enough ports are free.
 pub fn free_ports<const N: usize>() -> anyhow::Result<[u16; N]> {
     const FIRST: u32 = 12_000;
     const COUNT: u32 = 20_000;
     static TRIED: AtomicU32 = AtomicU32::new(0);
-    // Test programs that run at the same time begin at different ones.
+    // Test programs that run at the same time begin at different ports.
     let begin = std::process::id().wrapping_mul(7_919) % COUNT;
     let mut free = (0..COUNT)
         .map(|_| FIRST + (begin + TRIED.fetch_add(1, Ordering::Relaxed)) % COUNT)
@@ -80,21 +80,21 @@ pub fn free_ports<const N: usize>() -> anyhow::Result<[u16; N]> {
     Ok(ports)
 }
 
-/// Where a test may leave what a person might want to look at, such as screenshots.
+/// The folder for files that a person might want to see, such as screenshots.
 ///
 /// # Errors
-/// Where the folder cannot be made.
+/// If the folder cannot be created.
 pub fn output_dir() -> anyhow::Result<PathBuf> {
     let dir = std::env::var_os("TASKPIPELINE_TEST_OUTPUT")
         .map_or_else(|| std::env::temp_dir().join("taskpipeline-test-output"), PathBuf::from);
-    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     Ok(dir)
 }
 
-/// A program: where `cargo xtask test` says it is, else on PATH under one of these names.
+/// Finds a program: by the variable that `cargo xtask test` sets, or on PATH under one of these names.
 ///
 /// # Errors
-/// Where there is none.
+/// If the program is not found.
 pub fn program(variable: &str, names: &[&str]) -> anyhow::Result<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {
         return Ok(path.into());
@@ -103,5 +103,5 @@ pub fn program(variable: &str, names: &[&str]) -> anyhow::Result<PathBuf> {
     std::env::split_paths(&path)
         .flat_map(|dir| names.iter().map(move |name| dir.join(name)))
         .find(|file| file.is_file())
-        .ok_or_else(|| anyhow!("{variable} is not set: run the tests by `cargo xtask test`, which sets it"))
+        .ok_or_else(|| anyhow!("{variable} is not set; run the tests by `cargo xtask test`, which sets it"))
 }

@@ -1,5 +1,6 @@
-//! Load: many events, stored in the stream as fast as it takes them. Each is acknowledged; none is lost on
-//! the way, as plain publishes in such numbers would be.
+//! Stores many events in the stream as fast as it accepts them.
+//!
+//! Each is acknowledged: plain publishes in such numbers would be lost.
 
 use std::collections::VecDeque;
 use std::future::IntoFuture;
@@ -10,14 +11,13 @@ use async_nats::jetstream::context::ContextBuilder;
 use async_nats::jetstream::message::PublishMessage;
 use serde_json::Value;
 
-/// How many publishes wait for their acks at a time.
+/// The number of publishes that wait for their acks at a time.
 const IN_FLIGHT: usize = 4_000;
 
-/// Stores these events, `(kind, event)`, in their order, and waits until the stream has acknowledged them all.
-/// Answers how many there were.
+/// Stores these events, `(kind, event)`, in their order, and waits until the stream has acknowledged all. Returns their number.
 ///
 /// # Errors
-/// Where the stream does not take one of them.
+/// If the stream refuses an event.
 pub async fn store<'a>(
     client: &Client,
     events: impl Iterator<Item = (&'a str, Value)>,
@@ -30,7 +30,7 @@ pub async fn store<'a>(
     for (kind, event) in events {
         let message = PublishMessage::build().payload(event.to_string().into());
         let sent = jetstream.send_publish(format!("tasks.{kind}"), message).await;
-        waiting.push_back(sent.context("an event cannot be published")?);
+        waiting.push_back(sent.context("cannot publish an event")?);
         if waiting.len() == IN_FLIGHT
             && let Some(ack) = waiting.pop_front()
         {

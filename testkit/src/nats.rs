@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 use crate::{Process, eventually, free_ports, http, program};
 
-/// A nats-server with JetStream on a free port of this machine, its data in a folder of its own.
+/// A nats-server with JetStream on a free port of this machine, with its own data folder.
 #[derive(Debug)]
 pub struct NatsServer {
     process: Process,
@@ -20,57 +20,57 @@ pub struct NatsServer {
     monitor: u16,
     extra: Vec<String>,
     routes: Option<Routes>,
-    /// In place of arguments.
+    /// The configuration, which replaces arguments.
     configuration: Option<Configuration>,
     data: TempDir,
 }
 
-/// What a server reads from a file, with the environment that the file refers to.
+/// A configuration file, with the environment that the file refers to.
 #[derive(Debug)]
 pub(crate) struct Configuration {
     pub(crate) environment: Vec<(String, String)>,
-    /// The file, with [`PORT`], [`MONITOR`] and [`DATA`] in place of what each server has of its own.
+    /// The text of the file, with [`PORT`], [`MONITOR`] and [`DATA`] as placeholders of each server's own values.
     pub(crate) text: String,
-    /// The account that streams are kept in.
+    /// The account of the streams.
     pub(crate) account: &'static str,
-    /// What the tests' own clients log in with.
+    /// The login of the tests' own clients.
     pub(crate) login: Option<Login>,
 }
 
 /// A user and its password.
 pub(crate) type Login = (&'static str, &'static str);
 
-/// The account of those who have none.
+/// The account of clients without one.
 pub(crate) const GLOBAL: &str = "$G";
 
-/// Stands for the port for clients.
+/// The placeholder of the port for clients.
 pub(crate) const PORT: &str = "@PORT@";
-/// Stands for the port for monitoring.
+/// The placeholder of the port for monitoring.
 pub(crate) const MONITOR: &str = "@MONITOR@";
-/// Stands for the server's folder.
+/// The placeholder of the server's folder.
 pub(crate) const DATA: &str = "@DATA@";
 
-/// How a server finds the others of its cluster.
+/// The routes by which a server finds the others of its cluster.
 #[derive(Debug)]
 pub(crate) struct Routes {
     /// The server's name in the cluster.
     pub(crate) name: String,
-    /// Where it listens for the other servers.
+    /// The port for the other servers.
     pub(crate) port: u16,
-    /// Where all of them listen, separated by commas.
+    /// The addresses of all servers, separated by commas.
     pub(crate) all: String,
 }
 
 impl NatsServer {
-    /// Starts one and waits until it takes connections.
+    /// Starts a server and waits until it accepts connections.
     ///
     /// # Errors
-    /// Where there is no nats-server, or it does not come up.
+    /// If nats-server is missing, or does not come up.
     pub async fn start() -> anyhow::Result<Self> {
         Self::start_with(&[]).await
     }
 
-    /// Starts one with further arguments.
+    /// Starts a server with further arguments.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -78,12 +78,12 @@ impl NatsServer {
         Self::launch(owned(extra), None, None).await
     }
 
-    /// Starts one that belongs to a cluster.
+    /// Starts a server that belongs to a cluster.
     pub(crate) async fn start_in(routes: Routes, extra: &[&str]) -> anyhow::Result<Self> {
         Self::launch(owned(extra), Some(routes), None).await
     }
 
-    /// Starts one with a configuration file.
+    /// Starts a server with a configuration file.
     pub(crate) async fn start_configured(configuration: Configuration) -> anyhow::Result<Self> {
         Self::launch(Vec::new(), None, Some(configuration)).await
     }
@@ -104,16 +104,16 @@ impl NatsServer {
         Ok(server)
     }
 
-    /// Where it answers questions about itself.
+    /// The URL of the monitoring endpoint.
     #[must_use]
     pub fn monitor_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.monitor)
     }
 
-    /// How many messages it has sent to the client of this name, by its monitoring endpoint.
+    /// The number of messages that the server has sent to the client of this name, by its monitoring endpoint.
     ///
     /// # Errors
-    /// Where it does not answer, or knows no such client.
+    /// If the endpoint does not answer, or the client is unknown.
     pub async fn sent_to(&self, name: &str) -> anyhow::Result<u64> {
         let url = format!("{}/connz", self.monitor_url());
         let connections: Value = serde_json::from_str(&http().get(url).send().await?.text().await?)?;
@@ -127,81 +127,81 @@ impl NatsServer {
         self.extra = owned(extra);
     }
 
-    /// Where it is.
+    /// The URL of the server.
     #[must_use]
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// What the tests' own clients log in with.
+    /// The login of the tests' own clients.
     #[must_use]
     pub(crate) fn login(&self) -> Option<Login> {
         self.configuration.as_ref().and_then(|configuration| configuration.login)
     }
 
-    /// Where clients find it.
+    /// The port for clients.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// A client of it.
+    /// Connects a client.
     ///
     /// # Errors
-    /// Where it does not let us in.
+    /// If the server does not accept the client.
     pub async fn client(&self) -> anyhow::Result<async_nats::Client> {
         let options = client_options(self.login());
         options.connect(self.url()).await.context("cannot connect to the test's nats-server")
     }
 
-    /// Kills it as a crash would, and waits until it is gone.
+    /// Kills the server as a crash would, and waits until its process has ended.
     ///
     /// # Errors
-    /// Where it does not die.
+    /// If the process does not end.
     pub async fn kill(&mut self) -> anyhow::Result<()> {
         self.process.signal(Signal::SIGKILL)?;
         self.process.wait(Duration::from_secs(5)).await?;
         Ok(())
     }
 
-    /// Ends it in order, so that all of its files are whole, and waits until it is gone.
+    /// Ends the server in order, so that its files are complete, and waits until its process has ended.
     ///
     /// # Errors
-    /// Where it does not end.
+    /// If the process does not end.
     pub async fn stop(&mut self) -> anyhow::Result<()> {
         self.process.signal(Signal::SIGTERM)?;
         self.process.wait(Duration::from_secs(10)).await?;
         Ok(())
     }
 
-    /// Makes it stand still, or go on.
+    /// Stops the server by SIGSTOP, or continues it.
     ///
     /// # Errors
-    /// Where it is gone.
+    /// If the process has ended.
     pub fn pause(&self, paused: bool) -> anyhow::Result<()> {
         self.process.signal(if paused { Signal::SIGSTOP } else { Signal::SIGCONT })
     }
 
-    /// The process itself.
+    /// The process of the server.
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
     }
 
-    /// The folder in which it keeps a stream's messages and consumers.
+    /// The folder of a stream's messages and consumers.
     #[must_use]
     pub fn stream_dir(&self, stream: &str) -> PathBuf {
         let account = self.configuration.as_ref().map_or(GLOBAL, |configuration| configuration.account);
         self.data.path().join("jetstream").join(account).join("streams").join(stream)
     }
 
-    /// Its last lines, for an error message.
+    /// The server's last lines, for an error message.
     #[must_use]
     pub fn tail(&self) -> String {
         self.process.tail()
     }
 
-    /// Starts it anew on the same port with the same data.
+    /// Starts the server again on the same port with the same data.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -218,13 +218,13 @@ impl NatsServer {
             tokio::net::TcpStream::connect(("127.0.0.1", self.port))
                 .await
                 .map(drop)
-                .with_context(|| format!("nats-server does not take connections\n{}", self.process.tail()))
+                .with_context(|| format!("nats-server does not accept connections\n{}", self.process.tail()))
         })
         .await
     }
 }
 
-/// How a client logs in.
+/// Returns the options of a client with this login.
 pub(crate) fn client_options(login: Option<Login>) -> ConnectOptions {
     match login {
         Some((user, password)) => {

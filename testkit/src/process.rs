@@ -1,4 +1,4 @@
-//! A child process: its output is kept line by line, signals reach it, and it does not outlive its handle.
+//! A child process. Its handle keeps its output line by line, sends it signals, and kills it when dropped.
 
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 type Lines = Arc<Mutex<Vec<String>>>;
 
-/// A running child, in a process group of its own.
+/// A running child in its own process group.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -24,10 +24,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it, with nothing on its standard input.
+    /// Starts a process with an empty standard input.
     ///
     /// # Errors
-    /// Where the program cannot be run.
+    /// If the program cannot be run.
     pub fn spawn(name: &str, command: &mut Command) -> anyhow::Result<Self> {
         let mut child = command
             .stdin(Stdio::null())
@@ -49,7 +49,7 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, pid: Pid::from_raw(pid), lines, readers })
     }
 
-    /// Everything it has printed so far, standard output and error together.
+    /// All lines so far, of standard output and error together.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -61,33 +61,33 @@ impl Process {
         self.pid
     }
 
-    /// Sends a signal to it alone.
+    /// Sends a signal to the process, and not to its group.
     ///
     /// # Errors
-    /// Where it is gone.
+    /// If the process has ended.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         kill(self.pid, signal).with_context(|| format!("cannot send {signal} to {}", self.name))
     }
 
-    /// Waits for its end, and for the last line of its output.
+    /// Waits for the end of the process, and for the last line of its output.
     ///
     /// # Errors
-    /// Where it does not end in time; its last lines are in the error.
+    /// If the process does not end in time; its last lines are in the error.
     pub async fn wait(&mut self, within: Duration) -> anyhow::Result<ExitStatus> {
         let status = tokio::time::timeout(within, self.child.wait())
             .await
             .map_err(|_| anyhow!("{} did not end within {within:?}\n{}", self.name, self.tail()))??;
         for reader in self.readers.drain(..) {
-            // A grandchild may hold the pipe open; what it prints does not matter any more.
+            // A grandchild may keep the pipe open; its output does not matter any more.
             let _ = tokio::time::timeout(Duration::from_secs(1), reader).await;
         }
         Ok(status)
     }
 
-    /// The memory it occupies, in MB, as `ps` tells it.
+    /// The resident memory in MB, as `ps` reports it.
     ///
     /// # Errors
-    /// Where `ps` does not know it.
+    /// If `ps` does not know the process.
     pub fn resident_megabytes(&self) -> anyhow::Result<f64> {
         let output = std::process::Command::new("ps")
             .args(["-o", "rss=", "-p", &self.pid.to_string()])
@@ -97,20 +97,20 @@ impl Process {
         Ok(kilobytes.with_context(|| format!("ps does not know {}", self.name))? / 1_024.0)
     }
 
-    /// Whether it still runs.
+    /// Whether the process still runs.
     ///
     /// # Errors
-    /// Where the system cannot say.
+    /// If the system call fails.
     pub fn is_running(&mut self) -> anyhow::Result<bool> {
         Ok(self.child.try_wait()?.is_none())
     }
 
-    /// Whether it stands still, by SIGSTOP.
+    /// Whether the process is stopped by SIGSTOP.
     ///
     /// # Errors
-    /// Where the system cannot say.
+    /// If the state cannot be read.
     pub async fn is_stopped(&self) -> anyhow::Result<bool> {
-        // Linux says it in a file (`pid (name) state ...`); elsewhere `ps` is always there.
+        // Linux has the state in a file (`pid (name) state ...`); other systems have `ps`.
         if let Ok(stat) = tokio::fs::read_to_string(format!("/proc/{}/stat", self.pid)).await {
             return Ok(stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')));
         }
@@ -119,7 +119,7 @@ impl Process {
         Ok(told.stdout.trim_ascii_start().starts_with(b"T"))
     }
 
-    /// Its last lines, for an error message.
+    /// The last lines, for an error message.
     #[must_use]
     pub fn tail(&self) -> String {
         let lines = self.lines();
@@ -130,7 +130,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The group: workerd is wrangler's child, not ours. It may be gone already.
+        // The signal goes to the group: workerd is wrangler's child, not ours. The group may have ended already.
         let _ = killpg(self.pid, Signal::SIGKILL);
     }
 }

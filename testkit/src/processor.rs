@@ -1,4 +1,4 @@
-//! A replica of the real processor, as a process of its own.
+//! A replica of the real processor, as a separate process.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,17 +12,17 @@ use tokio::process::Command;
 
 use crate::{NatsServer, Process, eventually, exposition, free_port, http, program};
 
-/// The environment a replica is started with, and which build of it.
+/// The environment of a replica, and the build that it runs.
 #[derive(Clone, Debug)]
 pub struct ProcessorOptions {
     env: BTreeMap<String, String>,
     program: (&'static str, &'static str),
-    /// What `taskpipeline run` is told besides.
+    /// Further arguments of `taskpipeline run`.
     arguments: Vec<String>,
 }
 
 impl ProcessorOptions {
-    /// From this server into this simulator, in the default mode (`Durable`), text logs.
+    /// Returns the options of a replica between this server and this simulator, in mode Durable, with text logs.
     #[must_use]
     pub fn new(nats: &NatsServer, kv: &Simulator) -> Self {
         let config = kv.config();
@@ -42,40 +42,39 @@ impl ProcessorOptions {
         }
     }
 
-    /// Mode `Core`: NATS core, at most once.
+    /// Selects mode `Core`: NATS core, at most once.
     #[must_use]
     pub fn core(self) -> Self {
         self.set("DELIVERY_MODE", "Core")
     }
 
-    /// With the settings of this file, which is followed as it changes.
+    /// Makes the replica follow this settings file.
     #[must_use]
     pub fn following(self, file: &Path) -> Self {
         Self { arguments: vec!["--file".to_owned(), file.to_string_lossy().into_owned()], ..self }
     }
 
-    /// The build with crash points, which aborts when it passes this one for the `nth` time.
+    /// Selects the build with crash points, which aborts when it passes this one for the `nth` time.
     #[must_use]
     pub fn crashing_at(self, point: &str, nth: u32) -> Self {
         let crashing = self.set("TASKPIPELINE_CRASH_AT", &format!("{point}:{nth}"));
         Self { program: ("TASKPIPELINE_CRASHABLE_BIN", "taskpipeline-crashable"), ..crashing }
     }
 
-    /// The command line tool with these arguments, in the environment of a replica.
+    /// Returns the command line tool with these arguments, in the environment of a replica.
     ///
     /// # Errors
-    /// Where there is no such program.
+    /// If the program does not exist.
     pub fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
         let (variable, name) = self.program;
         let mut command = Command::new(program(variable, &[name])?);
-        // Only what is set here and where to find things: nothing of the developer's own environment.
+        // Only these variables are set: the developer's environment must have no effect.
         command.args(arguments).env_clear().envs(&self.env);
         command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
         Ok(command)
     }
 
-    /// The build with crash points, which stands still, as if by SIGSTOP, when it passes this one for the
-    /// `nth` time.
+    /// Selects the build with crash points, which stops, as if by SIGSTOP, when it passes this one for the `nth` time.
     #[must_use]
     pub fn stopping_at(self, point: &str, nth: u32) -> Self {
         let stopping = self.set("TASKPIPELINE_STOP_AT", &format!("{point}:{nth}"));
@@ -101,7 +100,7 @@ impl Processor {
     /// Starts a replica and waits until it is ready.
     ///
     /// # Errors
-    /// Where it does not get ready; its last lines are in the error.
+    /// If it does not become ready; its last lines are in the error.
     pub async fn start(options: &ProcessorOptions) -> anyhow::Result<Self> {
         let processor = Self::spawn(options)?;
         processor.wait_ready(Duration::from_secs(10)).await?;
@@ -111,7 +110,7 @@ impl Processor {
     /// Starts a replica without waiting.
     ///
     /// # Errors
-    /// Where it cannot be run.
+    /// If it cannot be run.
     pub fn spawn(options: &ProcessorOptions) -> anyhow::Result<Self> {
         let port = free_port()?;
         let mut command = options.command(&["run"])?;
@@ -120,39 +119,39 @@ impl Processor {
         Ok(Self { process: Process::spawn("taskpipeline run", &mut command)?, port })
     }
 
-    /// The process itself.
+    /// The process of the replica.
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
     }
 
-    /// Where its endpoints are, on this machine.
+    /// The port of its endpoints.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Whether it still runs.
+    /// Whether the replica still runs.
     ///
     /// # Errors
-    /// Where the system cannot say.
+    /// If the system call fails.
     pub fn is_running(&mut self) -> anyhow::Result<bool> {
         self.process.is_running()
     }
 
-    /// Kills it as a crash would, and waits until it is gone.
+    /// Kills the replica as a crash would, and waits until its process has ended.
     ///
     /// # Errors
-    /// Where it does not die.
+    /// If the process does not end.
     pub async fn kill(&mut self) -> anyhow::Result<ExitStatus> {
         self.process.signal(Signal::SIGKILL)?;
         self.process.wait(Duration::from_secs(5)).await
     }
 
-    /// One of its endpoints: the status and the body.
+    /// Requests one of its endpoints, and returns the status and the body.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// If the replica does not answer.
     pub async fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
         let response = http()
             .get(format!("http://127.0.0.1:{}{path}", self.port))
@@ -163,35 +162,35 @@ impl Processor {
         Ok((response.status().as_u16(), response.text().await?))
     }
 
-    /// The sum of a metric over all its labels, or one of them where the name has its labels; 0 if it is not there.
+    /// The sum of a metric over all its labels, or one series if the name has labels; 0 if the metric is missing.
     ///
     /// # Errors
-    /// Where `/metrics` does not answer.
+    /// If `/metrics` does not answer.
     pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
         let (_, text) = self.get("/metrics").await?;
         Ok(exposition::sum(&text, name))
     }
 
-    /// How many events have landed.
+    /// The number of events that have landed.
     ///
     /// # Errors
-    /// Where `/metrics` does not answer.
+    /// If `/metrics` does not answer.
     pub async fn landed(&self) -> anyhow::Result<f64> {
         self.metric("taskpipeline_event_landing_seconds_count").await
     }
 
-    /// How many events it has received.
+    /// The number of events that the replica has received.
     ///
     /// # Errors
-    /// Where `/metrics` does not answer.
+    /// If `/metrics` does not answer.
     pub async fn received(&self) -> anyhow::Result<f64> {
         self.metric("taskpipeline_events_received_total").await
     }
 
-    /// Waits until so many events have landed.
+    /// Waits until this many events have landed.
     ///
     /// # Errors
-    /// Where they do not in time.
+    /// If they do not land in time.
     pub async fn wait_landed(&self, events: u32, within: Duration) -> anyhow::Result<()> {
         eventually(within, || async {
             let landed = self.landed().await?;
@@ -201,10 +200,10 @@ impl Processor {
         .await
     }
 
-    /// Waits until `/readyz` says so.
+    /// Waits until `/readyz` returns 200.
     ///
     /// # Errors
-    /// Where it does not in time; its last lines are in the error.
+    /// If it does not in time; the last lines are in the error.
     pub async fn wait_ready(&self, within: Duration) -> anyhow::Result<()> {
         eventually(within, || async {
             let (status, body) = self.get("/readyz").await?;
@@ -217,16 +216,16 @@ impl Processor {
     /// Sends SIGTERM and waits for the drain.
     ///
     /// # Errors
-    /// Where it does not end in time.
+    /// If the replica does not end in time.
     pub async fn terminate(&mut self, within: Duration) -> anyhow::Result<ExitStatus> {
         self.process.signal(Signal::SIGTERM)?;
         self.process.wait(within).await
     }
 
-    /// Waits for it to end by itself.
+    /// Waits for the replica to end by itself.
     ///
     /// # Errors
-    /// Where it does not end in time.
+    /// If it does not end in time.
     pub async fn wait(&mut self, within: Duration) -> anyhow::Result<ExitStatus> {
         self.process.wait(within).await
     }

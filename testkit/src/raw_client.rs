@@ -1,4 +1,4 @@
-//! A connection to a nats-server on which a test sends what no client library would.
+//! A connection to a nats-server on which a test sends bytes that no client library would send.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,10 +12,10 @@ use tokio::task::JoinHandle;
 
 use crate::eventually;
 
-/// How long the server may take for a round trip.
+/// The time limit for a round trip.
 const ROUND_TRIP: Duration = Duration::from_secs(10);
 
-/// Header blocks that nats-server stores and that cut the connection of a client.
+/// Header blocks that nats-server stores, and that cut the connection of a client.
 pub const UNREADABLE_HEADERS: [&[u8]; 6] = [
     b"NATS/1.0\r\nX-User: M\xfcller\r\n\r\n",
     b"NATS/1.0\r\nno colon\r\n\r\n",
@@ -43,7 +43,7 @@ impl RawClient {
     /// Connects and logs in.
     ///
     /// # Errors
-    /// Where the server does not let it in.
+    /// If the server does not accept the login.
     pub async fn connect(port: u16, login: Option<(&str, &str)>) -> anyhow::Result<Self> {
         let (input, out) = TcpStream::connect(("127.0.0.1", port)).await?.into_split();
         let (out, lines) = (Arc::new(tokio::sync::Mutex::new(out)), Arc::<Mutex<Vec<String>>>::default());
@@ -78,12 +78,12 @@ impl RawClient {
     /// Sends these bytes.
     ///
     /// # Errors
-    /// Where the connection is closed.
+    /// If the connection is closed.
     pub async fn send(&self, bytes: &[u8]) -> anyhow::Result<()> {
         self.out.lock().await.write_all(bytes).await.context("the server has closed the connection")
     }
 
-    /// Publishes; an empty reply subject is none.
+    /// Publishes a message; without a reply subject if `reply` is empty.
     ///
     /// # Errors
     /// As [`Self::send`].
@@ -113,10 +113,10 @@ impl RawClient {
         self.send(&bytes).await
     }
 
-    /// Waits until the server has handled what was sent before.
+    /// Waits until the server has handled everything that was sent before.
     ///
     /// # Errors
-    /// What the server has complained of at the login, or that it does not answer.
+    /// If the server refuses the login or does not answer.
     pub async fn round_trip(&self) -> anyhow::Result<()> {
         let pongs = self.count("PONG");
         self.send(b"PING\r\n").await?;

@@ -1,5 +1,6 @@
-//! A way to nats-server on which a client's taking back a subscription arrives late: the server has had the time to answer what
-//! the client asked for just before, as happens by chance on a machine that has more to do.
+//! A proxy before nats-server that delays a client's UNSUB.
+//!
+//! So the server has time to answer an earlier request of the client, as happens by chance on a busier machine.
 
 use std::io;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// The command by which a client takes a subscription back. In a payload it does no harm.
+/// The command that ends a subscription. In a payload it does no harm.
 const UNSUBSCRIBE: &[u8] = b"UNSUB ";
 
 /// A proxy before nats-server that delays a client's UNSUB. It ends when it is dropped.
@@ -21,10 +22,10 @@ pub struct SlowLink {
 }
 
 impl SlowLink {
-    /// Leads to a port of this machine from now on; `late`: by how much.
+    /// Starts a proxy to a port of this machine, with this delay.
     ///
     /// # Errors
-    /// Where there is no port to be had.
+    /// If no port is free.
     pub async fn to(port: u16, late: Duration) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("no free port")?;
         let own = listener.local_addr()?.port();
@@ -41,7 +42,7 @@ impl SlowLink {
         Ok(Self { port: own, serving })
     }
 
-    /// Where clients find it.
+    /// The port for clients.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
@@ -54,7 +55,7 @@ impl Drop for SlowLink {
     }
 }
 
-/// Until the client hangs up, or the server does not take any more.
+/// Forwards bytes until the client hangs up, or the server accepts no more.
 async fn pass(mut client: OwnedReadHalf, mut server: OwnedWriteHalf, late: Duration) -> io::Result<()> {
     let mut buffer = vec![0; 65_536];
     loop {

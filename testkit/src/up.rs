@@ -1,4 +1,4 @@
-//! `cargo xtask up`: the whole product on one machine, as a newcomer starts it.
+//! `cargo xtask up`: the whole product on one machine, as a new user starts it.
 
 use std::path::Path;
 use std::process::ExitStatus;
@@ -11,7 +11,7 @@ use tokio::process::Command;
 
 use crate::{Process, eventually, free_port, program};
 
-/// A running `cargo xtask up`, on free ports and with a data folder of its own.
+/// A running `cargo xtask up`, on free ports and with its own data folder.
 #[derive(Debug)]
 pub struct Up {
     process: Process,
@@ -22,18 +22,18 @@ pub struct Up {
 }
 
 impl Up {
-    /// Starts it and waits until it says that all is up.
+    /// Starts it and waits until everything is up.
     ///
     /// # Errors
-    /// Where it does not get there; its last lines are in the error.
+    /// If it does not come up; its last lines are in the error.
     pub async fn start() -> anyhow::Result<Self> {
         Self::start_with(&[]).await
     }
 
-    /// With more arguments.
+    /// Starts it with more arguments.
     ///
     /// # Errors
-    /// Where it does not get there; its last lines are in the error.
+    /// If it does not come up; its last lines are in the error.
     pub async fn start_with(arguments: &[&str]) -> anyhow::Result<Self> {
         let (nats, edge, processor) = (free_port()?, free_port()?, free_port()?);
         let data = TempDir::new()?;
@@ -49,7 +49,7 @@ impl Up {
     }
 
     async fn ready(&mut self) -> anyhow::Result<()> {
-        // Long enough for a first build of the Worker.
+        // The time is enough for a first build of the Worker.
         let process = std::cell::RefCell::new(&mut self.process);
         eventually(Duration::from_secs(600), || async {
             let mut process = process.borrow_mut();
@@ -57,7 +57,7 @@ impl Up {
                 return Ok(());
             }
             if !process.is_running()? {
-                // Waiting on would not help.
+                // More waiting would not help.
                 return Ok(());
             }
             bail!("not ready yet\n{}", process.tail());
@@ -69,40 +69,40 @@ impl Up {
         Ok(())
     }
 
-    /// The process and what it has printed.
+    /// The process and its output.
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
     }
 
-    /// The folder in which it keeps its data; `kv` in it is the local KV's.
+    /// The data folder; its subfolder `kv` belongs to the local KV.
     #[must_use]
     pub fn data(&self) -> &Path {
         self.data.path()
     }
 
-    /// Where NATS is.
+    /// The URL of NATS.
     #[must_use]
     pub fn nats_url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.nats)
     }
 
-    /// Where the pages are.
+    /// The URL of the pages.
     #[must_use]
     pub fn edge_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.edge)
     }
 
-    /// The ports it uses: NATS, edge, processor.
+    /// The ports of NATS, the edge and the processor.
     #[must_use]
     pub fn ports(&self) -> [u16; 3] {
         [self.nats, self.edge, self.processor]
     }
 
-    /// Presses Ctrl-C and waits until it has stopped everything.
+    /// Presses Ctrl-C and waits until everything has stopped.
     ///
     /// # Errors
-    /// Where it does not end in time.
+    /// If it does not end in time.
     pub async fn interrupt(&mut self) -> anyhow::Result<ExitStatus> {
         self.process.signal(Signal::SIGINT)?;
         self.process.wait(Duration::from_secs(60)).await

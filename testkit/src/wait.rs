@@ -1,16 +1,16 @@
-//! Waiting for what happens in its own time.
+//! Waits for conditions that take their own time.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How often it is looked.
+/// The interval between two looks.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Asks again and again until there is an answer.
+/// Repeats until the function succeeds, and returns its value.
 ///
 /// # Errors
-/// The last refusal, once `patience` is over.
+/// The last error, after `patience`.
 pub async fn eventually<T>(
     patience: Duration,
     mut ask: impl AsyncFnMut() -> anyhow::Result<T>,
@@ -27,7 +27,7 @@ pub async fn eventually<T>(
     }
 }
 
-/// How long something takes to become so.
+/// Measures how long a condition takes to become true.
 ///
 /// # Errors
 /// As [`eventually`].

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: builds what is measured and what it is compared with, and runs the benchmarks.
+//! `cargo xtask bench`: builds the processor, the simulator and the peer, and runs the benchmarks.
 
 use std::process::ExitCode;
 
@@ -7,20 +7,20 @@ use anyhow::{Context, Result};
 use crate::run;
 use crate::tools::Workshop;
 
-/// What `bench` can be told.
+/// The options of `bench`.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Options {
-    /// Which benchmark, and its options; none: the full comparison. `--quick`, `--resume`, `run --only SCENARIO
-    /// --system SYSTEM`, `ledger`, `report`, `help`
+    /// Run one benchmark with its options, such as `--quick`, `--resume`, `run --only SCENARIO --system SYSTEM`,
+    /// `ledger`, `report` or `help` [default: the full comparison]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     benchmark: Vec<String>,
 }
 
-/// Runs one.
+/// Runs a benchmark.
 ///
 /// # Errors
-/// When something cannot be got, built or started.
+/// If a part cannot be obtained, built or started.
 pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     let arguments = whole(&options.benchmark);
     let nats_server = shop.nats_server()?;
@@ -44,14 +44,14 @@ pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// With the subcommand that stands for none.
+/// Adds the default subcommand if the arguments name none.
 fn whole(benchmark: &[String]) -> Vec<String> {
     let named = benchmark.first().is_some_and(|first| !first.starts_with('-') || first == "--help");
     let all = (!named).then(|| "all".to_owned());
     all.into_iter().chain(benchmark.iter().cloned()).collect()
 }
 
-/// Whether the peer takes part. It takes a while to build where it has not been yet.
+/// Whether the peer takes part. The first build of the peer takes a while.
 fn wants_peer(arguments: &[String]) -> bool {
     match arguments.first().map(String::as_str) {
         Some("all") => true,

@@ -1,4 +1,4 @@
-//! `cargo xtask deny`: the crates in Cargo.lock, and in that of wasm-bindgen's program, against deny.toml, by cargo-deny.
+//! `cargo xtask deny`: checks the crates in Cargo.lock, and those of wasm-bindgen's program, against deny.toml by cargo-deny.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,14 +9,14 @@ use crate::progress::say;
 use crate::run;
 use crate::tools::{WASM_BINDGEN, Workshop};
 
-/// What is checked in any case.
+/// The checks that need no network.
 const OFFLINE: [&str; 3] = ["bans", "licenses", "sources"];
 
-/// Checks everything. Known flaws are looked up in a database on GitHub; without a way there, that is said, and the rest is
-/// checked.
+/// Checks everything. cargo-deny looks up known flaws in a database on GitHub. If GitHub cannot be reached, a line
+/// reports it and the other checks run.
 ///
 /// # Errors
-/// When cargo-deny cannot be had, or finds something.
+/// If cargo-deny cannot be installed, or finds something.
 pub(crate) fn check(shop: &Workshop) -> Result<()> {
     let program = shop.cargo_deny()?;
     let deny = |package: &str, arguments: &[&str]| deny(shop, &program, package, arguments);
@@ -27,7 +27,7 @@ pub(crate) fn check(shop: &Workshop) -> Result<()> {
     match fetched {
         Ok(()) => checks.insert(0, "advisories"),
         Err(why) => {
-            say(format_args!("known flaws are NOT checked, for their database cannot be had: {why:#}"));
+            say(format_args!("known flaws are NOT checked: cannot get their database: {why:#}"));
         }
     }
     let arguments: Vec<&str> = ["check", "--hide-inclusion-graph"].into_iter().chain(checks).collect();
@@ -35,7 +35,7 @@ pub(crate) fn check(shop: &Workshop) -> Result<()> {
     run::output(&mut deny(WASM_BINDGEN, &arguments)).map(drop)
 }
 
-/// In a package's folder; deny.toml lies above it.
+/// Builds the command for a package's folder. deny.toml is above it.
 fn deny(shop: &Workshop, program: &Path, package: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(["--all-features", "--locked"]).args(arguments);

@@ -12,62 +12,62 @@ use crate::programs::Asked;
 use crate::report::Report;
 use crate::tools::Workshop;
 
-/// What the images are called that are built here.
+/// The prefix of the images that are built here.
 const PREFIX: &str = "taskpipeline.dev";
 
-/// Their tag.
+/// The tag of the images.
 const TAG: &str = "e2e";
 
-/// Without it the tests are not there.
+/// The feature that compiles the tests.
 pub(crate) const FEATURE: &str = "taskpipeline-e2e-cluster/cluster";
 
-/// What `e2e` can be told.
+/// The options of `e2e`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Run a Kubernetes node directly on this machine, which changes it while the tests run: root, on Debian
+    /// Run a Kubernetes node directly on this machine, which changes the machine while the tests run; requires root and Debian
     #[arg(long, conflicts_with = "context")]
     host: bool,
-    /// On a cluster that is there, by its context in the kubeconfig, in namespaces of the tests' own
+    /// Use an existing cluster, by its context in the kubeconfig; the tests create their own namespaces
     #[arg(long, requires = "images")]
     context: Option<String>,
-    /// Where that cluster can pull what `cargo xtask image --tests --prefix PREFIX --tag e2e` has built
+    /// Pull the images that `cargo xtask image --tests --prefix PREFIX --tag e2e` has built from this prefix
     #[arg(long, value_name = "PREFIX", requires = "context")]
     images: Option<String>,
-    /// Only get what it takes: the cluster's programs, the images' bases, the release before this one
+    /// Get the programs of the cluster, the base images and the previous release, and run no test
     #[arg(long)]
     prepare: bool,
-    /// Only tests whose names contain this
+    /// Run only the tests whose names contain this text
     filter: Option<String>,
 }
 
-/// Runs them.
+/// Runs the tests.
 ///
 /// # Errors
-/// Where there is no cluster, and --host was not given.
+/// If no cluster is possible and --host is not given.
 pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     let wanted = match (&options.context, options.host) {
         (Some(context), _) => Wanted::Context(context.clone()),
         (None, true) => Wanted::Host,
         (None, false) => Wanted::Harmless,
     };
-    // Before anything else: without a cluster, nothing here may change the machine.
+    // This is first: without a cluster, nothing here may change the machine.
     let choice = cluster::choose(&wanted, Caller::Tests)?;
     if options.prepare {
         return prepare(shop, &choice).map(|()| ExitCode::SUCCESS);
     }
     let mut report = Report::begin();
-    // The cluster first: it is what may be missing.
+    // The cluster is the first step, because it may be missing.
     let cluster = report.step(shop, "cluster", || Cluster::up(shop, &choice));
     if let Some(cluster) = &cluster {
         let names = Names::new(options.images.as_deref().unwrap_or(PREFIX), TAG);
-        // Those of a registry are there.
+        // If --images is given, the images are in a registry.
         let brought = options.images.is_some()
             || report.step(shop, "images", || bring(shop, cluster, &names)).is_some();
         if brought {
             report.tests(shop, "e2e", |tally| {
                 let asked = if options.filter.is_some() { Asked::Some } else { Asked::All };
                 programs::streamed(&mut tests(shop, cluster, &names, options)?, asked, tally)?;
-                ensure!(tally.passed > 0, "not a single test ran");
+                ensure!(tally.passed > 0, "no test ran");
                 Ok(())
             });
         }
@@ -86,7 +86,7 @@ fn prepare(shop: &Workshop, choice: &Choice) -> Result<()> {
     shop.foreign_crds().map(drop)
 }
 
-/// Builds the images, shows how large they are, and brings them to the cluster.
+/// Builds the images, prints their sizes, and loads them into the cluster.
 fn bring(shop: &Workshop, cluster: &Cluster, names: &Names) -> Result<()> {
     let mut all = images::built(shop, names)?;
     all.extend(images::of_tests(shop, names)?);
@@ -99,7 +99,7 @@ fn bring(shop: &Workshop, cluster: &Cluster, names: &Names) -> Result<()> {
 
 fn tests(shop: &Workshop, cluster: &Cluster, names: &Names, options: &Options) -> Result<Command> {
     let mut command = shop.workspace.cargo();
-    // One at a time and each with all its pods is slow; all at once is too much for a small machine.
+    // One test at a time, each with all its pods, is slow; all at once are too much for a small machine.
     command.args(["test", "--workspace", "--release", "--no-fail-fast", "--features", FEATURE]);
     let api_server = cluster.api_server()?;
     for test in ["together", "steady", "upgrade"] {

@@ -1,5 +1,6 @@
-//! `cargo xtask generate`: writes the files of the clone that are made out of others, or says which are out of
-//! date. Knows what is made of what, and by which tool.
+//! `cargo xtask generate`: writes the generated files of the clone, or lists those that are out of date.
+//!
+//! Knows the sources and the tool of each file.
 
 use std::fs;
 use std::path::Path;
@@ -11,40 +12,40 @@ use crate::progress::say;
 use crate::run;
 use crate::tools::Workshop;
 
-/// What it can be told.
+/// The options of `generate`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Write nothing, and fail where a file is out of date
+    /// Write nothing, and fail if a file is out of date
     #[arg(long)]
     check: bool,
 }
 
-/// A file, and what belongs into it.
+/// A generated file and its text.
 #[derive(Debug, PartialEq, Eq)]
 struct Generated {
-    /// From the top of the clone.
+    /// The path from the top of the clone.
     path: &'static str,
     text: String,
 }
 
-/// Where the CRD stands: for kubectl, and for Helm.
+/// The paths of the CRD: for kubectl, and for Helm.
 const CRDS: [&str; 2] = ["manifests/crd/taskpipelines.yaml", "charts/taskpipeline/crds/taskpipelines.yaml"];
 
-/// The chart.
+/// The folder of the chart.
 const CHART: &str = "charts/taskpipeline";
 
-/// What of the chart is there for kubectl as well.
+/// A part of the chart that is also a manifest for kubectl.
 struct Manifest {
     path: &'static str,
     release: &'static str,
     chart: &'static str,
     namespace: &'static str,
-    /// Whether it may go into any namespace; otherwise it names its own.
+    /// Whether the manifest fits any namespace; otherwise it names its own.
     anywhere: bool,
     values: &'static [&'static str],
 }
 
-/// Secrets of one's own in place of generated ones.
+/// The user's own Secrets, in place of generated ones.
 const LOGINS: &str = "auth.processorSecret=tasks-nats-processor,auth.producers[0].name=producer,\
                       auth.producers[0].secretName=tasks-nats-producer,auth.routesSecret=tasks-nats-routes";
 
@@ -75,10 +76,10 @@ const MANIFESTS: [Manifest; 3] = [
     },
 ];
 
-/// Writes what is out of date, or fails because of it.
+/// Writes the files that are out of date, or fails because of them.
 ///
 /// # Errors
-/// When a tool is missing or fails, a file cannot be written, or one is out of date and only to be checked.
+/// If a tool is missing or fails, a file cannot be written, or a checked file is out of date.
 pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     shop.progress.step("build", || run::output(&mut shop.workspace.build(&["taskpipeline"])))?;
     if options.check {
@@ -94,14 +95,14 @@ pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether all that is generated is up to date; with a `taskpipeline` that is built.
+/// Checks that every generated file is up to date. Requires a built `taskpipeline`.
 ///
 /// # Errors
-/// Names each file that is not. When a tool is missing or fails.
+/// Names each file that is out of date. Also if a tool is missing or fails.
 pub(crate) fn check(shop: &Workshop) -> Result<()> {
     let files = all(shop)?;
     let stale: Vec<_> = stale(&files, |path| kept(&shop.workspace.root, path)).map(|it| it.path).collect();
-    ensure!(stale.is_empty(), "out of date: {}; `cargo xtask generate` writes them", stale.join(", "));
+    ensure!(stale.is_empty(), "out of date: {}; run `cargo xtask generate`", stale.join(", "));
     Ok(())
 }
 
@@ -109,7 +110,7 @@ fn kept(root: &Path, path: &str) -> Option<String> {
     fs::read_to_string(root.join(path)).ok()
 }
 
-/// Those of them that are not as they should be, or not there.
+/// Lists the files that differ from the clone, or are missing from it.
 fn stale(files: &[Generated], kept: impl Fn(&str) -> Option<String>) -> impl Iterator<Item = &Generated> {
     files.iter().filter(move |file| kept(file.path).as_ref() != Some(&file.text))
 }
@@ -134,17 +135,19 @@ impl Manifest {
             template.args(["--set", values]);
         }
         let text = plain(&run::output(&mut template)?, self.anywhere.then_some(self.namespace));
-        // It would be another one each time, or a secret that everybody knows.
-        ensure!(!text.lines().any(|line| line == "kind: Secret"), "{} would hold a Secret", self.path);
+        // A generated Secret would differ each time, or be known to everyone.
+        ensure!(!text.lines().any(|line| line == "kind: Secret"), "{} would contain a Secret", self.path);
         Ok(text)
     }
 }
 
-/// What Helm has rendered, for whoever has no Helm: without what is Helm's alone, and without this namespace.
+/// Returns the output of Helm as a plain manifest, without the parts only for Helm and without this namespace.
 fn plain(rendered: &str, namespace: Option<&str>) -> String {
     let namespace = namespace.map(|namespace| format!("  namespace: {namespace}"));
     let of_helm = ["# Source: ", "helm.sh/", "app.kubernetes.io/managed-by: "];
-    let mut text = "# Made of charts/taskpipeline by `cargo xtask generate`: not to be edited.\n".to_owned();
+    let mut text =
+        "# Generated from charts/taskpipeline by `cargo xtask generate`; do not edit it by hand.\n"
+            .to_owned();
     for line in rendered.lines() {
         let is_helms = of_helm.iter().any(|start| line.trim_start().starts_with(start));
         if !is_helms && namespace.as_deref() != Some(line) {
@@ -155,7 +158,7 @@ fn plain(rendered: &str, namespace: Option<&str>) -> String {
     text
 }
 
-/// The chart's README: its template, and a table of its values and the subchart's.
+/// Generates the chart's README from its template, with a table of its values and the subchart's.
 fn readme(shop: &Workshop) -> Result<String> {
     let mut docs = Command::new(shop.helm_docs()?);
     docs.current_dir(&shop.workspace.root);
@@ -169,8 +172,8 @@ fn readme(shop: &Workshop) -> Result<String> {
         "--dry-run",
     ]);
     let text = run::output(&mut docs)?;
-    // It warns and ends well where it cannot read something.
-    ensure!(!text.trim().is_empty(), "{} has made nothing: run by hand it says why", run::describe(&docs));
+    // If helm-docs cannot read something, it warns and still exits with 0.
+    ensure!(!text.trim().is_empty(), "{} generated nothing; run it by hand to see why", run::describe(&docs));
     Ok(format!("{}\n", text.trim()))
 }
 

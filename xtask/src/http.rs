@@ -1,6 +1,6 @@
-//! The little HTTP and TCP that waiting for a server on this machine takes.
+//! A minimal client that waits for a server on this machine over HTTP or TCP.
 //!
-//! Loopback only, status line only; anything more belongs to a real client.
+//! It reads the loopback interface and the status line only; anything more belongs to a real client.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -15,14 +15,14 @@ fn connect(port: u16) -> Option<TcpStream> {
     Some(stream)
 }
 
-/// The first line a server says by itself (NATS begins with `INFO`).
+/// The first line that a server sends by itself (NATS begins with `INFO`).
 pub(crate) fn greeting(port: u16) -> Option<String> {
     let mut line = String::new();
     BufReader::new(connect(port)?).read_line(&mut line).ok()?;
     Some(line)
 }
 
-/// The status that `GET path` on the port of this machine answers with; none when nothing answers.
+/// The status of the response to `GET path` on a port of this machine; `None` if no server answers.
 pub(crate) fn status(port: u16, path: &str) -> Option<u16> {
     let mut stream = connect(port)?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n").ok()?;

@@ -1,7 +1,6 @@
-//! Whether somebody asked this program to stop: SIGINT, SIGTERM or SIGHUP, counted.
+//! Counts the signals that request a stop: SIGINT, SIGTERM and SIGHUP.
 //!
-//! Long waits look at it, so that each one can put away what it has started. The second request is for those
-//! who do not want to wait for that.
+//! Long waits check the count, so that each can clean up what it has started. A second signal skips the clean-up.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -12,7 +11,7 @@ use signal_hook::iterator::Signals;
 
 static ASKED: AtomicUsize = AtomicUsize::new(0);
 
-/// Begins to listen; once, at the start.
+/// Listens for the signals. Call it once, at the start.
 pub(crate) fn listen() -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot listen to signals")?;
     thread::spawn(move || {
@@ -23,12 +22,12 @@ pub(crate) fn listen() -> Result<()> {
     Ok(())
 }
 
-/// Whether a signal to stop has come.
+/// Whether a signal has requested a stop.
 pub(crate) fn asked() -> bool {
     ASKED.load(Ordering::Relaxed) > 0
 }
 
-/// How many have come.
+/// The number of signals so far.
 pub(crate) fn count() -> usize {
     ASKED.load(Ordering::Relaxed)
 }

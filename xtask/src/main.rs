@@ -1,6 +1,6 @@
-//! `cargo xtask`: gets the tools, builds, runs and tests everything.
+//! `cargo xtask`: installs the tools, and builds, runs and tests everything.
 //!
-//! Only the subcommands stand here; each has a module of its own.
+//! This file has only the subcommands; each has its own module.
 
 mod bench;
 mod cluster;
@@ -30,7 +30,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Gets the tools, builds, runs and tests the task pipeline.
+/// Install the tools, and build, run and test the task pipeline
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
 struct Arguments {
@@ -40,35 +40,35 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Subject {
-    /// Run the whole thing on this machine: NATS, the processor, and the Worker with its local KV
+    /// Run the whole system on this machine: NATS, the processor, and the Worker with its local KV
     Up(up::Options),
-    /// Check and test everything
+    /// Run every check and every test that needs no cluster
     Test(test::Options),
     /// Test the operator and running pods on a real cluster
     E2e(e2e::Options),
-    /// Keep a cluster for trying things by hand: up, env, load, down
+    /// Keep a cluster for manual work: up, env, load, down
     Cluster(cluster::Options),
-    /// Test docker-compose.yml with an engine: every service, restarted, killed and taken down
+    /// Test docker-compose.yml with an engine: every service is restarted, killed and taken down
     ComposeTest(compose::Options),
-    /// Play histories of faults and check what they leave behind
+    /// Play histories of faults and check their outcomes
     Soak(soak::Options),
-    /// Run the simulator of Cloudflare KV alone, for other software to be measured against
+    /// Run only the simulator of Cloudflare KV, to measure other software against it
     Sim(sim::Options),
-    /// Measure (`bench help` lists what)
+    /// Run the benchmarks (`bench help` lists them)
     Bench(bench::Options),
-    /// Does the fault suite catch processors that are broken on purpose?
+    /// Check that the fault suite catches processors that are broken on purpose
     Variants(variants::Options),
-    /// Are the crates that we take free of known flaws, of licenses we may take, and from where they should be?
+    /// Check the crates for known flaws, licenses and sources
     Deny,
     /// Check the docs against the house style, by Vale
     Prose,
-    /// Write the files that are generated from others: the CRD, the plain manifests, the chart's README
+    /// Write the generated files: the CRD, the plain manifests, the chart's README
     Generate(generate::Options),
     /// Build the images that pods run
     Image(images::Options),
     /// Build the Worker into edge/build (wrangler calls this)
     Wasm,
-    /// Get every tool and print where each one is
+    /// Install every tool and print its path
     Tools,
 }
 

@@ -1,8 +1,8 @@
-//! Programs that stay up: each in a process group of its own, its output taken line by line, all of it gone
-//! in the end.
+//! Runs programs in the background: each in its own process group, with its output read line by line. All of them are
+//! stopped at the end.
 //!
-//! A group, because wrangler starts workerd and a signal to wrangler alone may leave that behind; its own,
-//! because the terminal's Ctrl-C must not reach them all at once: they are stopped in order.
+//! wrangler starts workerd, and a signal to wrangler alone may leave workerd behind; hence the group. It is a group
+//! for each program, because the terminal's Ctrl-C must not reach all of them at once: they stop in order.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
@@ -20,14 +20,14 @@ use nix::unistd::Pid;
 use crate::interrupt;
 use crate::progress::say;
 
-/// How long a program may take to end by itself. The processor settles what it has in flight.
+/// The time in which a program may end by itself. The processor settles its requests in flight.
 const GRACE: Duration = Duration::from_secs(12);
-/// How long the rest of a group may take once its first process is gone.
+/// The time for the rest of a group after its first process has ended.
 const GRACE_OF_THE_REST: Duration = Duration::from_secs(3);
-/// How many of a program's last lines tell why it died.
+/// The number of a program's last lines that an error shows.
 const TAIL: usize = 40;
 
-/// Reads a group a line, and ends them all when its input ends before it is killed itself.
+/// A shell script that reads one group a line. If its input ends before the script is killed, it ends all groups.
 const GUARD: &str = "all=; while read -r group; do all=\"$all -$group\"; done; \
     kill -s TERM -- $all; sleep 5; kill -s KILL -- $all";
 
@@ -43,19 +43,19 @@ struct Line {
     text: String,
 }
 
-/// The programs that run, in the order they were started. Dropped, it stops them.
+/// The running programs, in the order of their start. When this is dropped, it stops them.
 pub(crate) struct Processes {
     running: Vec<Process>,
     lines: Receiver<Line>,
     sender: Sender<Line>,
     held_back: Vec<Line>,
     coloured: bool,
-    /// Outlives this program when that is killed without a chance to stop anything.
+    /// Outlives this program if that is killed before it can stop anything.
     guard: Option<Child>,
 }
 
 impl Processes {
-    /// None yet.
+    /// No program runs yet.
     pub(crate) fn new() -> Self {
         let (sender, lines) = channel();
         let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -65,7 +65,7 @@ impl Processes {
     /// Starts a program.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// If the program cannot be started.
     pub(crate) fn start(&mut self, name: &'static str, command: &mut Command) -> Result<()> {
         let mut child = command
             .stdin(Stdio::null())
@@ -80,7 +80,7 @@ impl Processes {
         }
         self.listen(name, child.stdout.take());
         self.listen(name, child.stderr.take());
-        let id = i32::try_from(child.id()).context("a process id that is no process id")?;
+        let id = i32::try_from(child.id()).context("the id of the process is out of range")?;
         self.running.push(Process { name, child, group: Pid::from_raw(id), tail: VecDeque::new() });
         Ok(())
     }
@@ -93,7 +93,9 @@ impl Processes {
             self.guard = Some(guard.spawn().context("cannot start sh")?);
         }
         let input = self.guard.as_mut().and_then(|guard| guard.stdin.as_mut());
-        input.map_or(Ok(()), |input| writeln!(input, "{group}")).context("the guard of the processes is gone")
+        input
+            .map_or(Ok(()), |input| writeln!(input, "{group}"))
+            .context("the guard of the processes has ended")
     }
 
     fn listen(&self, from: &'static str, pipe: Option<impl Read + Send + 'static>) {
@@ -112,10 +114,10 @@ impl Processes {
         });
     }
 
-    /// Waits until `ready` says yes.
+    /// Waits until `ready` returns true.
     ///
     /// # Errors
-    /// When it takes too long, one of the programs dies, or somebody asked to stop.
+    /// If it takes too long, a program ends, or a signal requests a stop.
     pub(crate) fn wait_until(
         &mut self,
         what: &str,
@@ -126,7 +128,7 @@ impl Processes {
         while !ready() {
             while let Ok(line) = self.lines.try_recv() {
                 self.remember(&line);
-                // What NATS says as it starts would hide the URLs; should it fail, its last lines are shown.
+                // The lines of a starting NATS would hide the URLs. If NATS fails, the error shows its last lines.
                 if line.from != "nats-server" {
                     self.held_back.push(line);
                 }
@@ -137,17 +139,17 @@ impl Processes {
             }
             if started.elapsed() > patience {
                 let last = self.running.last().map(Process::last_lines).unwrap_or_default();
-                bail!("waited {} s in vain until {what}{last}", patience.as_secs());
+                bail!("timed out after {} s, waiting until {what}{last}", patience.as_secs());
             }
             thread::sleep(Duration::from_millis(50));
         }
         Ok(())
     }
 
-    /// Prints what the programs print, until somebody asks to stop.
+    /// Prints the lines of the programs until a signal requests a stop.
     ///
     /// # Errors
-    /// When one of the programs dies.
+    /// If a program ends.
     pub(crate) fn stream(&mut self) -> Result<()> {
         for line in std::mem::take(&mut self.held_back) {
             self.print(&line);
@@ -159,13 +161,13 @@ impl Processes {
                     self.print(&line);
                 }
                 Err(RecvTimeoutError::Timeout) => self.all_alive()?,
-                Err(RecvTimeoutError::Disconnected) => bail!("the log lines ended"),
+                Err(RecvTimeoutError::Disconnected) => bail!("the output of the programs ended"),
             }
         }
         Ok(())
     }
 
-    /// Stops all of them, the last one started first.
+    /// Stops all programs, the last one first.
     pub(crate) fn stop(&mut self) {
         let asked_before = interrupt::count();
         while let Some(mut process) = self.running.pop() {
@@ -174,7 +176,7 @@ impl Processes {
                 self.print(&line);
             }
         }
-        // Killed before its input ends, it does nothing.
+        // If the guard is killed before its input ends, it stops nothing.
         if let Some(mut guard) = self.guard.take() {
             let _ = guard.kill();
             let _ = guard.wait();
@@ -184,7 +186,7 @@ impl Processes {
     fn all_alive(&mut self) -> Result<()> {
         for index in 0..self.running.len() {
             let Some(status) = self.running[index].ended()? else { continue };
-            // Its last words may still be on their way through the pipe.
+            // The last lines may still be in the pipe.
             while let Ok(line) = self.lines.recv_timeout(Duration::from_millis(200)) {
                 self.remember(&line);
             }
@@ -241,7 +243,7 @@ impl Process {
         let _ = killpg(self.group, Signal::SIGTERM);
         let mut deadline = Instant::now() + GRACE;
         let mut first_is_gone = false;
-        // The group is there as long as a process of it is, wrangler's workerd for one.
+        // The group exists as long as one of its processes, such as wrangler's workerd.
         while Instant::now() < deadline && !impatient() {
             if !first_is_gone && !matches!(self.child.try_wait(), Ok(None)) {
                 first_is_gone = true;
@@ -295,7 +297,7 @@ mod tests {
         let group = processes.running[0].group;
         thread::sleep(Duration::from_millis(200));
         processes.stop();
-        // A killed orphan stays visible until init has taken notice of it.
+        // A killed orphan stays visible until init has reaped it.
         let gone = (0..100).any(|_| {
             thread::sleep(Duration::from_millis(20));
             killpg(group, None) == Err(Errno::ESRCH)

@@ -1,5 +1,5 @@
-//! Test programs: built by cargo, then run side by side, for most of them wait most of the time. cargo itself would run
-//! one after the other.
+//! Runs test programs, which cargo builds, side by side. Most of them wait most of the time, and cargo itself would
+//! run one after the other.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
@@ -20,20 +20,21 @@ use crate::report::Tally;
 use crate::run;
 use crate::tools::Workshop;
 
-/// So many at a time: each runs as many tests at a time as there are cores, and the tests have deadlines.
+/// The number of programs that run at a time. Each runs as many tests at a time as there are cores, and the tests
+/// have deadlines.
 const AT_A_TIME: usize = 2;
 
-/// A program with tests in it.
+/// A program that contains tests.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Program {
     name: String,
     file: PathBuf,
-    /// Where cargo would run it.
+    /// The folder in which cargo would run the program.
     package: PathBuf,
 }
 
 impl Program {
-    /// One that a message of cargo's tells of.
+    /// The program that a message of cargo names.
     fn in_message(line: &str) -> Option<Self> {
         let message: Value = serde_json::from_str(line).ok()?;
         let is_test = message["reason"] == "compiler-artifact" && message["profile"]["test"] == true;
@@ -44,22 +45,22 @@ impl Program {
     }
 }
 
-/// Builds what `cargo test` with these arguments would run.
+/// Builds the programs that `cargo test` with these arguments would run.
 ///
 /// # Errors
-/// When something does not compile.
+/// If something does not compile.
 pub(crate) fn built(test: &mut Command) -> Result<Vec<Program>> {
     test.args(["--no-run", "--message-format=json-render-diagnostics"]);
     let mut programs = Vec::new();
     each_line(test, |line| programs.extend(Program::in_message(line)))?;
-    ensure!(!programs.is_empty(), "{} has built no tests", run::describe(test));
+    ensure!(!programs.is_empty(), "{} built no tests", run::describe(test));
     Ok(programs)
 }
 
-/// Runs them all, some at a time, shows what each has printed when it is over, and counts.
+/// Runs all programs, some at a time, prints the output of each when it has ended, and counts the tests.
 ///
 /// # Errors
-/// When one cannot be run, or a test fails or is skipped.
+/// If a program cannot be run, or a test fails or is skipped.
 pub(crate) fn run(
     shop: &Workshop,
     programs: &[Program],
@@ -78,15 +79,15 @@ pub(crate) fn run(
     });
     tally.add(&locked(&counted));
     let failures = locked(&failures);
-    ensure!(tally.passed + tally.failed > 0, "not a single test ran");
+    ensure!(tally.passed + tally.failed > 0, "no test ran");
     ensure!(failures.is_empty(), "failed: {}", failures.join(", "));
     Ok(())
 }
 
-/// Does the work for each, in their order, [`AT_A_TIME`] of them at a time.
+/// Does the work for each item, in their order, [`AT_A_TIME`] of them at a time.
 fn side_by_side<T: Sync>(all: &[T], work: impl Fn(&T) + Sync) {
     let waiting = Mutex::new(all.iter().collect::<VecDeque<_>>());
-    // A function of its own: in the condition of a `while let` the lock would be held until the work is done.
+    // A separate function: in the condition of a `while let`, the lock would be held until the work is done.
     let next = || locked(&waiting).pop_front();
     let lane = || {
         while let Some(one) = next() {
@@ -103,7 +104,7 @@ fn one(
     tally: &mut Tally,
 ) -> Result<()> {
     let mut command = Command::new(&program.file);
-    // The counters that tests print are evidence: shown when they pass, too.
+    // The counters that tests print are evidence, so passing tests show them, too.
     command.arg("--show-output").current_dir(&program.package);
     equip(&mut command)?;
     shop.progress.line(&format!("         {} began", program.name));
@@ -118,19 +119,19 @@ fn one(
     judged(outcome, tally, Asked::All, &program.name)
 }
 
-/// Which tests somebody wants to see.
+/// The tests that the command line selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
-    /// All of them: one that does not run is a failure.
+    /// All tests: a test that does not run is a failure.
     All,
-    /// Those whose names contain something.
+    /// The tests whose names contain a given text.
     Some,
 }
 
-/// Runs the tests of a command, shows what they print as they print it, and counts.
+/// Runs the tests of a command, prints their output as it comes, and counts.
 ///
 /// # Errors
-/// When a test fails, or is skipped that was asked for.
+/// If a test fails, or a selected test is skipped.
 pub(crate) fn streamed(command: &mut Command, asked: Asked, tally: &mut Tally) -> Result<()> {
     let mut own = Tally::default();
     let outcome = each_line(command, |line| {
@@ -145,9 +146,9 @@ fn judged(outcome: Result<()>, tally: &Tally, asked: Asked, name: &str) -> Resul
     if tally.failed > 0 {
         bail!("{} of {name} failed", of_tests(tally.failed));
     }
-    outcome.with_context(|| format!("{name} failed, though no test says that it did: see above"))?;
+    outcome.with_context(|| format!("{name} failed, but none of its tests did; see above"))?;
     if tally.skipped > 0 && asked == Asked::All {
-        bail!("{} of {name} skipped; here a test that does not run is a failure", of_tests(tally.skipped));
+        bail!("{} of {name} skipped; a skipped test counts as a failure", of_tests(tally.skipped));
     }
     Ok(())
 }
@@ -157,7 +158,7 @@ fn each_line(command: &mut Command, mut each: impl FnMut(&str) + Send) -> Result
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        // With all that it starts, so that all of it can be stopped.
+        // The group includes every process that the program starts, so that all of them can be stopped.
         .process_group(0)
         .spawn()
         .with_context(|| format!("cannot start {shown}"))?;
@@ -173,13 +174,13 @@ fn each_line(command: &mut Command, mut each: impl FnMut(&str) + Send) -> Result
         if status.is_err() {
             stop(group);
         }
-        reading.join().map(|()| status).map_err(|_| anyhow!("reading the output of {shown} fell over"))
+        reading.join().map(|()| status).map_err(|_| anyhow!("the reader of the output of {shown} panicked"))
     })??;
     ensure!(status.success(), "{shown} failed ({status})");
     Ok(())
 }
 
-/// Stops a process group: what a test has started gets a moment to put away its own.
+/// Stops a process group. First, the programs of a test get a moment to clean up.
 fn stop(group: u32) {
     let Ok(group) = i32::try_from(group) else { return };
     let _ = killpg(Pid::from_raw(group), Signal::SIGINT);
@@ -224,7 +225,7 @@ mod tests {
             while *locked(&here) < 2 && Instant::now() < until {
                 thread::sleep(Duration::from_millis(1));
             }
-            assert!(*locked(&here) >= 2, "nobody came beside this one");
+            assert!(*locked(&here) >= 2, "no second item ran beside this one");
         };
         side_by_side(&[0, 1, 2, 3], |one| {
             locked(&done).push(*one);
@@ -244,7 +245,7 @@ mod tests {
             &mut tally,
         );
         assert!(died.is_err() && tally == Tally::default(), "{died:?}");
-        // Not by a program that says so: its words would be counted by whoever counts these tests.
+        // Not by a program that prints this: this test's own output would be counted.
         let skipped = Tally { passed: 1, failed: 0, skipped: 1 };
         assert!(judged(Ok(()), &skipped, Asked::Some, "a").is_ok());
         assert!(judged(Ok(()), &skipped, Asked::All, "a").is_err());

@@ -1,7 +1,7 @@
-//! What a person sees while something takes time: each step's name and how long it took.
+//! Shows the progress of steps: the name of each step, and how long it took.
 //!
-//! On a terminal a spinner a step, elsewhere plain lines. All of it goes to stderr, so that stdout carries
-//! results only.
+//! On a terminal each step has a spinner; elsewhere it has plain lines. All progress goes to stderr, so that stdout
+//! has only results.
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
@@ -10,21 +10,21 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// The steps that run; shared by the threads that run them.
+/// The running steps; shared by the threads that run them.
 pub(crate) struct Progress {
     bars: Option<MultiProgress>,
 }
 
 impl Progress {
-    /// Spinners when stderr is a terminal, lines when it is not.
+    /// Shows spinners if stderr is a terminal, and lines otherwise.
     pub(crate) fn new() -> Self {
         Self { bars: std::io::stderr().is_terminal().then(MultiProgress::new) }
     }
 
-    /// Runs one step and shows its name, its end and its time.
+    /// Runs a step and shows its name, its outcome and its time.
     ///
     /// # Errors
-    /// Whatever the step fails with.
+    /// If the step fails.
     pub(crate) fn step<T>(&self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let started = Instant::now();
         let bar = self.begin(name);
@@ -36,10 +36,10 @@ impl Progress {
         outcome
     }
 
-    /// The same for a step that prints by itself: no spinner to draw over it.
+    /// Runs a step that prints lines itself, so that no spinner draws over them.
     ///
     /// # Errors
-    /// Whatever the step fails with.
+    /// If the step fails.
     pub(crate) fn step_aloud<T>(&self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let started = Instant::now();
         self.line(&format!("  ...    {name}"));
@@ -66,7 +66,7 @@ impl Progress {
         Some(bar)
     }
 
-    /// A line of its own, above the spinners.
+    /// Prints a line above the spinners.
     pub(crate) fn line(&self, text: &str) {
         match &self.bars {
             Some(bars) if bars.println(text).is_ok() => {}
@@ -77,13 +77,13 @@ impl Progress {
     }
 }
 
-/// Prints a line of the result. A reader that has gone away is no reason to fall over.
+/// Prints a line of the result. If the reader has closed stdout, the line is dropped.
 pub(crate) fn say(text: impl Display) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }
 
-/// Prints an error and what caused it.
+/// Prints an error and its causes.
 pub(crate) fn complain(error: &anyhow::Error) {
     let mut out = std::io::stderr().lock();
     let _ = writeln!(out, "error: {error}");
@@ -92,7 +92,7 @@ pub(crate) fn complain(error: &anyhow::Error) {
     }
 }
 
-/// A time for people: `0.3 s`, `74.2 s`.
+/// Formats a time for people: `0.3 s`, `74.2 s`.
 pub(crate) fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }

@@ -1,6 +1,6 @@
-//! What was run, how long each step took, and the one honest line at the end.
+//! Reports the steps, how long each took, and the total in the last line.
 //!
-//! What counts as passed is what Rust's own test runner says; a skipped test is a failure here.
+//! A test has passed if Rust's test runner reports it as passed. A skipped test is a failure here.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Takes a line of output; any but a result is nothing.
+    /// Counts a line of output. Only result lines count.
     pub(crate) fn count(&mut self, line: &str) {
         let Some(result) = line.strip_prefix("test result: ") else { return };
         // `ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s`
@@ -43,28 +43,28 @@ impl Tally {
     }
 }
 
-/// A step, and how it ended.
+/// A step and its outcome.
 struct Row {
     name: &'static str,
     well: bool,
     time: Duration,
-    /// If it ran tests.
+    /// The tests that the step ran; `None` if the step runs none.
     tests: Option<Tally>,
 }
 
-/// What has been run so far, and how it ended.
+/// The steps so far and their outcomes.
 pub(crate) struct Report {
     started: Instant,
     rows: Vec<Row>,
 }
 
 impl Report {
-    /// Nothing was run yet.
+    /// Begins a report without steps.
     pub(crate) fn begin() -> Self {
         Self { started: Instant::now(), rows: Vec::new() }
     }
 
-    /// Runs tests, which are counted.
+    /// Runs a step with tests, and counts them.
     pub(crate) fn tests(
         &mut self,
         shop: &Workshop,
@@ -77,7 +77,7 @@ impl Report {
         self.row(name, started, outcome, Some(tally));
     }
 
-    /// Runs a step; what it gives when it ends well.
+    /// Runs a step, and returns its value if it succeeds.
     pub(crate) fn step<T>(
         &mut self,
         shop: &Workshop,
@@ -100,21 +100,23 @@ impl Report {
         outcome.inspect_err(complain).ok()
     }
 
-    /// Prints the table and, last of all, the counts.
+    /// Prints the table and, in the last line, the counts.
     pub(crate) fn finish(self, tested: bool) -> ExitCode {
         say("");
         for Row { name, well, time, .. } in &self.rows {
             say(format_args!("{name:<22}{:<8}{:>9}", if *well { "ok" } else { "FAILED" }, seconds(*time)));
         }
-        say(format_args!("{:<30}{:>9}", "in all", seconds(self.started.elapsed())));
+        say(format_args!("{:<30}{:>9}", "total", seconds(self.started.elapsed())));
         let Tally { passed, failed, skipped } = self.total(tested);
         say(format_args!("{passed} passed, {failed} failed, {skipped} skipped"));
         let well = self.rows.iter().all(|row| row.well);
         if well && failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 
-    /// The tests of all steps. A step that fails counts as a failure, one that runs tests only when no test of it failed;
-    /// and so do tests that were asked for and did not get their turn.
+    /// Sums the tests of all steps.
+    ///
+    /// A failed step counts as one failure, unless it ran tests and one of them failed. If tests were selected and
+    /// none ran, that is one failure, too.
     fn total(&self, tested: bool) -> Tally {
         let mut total = Tally::default();
         self.rows.iter().filter_map(|row| row.tests.as_ref()).for_each(|tally| total.add(tally));
@@ -180,7 +182,7 @@ mod tests {
         assert_eq!(settled(&[("fmt", false), ("test", true)], good, true).failed, 1);
         let bad = Tally { passed: 9, failed: 2, skipped: 0 };
         assert_eq!(settled(&[("fmt", false), ("test", false)], bad, true).failed, 3);
-        // It did not compile, nothing ran, or a test was skipped.
+        // The test did not compile, nothing ran, or a test was skipped.
         assert_eq!(settled(&[("test", false)], good, true).failed, 1);
         assert_eq!(settled(&[("test", false)], Tally::default(), true).failed, 1);
         assert_eq!(settled(&[("tools", false)], Tally::default(), true).failed, 1);

@@ -1,6 +1,6 @@
-//! Running a program to its end, with its output kept for the case that it fails.
+//! Runs a program to its end, and keeps its output in case it fails.
 //!
-//! Not for what stays up: see `processes`.
+//! For programs that keep running, see `processes`.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
@@ -13,10 +13,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::interrupt;
 
-/// Runs the command; its stdout when it succeeds, all of its output in the error when it does not.
+/// Runs the command and returns its stdout. If it fails, the error has all of its output.
 ///
 /// # Errors
-/// When it cannot be started, ends with a failure, or somebody asked to stop.
+/// If the command cannot be started, fails, or a signal requests a stop.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let shown = describe(command);
     let mut child = command
@@ -38,10 +38,10 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(out)
 }
 
-/// Waits for the child, and ends it when somebody asks to stop.
+/// Waits for the child, and ends it if a signal requests a stop.
 ///
 /// # Errors
-/// When it cannot be waited for, or somebody asked to stop.
+/// If waiting fails, or a signal requests a stop.
 pub(crate) fn wait(child: &mut Child, shown: &str) -> Result<ExitStatus> {
     let mut pause = Duration::from_millis(1);
     loop {
@@ -69,7 +69,7 @@ fn gather(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String
     })
 }
 
-/// The command as one would type it, and where.
+/// Formats the command as a user would type it, with its folder.
 pub(crate) fn describe(command: &Command) -> String {
     let name = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
     let words: Vec<_> = std::iter::once(name).chain(command.get_args()).map(OsStr::to_string_lossy).collect();
@@ -77,7 +77,7 @@ pub(crate) fn describe(command: &Command) -> String {
     format!("`{}`{place}", words.join(" "))
 }
 
-/// Where a program lies on PATH.
+/// Finds a program on PATH.
 pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(name)).find(|file| runs(file))
 }
@@ -87,12 +87,12 @@ fn runs(file: &Path) -> bool {
     file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// PATH with these folders in front.
+/// Returns PATH with these folders in front.
 ///
 /// # Errors
-/// When a folder's name has the separator in it.
+/// If a folder's name contains the separator.
 pub(crate) fn path_with(folders: &[&Path]) -> Result<OsString> {
     let rest = std::env::var_os("PATH").unwrap_or_default();
     let all = folders.iter().map(|dir| dir.to_path_buf()).chain(std::env::split_paths(&rest));
-    std::env::join_paths(all).context("a folder with `:` in its name cannot stand in PATH")
+    std::env::join_paths(all).context("PATH cannot contain a folder with `:` in its name")
 }

@@ -1,5 +1,6 @@
-//! `cargo xtask sim`: the simulator of Cloudflare KV alone, so that other software can be run and measured
-//! against it. It builds and starts; what the simulator can be told is the simulator's own.
+//! `cargo xtask sim`: runs only the simulator of Cloudflare KV, so that other software can be measured against it.
+//!
+//! This module builds and starts the simulator, which has its own options.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode};
@@ -10,18 +11,18 @@ use signal_hook::consts::SIGINT;
 use crate::tools::Workshop;
 use crate::{interrupt, run};
 
-/// What `sim` can be told.
+/// The options of `sim`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// The simulator's own options: `--limit 0`, `--record-landings`; `-- --help` lists them
+    /// Pass these options to the simulator, such as `--limit 0` or `--record-landings`; `-- --help` lists them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     simulator: Vec<String>,
 }
 
-/// Runs it until somebody asks to stop.
+/// Runs the simulator until a signal requests a stop.
 ///
 /// # Errors
-/// When it cannot be built or started.
+/// If the simulator cannot be built or started.
 pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     shop.progress.step("build the simulator (release)", || {
         run::output(&mut shop.workspace.build(&["taskpipeline-simulator"]))
@@ -31,7 +32,7 @@ pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     let shown = run::describe(&command);
     let mut child = command.spawn().with_context(|| format!("cannot start {shown}"))?;
     let ended = run::wait(&mut child, &shown);
-    // Being asked to stop is how it ends; a terminal's Ctrl-C may have reached the simulator first.
+    // A signal is the ordinary end. A terminal's Ctrl-C may have reached the simulator first.
     let asked = interrupt::asked() || ended.as_ref().is_ok_and(|status| status.signal() == Some(SIGINT));
     if asked || ended?.success() { Ok(ExitCode::SUCCESS) } else { Ok(ExitCode::FAILURE) }
 }

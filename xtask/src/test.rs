@@ -1,7 +1,6 @@
-//! `cargo xtask test`: every check, one step after another, each with its time, and one honest line at the
-//! end.
+//! `cargo xtask test`: runs every check, one step after another, each with its time, and prints the total in the last line.
 //!
-//! What counts as passed is what cargo's own test runner says; a skipped test is a failure here.
+//! A test has passed if cargo's test runner reports it as passed. A skipped test is a failure here.
 
 use std::process::{Command, ExitCode};
 use std::thread;
@@ -16,10 +15,10 @@ use crate::soak::{CRASHABLE, crashable_processor};
 use crate::tools::{Everything, Workshop, everything};
 use crate::{compose, deny, generate, prose, run, wasm};
 
-/// What `test` can be told.
+/// The options of `test`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Only these steps, each time the option is given one, and what they need (`test`: wasm and build)
+    /// Run only this step and the steps that it needs (`test`: wasm and build); repeatable
     #[arg(long, value_enum, value_name = "STEP")]
     only: Vec<Step>,
 }
@@ -39,7 +38,7 @@ enum Step {
 }
 
 impl Step {
-    /// The steps that have to be done before it.
+    /// The steps that must come before this one.
     fn needs(self) -> &'static [Self] {
         match self {
             Self::Generate => &[Self::Build],
@@ -58,7 +57,7 @@ impl Options {
 /// Runs the steps.
 ///
 /// # Errors
-/// When the steps cannot be run at all; a step that fails is in the table and in the exit status.
+/// If the steps cannot run at all. A step that fails is in the table and in the exit status.
 pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     let mut report = Report::begin();
     let needs_tools = options.wants(Step::Wasm) || options.wants(Step::Test);
@@ -67,7 +66,7 @@ pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
         let tools = needs_tools.then(|| scope.spawn(|| everything(shop)));
         check(shop, options, &mut report);
         let Some(tools) = tools else { return };
-        let tools = || tools.join().map_err(|_| anyhow!("getting the tools fell over"))?;
+        let tools = || tools.join().map_err(|_| anyhow!("the thread that gets the tools panicked"))?;
         if let Some(tools) = report.step(shop, "tools", tools) {
             build_and_test(shop, options, &tools, &mut report);
         }
@@ -78,7 +77,7 @@ pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     Ok(report.finish(options.wants(Step::Test)))
 }
 
-/// What fails here does not keep the rest from being tried.
+/// Runs the checks. A check that fails does not keep the others from running.
 fn check(shop: &Workshop, options: &Options, report: &mut Report) {
     let cargo = |arguments: &[&str]| {
         let mut command = shop.workspace.cargo();
@@ -130,20 +129,20 @@ fn build_and_test(shop: &Workshop, options: &Options, tools: &Everything, report
     }
 }
 
-/// The one that the fault suite lets die at its crash points comes first: the other takes its place.
+/// Builds the programs. The processor with crash points comes first: the ordinary one replaces it.
 fn build(shop: &Workshop) -> Result<String> {
     crashable_processor(&shop.workspace)?;
     run::output(&mut shop.workspace.build(&["taskpipeline", "taskpipeline-simulator"]))
 }
 
-/// What is generated has to be what would be generated.
+/// Checks that the generated files equal what the tools would generate.
 fn compare(shop: &Workshop, options: &Options, report: &mut Report) {
     if options.wants(Step::Generate) {
         report.step(shop, "generate", || generate::check(shop));
     }
 }
 
-/// All but those that need a cluster, which are `cargo xtask e2e`'s.
+/// Runs all tests except those that need a cluster, which `cargo xtask e2e` runs.
 fn test(shop: &Workshop, tools: &Everything, tally: &mut Tally) -> Result<()> {
     let mut build = shop.workspace.cargo();
     build.args(["test", "--workspace", "--release"]);
@@ -154,14 +153,14 @@ fn test(shop: &Workshop, tools: &Everything, tally: &mut Tally) -> Result<()> {
     programs::streamed(&mut examples, Asked::All, tally)
 }
 
-/// Tells the tests where the tools and programs are.
+/// Passes the paths of the tools and programs to the tests.
 ///
 /// # Errors
-/// When the folder for what they leave behind cannot be made.
+/// If the folder for the tests' output cannot be created.
 pub(crate) fn equip(shop: &Workshop, tools: &Everything, command: &mut Command) -> Result<()> {
     let output = shop.workspace.root.join("test-output");
-    std::fs::create_dir_all(&output).with_context(|| format!("cannot make {}", output.display()))?;
-    let xtask = std::env::current_exe().context("cannot tell where this program lies")?;
+    std::fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
+    let xtask = std::env::current_exe().context("cannot get the path of this program")?;
     command
         .env("TASKPIPELINE_NATS_SERVER", &tools.nats_server)
         .env("TASKPIPELINE_BIN", shop.workspace.binary("taskpipeline"))

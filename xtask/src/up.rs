@@ -1,7 +1,6 @@
-//! `cargo xtask up`: NATS, the Worker on workerd with its local KV, and the processor between them, on this
-//! machine.
+//! `cargo xtask up`: runs NATS, the Worker on workerd with its local KV, and the processor between them on this machine.
 //!
-//! It only starts real programs and tells them about each other; no part of the pipeline is imitated here.
+//! This module only starts real programs and connects them. It imitates no part of the pipeline.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -20,36 +19,36 @@ use crate::{http, run, wasm};
 
 const NATS: u16 = 4222;
 
-/// What `up` can be told.
+/// The options of `up`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Where NATS listens
+    /// Listen for NATS clients on this port
     #[arg(long, default_value_t = NATS, value_name = "PORT")]
     nats_port: u16,
-    /// Where the Worker's pages are
+    /// Serve the Worker's pages on this port
     #[arg(long, default_value_t = 8787, value_name = "PORT")]
     edge_port: u16,
-    /// Where the processor's health and metrics are
+    /// Serve the processor's health and metrics on this port
     #[arg(long, default_value_t = 3001, value_name = "PORT")]
     processor_port: u16,
-    /// Where NATS and the KV keep their data [default: up/ in the target folder]
+    /// Keep the data of NATS and the KV in this folder [default: up/ in the target folder]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// For how long the Worker remembers lists, as it does on Cloudflare; here, what was published is to be seen at once
+    /// Let the Worker cache lists for this many seconds, as on Cloudflare; with 0, a published task appears at once
     #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     list_cache: u32,
 }
 
-/// What was got and built before anything starts.
+/// The tools and programs that must exist before the first start.
 struct Parts {
     nats_server: PathBuf,
     npm: NpmTools,
 }
 
-/// Gets, builds, starts, waits, shows, and stops.
+/// Builds and starts everything, prints the URLs, and stops everything at the end.
 ///
 /// # Errors
-/// When a port is taken, something cannot be got or built, or does not come up.
+/// If a port is taken, a part cannot be obtained or built, or a program does not come up.
 pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     let started = Instant::now();
     options.ports_are_free()?;
@@ -71,7 +70,7 @@ pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     ended.map(|()| ExitCode::SUCCESS)
 }
 
-/// What compiles the Worker and what compiles the processor run side by side.
+/// Compiles the Worker and the processor side by side.
 fn prepare(shop: &Workshop) -> Result<Parts> {
     thread::scope(|scope| {
         let worker = scope.spawn(|| wasm::build(shop));
@@ -83,7 +82,7 @@ fn prepare(shop: &Workshop) -> Result<Parts> {
             Ok(parts)
         };
         let parts: Result<Parts> = others();
-        worker.join().map_err(|_| anyhow!("building the Worker fell over"))??;
+        worker.join().map_err(|_| anyhow!("the thread that builds the Worker panicked"))??;
         parts
     })
 }
@@ -120,13 +119,13 @@ fn start(
             .env("CF_ACCOUNT_ID", "")
             .env("CF_NAMESPACE_ID", namespace)
             .env("CF_API_TOKEN", "local")
-            // As everything here: nobody else on the network is to reach it.
+            // As all programs here, the processor is for this machine only.
             .env("HOST", "127.0.0.1")
             .env("PORT", port.to_string())
             .env("LOG_FORMAT", "text")
-            // Shorter than what we give it before we end it.
+            // The grace must be shorter than the time after which the processor is killed.
             .env("SHUTDOWN_GRACE", "10s");
-        // Real credentials in this shell are not for the NATS started here.
+        // Real credentials in this shell are not for the NATS that starts here.
         for name in
             ["CREDS", "USER", "PASSWORD", "TOKEN", "NKEY", "CA", "CERT", "KEY", "TLS_FIRST", "INBOX_PREFIX"]
         {
@@ -144,7 +143,7 @@ fn wrangler(shop: &Workshop, parts: &Parts, options: &Options, data: &Path) -> R
     command
         .arg(parts.npm.wrangler())
         .args(["dev", "--ip", "127.0.0.1", "--port", &options.edge_port.to_string(), "--log-level", "warn"])
-        // The debugger's port is one more that could be taken.
+        // The port of the debugger could be taken, too.
         .args(["--inspector-port", "0", "--show-interactive-dev-session=false", "--persist-to"])
         .arg(data.join("kv"))
         .args(["--var", &format!("LIST_CACHE_SECONDS:{}", options.list_cache)])
@@ -154,21 +153,21 @@ fn wrangler(shop: &Workshop, parts: &Parts, options: &Options, data: &Path) -> R
         .env("CI", "1")
         .env("WRANGLER_SEND_METRICS", "false")
         .env("WRANGLER_LOG_PATH", data.join("wrangler-logs"))
-        // Nobody here needs to know where in the world this machine is.
+        // The Worker does not need the location of this machine.
         .env("CLOUDFLARE_CF_FETCH_ENABLED", "false")
-        // Its store of traces halves the speed and grows.
+        // The store of traces grows, and halves the speed.
         .env("X_LOCAL_OBSERVABILITY", "false");
     Ok(command)
 }
 
-/// One `up` a data folder: two NATS servers in one store would spoil it.
+/// Allows one `up` for each data folder: two NATS servers in one store would corrupt it.
 fn claim(data: &Path) -> Result<File> {
-    fs::create_dir_all(data).with_context(|| format!("cannot make the data folder {}", data.display()))?;
+    fs::create_dir_all(data).with_context(|| format!("cannot create the data folder {}", data.display()))?;
     let path = data.join(".lock");
-    let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     if file.try_lock().is_err() {
         bail!(
-            "another `cargo xtask up` uses the data in {}; `--data DIR` gives this one its own",
+            "another `cargo xtask up` uses the data in {}; choose another folder with `--data DIR`",
             data.display()
         );
     }
@@ -184,7 +183,7 @@ impl Options {
         ];
         for (index, (port, flag, likely)) in ports.iter().enumerate() {
             if let Some((_, other, _)) = ports[..index].iter().find(|(earlier, ..)| earlier == port) {
-                bail!("{flag} and {other} both say {port}; give each a port of its own");
+                bail!("{flag} and {other} are both {port}; choose different ports");
             }
             if is_taken(*port) {
                 bail!(
@@ -225,7 +224,7 @@ Ctrl-C stops everything.
     }
 }
 
-/// Binding alone does not tell everywhere: macOS lets `0.0.0.0` and `127.0.0.1` have one port each.
+/// Checks all addresses: macOS lets `0.0.0.0` and `127.0.0.1` share a port.
 fn is_taken(port: u16) -> bool {
     let local = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     TcpStream::connect_timeout(&local, Duration::from_millis(300)).is_ok()

@@ -1,9 +1,9 @@
-//! `cargo xtask variants`: does the fault suite catch what it is there for? Processors that are broken on
-//! purpose, each by one patch, have to be found out by the checker of the histories; with `--simulated`, by that of the
-//! simulation.
+//! `cargo xtask variants`: checks that the fault suite catches processors that are broken on purpose.
 //!
-//! They are built from a copy of the clone, into a folder of their own: cargo would take what is made of the
-//! copy for what is made of the clone.
+//! Each variant is one patch. The checker of the histories must catch it; with `--simulated`, the checker of the simulation.
+//!
+//! The variants are built from a copy of the clone, into a separate folder. Otherwise cargo would take builds of the
+//! copy for builds of the clone.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -16,29 +16,29 @@ use crate::run;
 use crate::tools::Workshop;
 use crate::workspace::cargo;
 
-/// Where the patches lie.
+/// The folder of the patches.
 const PATCHES: &str = "processor/tests/variants";
 
 /// The first line of a patch that only a simulation meets often enough.
 const SIMULATION: &str = "simulation";
 
-/// The histories of the simulation, and those that are written by hand.
+/// The test with the histories of the simulation, and those with the histories that are written by hand.
 const HISTORIES: &str = "durable::simulation::after_all_faults";
 const SCENES: &str = "durable::simulation::scenes";
 
-/// What `variants` can be told.
+/// The options of `variants`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Only this one, by its patch's name without `.patch`
+    /// Play only this variant: the name of its patch without `.patch`
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
-    /// Plays simulated histories, thousands a second, not real processes
+    /// Play simulated histories, thousands a second, instead of real processes
     #[arg(long)]
     simulated: bool,
-    /// At most so many histories are played against each [default: 16, simulated: 400000]
+    /// Play at most this many histories against each variant [default: 16, simulated: 400000]
     #[arg(long, value_name = "COUNT")]
     histories: Option<u64>,
-    /// The first seed; the others follow it
+    /// Begin with this seed; the others follow it
     #[arg(long, value_name = "SEED", default_value_t = 2_002)]
     seed: u64,
 }
@@ -49,10 +49,10 @@ impl Options {
     }
 }
 
-/// Breaks, builds and plays, one variant after another.
+/// Breaks, builds and plays one variant after another.
 ///
 /// # Errors
-/// When something cannot be got, built or started. A variant that is not caught is in the exit status.
+/// If a part cannot be obtained, built or started. A variant that escapes is in the exit status.
 pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     let root = &shop.workspace.root;
     let nats_server = if options.simulated { None } else { Some(shop.nats_server()?) };
@@ -63,7 +63,7 @@ pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     for patch in patches.iter().filter(|patch| wanted(&name(patch))) {
         let name = name(patch);
         if !options.simulated && first_line(patch)? == SIMULATION {
-            say(format_args!("{name}: left out, for it needs --simulated"));
+            say(format_args!("{name}: left out; it requires --simulated"));
             continue;
         }
         let copy = shop.workspace.target.join("variants/source");
@@ -91,12 +91,12 @@ pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
             }
         }
     }
-    ensure!(caught + escaped.len() > 0, "there is no such variant in {PATCHES}");
+    ensure!(caught + escaped.len() > 0, "{PATCHES} has no such variant");
     say(format_args!("{caught} variants caught, {} not", escaped.len()));
     Ok(if escaped.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Plays histories with real processes of this binary.
+/// Builds the command that plays histories with real processes of this binary.
 fn real(
     shop: &Workshop,
     built: &Path,
@@ -108,7 +108,7 @@ fn real(
     histories
         .args(["test", "--release", "--workspace", "--test", "histories", "--", "--nocapture"])
         .env("TASKPIPELINE_NATS_SERVER", nats_server)
-        // One that has crash points and is told none is as any other.
+        // If no crash point is set, this processor acts like the ordinary one.
         .env("TASKPIPELINE_BIN", built)
         .env("TASKPIPELINE_CRASHABLE_BIN", built)
         .env("TASKPIPELINE_TEST_OUTPUT", shop.workspace.target.join("variants/output"))
@@ -121,14 +121,14 @@ fn real(
     Ok(histories)
 }
 
-/// Plays the simulation's scenes, which take no time.
+/// Builds the command that plays the simulation's scenes, which take no time.
 fn scenes(copy: &Path, target: &Path) -> Command {
     let mut scenes = simulation(copy, target);
     scenes.args(["--", SCENES]);
     scenes
 }
 
-/// Plays histories in the simulation of this source.
+/// Builds the command that plays histories in the simulation of this source.
 fn simulated(copy: &Path, target: &Path, options: &Options) -> Command {
     let mut histories = simulation(copy, target);
     histories
@@ -165,7 +165,7 @@ fn name(patch: &Path) -> String {
     patch.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The number of nats-servers that a variant shows on, where the patch's first line says so: as `nats-servers: 3`.
+/// The number of nats-servers that a variant needs, if the patch's first line has one, such as `nats-servers: 3`.
 fn servers(patch: &Path) -> Result<Option<String>> {
     Ok(first_line(patch)?.strip_prefix("nats-servers: ").map(str::to_owned))
 }
@@ -175,21 +175,21 @@ fn first_line(patch: &Path) -> Result<String> {
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
-/// What git knows of the clone, as it lies there.
+/// Copies the files that git knows, in their current state.
 fn copy_of(root: &Path, copy: &Path) -> Result<()> {
     let mut list = Command::new("git");
     list.args(["ls-files", "--cached", "--others", "--exclude-standard", "-z"]).current_dir(root);
     let files = run::output(&mut list)?;
     for file in files.split('\0').map(str::trim).filter(|file| !file.is_empty()) {
         let (from, to) = (root.join(file), copy.join(file));
-        // One that is deleted and not committed yet.
+        // A file that is deleted, and not committed yet.
         let Ok(bytes) = std::fs::read(&from) else { continue };
-        // What is as it was keeps its time: cargo builds only what has changed.
+        // An unchanged file keeps its time, so that cargo builds only what has changed.
         if std::fs::read(&to).is_ok_and(|there| there == bytes) {
             continue;
         }
         if let Some(folder) = to.parent() {
-            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }
         std::fs::write(&to, bytes).with_context(|| format!("cannot write {}", to.display()))?;
     }
@@ -199,11 +199,11 @@ fn copy_of(root: &Path, copy: &Path) -> Result<()> {
 fn apply(copy: &Path, patch: &Path) -> Result<()> {
     let mut git = Command::new("git");
     git.arg("apply").arg(patch).current_dir(copy);
-    // The copy lies within the clone, and is no part of it.
+    // The copy is inside the clone, but is not part of it.
     if let Some(above) = copy.parent() {
         git.env("GIT_CEILING_DIRECTORIES", above);
     }
-    run::output(&mut git).with_context(|| format!("{} does not apply any more", patch.display()))?;
+    run::output(&mut git).with_context(|| format!("{} no longer applies", patch.display()))?;
     Ok(())
 }
 
@@ -222,14 +222,14 @@ fn build(copy: &Path, target: &Path) -> Result<PathBuf> {
         .args(["--features", "taskpipeline-processor/crash-points"])
         .current_dir(copy)
         .env("CARGO_TARGET_DIR", target)
-        // A variant may well leave something unused.
+        // A variant may leave something unused.
         .env("RUSTFLAGS", "--cap-lints=allow");
     run::output(&mut build)?;
     Ok(target.join("release/taskpipeline"))
 }
 
-/// The first line in which the checker tells of differences, or that what is left does not come to rest, if it does.
-/// Anything else that goes wrong is no catch.
+/// Returns the first line in which the checker reports a catch: differences, or a state that does not settle. `None`
+/// if the histories pass. Any other failure is an error, not a catch.
 fn first_differences(command: &mut Command) -> Result<Option<String>> {
     let shown = run::describe(command);
     let mut child = command
@@ -255,7 +255,7 @@ fn first_differences(command: &mut Command) -> Result<Option<String>> {
 
 fn is_catch(line: &str) -> bool {
     let differs = line.contains(" differences, ") && !line.contains(" 0 differences");
-    // As that of a stream that lost its tail unnoticed.
+    // A stream that lost its tail unnoticed leaves such a line.
     differs
         || line.starts_with("the pipeline does not come to rest")
         || line.contains("no consumer of incarnation ")

@@ -1,7 +1,6 @@
-//! Builds the Worker: edge/ to wasm and JavaScript in edge/build, by worker-build with tools of pinned
-//! versions.
+//! Builds the Worker: worker-build turns edge/ into wasm and JavaScript in edge/build, with tools of pinned versions.
 //!
-//! wrangler calls this at each start and each edit, so an unchanged Worker must cost next to nothing.
+//! wrangler calls this at each start and each edit, so the build of an unchanged Worker must be almost free.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -14,16 +13,16 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::run;
 use crate::tools::{NpmTools, WORKER_BUILD, WasmRust, WasmTools, Workshop, hex_sha256};
 
-/// What worker-build makes and wrangler takes.
+/// The files that worker-build creates and wrangler uses.
 const OUTPUT: [&str; 2] = ["index.js", "index_bg.wasm"];
 const STAMP: &str = ".fingerprint";
-/// Under edge/ and contract/: made from the sources, or without a say in the wasm.
+/// The parts of edge/ and contract/ that are built from the sources, or have no effect on the wasm.
 const APART: [&str; 6] = ["build", ".wrangler", "node_modules", "tests", "wrangler.toml", "package.json"];
 
-/// Builds the Worker unless edge/build is already what its sources make; whether it built.
+/// Builds the Worker, unless edge/build fits its sources, and returns whether it built.
 ///
 /// # Errors
-/// When a tool cannot be got or the build fails.
+/// If a tool cannot be installed or the build fails.
 pub(crate) fn build(shop: &Workshop) -> Result<bool> {
     let fingerprint = fingerprint(&shop.workspace.root)?;
     let out = shop.workspace.edge().join("build");
@@ -31,10 +30,10 @@ pub(crate) fn build(shop: &Workshop) -> Result<bool> {
         return Ok(false);
     }
     let target = shop.workspace.target.join("worker");
-    fs::create_dir_all(&target).with_context(|| format!("cannot make {}", target.display()))?;
-    let lock = File::create(target.join(".lock")).context("cannot make the lock of the Worker's build")?;
+    fs::create_dir_all(&target).with_context(|| format!("cannot create {}", target.display()))?;
+    let lock = File::create(target.join(".lock")).context("cannot create the lock of the Worker's build")?;
     lock.lock().context("cannot lock the Worker's build")?;
-    // The target folder may outlive the clone; then what it built last is here still.
+    // The target folder may outlive the clone; then the last build is still here.
     let kept = target.join("kept");
     if is_of(&kept, &fingerprint) && !is_of(&out, &fingerprint) {
         copy(&kept, &out, &fingerprint)?;
@@ -47,7 +46,7 @@ pub(crate) fn build(shop: &Workshop) -> Result<bool> {
         let _ = fs::remove_file(out.join(STAMP));
         worker_build(shop, &target, &npm, &tools, &rust)?;
         if let Some(missing) = OUTPUT.iter().find(|file| !out.join(file).is_file()) {
-            bail!("worker-build ended well but made no {missing} in {}", out.display());
+            bail!("worker-build succeeded but did not create {missing} in {}", out.display());
         }
         fs::write(out.join(STAMP), &fingerprint).with_context(|| format!("cannot write to {}", out.display()))
     })?;
@@ -55,12 +54,12 @@ pub(crate) fn build(shop: &Workshop) -> Result<bool> {
     Ok(true)
 }
 
-/// npm waits for the network while cargo compiles.
+/// Gets the tools. npm waits for the network while cargo compiles.
 fn get(shop: &Workshop) -> Result<(NpmTools, WasmTools, WasmRust)> {
     thread::scope(|scope| {
         let npm = scope.spawn(|| shop.npm_tools());
         let compiled = shop.wasm_rust().and_then(|rust| Ok((rust, shop.wasm_tools()?)));
-        let npm = npm.join().map_err(|_| anyhow!("getting the npm tools fell over"))??;
+        let npm = npm.join().map_err(|_| anyhow!("the thread that gets the npm tools panicked"))??;
         let (rust, tools) = compiled?;
         Ok((npm, tools, rust))
     })
@@ -82,14 +81,14 @@ fn worker_build(
         .env("WASM_BINDGEN_BIN", &tools.wasm_bindgen)
         .env("WASM_OPT_BIN", npm.wasm_opt())
         .env("ESBUILD_BIN", npm.esbuild())
-        // Small and fast to start is what counts at the edge. A target folder of its own, because another
-        // profile (and in the fallback another rustc) would have the ordinary one compiled anew each time.
+        // A small Worker that starts fast is the goal at the edge. The target folder is separate: another profile, or
+        // another rustc in the fallback, would make cargo compile the ordinary one again each time.
         .env("CARGO_TARGET_DIR", target)
         .env("CARGO_PROFILE_RELEASE_LTO", "true")
         .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
         .env("CARGO_PROFILE_RELEASE_DEBUG", "false");
-    // What the user sets for native builds (a linker, a processor) is wrong for wasm.
+    // The user's settings for native builds (a linker, a processor) are wrong for wasm.
     for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "RUSTC"] {
         command.env_remove(name);
     }
@@ -109,7 +108,7 @@ fn copy(from: &Path, to: &Path, fingerprint: &str) -> Result<()> {
     copied.with_context(|| format!("cannot copy the Worker from {} to {}", from.display(), to.display()))
 }
 
-/// A hash over all that the output depends on: the sources, what they depend on, the tools.
+/// Hashes everything that the output depends on: the sources, their dependencies, the tools.
 fn fingerprint(root: &Path) -> Result<String> {
     let mut files = Vec::new();
     for folder in ["edge", "contract"] {

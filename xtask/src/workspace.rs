@@ -1,13 +1,13 @@
-//! Where things lie: the clone, the target folder, the release binary; and what its files say.
+//! Finds the clone, the target folder and the release binaries, and reads the clone's files.
 //!
-//! Reads paths and texts only; it builds nothing.
+//! It reads only paths and texts, and builds nothing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-/// The clone this program works on.
+/// The clone that this program works on.
 pub(crate) struct Workspace {
     /// The top of the clone.
     pub(crate) root: PathBuf,
@@ -16,12 +16,12 @@ pub(crate) struct Workspace {
 }
 
 impl Workspace {
-    /// Finds the clone from the current folder upwards, else the one this program was built from.
+    /// Finds the clone from the current folder upwards, or the clone that this program was built from.
     ///
     /// # Errors
-    /// When the current folder cannot be read.
+    /// If the current folder cannot be read.
     pub(crate) fn find() -> Result<Self> {
-        let here = std::env::current_dir().context("cannot tell the current folder")?;
+        let here = std::env::current_dir().context("cannot get the current folder")?;
         let built_from = Path::new(env!("CARGO_MANIFEST_DIR"));
         let root = here
             .ancestors()
@@ -38,35 +38,36 @@ impl Workspace {
         Ok(Self { root, target })
     }
 
-    /// The Worker's folder.
+    /// The folder of the Worker.
     pub(crate) fn edge(&self) -> PathBuf {
         self.root.join("edge")
     }
 
-    /// A program of this workspace, built in release.
+    /// The path of a program of this workspace, built in release.
     pub(crate) fn binary(&self, name: &str) -> PathBuf {
         self.target.join("release").join(name)
     }
 
-    /// A file of the clone as text.
+    /// Reads a file of the clone as text.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// If the file cannot be read.
     pub(crate) fn read(&self, file: &str) -> Result<String> {
         let path = self.root.join(file);
         std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
     }
 
-    /// `cargo`, run at the top of the clone.
+    /// Returns `cargo`, which runs at the top of the clone.
     pub(crate) fn cargo(&self) -> Command {
         let mut command = cargo();
         command.current_dir(&self.root).env("CARGO_TARGET_DIR", &self.target);
         command
     }
 
-    /// `cargo build` of programs in release. `--workspace`, though they are few: cargo then gives their
-    /// dependencies the features they have in `cargo test --workspace` too, and does not compile half of
-    /// them twice.
+    /// Returns `cargo build` of these programs in release.
+    ///
+    /// `--workspace` gives their dependencies the same features as `cargo test --workspace`. Otherwise cargo would
+    /// compile half of them twice.
     pub(crate) fn build(&self, programs: &[&str]) -> Command {
         let mut command = self.cargo();
         command.args(["build", "--quiet", "--release", "--workspace"]);
@@ -76,8 +77,10 @@ impl Workspace {
         command
     }
 
-    /// Builds the processor to try it on this machine. Where nothing was built of the whole workspace so far, without what a
-    /// cluster takes, which is half of the build; afterwards that would only build everything a second time.
+    /// Returns the build of the processor for a trial on this machine.
+    ///
+    /// If nothing of the whole workspace is built so far, it leaves out the parts for a cluster. They are half of the
+    /// build. Later, that would only build everything a second time.
     pub(crate) fn build_processor_to_try(&self) -> Command {
         if self.has_built("kube") {
             return self.build(&["taskpipeline"]);
@@ -94,7 +97,7 @@ impl Workspace {
         command
     }
 
-    /// Whether this library was built before, with whatever features.
+    /// Whether this library was built before, with any features.
     fn has_built(&self, library: &str) -> bool {
         let start = format!("lib{library}-");
         let built = std::fs::read_dir(self.target.join("release/deps"));
@@ -104,8 +107,9 @@ impl Workspace {
     }
 }
 
-/// `cargo`, without the variables with which a `cargo run` or `cargo test` above this program describes
-/// *its* package: build scripts that watch them (ring's does) would run again each time.
+/// Returns `cargo` without the variables of a surrounding `cargo run` or `cargo test`.
+///
+/// These describe the package of the surrounding command. Build scripts that watch them (as in ring) would run again each time.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (name, _) in std::env::vars_os() {
@@ -118,7 +122,7 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// The target folder this program lies in; a `build.target-dir` of the user's own shows itself this way.
+/// The target folder that contains this program. It reveals a `build.target-dir` of the user.
 fn built_into() -> Option<PathBuf> {
     let program = std::env::current_exe().ok()?;
     let profile = program.parent()?;

@@ -1,4 +1,4 @@
-//! What follows from figures of several systems: how many times the peer's, how much of the floor. Pure.
+//! Comparisons of figures of several systems: multiples of the peer's, and shares of the floor. Pure.
 
 use crate::measurement::Scenario;
 use crate::stats::ratio;
@@ -7,7 +7,7 @@ use crate::system::Kind;
 use super::rows::Row;
 use super::table::number;
 
-/// A sentence for each, for one scenario.
+/// Returns the sentences for one scenario.
 pub(super) fn sentences(scenario: Scenario, rows: &[Row]) -> Vec<String> {
     let rows: Vec<_> = rows.iter().filter(|row| row.scenario == scenario).collect();
     match scenario {
@@ -24,7 +24,7 @@ pub(super) fn sentences(scenario: Scenario, rows: &[Row]) -> Vec<String> {
     }
 }
 
-/// Each of our rows against the peer's best row with the same mix.
+/// Compares each of our rows with the peer's best row of the same mix.
 fn times_the_peer(rows: &[&Row], figure: &str) -> Vec<String> {
     let ours = rows.iter().filter(|row| matches!(row.system.kind, Kind::Durable | Kind::Core));
     let sentence = |row: &&Row| {
@@ -51,7 +51,7 @@ fn of_the_floor(rows: &[&Row], floor: Kind, of: &[Kind], name: &str) -> Vec<Stri
     rows.iter().filter(|row| of.contains(&row.system.kind)).filter_map(sentence).collect()
 }
 
-/// How far the dearest is above the cheapest.
+/// Returns by how much the highest cost exceeds the lowest.
 fn flatness(rows: &[&Row]) -> Vec<String> {
     let sentence = |figure: &str| {
         let values: Vec<_> = rows.iter().filter_map(|row| row.median(figure)).collect();

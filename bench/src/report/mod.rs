@@ -1,4 +1,4 @@
-//! What a run found, as tables, plots and a document. All of it is pure: measurements in, text out.
+//! The results of a run as tables, plots and a document. All of it is pure: measurements in, text out.
 
 mod derived;
 mod document;

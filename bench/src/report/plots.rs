@@ -1,4 +1,4 @@
-//! Which plots there are. Pure.
+//! The plots of a report. Pure.
 
 use crate::measurement::Scenario;
 use crate::system::Kind;
@@ -7,7 +7,7 @@ use super::rows::Row;
 use super::svg::{Bar, Line, bars, lines};
 use super::table::number;
 
-/// A plot: its file's name, the scenario it belongs to, what it shows, and the SVG.
+/// A plot: the name of its file, its scenario, its subject, and the SVG.
 pub(crate) struct Plot {
     pub(crate) file: &'static str,
     pub(crate) scenario: Scenario,
@@ -15,7 +15,7 @@ pub(crate) struct Plot {
     pub(crate) svg: String,
 }
 
-/// All that these rows give.
+/// Returns all plots of these rows.
 pub(crate) fn plots(rows: &[Row]) -> Vec<Plot> {
     let bar = |file, scenario, title, figure, unit, decimals| {
         let svg = figure_bars(rows, scenario, title, figure, unit, decimals)?;
@@ -94,7 +94,7 @@ fn figure_bars(
     (!all.is_empty()).then(|| bars(title, unit, &all, show))
 }
 
-/// The series whose names begin so, of the longest run under the limit.
+/// Plots the series whose names begin with `start`, of the longest run under the limit.
 fn longest_run(rows: &[Row], title: &str, start: &str, unit: &str) -> Option<String> {
     let runs = rows.iter().filter(|row| row.scenario == Scenario::Limit && row.system.kind != Kind::Peer);
     let row = runs.max_by_key(|row| row.knobs.seconds)?;

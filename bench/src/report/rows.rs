@@ -1,4 +1,4 @@
-//! Measurements of the same thing, put together: the median of each figure and its spread. Pure.
+//! Combines the rounds of a measurement: the median of each figure and its spread. Pure.
 
 use std::collections::BTreeMap;
 
@@ -17,14 +17,14 @@ pub(crate) struct Figure {
     pub(crate) rounds: usize,
 }
 
-/// One thing that was measured, in all its rounds.
+/// A measurement with all its rounds.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
     pub(crate) scenario: Scenario,
     pub(crate) system: System,
     pub(crate) knobs: Knobs,
     pub(crate) figures: BTreeMap<String, Figure>,
-    /// Of the last round.
+    /// The series of the last round.
     pub(crate) series: BTreeMap<String, Vec<[f64; 2]>>,
     pub(crate) notes: Vec<String>,
 }
@@ -35,7 +35,7 @@ impl Row {
         self.figures.get(name).map(|figure| figure.median)
     }
 
-    /// System and load, as a report names them.
+    /// The system and the load, as a report names them.
     pub(crate) fn title(&self) -> String {
         let mut title = self.system.title();
         for (set, words) in [
@@ -57,7 +57,7 @@ impl Row {
     }
 }
 
-/// All rows, in the order in which their first rounds were made.
+/// Returns all rows, in the order of their first rounds.
 pub(crate) fn summary(measurements: &[Measurement]) -> Vec<Row> {
     let mut groups: Vec<(&Measurement, Vec<&Measurement>)> = Vec::new();
     for measurement in measurements {

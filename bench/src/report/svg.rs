@@ -1,4 +1,4 @@
-//! Plots as SVG, written by hand: plain shapes and text, colours that are legible on light and on dark. Pure.
+//! Plots as hand-written SVG: plain shapes and text, and colors that are legible on light and on dark. Pure.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ pub(super) struct Bar {
     pub(super) value: f64,
     /// The spread over the rounds.
     pub(super) spread: (f64, f64),
-    /// Which colour: ours 0, others 1, floors 2.
+    /// The color: 0 for ours, 1 for others, 2 for floors.
     pub(super) colour: usize,
 }
 
@@ -23,19 +23,19 @@ const LABELS: f64 = 350.0;
 const ROW: f64 = 26.0;
 const TOP: f64 = 56.0;
 
-/// Follows the reader's setting; GitHub shows pictures on both.
+/// The style follows the reader's setting, because GitHub shows pictures on both.
 const STYLE: &str = "<style>text{font:13px system-ui,sans-serif;fill:#24292f}.t{font-size:15px;font-weight:600}.s{fill:#57606a}\
     .a{stroke:#8c959f;stroke-width:1}.c0{fill:#2563eb}.c1{fill:#d97706}.c2{fill:#8c959f}\
     .l{fill:none;stroke-width:2}.l0{stroke:#2563eb}.l1{stroke:#d97706}.l2{stroke:#059669}.l3{stroke:#db2777}.l4{stroke:#7c3aed}.l5{stroke:#8c959f}\
     @media(prefers-color-scheme:dark){text{fill:#e6edf3}.s{fill:#9198a1}.c0{fill:#60a5fa}.c1{fill:#fbbf24}\
     .l0{stroke:#60a5fa}.l1{stroke:#fbbf24}.l2{stroke:#34d399}.l3{stroke:#f472b6}.l4{stroke:#a78bfa}}</style>";
 
-/// Horizontal bars, on a logarithmic scale where the values are far apart.
+/// Draws horizontal bars, on a logarithmic scale if the values are far apart.
 pub(super) fn bars(title: &str, unit: &str, bars: &[Bar], show: impl Fn(f64) -> String) -> String {
     let most = bars.iter().map(|bar| bar.spread.1.max(bar.value)).fold(0.0, f64::max);
     let least = bars.iter().map(|bar| bar.value).filter(|value| *value > 0.0).fold(f64::MAX, f64::min);
     let logarithmic = most > 50.0 * least;
-    // A logarithmic scale has no zero: the shortest bar begins a little below the least.
+    // A logarithmic scale has no zero: the scale begins a little below the smallest value.
     let from = if logarithmic { (least / 2.0).log10() } else { 0.0 };
     let to = if logarithmic { most.max(1e-9).log10() } else { most.max(1e-9) };
     let room = WIDTH - LABELS - 130.0;
@@ -68,7 +68,7 @@ pub(super) fn bars(title: &str, unit: &str, bars: &[Bar], show: impl Fn(f64) -> 
     svg
 }
 
-/// Lines over time, from zero.
+/// Draws lines over time, from zero.
 pub(super) fn lines(title: &str, x: &str, y: &str, lines: &[Line]) -> String {
     const HEIGHT: f64 = 340.0;
     const LEFT: f64 = 70.0;
@@ -141,7 +141,7 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// The next 1, 2, 2.5 or 5 times a power of ten.
+/// Rounds up to 1, 2, 2.5 or 5 times a power of ten.
 fn round_up(value: f64) -> f64 {
     let power = 10_f64.powf(value.log10().floor());
     [1.0, 2.0, 2.5, 5.0, 10.0]

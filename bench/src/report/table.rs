@@ -1,15 +1,15 @@
-//! Tables, which are legible as text and are Markdown at once. Pure.
+//! Tables that are legible as text and valid as Markdown. Pure.
 
 use super::rows::{Figure, Row};
 use super::texts::{Column, TEXTS, Text};
 
-/// All scenarios that have rows, each a title and its table.
+/// Returns a title and a table for each scenario that has rows.
 pub(crate) fn tables(rows: &[Row]) -> String {
     let sections = TEXTS.iter().filter_map(|text| Some(format!("{}\n\n{}", text.title, table(text, rows)?)));
     sections.collect::<Vec<_>>().join("\n")
 }
 
-/// One scenario's table; nothing where it was not measured.
+/// Returns one scenario's table; `None` if it was not measured.
 pub(super) fn table(text: &Text, rows: &[Row]) -> Option<String> {
     let rows: Vec<_> = rows.iter().filter(|row| row.scenario == text.scenario).collect();
     if rows.is_empty() {
@@ -28,7 +28,7 @@ pub(super) fn table(text: &Text, rows: &[Row]) -> Option<String> {
     Some(aligned(&cells))
 }
 
-/// The median, and the spread where there were several rounds that differ.
+/// Formats the median, and the spread if several rounds differ.
 fn cell(figure: &Figure, decimals: usize) -> String {
     let number = |value| number(value, decimals);
     let (least, most) = (number(figure.least), number(figure.most));
@@ -38,7 +38,7 @@ fn cell(figure: &Figure, decimals: usize) -> String {
     format!("{} ({least} to {most})", number(figure.median))
 }
 
-/// With commas between thousands.
+/// Formats a number with commas between thousands.
 pub(super) fn number(value: f64, decimals: usize) -> String {
     let text = format!("{:.decimals$}", value.abs());
     let (whole, fraction) =
@@ -55,7 +55,7 @@ pub(super) fn number(value: f64, decimals: usize) -> String {
     fraction.map_or_else(|| format!("{sign}{grouped}"), |part| format!("{sign}{grouped}.{part}"))
 }
 
-/// The first row is the heading, the first column is text, all others are numbers.
+/// Aligns the columns. The first row is the heading, the first column is text, all others are numbers.
 fn aligned(cells: &[Vec<String>]) -> String {
     let columns = cells.first().map_or(0, Vec::len);
     let width =

@@ -1,5 +1,5 @@
-//! What a steady, mixed load costs: CPU time, requests, keys written and their price, memory. The same events
-//! at the same rate for every system.
+//! The cost of a steady, mixed load: CPU time, requests, keys written and their price, memory. Every system gets the
+//! same events at the same rate.
 
 use std::time::Duration;
 
@@ -15,14 +15,14 @@ use crate::stage::Stage;
 use crate::stats::{count, ratio};
 use crate::system::System;
 
-/// Events a second, unless told otherwise.
+/// The default rate, in events a second.
 const RATE: u64 = 500;
-/// Over how many ids they are spread.
+/// The number of ids over which the events are spread.
 const IDS: u64 = 3_000;
-/// What Cloudflare asks for a million keys written, deleted or listed.
+/// Cloudflare's price of a million keys written, deleted or listed.
 const DOLLARS_PER_MILLION_KEYS: f64 = 5.0;
 
-/// Measures it once.
+/// Makes one measurement.
 pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Findings> {
     let limited = !knobs.unlimited;
     let rate = if knobs.rate == 0 { RATE } else { knobs.rate };
@@ -43,7 +43,7 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
     let dollars = keys / 1_000_000.0 * DOLLARS_PER_MILLION_KEYS;
     findings.figure("dollars per million events", ratio(dollars, count(events)) * 1_000_000.0);
     if !settled {
-        findings.note("a minute after the last event it was still writing");
+        findings.note("the system still wrote a minute after the last event");
     }
     Ok(findings)
 }

@@ -1,5 +1,7 @@
 //! Differences from an in-order replay: creates, updates and deletes of few ids, published in a known order by one
-//! connection to several replicas. What KV holds in the end is compared with what the events say in their order.
+//! connection to several replicas.
+//!
+//! At the end, the content of KV is compared with the events in their order.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,15 +17,15 @@ use crate::stage::Stage;
 use crate::stats::count;
 use crate::system::System;
 
-/// On so many ids.
+/// The number of ids.
 const IDS: u64 = 10;
-/// Events a second.
+/// The rate, in events a second.
 const RATE: u64 = 200;
 
-/// What a task holds, as far as events say it.
+/// The fields of a task, as far as events set them.
 type Task = BTreeMap<String, Value>;
 
-/// Measures it once.
+/// Makes one measurement.
 pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Findings> {
     let events = knobs.events_or(2_000);
     let rate = if knobs.rate == 0 { RATE } else { knobs.rate };
@@ -41,7 +43,7 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
         client.publish(format!("tasks.{kind}"), event.into()).await?;
     }
     client.flush().await?;
-    // Longer than the longest delay between two attempts of the peer.
+    // The time is longer than the longest delay between two attempts of the peer.
     let settled = stage.quiet(Duration::from_secs(12), Duration::from_secs(90)).await;
     let mut findings = Findings::default();
     let mut wrong = 0_u32;
@@ -58,13 +60,13 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
     findings.figure("events", count(events));
     findings.figure("written too soon", count(stage.kv.seen().writes_too_soon));
     if !settled {
-        findings.note("it was still writing 90 s after the last event");
+        findings.note("the system still wrote 90 s after the last event");
     }
     drop(fleet);
     Ok(findings)
 }
 
-/// The event at this place. The last of each id is an update, so that most tasks are there in the end.
+/// The event at this place. The last event of each id is an update, so that most tasks exist at the end.
 fn event(place: u64, events: u64) -> (String, &'static str, Value) {
     let dice = scattered(place);
     let id = format!("hot-{}", place % IDS);
@@ -73,7 +75,7 @@ fn event(place: u64, events: u64) -> (String, &'static str, Value) {
         ["pending", "in_progress", "completed", "cancelled"][usize::from((dice >> 8).to_le_bytes()[0] % 4)];
     let last = place + IDS >= events;
     match dice % 20 {
-        // The first of each id is a create, and one in ten is a delete.
+        // The first event of each id is a create, and one in ten is a delete.
         _ if place < IDS => {
             (id.clone(), "created", json!({"id": id, "title": title, "description": "", "status": status}))
         }
@@ -87,7 +89,7 @@ fn event(place: u64, events: u64) -> (String, &'static str, Value) {
     }
 }
 
-/// The replay: a create sets all, an update what it names if the task is there, a delete removes.
+/// The replay: a create sets all fields, an update its own fields if the task exists, and a delete removes the task.
 fn apply(tasks: &mut BTreeMap<String, Task>, id: &str, kind: &str, data: &Value) {
     let fields = || data.as_object().into_iter().flatten().map(|(name, value)| (name.clone(), value.clone()));
     match kind {
@@ -105,7 +107,7 @@ fn apply(tasks: &mut BTreeMap<String, Task>, id: &str, kind: &str, data: &Value)
     }
 }
 
-/// In what KV differs, if it does.
+/// Describes the difference in KV, if any.
 fn difference(expected: Option<&Task>, found: Option<&Value>) -> Option<String> {
     match (expected, found) {
         (None, None) => None,

@@ -1,4 +1,4 @@
-//! Many updates a second to one task: how often its key is written, and whether the last update wins.
+//! Many updates a second to one task: the number of writes to its key, and whether the last update wins.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::stage::Stage;
 use crate::stats::{count, ratio};
 use crate::system::System;
 
-/// Updates a second.
+/// The rate, in updates a second.
 const RATE: u64 = 1_000;
 
-/// Measures it once.
+/// Makes one measurement.
 pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Findings> {
     let rate = if knobs.rate == 0 { RATE } else { knobs.rate };
     let events = rate * knobs.time_or(Duration::from_secs(30)).as_secs();
@@ -47,7 +47,7 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
     findings.figure("written too soon", count(stage.kv.seen().writes_too_soon));
     findings.figure("the last one won (1: yes)", f64::from(u8::from(last)));
     if !settled {
-        findings.note("it was still writing 90 s after the last event");
+        findings.note("the system still wrote 90 s after the last event");
     }
     drop(fleet);
     Ok(findings)

@@ -1,5 +1,5 @@
-//! Events lost after a kill -9: creates of distinct tasks at a steady rate, the replica that writes to KV killed in
-//! the middle and another one started, and then a count of what is not in KV.
+//! Events lost after a kill -9: creates of distinct tasks at a steady rate. In the middle, the replica that writes to
+//! KV is killed and another one started. At the end, the tasks that are missing in KV are counted.
 
 use std::time::Duration;
 
@@ -15,15 +15,15 @@ use crate::stage::Stage;
 use crate::stats::count;
 use crate::system::System;
 
-/// Events a second.
+/// The rate, in events a second.
 const RATE: u64 = 500;
-/// Nothing more comes when no request has come for so long: an event without an ack is delivered again after 30 s,
-/// and the peer waits 20 s at the most before it tries again.
+/// The time without a request after which no more comes. NATS delivers an event without an ack again after 30 s. The
+/// peer waits at most 20 s before it tries again.
 const QUIET: Duration = Duration::from_secs(36);
-/// When to give up in any case.
+/// The limit of the wait.
 const LONGEST: Duration = Duration::from_secs(120);
 
-/// Measures it once.
+/// Makes one measurement.
 pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Findings> {
     let rate = if knobs.rate == 0 { RATE } else { knobs.rate };
     let time = knobs.time_or(Duration::from_secs(16));
@@ -51,7 +51,7 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
     };
     tokio::select! {
         () = complete => {}
-        // What is missing may still come; nothing more comes once all is quiet for longer than any wait.
+        // Missing tasks may still arrive, but not after a silence longer than any delay.
         _ = stage.quiet(QUIET, LONGEST) => {}
     }
     let took = began.elapsed().as_secs_f64();

@@ -1,5 +1,6 @@
-//! From publishing an event to its being in KV, at a steady rate, each event about a task of its own. The
-//! simulator's latency is a constant here, so that what the pipeline adds to it can be told.
+//! The time from publishing an event until it is in KV, at a steady rate. Each event is about a distinct task.
+//!
+//! The simulator's latency is constant here, so that the share of the pipeline can be computed.
 
 use std::time::Duration;
 
@@ -16,13 +17,13 @@ use crate::stage::Stage;
 use crate::stats::{count, percentile, ratio};
 use crate::system::System;
 
-/// How long KV takes for every answer, in milliseconds: about the mean of the simulator's usual.
+/// The time of KV for every answer, in milliseconds: about the mean of the simulator's default.
 const KV_MILLISECONDS: u32 = 100;
 
-/// How long to wait for the last ones.
+/// The time limit for the last events.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Measures it once.
+/// Makes one measurement.
 pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Findings> {
     let limited = !knobs.unlimited;
     let setup = setup(limited, knobs);
@@ -54,7 +55,8 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
         done = all => done?,
         () = landings.watch(&stage) => {}
     }
-    // Warm-up. At a rate that the budget does not cover one by one, the full bucket flatters the first half.
+    // This is a warm-up. At a rate for which the budget does not allow single requests, the full bucket flatters the
+    // first half.
     let warm = if rate == 1 { Duration::from_secs(3).min(time / 4) } else { time / 2 };
     let took = landings.took(began + warm);
     let mut findings = Findings::default();

@@ -1,6 +1,7 @@
-//! Cost per event by how many tasks there are already: the tasks are created through the system, then events come
-//! of which a third are updates of them, each of another one, and the rest creates of new ones. Without a limit, so
-//! that it is CPU that is measured.
+//! The cost per event by the number of existing tasks.
+//!
+//! The tasks are created through the system. A third of the following events are updates, each of another one of
+//! them. The rest are creates of new tasks. No limit applies, so that CPU time is measured.
 
 use taskpipeline_simulator::Latency;
 
@@ -14,14 +15,14 @@ use crate::stage::{NATS, Stage};
 use crate::stats::{count, median, rate_within, ratio};
 use crate::system::System;
 
-/// How many events are measured at a time: their updates are each of another task even of the smallest ledger.
+/// The number of events in one measurement: so few that each update is of another task even in the smallest ledger.
 const EVENTS: u64 = 30_000;
-/// How often; the median counts.
+/// The number of repeats; the median counts.
 const TIMES: u64 = 3;
-/// How many events wait in front of the system, at the most.
+/// The largest number of events that wait in front of the system.
 const BACKLOG: u64 = 50_000;
 
-/// Measures it once.
+/// Makes one measurement.
 pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Findings> {
     let tasks = if knobs.tasks == 0 { 10_000 } else { knobs.tasks };
     let stage = Stage::new(false, Latency::LIKELY).await?;
@@ -33,12 +34,12 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
     filling.drain(std::time::Duration::from_secs(5)).await?;
     let (mut replicas, mut nats, mut rates, mut peaks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for time in 0..TIMES {
-        // No key is written more than once a second: let them rest.
+        // The wait lets the keys rest, because the system writes no key more than once a second.
         tokio::time::sleep(std::time::Duration::from_secs(2)).await;
         let mut meter = Meter::default();
         stage.watch(&mut meter)?;
         fleet.watch(&mut meter, false);
-        // The new tasks of each time are beyond those of the times before, which are few.
+        // The new tasks of each repeat are beyond those of the earlier repeats, which are few.
         let mix = Mix { existing: tasks, skip: time * EVENTS, ..Mix::creates(EVENTS) };
         let mut course = Course::live(&stage, &mut meter, mix, acked, BACKLOG)?;
         let seen = course.run(Some(&mut fleet), Until::Landed(EVENTS), None).await?;

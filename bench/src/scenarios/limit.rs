@@ -1,6 +1,6 @@
-//! Events landed per second under Cloudflare's limit on requests, for as long as one likes, with live publishers that
-//! keep a backlog: creates of distinct tasks, or a tenth of them deletes. The replica that writes may be killed in the
-//! middle.
+//! Events landed per second under Cloudflare's limit on requests, for any time, with live publishers that keep a backlog.
+//!
+//! The events are creates of distinct tasks, or a tenth of them deletes. The replica that writes may be killed in the middle.
 
 use std::time::Duration;
 
@@ -17,20 +17,20 @@ use crate::stage::Stage;
 use crate::stats::{count, rate_between, ratio};
 use crate::system::{Kind, System};
 
-/// How long nothing may land after the end before what is missing counts as missing. What a killed replica had in
-/// hand is delivered again after 30 s, and what was in doubt is written again after as long.
+/// How long nothing may land after the end before missing events count as missing. NATS delivers events that a killed
+/// replica had in flight again after 30 s. Tasks in doubt are written again after as long.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// After a fail-over the budget may still have a lot to write twice; longer than this it is not waited for.
+/// The limit of the wait. After a fail-over, the budget may still have many tasks to write twice.
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// Measures it once.
+/// Makes one measurement.
 pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Findings> {
     let setup = setup(true, knobs);
     let time = knobs.time_or(Duration::from_secs(180));
     let usual = match system.kind {
         Kind::Durable | Kind::Floor | Kind::GuardedFloor => 100_000,
         Kind::Core => 50_000,
-        // It lands four a second; what waits is in its memory.
+        // The peer lands four events a second, and keeps waiting ones in memory.
         Kind::Peer | Kind::PeerFloor => 40,
     };
     let backlog = if knobs.backlog == 0 { usual } else { knobs.backlog };
@@ -45,8 +45,8 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
     let kill_at = knobs.failover.then_some(time / 2);
     let seen = course.run(Some(&mut fleet), Until::Time(time), kill_at).await?;
     let during = stage.kv.seen();
-    // What was in doubt at a fail-over is written twice, which is no event landed. Then it is counted by what KV
-    // holds, and the time that this takes counts as well.
+    // Tasks that were in doubt at a fail-over are written twice, and the second write is not a landed event. Then the
+    // content of KV is counted, and the time of that counts as well.
     let ended = Instant::now();
     let counted = (knobs.failover && !knobs.deletes).then(|| by_contents(&stage, mix));
     let until = seen.seconds + counted.map_or(0.0, |_| ended.elapsed().as_secs_f64());
@@ -58,13 +58,12 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
     let landed = if counted.is_some() { by_contents(&stage, mix) } else { landed };
     let mut findings = Findings::default();
     if knobs.failover {
-        findings.note("minute by minute, keys are counted, those that are written twice too");
+        findings.note("the figures by minute count keys, including those that are written twice");
     }
     rates(&mut findings, &seen);
     let last = counted.unwrap_or_else(|| seen.landed.last().map_or(0.0, |point| point[1]));
     findings.figure("events/s", ratio(last, until));
-    // The bucket is full when it starts: the second half shows what lasts. Up to the fail-over nothing is
-    // written twice.
+    // The bucket is full at the start, so the second half shows the lasting rate. Until the fail-over no task is written twice.
     let half = seen.seconds / 2.0;
     let at_half = seen.landed.iter().find(|point| point[0] >= half).map_or(0.0, |point| point[1]);
     let second_half = ratio((last - at_half).max(0.0), until - half);
@@ -72,7 +71,7 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
     let requests = rate_between(&seen.requests, half, seen.seconds).unwrap_or_default();
     findings.figure("requests/s, second half", requests);
     let lasting = if system.kind == Kind::Peer { PEER_REQUESTS } else { OUR_REQUESTS } / 300.0;
-    // A short run still lives on the full bucket in its second half.
+    // A short run still uses the full bucket in its second half.
     findings.figure("events/s that last", second_half * (lasting / requests.max(lasting)));
     spent(&mut findings, &meter, &stage, published.min(landed));
     let after = stage.kv.seen();
@@ -100,8 +99,8 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
     Ok(findings)
 }
 
-/// How many events have landed by what KV holds, for a load of nothing but creates: the title of a task says which
-/// event set it, and so how many of the events about this task came before.
+/// The number of landed events by the content of KV, for a load of creates only. The title of a task names the event
+/// that set it, and so the number of earlier events about this task.
 fn by_contents(stage: &Stage, mix: Mix) -> f64 {
     let landed = |task: u64| {
         let value = stage.kv.get(&format!("tasks:{}", task_id(task)))?.value;
@@ -112,7 +111,7 @@ fn by_contents(stage: &Stage, mix: Mix) -> f64 {
     count((0..mix.ids).filter_map(landed).sum::<u64>())
 }
 
-/// How many tasks KV does not hold as the last event about them says.
+/// The number of tasks whose value in KV differs from the last event about them.
 fn wrong(stage: &Stage, mix: Mix, published: f64) -> usize {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
     let published = published as u64;

@@ -1,4 +1,4 @@
-//! One malformed message between two good ones: whether those land, whether the replica goes on, and whether the
+//! One malformed message between two valid ones: whether those land, whether the replica continues, and whether the
 //! message is kept anywhere.
 
 use std::time::Duration;
@@ -14,10 +14,10 @@ use crate::stage::Stage;
 use crate::stats::count;
 use crate::system::System;
 
-/// Cut off in the middle, as a producer with a bug would have it.
+/// A message that is cut off in the middle, as from a producer with a bug.
 const MALFORMED: &str = r#"{"correlationId": "bench-bad", "data": {"id": "bad", "title": "#;
 
-/// Measures it once.
+/// Makes one measurement.
 pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Findings> {
     let stage = Stage::new(true, Latency::LIKELY).await?;
     let fleet = Fleet::start(system, &setup(true, knobs), &stage).await?;

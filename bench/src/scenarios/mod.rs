@@ -1,5 +1,7 @@
-//! The scenarios, one module each. A scenario sets up what it needs, makes one measurement and says what it
-//! found; it judges nothing and knows nothing of the report.
+//! The scenarios, one module each.
+//!
+//! A scenario prepares the system, makes one measurement and returns the results. It judges nothing and knows nothing
+//! of the report.
 
 mod cost;
 mod hot;
@@ -39,11 +41,11 @@ fn setup(limited: bool, knobs: &Knobs) -> Setup {
     Setup { limited, env: knobs.set.clone() }
 }
 
-/// How fast a load landed.
+/// Adds the rates at which a load landed.
 fn rates(findings: &mut Findings, seen: &Seen) {
     let last = seen.landed.last().map_or(0.0, |point| point[1]);
     findings.figure("events/s", ratio(last, seen.seconds));
-    // Without start and end, which a longer load would have only once as well.
+    // A longer load would also have start and end only once, so they are left out.
     findings.figure("events/s, middle", rate_within(&seen.landed, 0.1, 0.9).unwrap_or_default());
     findings.figure("seconds", seen.seconds);
     let points = thinned(&seen.landed, 300);
@@ -53,7 +55,7 @@ fn rates(findings: &mut Findings, seen: &Seen) {
     }
 }
 
-/// What it took.
+/// Adds the resources that the load used.
 fn spent(findings: &mut Findings, meter: &Meter, stage: &Stage, events: f64) {
     for (role, seconds) in meter.cpu() {
         findings.figure(&format!("CPU seconds, {role}"), seconds);
@@ -66,7 +68,7 @@ fn spent(findings: &mut Findings, meter: &Meter, stage: &Stage, events: f64) {
     findings.figure("requests per event", ratio(count(seen.total_requests()), events));
 }
 
-/// At most about so many of these points, evenly, with the last one.
+/// Returns about this many of the points, evenly spaced, with the last one.
 fn thinned(points: &[[f64; 2]], most: usize) -> Vec<[f64; 2]> {
     let step = points.len().div_ceil(most).max(1);
     let mut thinned: Vec<_> = points.iter().step_by(step).copied().collect();

@@ -1,5 +1,7 @@
 //! Events landed per second without a limit on requests: creates of distinct tasks, either stored before the clock
-//! starts or published while it runs. Also of the floor, which the figure is held against.
+//! starts or published while it runs.
+//!
+//! Also measures the floors, with which the figure is compared.
 
 use std::time::Duration;
 
@@ -21,7 +23,7 @@ use crate::stage::Stage;
 use crate::stats::{count, ratio};
 use crate::system::{Kind, System};
 
-/// Measures it once.
+/// Makes one measurement.
 pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Findings> {
     let setup = setup(false, knobs);
     let is_peer = matches!(system.kind, Kind::Peer | Kind::PeerFloor);
@@ -30,7 +32,7 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
         return peer_floor(system, &setup, events).await;
     }
     let stored = system.kind.has_stream() && !knobs.live;
-    // Each event is about a task of its own, or fewer keys would be written than events came.
+    // Each event is about a distinct task; otherwise fewer keys would be written than events came.
     let mix = Mix::creates(events.max(knobs.ids));
     let stage = Stage::new(false, Latency::LIKELY).await?;
     Fleet::make_streams(system.kind, &setup, &stage).await?;
@@ -61,7 +63,7 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
     let mut course = if stored {
         Course::stored(&stage, &mut meter)
     } else {
-        // Without a stream, what a system has not taken yet waits in its own memory.
+        // Without a stream, waiting events are in the system's own memory.
         let usual = match system.kind {
             Kind::Core => 50_000,
             _ if system.kind.has_stream() => 100_000,
@@ -84,7 +86,7 @@ pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Fin
     Ok(findings)
 }
 
-/// Has so many events stored in the stream.
+/// Stores this many events in the stream.
 pub(super) async fn store(stage: &Stage, mix: Mix, events: u64) -> anyhow::Result<()> {
     let mut publisher = Publisher::start(&Options::new(&stage.nats.url(), mix, true))?;
     publisher.allow(events).await?;
@@ -93,7 +95,7 @@ pub(super) async fn store(stage: &Stage, mix: Mix, events: u64) -> anyhow::Resul
     Ok(())
 }
 
-/// The peer's requests by a bare loop, which says itself how fast it was.
+/// Measures the peer's requests in a plain loop, which reports its own rate.
 async fn peer_floor(system: System, setup: &Setup, events: u64) -> anyhow::Result<Findings> {
     let stage = Stage::new(false, Latency::LIKELY).await?;
     let mut process = Launch::new(system, setup, &stage.nats, &stage.kv).peer_floor(events)?;
@@ -101,7 +103,8 @@ async fn peer_floor(system: System, setup: &Setup, events: u64) -> anyhow::Resul
     ensure!(status.success(), "the peer's floor failed\n{}", process.tail());
     let told = process.lines().into_iter().find_map(|line| serde_json::from_str::<Value>(&line).ok());
     let told = told.with_context(|| process.tail())?;
-    let figure = |name: &str| told[name].as_f64().with_context(|| format!("the peer's floor says no {name}"));
+    let figure =
+        |name: &str| told[name].as_f64().with_context(|| format!("the peer's floor does not report {name}"));
     let mut findings = Findings::default();
     findings.figure("events/s", figure("perSecond")?);
     findings.figure("seconds", figure("seconds")?);

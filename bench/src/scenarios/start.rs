@@ -1,5 +1,5 @@
-//! From the start of the process to its being ready: streams and consumers are there already, as they are at every
-//! start but the first.
+//! The time from the start of the process until it is ready. Streams and consumers exist already, as at every start
+//! except the first.
 
 use std::time::Duration;
 
@@ -15,14 +15,14 @@ use crate::stage::Stage;
 use crate::stats::{median, spread};
 use crate::system::System;
 
-/// How often in one measurement.
+/// The number of starts in one measurement.
 const TIMES: u32 = 5;
 
-/// Measures it.
+/// Makes one measurement.
 pub(crate) async fn measure(system: System, knobs: &Knobs) -> anyhow::Result<Findings> {
     let stage = Stage::new(true, Latency::LIKELY).await?;
     let setup = setup(true, knobs);
-    // Makes the streams, and has the program's file in the system's cache.
+    // This start creates the streams, and brings the program's file into the system's cache.
     Fleet::start(system, &setup, &stage).await?.terminate().await?;
     let http = http();
     let mut times = Vec::new();

@@ -1,4 +1,4 @@
-//! The CRDs of others, for the time of a test. A cluster that has them already keeps its own, and the test uses those.
+//! The CRDs of other projects, for the time of a test. A cluster that has them already keeps its own, and the test uses those.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use kube::{Client, ResourceExt};
 use crate::images::told;
 use crate::operator::crd_is_served;
 
-/// Those that tests brought have it.
+/// The label of CRDs that a test has installed.
 const LABEL: &str = "taskpipeline.dev/e2e";
 
 /// CRDs of other projects, installed for the time of a test.
@@ -20,14 +20,14 @@ pub struct ForeignCrds {
 }
 
 impl ForeignCrds {
-    /// Brings those that are not there, and waits until all are served.
+    /// Installs the missing CRDs, and waits until all are served.
     ///
     /// # Errors
-    /// Where `cargo xtask e2e` did not say where they are, or the API server does not take them.
+    /// If `cargo xtask e2e` did not set their folder, or the API server refuses them.
     pub async fn bring(client: &Client) -> anyhow::Result<Self> {
         let folder = told("TASKPIPELINE_FOREIGN_CRDS")?;
         let mut these = Self { crds: Api::all(client.clone()), brought: Vec::new() };
-        for file in std::fs::read_dir(&folder).context("the CRDs are not where they should be")? {
+        for file in std::fs::read_dir(&folder).context("cannot read the folder of the CRDs")? {
             these.bring_one(&file?.path()).await?;
         }
         Ok(these)
@@ -38,7 +38,7 @@ impl ForeignCrds {
         let mut crd: CustomResourceDefinition = serde_saphyr::from_str(&text)?;
         let name = crd.name_any();
         let there = self.crds.get_opt(&name).await?;
-        // One that an earlier run left behind is ours, too.
+        // A CRD that an earlier run left behind is ours, too.
         if there.is_none_or(|there| there.labels().contains_key(LABEL)) {
             crd.labels_mut().insert(LABEL.to_owned(), "true".to_owned());
             let params = PatchParams::apply("e2e").force();
@@ -48,10 +48,10 @@ impl ForeignCrds {
         crd_is_served(&self.crds, &name).await
     }
 
-    /// Removes those that were brought.
+    /// Removes the CRDs that were installed.
     ///
     /// # Errors
-    /// Where the API server does not do it.
+    /// If the API server refuses.
     pub async fn take_away(self) -> anyhow::Result<()> {
         for name in &self.brought {
             self.crds.delete(name, &DeleteParams::background()).await?;

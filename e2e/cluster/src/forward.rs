@@ -1,4 +1,4 @@
-//! A port of a pod on this machine, through the API server: works on any cluster, wherever its pods are.
+//! Forwards a port of a pod to this machine through the API server. This works on any cluster, wherever its pods run.
 
 use std::net::SocketAddr;
 
@@ -10,16 +10,16 @@ use tokio::task::JoinHandle;
 
 /// A forwarded port of a pod. It ends when it is dropped.
 pub struct Forward {
-    /// Where it is here.
+    /// The address on this machine.
     pub address: SocketAddr,
     serving: JoinHandle<()>,
 }
 
 impl Forward {
-    /// Forwards from now on.
+    /// Starts forwarding.
     ///
     /// # Errors
-    /// Where there is no port to be had here.
+    /// If no port is free.
     pub async fn to(pods: Api<Pod>, pod: &str, port: u16) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("no free port")?;
         let address = listener.local_addr()?;

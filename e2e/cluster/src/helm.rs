@@ -1,4 +1,4 @@
-//! Helm, with the chart of this clone or the one of the release before, and the images that the tests' pods run.
+//! Helm, with the chart of this clone or of the previous release, and the images of the tests' pods.
 
 use std::path::PathBuf;
 
@@ -16,30 +16,30 @@ pub struct Chart {
 }
 
 impl Chart {
-    /// This clone's.
+    /// The chart of this clone.
     #[must_use]
     pub fn current() -> Self {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/taskpipeline");
         Self { path: path.into(), processor: Image::Processor }
     }
 
-    /// The one of the release before this one.
+    /// The chart of the previous release.
     ///
     /// # Errors
-    /// Where `cargo xtask e2e` did not say where it is.
+    /// If `cargo xtask e2e` did not set its path.
     pub fn earlier() -> anyhow::Result<Self> {
         Ok(Self { path: told("TASKPIPELINE_E2E_EARLIER_CHART")?.into(), processor: Image::Earlier })
     }
 
-    /// The arguments that name it.
+    /// The arguments that name the chart and its image.
     fn arguments(&self) -> anyhow::Result<Vec<String>> {
         let mut arguments = vec![self.path.to_string_lossy().into_owned()];
         for (value, image) in
             [("image", self.processor), ("demo.image", Image::Demo), ("nats.image", Image::Tools)]
         {
             let image = image.name()?;
-            let (repository, tag) = image.rsplit_once(':').context("an image without a tag")?;
-            // As a string: a tag may look like a number.
+            let (repository, tag) = image.rsplit_once(':').context("the image has no tag")?;
+            // The tag is set as a string, because it may look like a number.
             arguments.push("--set-string".to_owned());
             arguments.push(format!("{value}.repository={repository},{value}.tag={tag}"));
         }
@@ -56,71 +56,71 @@ pub struct Helm {
 }
 
 impl Helm {
-    /// In this namespace.
+    /// A release in this namespace.
     ///
     /// # Errors
-    /// Where `cargo xtask e2e` did not say where Helm is.
+    /// If `cargo xtask e2e` did not set the path of Helm.
     pub fn new(namespace: &Namespace, release: &str) -> anyhow::Result<Self> {
         let program = told("TASKPIPELINE_HELM")?;
         Ok(Self { program: program.into(), namespace: namespace.name.clone(), release: release.to_owned() })
     }
 
-    /// Installs it; answers the notes. `values`: `name=value`.
+    /// Installs the chart, and returns the notes. `values` are `name=value`.
     ///
     /// # Errors
-    /// What Helm says.
+    /// If Helm fails; the error has its output.
     pub async fn install(&self, chart: &Chart, values: &[&str]) -> anyhow::Result<String> {
         self.run("install", &self.release_of(chart, values)?, &["--wait", "--timeout", "180s"]).await
     }
 
-    /// Upgrades it, with these values on top of those it has.
+    /// Upgrades the release, with these values in addition to the existing ones.
     ///
     /// # Errors
-    /// What Helm says.
+    /// If Helm fails; the error has its output.
     pub async fn upgrade(&self, chart: &Chart, values: &[&str]) -> anyhow::Result<String> {
         let more = ["--reset-then-reuse-values", "--wait", "--timeout", "180s"];
         self.run("upgrade", &self.release_of(chart, values)?, &more).await
     }
 
-    /// Its manifests, as they would be installed.
+    /// Renders the manifests of an installation.
     ///
     /// # Errors
-    /// What Helm says: a value that the schema refuses, for one.
+    /// If Helm fails, for example because the schema refuses a value.
     pub async fn template(&self, chart: &Chart, values: &[&str]) -> anyhow::Result<String> {
         self.run("template", &self.release_of(chart, values)?, &["--include-crds"]).await
     }
 
-    /// What `helm install` would do and say, Secrets left out.
+    /// Returns the effects and the output of `helm install`, without Secrets.
     ///
     /// # Errors
-    /// What Helm says.
+    /// If Helm fails; the error has its output.
     pub async fn dry_run(&self, chart: &Chart, values: &[&str]) -> anyhow::Result<String> {
         let more = ["--dry-run=server", "--hide-secret"];
         self.run("install", &self.release_of(chart, values)?, &more).await
     }
 
-    /// `helm lint --strict`.
+    /// Runs `helm lint --strict`.
     ///
     /// # Errors
-    /// What Helm says.
+    /// If Helm fails; the error has its output.
     pub async fn lint(&self, chart: &Chart, values: &[&str]) -> anyhow::Result<String> {
         let mut arguments = chart.arguments()?;
         arguments.extend(set(values));
         self.run("lint", &arguments, &["--strict"]).await
     }
 
-    /// `helm test`; answers its log.
+    /// Runs `helm test`, and returns its log.
     ///
     /// # Errors
-    /// What Helm says.
+    /// If Helm fails; the error has its output.
     pub async fn test(&self) -> anyhow::Result<String> {
         self.run("test", std::slice::from_ref(&self.release), &["--logs", "--timeout", "120s"]).await
     }
 
-    /// Takes it away.
+    /// Uninstalls the release.
     ///
     /// # Errors
-    /// What Helm says.
+    /// If Helm fails; the error has its output.
     pub async fn uninstall(&self) -> anyhow::Result<String> {
         self.run("uninstall", std::slice::from_ref(&self.release), &["--wait", "--timeout", "120s"]).await
     }

@@ -1,25 +1,25 @@
-//! The images that `cargo xtask e2e` has brought to the cluster, or that the cluster can pull.
+//! The images that `cargo xtask e2e` has loaded into the cluster, or that the cluster can pull.
 
 use anyhow::Context;
 
-/// One of them.
+/// An image of the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Image {
-    /// The processor and the operator, by the Dockerfile.
+    /// The processor and the operator, from the Dockerfile.
     Processor,
-    /// Cloudflare KV, simulated, with the pages; by the Dockerfile.
+    /// The simulator of Cloudflare KV, with the pages, from the Dockerfile.
     Demo,
     /// nats-server and a producer.
     Tools,
-    /// The processor and the operator of the release before this one.
+    /// The processor and the operator of the previous release.
     Earlier,
 }
 
 impl Image {
-    /// Its name, with a tag.
+    /// The name with its tag.
     ///
     /// # Errors
-    /// Where `cargo xtask e2e` did not say.
+    /// If `cargo xtask e2e` did not set it.
     pub fn name(self) -> anyhow::Result<String> {
         let variable = match self {
             Self::Processor => "TASKPIPELINE_E2E_PROCESSOR",
@@ -31,7 +31,7 @@ impl Image {
     }
 }
 
-/// What `cargo xtask e2e` says in an environment variable.
+/// Reads a variable that `cargo xtask e2e` sets.
 pub(crate) fn told(variable: &str) -> anyhow::Result<String> {
-    std::env::var(variable).with_context(|| format!("{variable} is not set: run `cargo xtask e2e`"))
+    std::env::var(variable).with_context(|| format!("{variable} is not set; run `cargo xtask e2e`"))
 }

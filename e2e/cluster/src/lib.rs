@@ -1,5 +1,5 @@
-//! What the tests on a cluster share: a namespace of one's own, NATS, the simulator and the operator as pods in it, and
-//! ways to look at them.
+//! Shared parts of the tests on a cluster: a namespace for each test, with NATS, the simulator and the operator as
+//! pods, and ways to inspect them.
 
 mod dry_run;
 mod foreign_crds;

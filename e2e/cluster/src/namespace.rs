@@ -1,4 +1,4 @@
-//! A namespace for one test, under "restricted" pod security; gone when the test is over.
+//! A namespace for one test, under "restricted" pod security. It is deleted when the test ends.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -16,22 +16,22 @@ use serde_json::{Value, json};
 
 use crate::eventually;
 
-/// Namespaces of tests have it.
+/// The label of the namespaces of tests.
 const LABEL: &str = "taskpipeline.dev/e2e";
 
-/// A namespace for one test. It is deleted when the test is over.
+/// A namespace for one test. It is deleted when the test ends.
 pub struct Namespace {
-    /// As whoever runs the tests.
+    /// A client with the permissions of the user who runs the tests.
     pub client: Client,
-    /// Its name.
+    /// The name of the namespace.
     pub name: String,
 }
 
 impl Namespace {
-    /// Makes one, with a name that begins like this.
+    /// Creates a namespace whose name begins with this prefix.
     ///
     /// # Errors
-    /// Where there is no cluster.
+    /// If no cluster is reachable.
     pub async fn new(prefix: &str) -> anyhow::Result<Self> {
         let client = Self::client().await?;
         let labels = [("pod-security.kubernetes.io/enforce", "restricted"), (LABEL, "true")];
@@ -49,33 +49,33 @@ impl Namespace {
         Ok(Self { client, name: made.name_any() })
     }
 
-    /// As whoever runs the tests.
+    /// Returns a client with the permissions of the user who runs the tests.
     pub(crate) async fn client() -> anyhow::Result<Client> {
-        // Two are compiled in, and rustls would not choose.
+        // Two crypto providers are compiled in, and rustls would not choose.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Client::try_default().await.context("no cluster: run `cargo xtask e2e`")
+        Client::try_default().await.context("cannot reach a cluster; run `cargo xtask e2e`")
     }
 
-    /// Waits until those of other tests are gone, and so nothing happens but in this one.
+    /// Waits until the namespaces of other tests are gone, so that nothing happens outside this one.
     ///
     /// # Errors
-    /// Which are still there after some time.
+    /// Names the namespaces that still exist after some time.
     pub async fn is_alone(&self) -> anyhow::Result<()> {
         let namespaces: Api<Resource> = Api::all(self.client.clone());
         eventually(Duration::from_secs(120), async || {
             let all = namespaces.list(&ListParams::default().labels(LABEL)).await?;
             let others: Vec<_> =
                 all.iter().map(ResourceExt::name_any).filter(|name| *name != self.name).collect();
-            ensure!(others.is_empty(), "still there: {}", others.join(", "));
+            ensure!(others.is_empty(), "namespaces of other tests still exist: {}", others.join(", "));
             Ok(())
         })
         .await
     }
 
-    /// A user who has these rights in it and no others, as whom requests are made.
+    /// Returns a client as a user who has only these permissions in the namespace.
     ///
     /// # Errors
-    /// Where the API server does not take the rights.
+    /// If the API server refuses the permissions.
     pub async fn user(&self, name: &str, rules: Value) -> anyhow::Result<Client> {
         let metadata = json!({"name": name});
         self.apply::<Role>(json!({"metadata": metadata, "rules": rules})).await?;
@@ -90,7 +90,7 @@ impl Namespace {
         Ok(Client::try_from(config)?)
     }
 
-    /// The objects of a kind in it.
+    /// Returns the API for the objects of a kind in the namespace.
     #[must_use]
     pub fn api<T>(&self) -> Api<T>
     where
@@ -99,10 +99,10 @@ impl Namespace {
         Api::namespaced(self.client.clone(), &self.name)
     }
 
-    /// Applies an object that is written as in a manifest.
+    /// Applies an object in the form of a manifest.
     ///
     /// # Errors
-    /// Where the API server does not take it.
+    /// If the API server refuses it.
     pub async fn apply<T>(&self, manifest: Value) -> anyhow::Result<T>
     where
         T: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>
@@ -111,7 +111,7 @@ impl Namespace {
             + DeserializeOwned
             + Serialize,
     {
-        let name = manifest["metadata"]["name"].as_str().context("a manifest without a name")?.to_owned();
+        let name = manifest["metadata"]["name"].as_str().context("the manifest has no name")?.to_owned();
         let mut manifest = manifest;
         manifest["apiVersion"] = T::api_version(&()).into();
         manifest["kind"] = T::kind(&()).into();
@@ -124,7 +124,7 @@ impl Namespace {
 impl Drop for Namespace {
     fn drop(&mut self) {
         let name = self.name.clone();
-        // The test's runtime ends with the test, so this one is of its own; only the request is waited for.
+        // The test's runtime ends with the test, so this thread has its own. It waits only for the request.
         let deleting = std::thread::spawn(move || {
             let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
                 return;

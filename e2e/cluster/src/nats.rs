@@ -19,10 +19,10 @@ pub struct NatsPod {
 }
 
 impl NatsPod {
-    /// Starts one with JetStream, named `nats`; `login`: the user and password that it wants.
+    /// Starts nats-server with JetStream, named `nats`. `login` is the required user and password.
     ///
     /// # Errors
-    /// Where it does not get ready.
+    /// If the pod does not become ready.
     pub async fn start(namespace: &Namespace, login: Option<(&str, &str)>) -> anyhow::Result<Self> {
         let authorization = login.map_or_else(String::new, |(user, password)| {
             format!("authorization {{ users: [{{user: \"{user}\", password: \"{password}\"}}] }}\n")
@@ -53,10 +53,10 @@ impl NatsPod {
         })
     }
 
-    /// A client of it.
+    /// Connects a client.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// If nats-server does not answer.
     pub async fn client(&self) -> anyhow::Result<async_nats::Client> {
         let mut options = async_nats::ConnectOptions::new();
         if let Some((user, password)) = &self.login {
@@ -68,13 +68,13 @@ impl NatsPod {
             .context("nats-server in the cluster does not answer")
     }
 
-    /// A page of its monitoring port.
+    /// Reads a page of the monitoring port.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// If nats-server does not answer.
     pub async fn monitor(&self, page: &str) -> anyhow::Result<Value> {
         let url = format!("http://{}/{page}", self.monitor.address);
         let text = reqwest::get(url).await?.text().await?;
-        serde_json::from_str(&text).with_context(|| format!("nats-server's {page} is no JSON"))
+        serde_json::from_str(&text).with_context(|| format!("nats-server's {page} is not JSON"))
     }
 }

@@ -1,4 +1,4 @@
-//! The operator alone, as the chart installs it, with the rights of a namespace and no more; and the CRD, which all tests share.
+//! The operator alone, as the chart installs it with only the permissions of a namespace. All tests share the CRD.
 
 use std::time::Duration;
 
@@ -14,26 +14,26 @@ use crate::{Chart, Forward, Helm, Namespace, eventually, pods, sum};
 
 const PORT: u16 = 3002;
 
-/// The chart's objects have its name where it contains the chart's.
+/// A release name that contains the chart's name, so that the chart's objects are named exactly like the release.
 const RELEASE: &str = "taskpipeline";
 
-/// Brings the CRD to the cluster, and waits until it is served.
+/// Installs the CRD, and waits until it is served.
 ///
 /// # Errors
-/// Where the API server does not take it.
+/// If the API server refuses it.
 pub async fn crd_is_installed(client: &Client) -> anyhow::Result<()> {
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
     let crd = crd();
     let name = crd.name_any();
-    // As Helm does it: another's it would not touch.
+    // The patch acts as Helm, which would not touch a CRD of another manager.
     crds.patch(&name, &PatchParams::apply("helm").force(), &Patch::Apply(&crd)).await?;
     crd_is_served(&crds, &name).await
 }
 
-/// Takes the CRD away, for a test that begins without one.
+/// Removes the CRD, for a test that begins without it.
 ///
 /// # Errors
-/// Where the API server does not do it, or there are pipelines of somebody's: they would go with it.
+/// If the API server refuses, or pipelines of a user exist: they would be deleted with it.
 pub async fn crd_is_removed() -> anyhow::Result<()> {
     let client = Namespace::client().await?;
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
@@ -47,7 +47,7 @@ pub async fn crd_is_removed() -> anyhow::Result<()> {
             pipelines.iter().map(|it| it.namespace().unwrap_or_default() + "/" + &it.name_any()).collect();
         anyhow::ensure!(all.is_empty(), "the CRD stays for the pipelines {}", all.join(", "));
         crds.delete(&name, &DeleteParams::background()).await?;
-        anyhow::bail!("the CRD is still there")
+        anyhow::bail!("the CRD still exists")
     })
     .await
 }
@@ -55,7 +55,7 @@ pub async fn crd_is_removed() -> anyhow::Result<()> {
 /// Waits until a CRD is served.
 ///
 /// # Errors
-/// Where that does not come.
+/// If it is not served in time.
 pub(crate) async fn crd_is_served(crds: &Api<CustomResourceDefinition>, name: &str) -> anyhow::Result<()> {
     eventually(Duration::from_secs(20), async || {
         let conditions =
@@ -73,25 +73,25 @@ pub struct OperatorPods {
 }
 
 impl OperatorPods {
-    /// What its pods have.
+    /// The label of the operator's pods.
     pub const LABEL: &str = "app.kubernetes.io/component=operator";
 
-    /// Starts so many in a namespace.
+    /// Starts this many replicas in a namespace.
     ///
     /// # Errors
-    /// Where they do not get ready.
+    /// If they do not become ready.
     pub async fn start(namespace: &Namespace, replicas: usize) -> anyhow::Result<Self> {
         crd_is_installed(&namespace.client).await?;
         let replicas_wanted = format!("operator.replicas={replicas}");
         let values = [
             "pipeline.enabled=false",
             "nats.enabled=false",
-            // Tests beside this one use it.
+            // Other tests use the CRD at the same time.
             "crds.upgrade=false",
             "operator.logFormat=text",
             "operator.allow.metadata[0]=*",
             "operator.allow.priorityClasses[0]=*",
-            // As many as a test likes.
+            // The limit is higher than any test needs.
             "operator.allow.pipelines=1000",
             "operator.extraEnv[0].name=RUST_LOG",
             r"operator.extraEnv[0].value=info\,kube_lease_manager=warn",
@@ -106,26 +106,26 @@ impl OperatorPods {
             .await
     }
 
-    /// Its pods, as they were when they got ready.
+    /// The names of the pods at the time when they became ready.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         self.pods.iter().map(ResourceExt::name_any).collect()
     }
 
-    /// A metric of one of the pods; 0 if it is not there.
+    /// A metric of a pod; 0 if it is missing.
     ///
     /// # Errors
-    /// Where the pod does not answer.
+    /// If the pod does not answer.
     pub async fn metric(namespace: &Namespace, pod: &str, name: &str) -> anyhow::Result<f64> {
         let forward = Forward::to(namespace.api(), pod, PORT).await?;
         let text = reqwest::get(format!("http://{}/metrics", forward.address)).await?.text().await?;
         Ok(sum(&text, name))
     }
 
-    /// The one that works.
+    /// The name of the pod that leads.
     ///
     /// # Errors
-    /// Where nobody does.
+    /// If no pod leads.
     pub async fn leader(namespace: &Namespace) -> anyhow::Result<String> {
         let leases: Api<k8s_openapi::api::coordination::v1::Lease> = namespace.api();
         let lease = leases.get(&format!("{RELEASE}-operator")).await?;
@@ -133,6 +133,6 @@ impl OperatorPods {
             .spec
             .and_then(|spec| spec.holder_identity)
             .filter(|it| !it.is_empty())
-            .context("nobody holds the Lease")
+            .context("no pod holds the Lease")
     }
 }

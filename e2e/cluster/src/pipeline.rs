@@ -1,4 +1,4 @@
-//! Pipelines as the tests write them, and what is said of them.
+//! Pipelines for the tests, and their conditions.
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Secret;
@@ -7,7 +7,7 @@ use taskpipeline_operator::api::TaskPipeline;
 
 use crate::{Namespace, SimulatorPod};
 
-/// A pipeline named `tasks`, from `nats` into the KV of the Secret `kv`, with more in its spec.
+/// A pipeline named `tasks`, from `nats` into the KV of the Secret `kv`, with additional fields in its spec.
 #[must_use]
 pub fn minimal(more: &Value) -> Value {
     let mut spec = json!({
@@ -33,10 +33,10 @@ fn merge(into: &mut Value, more: &Value) {
     }
 }
 
-/// The Secret `kv`, for the simulator of this name.
+/// Creates the Secret `kv` for the simulator of this name.
 ///
 /// # Errors
-/// Where the API server does not take it.
+/// If the API server refuses it.
 pub async fn kv_secret(namespace: &Namespace, simulator: &str, token: &str) -> anyhow::Result<Secret> {
     let data = json!({
         "CF_ACCOUNT_ID": "account",
@@ -48,15 +48,15 @@ pub async fn kv_secret(namespace: &Namespace, simulator: &str, token: &str) -> a
     namespace.apply(json!({"metadata": {"name": "kv"}, "stringData": data})).await
 }
 
-/// Fails unless a condition has this status; answers its message.
+/// Checks that a condition has this status, and returns its message.
 ///
 /// # Errors
-/// What it is instead.
+/// If the status differs; the error has it.
 pub async fn condition(namespace: &Namespace, kind: &str, status: &str) -> anyhow::Result<String> {
     let pipeline = namespace.api::<TaskPipeline>().get("tasks").await?;
     let conditions = pipeline.status.map(|status| status.conditions).unwrap_or_default();
     let found = conditions.into_iter().find(|condition| condition.type_ == kind);
-    let found = found.with_context(|| format!("there is no condition {kind}"))?;
+    let found = found.with_context(|| format!("the pipeline has no condition {kind}"))?;
     ensure!(found.status == status, "{kind} is {}: {} ({})", found.status, found.message, found.reason);
     Ok(found.message)
 }

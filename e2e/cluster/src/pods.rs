@@ -1,4 +1,4 @@
-//! Pods of the images that `cargo xtask e2e` has brought to the cluster, under "restricted" pod security.
+//! Pods with the images that `cargo xtask e2e` has loaded into the cluster, under "restricted" pod security.
 
 use std::time::Duration;
 
@@ -15,14 +15,15 @@ use crate::{Namespace, eventually};
 /// The label of the replicas of the pipeline `tasks`.
 pub const PROCESSORS: &str = "taskpipeline.dev/pipeline=tasks";
 
-/// What was brought to the nodes is there; what `--images` names is pulled.
+/// Loaded images exist on the nodes; images of `--images` are pulled.
 pub(crate) const PULL_POLICY: &str = "IfNotPresent";
 
-/// Runs a Deployment of one container, and a Service of its name for its ports. `container`: image, command, args, env,
-/// ports; the rest is as pod security wants it.
+/// Creates a Deployment with one container, and a Service of the same name for its ports.
+///
+/// `container` has image, command, args, env and ports. Pod security determines the rest.
 ///
 /// # Errors
-/// Where the API server does not take it.
+/// If the API server refuses it.
 pub(crate) async fn run(
     namespace: &Namespace,
     name: &str,
@@ -66,11 +67,13 @@ pub(crate) async fn run(
     namespace.apply(deployment).await
 }
 
-/// Runs a pod of one container to its end, without rights, as the user of its image; answers whether it succeeded, and its
-/// log, or why it did not start. `container`: image, command, args, env; `volumes`: as in a pod's spec.
+/// Runs a pod with one container to its end, without permissions, as the user of its image.
+///
+/// Returns whether it succeeded, and its log, or the reason why it did not start. `container` has image, command,
+/// args and env; `volumes` are as in a pod's spec.
 ///
 /// # Errors
-/// Where the API server does not take it, or it does not end.
+/// If the API server refuses the pod, or it does not end.
 pub async fn once(
     namespace: &Namespace,
     name: &str,
@@ -100,7 +103,8 @@ pub async fn once(
     })
     .await?;
     let containers = ended.container_statuses.unwrap_or_default();
-    let end = containers.into_iter().find_map(|it| it.state?.terminated).context("it has not ended")?;
+    let end =
+        containers.into_iter().find_map(|it| it.state?.terminated).context("the container has not ended")?;
     let said = match end.message {
         Some(why) => why,
         None => pods.logs(name, &LogParams::default()).await?,
@@ -108,21 +112,21 @@ pub async fn once(
     Ok((end.exit_code == 0, said))
 }
 
-/// How a program that was run in a pod has ended.
+/// The result of a program that ran in a pod.
 #[derive(Debug)]
 pub struct Ended {
-    /// With exit code 0.
+    /// Whether the exit code is 0.
     pub well: bool,
-    /// What it has printed.
+    /// The standard output.
     pub out: String,
-    /// What it has complained of.
+    /// The standard error.
     pub err: String,
 }
 
-/// Runs a program in a running pod, as `kubectl exec` does.
+/// Runs a program in a running pod, like `kubectl exec`.
 ///
 /// # Errors
-/// Where it cannot be run.
+/// If the program cannot be run.
 pub async fn exec(namespace: &Namespace, pod: &str, command: &[&str]) -> anyhow::Result<Ended> {
     let params = AttachParams::default();
     let mut attached = namespace.api::<Pod>().exec(pod, command.iter().copied(), &params).await?;
@@ -131,30 +135,30 @@ pub async fn exec(namespace: &Namespace, pod: &str, command: &[&str]) -> anyhow:
     let status = attached.take_status().context("no status")?;
     let (mut printed, mut complained) = (String::new(), String::new());
     tokio::try_join!(out.read_to_string(&mut printed), err.read_to_string(&mut complained))?;
-    let status = status.await.context("it was not said how it ended")?;
+    let status = status.await.context("the status of the program is missing")?;
     attached.join().await?;
     Ok(Ended { well: status.status.as_deref() == Some("Success"), out: printed, err: complained })
 }
 
-/// What pod security wants of a container.
+/// The security context that pod security requires of a container.
 fn security() -> Value {
     json!({
         "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
     })
 }
 
-/// The pods with this label, those on their way out and those that have ended too.
+/// Lists the pods with this label, including terminating and ended ones.
 ///
 /// # Errors
-/// Where the API server does not say.
+/// If the API server does not answer.
 pub async fn present(namespace: &Namespace, label: &str) -> anyhow::Result<Vec<Pod>> {
     Ok(namespace.api::<Pod>().list(&ListParams::default().labels(label)).await?.items)
 }
 
-/// The pods with this label that are ready and not on their way out.
+/// Lists the ready pods with this label that are not terminating.
 ///
 /// # Errors
-/// Where there are not as many.
+/// If their number differs from `wanted`.
 pub async fn ready(namespace: &Namespace, label: &str, wanted: usize) -> anyhow::Result<Vec<Pod>> {
     let pods = present(namespace, label).await?;
     let is_ready = |pod: &&Pod| {

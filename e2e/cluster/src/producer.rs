@@ -1,5 +1,5 @@
-//! A producer as a pod: goes on when the way from here into the cluster does not. It counts what the stream has
-//! acknowledged.
+//! A producer as a pod, which continues when this machine cannot reach the cluster. It counts the events that the
+//! stream has acknowledged.
 
 use std::time::Duration;
 
@@ -10,21 +10,22 @@ use tokio::net::TcpStream;
 
 use crate::{Forward, Image, Namespace, eventually, pods, ready};
 
-/// Where it is asked how far it is.
+/// The port that returns its progress.
 pub const LOAD_PORT: u16 = 4000;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// A producer in a pod, which counts what the stream has acknowledged.
+/// A producer in a pod, which counts the events that the stream has acknowledged.
 pub struct Producer {
     asked: Forward,
 }
 
 impl Producer {
-    /// Starts one: so many creates a second, of the tasks `{prefix}-0` and so on. `login`: a Secret with a user and a password.
+    /// Starts a producer that creates this many tasks a second, `{prefix}-0` and so on. `login` is a Secret with a
+    /// user and a password.
     ///
     /// # Errors
-    /// Where its pod does not get ready.
+    /// If its pod does not become ready.
     pub async fn start(
         namespace: &Namespace,
         url: &str,
@@ -50,18 +51,18 @@ impl Producer {
         Ok(Self { asked: Forward::to(namespace.api(), pod, LOAD_PORT).await? })
     }
 
-    /// How many events the stream has acknowledged.
+    /// The number of events that the stream has acknowledged.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// If the producer does not answer.
     pub async fn stored(&self) -> anyhow::Result<u32> {
         self.ask("stored").await
     }
 
-    /// Waits until so many are stored.
+    /// Waits until this many events are stored.
     ///
     /// # Errors
-    /// Where that takes too long.
+    /// If that takes too long.
     pub async fn reaches(&self, wanted: u32) -> anyhow::Result<()> {
         eventually(SOON, async || {
             let stored = self.stored().await?;
@@ -71,10 +72,10 @@ impl Producer {
         .await
     }
 
-    /// Ends it; answers how many were stored. Asked a second time it answers the same.
+    /// Stops the producer, and returns the number of stored events. A second call returns the same number.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// If the producer does not answer.
     pub async fn stop(&self) -> anyhow::Result<u32> {
         eventually(SOON, async || self.ask("stop").await).await
     }
@@ -84,11 +85,11 @@ impl Producer {
         stream.write_all(question.as_bytes()).await?;
         let mut answer = String::new();
         tokio::time::timeout(SOON, stream.read_to_string(&mut answer)).await??;
-        answer.parse().context("the producer gave no number")
+        answer.parse().context("the answer of the producer is not a number")
     }
 }
 
-/// A create, as a producer writes it.
+/// A create in the format of a producer.
 #[must_use]
 pub fn create(id: &str) -> String {
     json!({

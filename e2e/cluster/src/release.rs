@@ -1,4 +1,4 @@
-//! A release of the chart over a KV of the tests' own, ready; and the ways to its pods.
+//! An installed release of the chart that writes to the tests' own KV, and the ways to its pods.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use crate::{
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// What its name begins with, and those of all its objects.
+/// The prefix of the names of the release and its objects.
 const NAME: &str = "demo";
 
 /// An installed release of the chart, and the ways to its pods.
 pub struct Release {
-    /// Where it is.
+    /// The namespace of the release.
     pub namespace: Namespace,
-    /// To upgrade it by.
+    /// Helm, which can upgrade the release.
     pub helm: Helm,
-    /// Where its tasks land.
+    /// The KV that the release writes to.
     pub kv: SimulatorPod,
 }
 
@@ -29,15 +29,15 @@ impl Release {
     /// Installs the chart with these values.
     ///
     /// # Errors
-    /// Where it does not get ready.
+    /// If the release does not become ready.
     pub async fn install(prefix: &str, chart: &Chart, values: &[&str]) -> anyhow::Result<Self> {
         Self::install_in(Namespace::new(prefix).await?, chart, values).await
     }
 
-    /// The same in a namespace that has something already.
+    /// Installs the chart in an existing namespace.
     ///
     /// # Errors
-    /// Where it does not get ready.
+    /// If the release does not become ready.
     pub async fn install_in(namespace: Namespace, chart: &Chart, values: &[&str]) -> anyhow::Result<Self> {
         let kv = SimulatorPod::start(&namespace, "token-1").await?;
         kv_secret(&namespace, "kv", "token-1").await?;
@@ -49,19 +49,19 @@ impl Release {
         Ok(Self { namespace, helm, kv })
     }
 
-    /// A producer in the cluster, with its own login.
+    /// Starts a producer in the cluster, with its own login.
     ///
     /// # Errors
-    /// Where its pod does not get ready.
+    /// If its pod does not become ready.
     pub async fn producer(&self, per_second: u32) -> anyhow::Result<Producer> {
         let login = "demo-nats-producer";
         Producer::start(&self.namespace, "nats://demo-nats:4222", Some(login), "load", per_second).await
     }
 
-    /// Ends the producer; everything that was stored gets to KV. Answers how many events that were.
+    /// Stops the producer, waits until all stored events are in KV, and returns their number.
     ///
     /// # Errors
-    /// How many tasks are not in KV.
+    /// Names the number of tasks that are not in KV.
     pub async fn all_land(&self, producer: &Producer) -> anyhow::Result<u32> {
         let stored = producer.stop().await?;
         self.kv.has_all("load", stored, Duration::from_secs(90)).await?;
@@ -69,20 +69,20 @@ impl Release {
     }
 }
 
-/// A port of the one pod of a component of the release.
+/// Forwards a port of the only pod of a component.
 ///
 /// # Errors
-/// Where it does not get ready.
+/// If the pod does not become ready.
 pub async fn forward(namespace: &Namespace, component: &str, port: u16) -> anyhow::Result<Forward> {
     let label = format!("app.kubernetes.io/component={component}");
     let pods = eventually(SOON, async || ready(namespace, &label, 1).await).await?;
     Forward::to(namespace.api::<Pod>(), &pods[0].name_any(), port).await
 }
 
-/// A client of the release's NATS with a login that is in a Secret.
+/// Connects a client to the release's NATS with the login in a Secret.
 ///
 /// # Errors
-/// Where it is not let in.
+/// If NATS refuses the login.
 pub async fn log_in(
     namespace: &Namespace,
     nats: &Forward,
@@ -91,15 +91,15 @@ pub async fn log_in(
     Ok(login_of(namespace, login).await?.connect(nats.address.to_string()).await?)
 }
 
-/// What such a client logs in by.
+/// Returns the options of a client with the login in a Secret.
 ///
 /// # Errors
-/// Where there is no such Secret.
+/// If the Secret does not exist.
 pub async fn login_of(namespace: &Namespace, login: &str) -> anyhow::Result<async_nats::ConnectOptions> {
     let secret = namespace.api::<Secret>().get(&format!("{NAME}-nats-{login}")).await?;
-    let data = secret.data.context("an empty Secret")?;
+    let data = secret.data.context("the Secret is empty")?;
     let text = |key: &str| -> anyhow::Result<String> {
-        Ok(String::from_utf8(data.get(key).with_context(|| format!("no {key}"))?.0.clone())?)
+        Ok(String::from_utf8(data.get(key).with_context(|| format!("the Secret has no {key}"))?.0.clone())?)
     };
     let mut options = async_nats::ConnectOptions::new().user_and_password(text("user")?, text("password")?);
     if let Ok(prefix) = text("inboxPrefix") {

@@ -1,4 +1,4 @@
-//! Cloudflare KV's simulator as a pod, and its control endpoint.
+//! The simulator of Cloudflare KV as a pod, and its control endpoint.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,28 +11,28 @@ use crate::{Forward, Image, Namespace, eventually, pods};
 
 const PORT: u16 = 8788;
 
-/// The tests' own token, which is always let in.
+/// The tests' own token, which is always accepted.
 const READER: &str = "e2e";
 
-/// Cloudflare KV's simulator in a pod, and its control endpoint.
+/// The simulator of Cloudflare KV in a pod, and its control endpoint.
 pub struct SimulatorPod {
     control: Forward,
     client: reqwest::Client,
 }
 
 impl SimulatorPod {
-    /// Starts one named `kv`, which lets this token in.
+    /// Starts a simulator named `kv` that accepts this token.
     ///
     /// # Errors
-    /// Where it does not get ready.
+    /// If the pod does not become ready.
     pub async fn start(namespace: &Namespace, token: &str) -> anyhow::Result<Self> {
         Self::start_named(namespace, "kv", token).await
     }
 
-    /// Starts one of this name.
+    /// Starts a simulator with this name.
     ///
     /// # Errors
-    /// Where it does not get ready.
+    /// If the pod does not become ready.
     pub async fn start_named(namespace: &Namespace, name: &str, token: &str) -> anyhow::Result<Self> {
         let container = json!({
             "image": Image::Demo.name()?,
@@ -52,7 +52,7 @@ impl SimulatorPod {
         Ok(started)
     }
 
-    /// Where pods of the namespace find it.
+    /// The URL for pods of the namespace.
     #[must_use]
     pub fn base_url(name: &str) -> String {
         format!("http://{name}:{PORT}/client/v4")
@@ -62,10 +62,10 @@ impl SimulatorPod {
         format!("http://{}/{path}", self.control.address)
     }
 
-    /// Lets in these tokens of the pipeline's, and no others.
+    /// Accepts only these tokens of the pipeline.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// If the simulator does not answer.
     pub async fn let_in(&self, tokens: &[&str]) -> anyhow::Result<()> {
         let tokens: Vec<_> = tokens.iter().copied().chain([READER]).collect();
         let request = self.client.put(self.url("control/tokens")).header("content-type", "application/json");
@@ -73,56 +73,56 @@ impl SimulatorPod {
         Ok(())
     }
 
-    /// From now on this befalls requests.
+    /// Applies this rule to the following requests.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// If the simulator does not answer.
     pub async fn inject(&self, rule: &Rule) -> anyhow::Result<()> {
         let body = serde_json::to_string(&[rule])?;
         let request = self.client.put(self.url("control/faults")).header("content-type", "application/json");
         let answer = request.body(body).send().await?;
-        ensure!(answer.status().is_success(), "the simulator takes no rule: {}", answer.text().await?);
+        ensure!(answer.status().is_success(), "the simulator refuses the rule: {}", answer.text().await?);
         Ok(())
     }
 
-    /// Nothing befalls requests any more.
+    /// Removes all rules.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// If the simulator does not answer.
     pub async fn mend(&self) -> anyhow::Result<()> {
         self.client.delete(self.url("control/faults")).send().await?.error_for_status()?;
         Ok(())
     }
 
-    /// What it has seen.
+    /// The simulator's counts of requests and answers.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// If the simulator does not answer.
     pub async fn seen(&self) -> anyhow::Result<Value> {
         let text = self.client.get(self.url("control/seen")).send().await?.text().await?;
-        serde_json::from_str(&text).context("what the simulator has seen is no JSON")
+        serde_json::from_str(&text).context("the counts of the simulator are not JSON")
     }
 
-    /// How many keys landed in each second, by the simulator's clock in whole seconds of Unix time.
+    /// The number of keys that landed in each second, by the simulator's clock in whole seconds of Unix time.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// If the simulator does not answer.
     pub async fn landings_by_second(&self) -> anyhow::Result<BTreeMap<u64, u32>> {
         let mut by_second = BTreeMap::new();
         let text =
             self.client.get(self.url("control/landings?from=0&most=1000000")).send().await?.text().await?;
         for line in text.lines() {
             let landing: Value = serde_json::from_str(line)?;
-            let micros = landing[2].as_u64().context("a landing without a time")?;
+            let micros = landing[2].as_u64().context("a landing has no time")?;
             *by_second.entry(micros / 1_000_000).or_default() += 1;
         }
         Ok(by_second)
     }
 
-    /// How many requests were answered with this status; all, if none is given.
+    /// The number of requests that were answered with this status; all if it is `None`.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// If the simulator does not answer.
     pub async fn answers(&self, status: Option<u16>) -> anyhow::Result<u64> {
         let seen = self.seen().await?;
         let operations = seen["answers"].as_object().context("the simulator counts no answers")?;
@@ -132,10 +132,10 @@ impl SimulatorPod {
         Ok(counted.filter_map(|(_, count)| count.as_u64()).sum())
     }
 
-    /// A task's value in KV, read as the API's users read it.
+    /// Reads a task's value from KV by the API.
     ///
     /// # Errors
-    /// Where it is not there.
+    /// If the task is not in KV.
     pub async fn task(&self, id: &str) -> anyhow::Result<Value> {
         let path = format!("client/v4/accounts/account/storage/kv/namespaces/namespace/values/tasks%3A{id}");
         let answer = self.client.get(self.url(&path)).bearer_auth(READER).send().await?;
@@ -143,10 +143,10 @@ impl SimulatorPod {
         Ok(serde_json::from_str(&answer.text().await?)?)
     }
 
-    /// How many tasks are in KV whose ids begin like this.
+    /// The number of tasks in KV whose ids begin with this prefix.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// If the simulator does not answer.
     pub async fn count(&self, prefix: &str) -> anyhow::Result<u32> {
         let (mut count, mut cursor) = (0_usize, String::new());
         loop {
@@ -155,7 +155,7 @@ impl SimulatorPod {
             );
             let answer = self.client.get(self.url(&path)).bearer_auth(READER).send().await?;
             let page: Value = serde_json::from_str(&answer.text().await?)?;
-            count += page["result"].as_array().context("a list without a result")?.len();
+            count += page["result"].as_array().context("a list has no result")?.len();
             page["result_info"]["cursor"].as_str().unwrap_or_default().clone_into(&mut cursor);
             if cursor.is_empty() {
                 return Ok(u32::try_from(count)?);
@@ -163,10 +163,10 @@ impl SimulatorPod {
         }
     }
 
-    /// All of these tasks are in KV: `{prefix}-0` and so on.
+    /// Waits until these tasks are in KV: `{prefix}-0` and so on.
     ///
     /// # Errors
-    /// How many are not, where they do not get there in time.
+    /// If some are missing after `patience`; the error has their number.
     pub async fn has_all(&self, prefix: &str, tasks: u32, patience: Duration) -> anyhow::Result<()> {
         eventually(patience, async || {
             let there = self.count(&format!("{prefix}-")).await?;

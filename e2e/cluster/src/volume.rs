@@ -1,5 +1,4 @@
-//! The volume of a claim as a snapshot of it is made and brought back: copied into that of another claim, while no pod
-//! writes to it.
+//! Imitates snapshots of volumes: copies the volume of a claim into that of another, while no pod writes to it.
 
 use std::time::Duration;
 
@@ -10,13 +9,13 @@ use serde_json::json;
 
 use crate::{Image, Namespace, eventually, once};
 
-/// Makes a claim like this one, with a volume in which the same is; answers how many files that are.
+/// Creates a claim like this one, with a copy of its volume, and returns the number of files.
 ///
 /// # Errors
-/// Where there is no volume to be had, or it cannot be copied.
+/// If no volume is available, or it cannot be copied.
 pub async fn copy_volume(namespace: &Namespace, from: &str, to: &str) -> anyhow::Result<u32> {
     let claims = namespace.api::<PersistentVolumeClaim>();
-    let spec = claims.get(from).await?.spec.context("a claim without a spec")?;
+    let spec = claims.get(from).await?.spec.context("the claim has no spec")?;
     let claim = json!({
         "metadata": {"name": to},
         "spec": {
@@ -36,22 +35,22 @@ pub async fn copy_volume(namespace: &Namespace, from: &str, to: &str) -> anyhow:
     ]);
     let copier = format!("copy-to-{to}");
     let (copied, said) = once(namespace, &copier, container, &volumes).await?;
-    // A claim is not deleted before all pods are that have used it, those that have ended too.
+    // A claim is not deleted before all pods that have used it, ended ones included.
     namespace.api::<Pod>().delete(&copier, &DeleteParams::default()).await?;
     ensure!(copied, "{from} is not copied to {to}: {said}");
     let files = said.split_once(' ').and_then(|(files, _)| files.parse().ok());
-    files.with_context(|| format!("it is not said how much was copied: {said}"))
+    files.with_context(|| format!("the copier does not report the number of files: {said}"))
 }
 
-/// Deletes a claim that no pod uses; its volume goes the way that its storage class says.
+/// Deletes a claim that no pod uses. Its storage class decides about the volume.
 ///
 /// # Errors
-/// Where it stays.
+/// If the claim still exists after some time.
 pub async fn delete_volume(namespace: &Namespace, claim: &str) -> anyhow::Result<()> {
     let claims = namespace.api::<PersistentVolumeClaim>();
     claims.delete(claim, &DeleteParams::default()).await?;
     eventually(Duration::from_secs(60), async || {
-        ensure!(claims.get_opt(claim).await?.is_none(), "the claim {claim} is still there");
+        ensure!(claims.get_opt(claim).await?.is_none(), "the claim {claim} still exists");
         Ok(())
     })
     .await

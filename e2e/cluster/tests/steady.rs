@@ -1,4 +1,6 @@
-//! Many pipelines and a steady state. Alone in its program: what the API server counts is of the whole cluster.
+//! Many pipelines and a steady state.
+//!
+//! This test is a separate program, because the API server counts the requests of the whole cluster.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -22,9 +24,10 @@ const PIPELINES: usize = 200;
 const STEADY: Duration = Duration::from_secs(120);
 const RECONCILES: &str = "taskpipeline_operator_reconcile_duration_seconds_count";
 
-/// What the API server was asked to write so far, by kind of object. Not counted: what a cluster at rest writes all the
-/// time (Leases, who leads and which node is alive), what is a question that is asked by POST, and Events, of which
-/// Kubernetes' own controllers write some; see [`own_events`].
+/// The number of write requests to the API server so far, by kind of object.
+///
+/// It excludes writes of any cluster at rest (Leases for leaders and nodes), and questions that are sent by POST. It
+/// also excludes Events, because Kubernetes' own controllers write some; see [`own_events`].
 async fn writes(client: &Client) -> BTreeMap<String, f64> {
     let request = http::Request::get("/metrics").body(Vec::new()).unwrap();
     let text = client.request_text(request).await.unwrap();
@@ -42,7 +45,7 @@ async fn writes(client: &Client) -> BTreeMap<String, f64> {
     writes
 }
 
-/// How many Events the operator and the processors have written.
+/// The number of Events that the operator and the processors have written.
 async fn own_events(namespace: &Namespace) -> usize {
     let all = namespace.api::<Event>().list(&ListParams::default()).await.unwrap();
     let is_own = |it: &&Event| {
@@ -51,7 +54,7 @@ async fn own_events(namespace: &Namespace) -> usize {
     all.iter().filter(is_own).count()
 }
 
-/// A suspended pipeline with all that can be said, also in ways that the API server writes otherwise.
+/// A suspended pipeline with every possible field, also in forms that the API server writes differently.
 fn everything() -> Value {
     json!({
         "suspend": true,
@@ -72,7 +75,7 @@ fn everything() -> Value {
     })
 }
 
-/// Fails unless all pipelines are as they should be: suspended.
+/// Checks that all pipelines are suspended.
 async fn all_are_suspended(namespace: &Namespace) -> anyhow::Result<()> {
     let all = namespace.api::<TaskPipeline>().list(&ListParams::default()).await?;
     let ready = |it: &TaskPipeline| {
@@ -118,7 +121,7 @@ async fn two_hundred_suspended_pipelines_are_reconciled_and_a_steady_state_makes
         requests / reconciles
     );
 
-    // One that runs, among them.
+    // One pipeline among them runs.
     namespace.apply::<TaskPipeline>(minimal(&json!({}))).await.unwrap();
     eventually(SOON, async || condition(&namespace, "Ready", "True").await).await.unwrap();
     let producer = nats.client().await.unwrap();
@@ -127,7 +130,7 @@ async fn two_hundred_suspended_pipelines_are_reconciled_and_a_steady_state_makes
     for kind in ["KvReachable", "CaughtUp"] {
         eventually(SOON, async || condition(&namespace, kind, "True").await).await.unwrap();
     }
-    // What was started is followed to its end: Events of pods, endpoints, statuses.
+    // All changes from the start take effect first: Events of pods, endpoints, statuses.
     tokio::time::sleep(Duration::from_secs(15)).await;
     let (before, requests, written, events) = (
         metric(RECONCILES).await,
@@ -150,7 +153,7 @@ async fn two_hundred_suspended_pipelines_are_reconciled_and_a_steady_state_makes
         STEADY.as_secs(),
         requests / reconciles
     );
-    assert!(reconciles >= 200.0, "{reconciles} reconciles: not every pipeline was looked at again");
+    assert!(reconciles >= 200.0, "{reconciles} reconciles: not every pipeline was reconciled again");
     assert!(!written.is_empty(), "the API server counts no writes: the test proves nothing");
     assert!(written_since.is_empty(), "written in a steady state: {written_since:?}");
     assert_eq!(own_events(&namespace).await, events, "Events are written in a steady state");

@@ -1,4 +1,5 @@
-//! From the release before this one to this one, as administrators do it. These tests have the cluster's one CRD to themselves.
+//! Upgrades from the previous release to this one, as administrators do them. These tests need the cluster's only CRD
+//! for themselves.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -25,10 +26,10 @@ const EARLIER: &str = "0.1.0";
 const VERSION: &str = "taskpipeline.dev/version";
 const CRD_NAME: &str = "taskpipelines.taskpipeline.dev";
 
-/// One test at a time.
+/// Allows one test at a time.
 static CRD: Mutex<()> = Mutex::const_new(());
 
-/// Of the CRD in the cluster: its version, and what the API server knows of `spec.processor`.
+/// The version of the CRD in the cluster, and the API server's schema of `spec.processor`.
 async fn crd(namespace: &Namespace) -> (String, Value) {
     let crds: Api<CustomResourceDefinition> = Api::all(namespace.client.clone());
     let crd = crds.get(CRD_NAME).await.unwrap();
@@ -38,11 +39,11 @@ async fn crd(namespace: &Namespace) -> (String, Value) {
     (version, schema["spec"]["properties"]["processor"]["properties"].clone())
 }
 
-/// The pods with this label, all of this image, and none on its way.
+/// Lists the pods with this label, if all run this image and none is terminating.
 async fn all_run(namespace: &Namespace, label: &str, image: Image) -> anyhow::Result<Vec<Pod>> {
     let image = image.name()?;
     let pods = present(namespace, label).await?;
-    ensure!(!pods.is_empty(), "there is no pod of {label}");
+    ensure!(!pods.is_empty(), "no pod has the label {label}");
     for pod in &pods {
         let runs = pod.spec.as_ref().and_then(|spec| spec.containers[0].image.clone());
         ensure!(runs.as_deref() == Some(&image), "{} still runs {runs:?}", pod.name_any());
@@ -69,7 +70,7 @@ async fn helm_upgrade_from_an_earlier_chart_crd_and_image_under_load_loses_nothi
     let nats_before = nats(namespace).await;
 
     let (began, stored_before) = (Instant::now(), producer.stored().await.unwrap());
-    // What the CRD did not have.
+    // The former CRD does not have this field.
     let values = ["pipeline.spec.processor.priorityClassName=system-cluster-critical"];
     release.helm.upgrade(&Chart::current(), &values).await.unwrap();
     let upgraded = began.elapsed();
@@ -100,7 +101,7 @@ async fn helm_upgrade_from_an_earlier_chart_crd_and_image_under_load_loses_nothi
 
     producers_get_accounts_of_their_own(&release, &values).await;
 
-    // As if a newer release had been here.
+    // The annotation imitates a newer release.
     let newer = json!({"metadata": {"annotations": {VERSION: "99.0.0"}}});
     let crds: Api<CustomResourceDefinition> = Api::all(namespace.client.clone());
     crds.patch(CRD_NAME, &PatchParams::default(), &Patch::Merge(&newer)).await.unwrap();
@@ -115,18 +116,14 @@ async fn helm_upgrade_from_an_earlier_chart_crd_and_image_under_load_loses_nothi
     assert_eq!(crd(namespace).await.0, "99.0.0");
 }
 
-/// NATS stores streams by account: the upgrade keeps the single account, and moves to several when it is told to.
+/// NATS stores streams by account: the upgrade keeps the single account, and changes to several accounts only on request.
 async fn producers_get_accounts_of_their_own(release: &Release, values: &[&str]) {
     let namespace = &release.namespace;
     let accounts = async || {
         let config = namespace.api::<ConfigMap>().get("demo-nats").await?.data.unwrap_or_default();
         anyhow::Ok(config["nats.conf"].matches("jetstream: enabled").count())
     };
-    assert_eq!(
-        accounts().await.unwrap(),
-        0,
-        "the streams are in the account that is there without any other"
-    );
+    assert_eq!(accounts().await.unwrap(), 0, "the streams are in the default account");
     let before = nats(namespace).await;
     let isolated: Vec<_> = values.iter().copied().chain(["nats.auth.isolateProducers=true"]).collect();
     release.helm.upgrade(&Chart::current(), &isolated).await.unwrap();
@@ -138,7 +135,7 @@ async fn producers_get_accounts_of_their_own(release: &Release, values: &[&str])
     })
     .await
     .unwrap();
-    // The next upgrade does not have to be told.
+    // The next upgrade needs no such request.
     release.helm.upgrade(&Chart::current(), values).await.unwrap();
     assert_eq!(accounts().await.unwrap(), 1);
     let server = forward(namespace, "nats-server", 4222).await.unwrap();
@@ -146,7 +143,7 @@ async fn producers_get_accounts_of_their_own(release: &Release, values: &[&str])
     let update =
         json!({"correlationId": "isolated", "data": {"id": "load-0", "title": "Isolated"}}).to_string();
     eventually(SOON, async || {
-        // Until the first replica has made the stream again, there is nobody to acknowledge it.
+        // Until the first replica has created the stream again, no stream acknowledges the event.
         let sent = producer.publish("tasks.updated", update.clone().into()).await?;
         sent.await.map(drop).map_err(Into::into)
     })
@@ -159,10 +156,10 @@ async fn producers_get_accounts_of_their_own(release: &Release, values: &[&str])
     })
     .await
     .unwrap();
-    println!("the producer has an account of its own, and its update of a task of the time before is in KV");
+    println!("the producer has an account of its own, and its update of an earlier task is in KV");
 }
 
-/// What the hook that brings the CRD up to date has said; one that failed stays.
+/// The log of the hook that updates the CRD. A failed hook stays.
 async fn hooks_log(namespace: &Namespace) -> String {
     let params = ListParams::default().labels("app.kubernetes.io/component=crd-upgrade");
     let pods = namespace.api::<Pod>().list(&params).await.unwrap();
@@ -178,10 +175,10 @@ async fn a_new_chart_installs_over_an_old_crd_left_behind_and_an_old_one_not_ove
     let namespace = &release.namespace;
     release.helm.uninstall().await.unwrap();
     let (version, _) = crd(namespace).await;
-    assert_eq!(version, EARLIER, "the CRD is left behind");
+    assert_eq!(version, EARLIER, "the chart did not leave the CRD");
     eventually(SOON, async || {
         let left = namespace.api::<TaskPipeline>().list(&ListParams::default()).await?.items.len();
-        ensure!(left == 0, "{left} pipelines are still there");
+        ensure!(left == 0, "{left} pipelines still exist");
         Ok(())
     })
     .await

@@ -1,4 +1,6 @@
-//! The API server is gone: what runs goes on. Alone in its program, for it takes the API server from everybody.
+//! The API server is down, and everything that runs continues.
+//!
+//! This test is a separate program, because it stops the API server for all others.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -14,10 +16,10 @@ use taskpipeline_operator::api::TaskPipeline;
 const SOON: Duration = Duration::from_secs(60);
 const GONE: Duration = Duration::from_secs(60);
 
-/// Runs what `cargo xtask e2e` says stops the API server, or lets it go on.
+/// Runs the command of `cargo xtask e2e` that stops or continues the API server.
 fn api_server(variable: &str) {
     let command =
-        std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run `cargo xtask e2e`"));
+        std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set; run `cargo xtask e2e`"));
     let done = std::process::Command::new("sh").args(["-c", &command]).status().unwrap();
     assert!(done.success(), "{command}: {done}");
 }
@@ -35,7 +37,7 @@ async fn while_the_api_server_is_gone_for_60_s_events_go_on_landing() {
     kv_secret(&namespace, "kv", "token-1").await.unwrap();
     namespace.apply::<TaskPipeline>(minimal(&json!({}))).await.unwrap();
     eventually(SOON, async || condition(&namespace, "Ready", "True").await).await.unwrap();
-    // The test's own way to the pods leads through the API server, so the producer is a pod too.
+    // The test reaches the pods through the API server, so the producer is a pod too.
     let producer = Producer::start(&namespace, "nats://nats:4222", None, "alone", 50).await.unwrap();
     eventually(SOON, async || {
         ensure!(kv.count("alone-").await? > 50, "the producer has not begun");
@@ -52,19 +54,19 @@ async fn while_the_api_server_is_gone_for_60_s_events_go_on_landing() {
     api_server("TASKPIPELINE_E2E_CONTINUE_API_SERVER");
     assert!(answers.is_err(), "the API server answers: the test proves nothing");
 
-    // Ways through the API server may have to be made anew.
+    // Connections through the API server may have to be opened again.
     let landings = eventually(SOON, async || kv.landings_by_second().await).await.unwrap();
     let meanwhile: Vec<_> =
         (began + 1..ended).map(|second| landings.get(&second).copied().unwrap_or(0)).collect();
     let (all, silent) =
         (meanwhile.iter().sum::<u32>(), meanwhile.iter().filter(|landed| **landed == 0).count());
     println!(
-        "the API server was gone for {} s: {all} tasks landed meanwhile, {silent} seconds without any",
+        "the API server was down for {} s: {all} tasks landed meanwhile, {silent} seconds without any",
         ended - began
     );
     assert!(silent <= 5 && all > 500, "{meanwhile:?}");
 
     let stored = producer.stop().await.unwrap();
     kv.has_all("alone", stored, SOON).await.unwrap();
-    println!("{stored} events stored in all, all in KV");
+    println!("{stored} events stored in total, all in KV");
 }

@@ -1,4 +1,4 @@
-//! Hostile requests, the same ones each time.
+//! Generates hostile requests, the same ones each time.
 
 use std::fmt::Write;
 
@@ -6,16 +6,16 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-/// In every part of every request that can hold it; no answer may repeat it as it is.
+/// The mark in every part of every request that can contain it. No answer may repeat it unescaped.
 pub const MARK: &str = "<mark-7f3>\"'";
 
-/// A request and what is known of it.
+/// A request and its expected properties.
 pub struct Request {
     pub bytes: Vec<u8>,
-    /// What is odd about it.
+    /// The unusual part of the request.
     pub kind: &'static str,
     pub method: String,
-    /// Its correlation id, if it is one that must come back.
+    /// Its correlation id, if the answer must return it.
     pub correlation: Option<String>,
 }
 
@@ -24,7 +24,7 @@ const KINDS: [&str; 9] =
 
 const METHODS: [&str; 6] = ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"];
 
-/// Few of these come past workerd. CONNECT is not among them: wrangler's own front answers it with a 500.
+/// workerd lets few of these pass. CONNECT is not among them: wrangler's own front end answers it with a 500.
 const ODD_METHODS: [&str; 17] = [
     "PROPFIND",
     "SEARCH",
@@ -45,7 +45,7 @@ const ODD_METHODS: [&str; 17] = [
     "GETGETGETGETGETGETGETGETGETGET",
 ];
 
-/// Characters that mean something to someone on the way.
+/// Characters that have a meaning for a program on the way.
 const PIECES: [&str; 44] = [
     "/",
     "//",
@@ -96,7 +96,7 @@ const PIECES: [&str; 44] = [
 const PLACES: [&str; 8] =
     ["/tasks/", "/api/tasks/", "/", "/api/", "/assets/", "/health", "/tasks", "/favicon.ico"];
 
-/// Makes the requests.
+/// The generator of the requests.
 pub struct Requests {
     random: StdRng,
     host: String,
@@ -104,7 +104,7 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// Always the same ones, to this host.
+    /// Begins the same sequence each time, for this host.
     pub fn new(host: &str) -> Self {
         Self { random: StdRng::seed_from_u64(0x07f3), host: host.to_owned(), made: 0 }
     }
@@ -118,7 +118,7 @@ impl Requests {
         (0..count).map(|_| self.one_of(&PIECES)).collect()
     }
 
-    /// The mark, percent-encoded by half: what decodes it finds it, what does not finds its rest.
+    /// The mark, half percent-encoded: a decoder finds all of it, and other programs find its rest.
     fn mark(&mut self) -> &'static str {
         self.one_of(&["%3Cmark-7f3%3E%22%27", "<mark-7f3>%22'", "%3cmark-7f3>\"%27", "%253Cmark-7f3%253E"])
     }
@@ -164,7 +164,7 @@ impl Requests {
         format!("{name}={value}&")
     }
 
-    /// What looks more or less like a cursor of the local KV or of Cloudflare's.
+    /// Returns a text that is similar to a cursor of the local KV or of Cloudflare's.
     fn cursor(&mut self) -> String {
         let mut text = self
             .one_of(&["", "AAAA", "dGFza3M6", "eyJrIjoidGFza3M6In0", "tasks%3A", "%22", "0", "null"])
@@ -175,7 +175,7 @@ impl Requests {
         text + &self.pieces(2)
     }
 
-    /// Any bytes that do not end the line, unless they are meant to.
+    /// Returns any bytes that do not end the line, unless they are meant to.
     fn bytes(&mut self, most: usize) -> Vec<u8> {
         let count = self.random.random_range(1..=most);
         let all = self.random.random_bool(0.1);
@@ -257,7 +257,7 @@ impl Requests {
         headers
     }
 
-    /// A correlation id, and whether it must come back.
+    /// Returns a correlation id, and the id that the answer must return, if any.
     fn correlation(&mut self) -> (Vec<u8>, Option<String>) {
         let safe = ["a".to_owned(), "test-001".to_owned(), "x".repeat(128), "A_b.c=1-".to_owned()];
         if self.random.random_bool(0.3) {
@@ -275,7 +275,7 @@ impl Requests {
     }
 }
 
-/// The same with what workerd would refuse before our Worker sees it percent-encoded.
+/// Percent-encodes the parts that workerd would refuse before our Worker sees them.
 fn passable(target: &[u8]) -> Vec<u8> {
     let mut passable = String::new();
     for part in target.utf8_chunks() {
@@ -315,7 +315,7 @@ impl Iterator for Requests {
             _ => (format!("X-Mark: {MARK}\r\n").into_bytes(), None),
         };
         let host = format!("Host: {}\r\nConnection: close\r\n", self.host);
-        // A method that may have a body has one that lies about its type.
+        // A request whose method may have a body gets one with a wrong type.
         let body = if kind == "method" {
             format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{MARK}", MARK.len())
         } else {

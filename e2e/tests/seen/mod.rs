@@ -1,4 +1,4 @@
-//! What the browser tests share: a running product with hostile tasks in it, and one look at every page.
+//! Shared parts of the browser tests: a running product with hostile tasks, and one look at every page.
 
 #![allow(unreachable_pub)]
 
@@ -19,17 +19,17 @@ use tokio::net::TcpListener;
 
 pub const SOON: Duration = Duration::from_secs(30);
 
-/// How the names of the pictures begin.
+/// The prefix of the pictures' names.
 pub const PICTURES: &str = "browser";
 
-/// At a time.
+/// The number of tabs at a time.
 const TABS: usize = 3;
 
 const WIDTHS: [u32; 3] = [1280, 768, 320];
 
 pub static PRODUCT: Shared<Product> = Shared::new(|| Box::pin(Product::start()));
 
-/// A task as it is published.
+/// A task in the form in which it is published.
 #[derive(Clone)]
 pub struct HostileTask {
     name: &'static str,
@@ -45,7 +45,7 @@ impl HostileTask {
     }
 }
 
-/// Titles, descriptions and ids that break a page which forgets to escape, encode, isolate or wrap.
+/// Titles, descriptions and ids that break a page that does not escape, encode, isolate or wrap them.
 pub fn tasks() -> Vec<HostileTask> {
     let task = |name, id: &str, title: &str, description: &str, status| HostileTask {
         name,
@@ -69,13 +69,13 @@ pub fn tasks() -> Vec<HostileTask> {
     ]
 }
 
-/// A page that every visitor can come to.
+/// A page that every visitor can reach.
 #[derive(Clone, Debug)]
 pub struct Page {
     name: String,
     pub path: String,
     pub heading: String,
-    /// Whether it is there once there are tasks.
+    /// Whether the page exists once tasks exist.
     pub reachable: bool,
 }
 
@@ -102,15 +102,15 @@ pub fn pages() -> Vec<Page> {
     pages
 }
 
-/// A page as it was seen once.
+/// The result of one look at a page.
 pub struct Sight {
     pub page: Page,
     pub view: View,
     pub heading: Value,
-    /// By how many pixels it is wider than the window.
+    /// By how many pixels the page is wider than the window.
     pub overflow: Value,
     pub contrast: Value,
-    /// What broke its policy, by the page's own events.
+    /// The violations of the policy, from the page's own events.
     pub violations: Value,
     pub complaints: Vec<String>,
     pub requests: usize,
@@ -124,7 +124,7 @@ impl fmt::Display for Sight {
     }
 }
 
-/// The whole product with the tasks in it, a browser, and what it saw.
+/// The whole product with the tasks, a browser, and its results.
 pub struct Product {
     pub edge: Edge,
     pub sights: Vec<Sight>,
@@ -144,7 +144,7 @@ impl Product {
         Ok(product)
     }
 
-    /// A tab that keeps what breaks a page's policy in `window.violations`.
+    /// Opens a tab that records violations of a page's policy in `window.violations`.
     pub async fn tab(&self) -> anyhow::Result<Tab> {
         let tab = self.chromium.tab().await?;
         let listen = json!({"source": script::LISTEN_FOR_VIOLATIONS});
@@ -160,7 +160,7 @@ impl Product {
         Ok(tasks.iter().filter_map(|task| task["title"].as_str().map(str::to_owned)).collect())
     }
 
-    /// Another origin, which no page may turn to.
+    /// Starts another origin, which no page may contact.
     pub async fn elsewhere(&self) -> anyhow::Result<Elsewhere> {
         Elsewhere::start().await
     }
@@ -209,7 +209,7 @@ impl Product {
             violations: tab.evaluate("window.violations").await?,
             complaints: tab.complaints(),
             requests: tab.events("Network.responseReceived").len(),
-            // Last: it changes the page while it looks.
+            // This comes last, because it changes the page.
             axe: axe(&tab).await?,
             page,
             view,
@@ -217,7 +217,7 @@ impl Product {
     }
 }
 
-/// What axe-core finds on a page.
+/// The findings of axe-core on a page.
 pub async fn axe(tab: &Tab) -> anyhow::Result<Value> {
     let file = program("TASKPIPELINE_AXE_CORE", &[])?;
     let source = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -225,7 +225,7 @@ pub async fn axe(tab: &Tab) -> anyhow::Result<Value> {
     tab.evaluate(script::AXE).await
 }
 
-/// An origin of its own, which counts who comes.
+/// Another origin that counts its visitors.
 pub struct Elsewhere {
     pub url: String,
     visits: Arc<AtomicUsize>,

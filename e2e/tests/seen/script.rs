@@ -1,4 +1,4 @@
-//! What the tests ask a page by script.
+//! The scripts that the tests run in a page.
 
 pub const LISTEN_FOR_VIOLATIONS: &str = "
 window.violations = [];
@@ -17,7 +17,7 @@ pub const ROWS: &str = "
 /// By how many pixels the page is wider than the window.
 pub const OVERFLOW: &str = "document.documentElement.scrollWidth - document.documentElement.clientWidth";
 
-/// The elements that no template of ours makes.
+/// The elements that no template of ours creates.
 pub const MADE_BY_TASKS: &str = "
 (() => {
   const foreign = 'SCRIPT STYLE LINK IMG IFRAME OBJECT EMBED FORM INPUT BUTTON'.split(' ');
@@ -29,7 +29,7 @@ pub const MADE_BY_TASKS: &str = "
   return window.ran === undefined ? made : [...made, 'a script ran'];
 })()";
 
-/// The contrast of every text that shows, and how light the page is.
+/// The contrast of every visible text, and the lightness of the page.
 pub const CONTRAST: &str = "
 (() => {
   const colour = text => { const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number); return [r, g, b, a] };
@@ -56,7 +56,7 @@ pub const CONTRAST: &str = "
   return {ground: lightness(ground(document.body)), texts};
 })()";
 
-/// What has the focus, and whether a person can see that.
+/// The focused element, and whether a user can see the focus.
 pub const FOCUS: &str = "
 (() => {
   const it = document.activeElement;
@@ -70,20 +70,20 @@ pub const FOCUS: &str = "
   };
 })()";
 
-/// Takes every ring of focus away.
+/// Removes every focus ring.
 pub const NO_RINGS: &str = "
 for (const rule of document.styleSheets[0].cssRules) {
   if (rule.selectorText?.includes(':focus-visible')) rule.style.outline = 'none';
 }";
 
-/// What axe-core has to say, once it is in the page. It may not fetch the stylesheet: the policy forbids.
+/// The findings of axe-core, once it is in the page. It may not fetch the stylesheet, because the policy forbids it.
 pub const AXE: &str = "
 axe.run(document, {preload: false}).then(({passes, violations}) => ({
   passes: passes.length,
   violations: violations.map(({id, nodes}) => ({id, at: nodes.map(it => [it.html, it.failureSummary])})),
 }))";
 
-/// What the policy must block, and the directive that it is then reported under.
+/// Actions that the policy must block, each with the directive of its report.
 pub const BREACHES: [(&str, &str); 6] = [
     (
         "script-src-elem",

@@ -1,7 +1,7 @@
-//! The truth about a history: what the stream holds, read by the harness for itself.
+//! Reads the events of a history from the stream: they are the truth that KV is checked against.
 //!
-//! Not what was published: a plain publish may be lost with the server, and an attempt that seemed to fail
-//! may have been stored. It only reads; a server that is away is waited for.
+//! The published events are not: a plain publish may be lost with the server, and an attempt that seemed to fail may
+//! have been stored. This module only reads, and waits for a server that is down.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -19,35 +19,34 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::{UNREADABLE_HEADERS, eventually};
 
-/// How long a read may take in all, with the server away for a while.
+/// The time limit for a read, including an outage of the server.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How many messages are read at a time.
+/// The number of messages that are read at a time.
 const AT_A_TIME: usize = 64;
 
-/// JetStream's error where there is no message of a sequence.
+/// JetStream's error code for a sequence without a message.
 const NO_MESSAGE: u64 = 10_037;
 
 /// A stored message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Captured {
-    /// Which stream of this name it was in: 1, and one more each time the stream was recreated or lost its
-    /// tail.
+    /// The incarnation of the stream: 1, and one more each time the stream was recreated or lost its tail.
     pub(crate) incarnation: u32,
-    /// Its place in the stream.
+    /// The sequence in the stream.
     pub(crate) sequence: u64,
-    /// When the stream stored it, in nanoseconds since the start of 1970.
+    /// The time of storage, in nanoseconds since the start of 1970.
     pub(crate) nanos: i128,
-    /// What it was published on.
+    /// The subject that the message was published on.
     pub(crate) subject: String,
-    /// Whether no client can read its headers.
+    /// Whether no client can read the headers.
     pub(crate) unreadable: bool,
-    /// Its bytes.
+    /// The payload.
     pub(crate) payload: Bytes,
 }
 
 impl Captured {
-    /// When the stream stored it, to the millisecond, as tasks say it.
+    /// The time of storage in milliseconds, as in tasks.
     #[must_use]
     pub(crate) fn at(&self) -> Timestamp {
         let millis = i64::try_from(self.nanos.div_euclid(1_000_000)).unwrap_or_default();
@@ -55,46 +54,46 @@ impl Captured {
     }
 }
 
-/// What has been read of a stream so far, through all its incarnations.
+/// The messages that were read from a stream so far, over all its incarnations.
 #[derive(Debug)]
 pub(crate) struct Capture {
     stream: String,
     incarnation: u32,
     next: u64,
     events: Vec<Captured>,
-    /// How often the replicas were told what was read.
+    /// How often the replicas were informed of the read position.
     told: u64,
 }
 
 impl Capture {
-    /// Nothing yet of this stream.
+    /// Begins with no messages of this stream.
     #[must_use]
     pub(crate) fn new(stream: &str) -> Self {
         Self { stream: stream.to_owned(), incarnation: 1, next: 1, events: Vec::new(), told: 0 }
     }
 
-    /// Everything read so far, in order.
+    /// All messages read so far, in order.
     #[must_use]
     pub(crate) fn events(&self) -> &[Captured] {
         &self.events
     }
 
-    /// Which incarnation is being read.
+    /// The incarnation that is being read.
     #[must_use]
     pub(crate) fn incarnation(&self) -> u32 {
         self.incarnation
     }
 
-    /// From now on it is another stream, whose first new message has this sequence.
+    /// Begins a new incarnation, whose first new message has this sequence.
     pub(crate) fn begin_incarnation(&mut self, first: u64) {
         self.incarnation += 1;
         self.next = first;
     }
 
-    /// Reads what has been stored since the last time.
+    /// Reads the messages since the last sweep.
     ///
     /// # Errors
-    /// Where the server does not answer for long.
+    /// If the server does not answer for long.
     pub(crate) async fn sweep(&mut self, jetstream: &jetstream::Context) -> anyhow::Result<()> {
         let read = eventually(PATIENCE, || read(jetstream, &self.stream, self.next)).await;
         for mut event in read.with_context(|| format!("cannot read the stream {}", self.stream))? {
@@ -105,17 +104,17 @@ impl Capture {
         Ok(())
     }
 
-    /// Tells the replicas, which drop what every consumer has acknowledged, up to where the stream was read: by a consumer
-    /// that begins there.
+    /// Informs the replicas of the read position by a consumer that begins there. The replicas drop messages that
+    /// every consumer has acknowledged.
     ///
     /// # Errors
-    /// Where the server does not make it for long.
+    /// If the server does not create the consumer for long.
     pub(crate) async fn tell(&mut self, jetstream: &jetstream::Context) -> anyhow::Result<()> {
         self.told += 1;
         let name = |number: u64| format!("harness-{}", number % 2);
         let told = eventually(PATIENCE, async || {
             let stream = jetstream.get_stream(&self.stream).await?;
-            // It may have come back with an older copy of the stream.
+            // The server may have restarted with an older copy of the stream.
             let _ = stream.delete_consumer(&name(self.told)).await;
             let from = consumer::pull::Config {
                 durable_name: Some(name(self.told)),
@@ -126,17 +125,18 @@ impl Capture {
             let _ = stream.delete_consumer(&name(self.told - 1)).await;
             Ok(())
         });
-        told.await.context("the replicas cannot be told what was read")
+        told.await.context("cannot inform the replicas of the read position")
     }
 
-    /// Holds what was read against what the stream holds now: the server must not have lost or changed any
-    /// of it behind the harness' back, else the harness knows no truth.
+    /// Compares the messages that were read with the current content of the stream.
+    ///
+    /// If the server lost or changed any of them unnoticed, the harness would not know the truth.
     ///
     /// # Errors
-    /// Where they differ, or the server does not answer.
+    /// If they differ, or the server does not answer.
     pub(crate) async fn verify(&self, jetstream: &jetstream::Context) -> anyhow::Result<()> {
         let held = eventually(PATIENCE, || read(jetstream, &self.stream, 1)).await?;
-        // The oldest may have aged out since; the newest may not be gone.
+        // The oldest messages may have expired since; the newest must still exist.
         let last = jetstream.get_stream(&self.stream).await?.cached_info().state.last_sequence;
         ensure!(
             last + 1 >= self.next,
@@ -144,7 +144,7 @@ impl Capture {
             self.stream,
             self.next - 1
         );
-        // Of those with the same sequence, the latest read is the one that the stream should hold.
+        // If several messages have the same sequence, the stream should contain the one that was read last.
         let known: HashMap<_, _> = self.events.iter().map(|event| (event.sequence, event)).collect();
         for event in held {
             let known = known.get(&event.sequence);
@@ -159,10 +159,10 @@ impl Capture {
     }
 }
 
-/// All messages of a stream from this sequence on; incarnation 0, for the caller to say.
+/// Reads all messages of a stream from this sequence on. Their incarnation is 0, which the caller replaces.
 ///
 /// # Errors
-/// Where the server does not answer, or not with all of them.
+/// If the server does not answer, or returns only some of them.
 pub(crate) async fn read(
     jetstream: &jetstream::Context,
     stream: &str,
@@ -175,14 +175,14 @@ pub(crate) async fn read(
     if last < from || held == 0 {
         return Ok(Vec::new());
     }
-    // By JetStream's answers in JSON: what has headers that no client can read would cut the connection.
+    // The messages are read as JSON: headers that no client can read would cut the connection.
     let name = stream.cached_info().config.name.clone();
     let reads = futures_util::stream::iter(from..=last).map(|sequence| message(jetstream, &name, sequence));
     let found: Vec<Option<Captured>> = reads.buffered(AT_A_TIME).try_collect().await?;
     Ok(found.into_iter().flatten().collect())
 }
 
-/// The message with this sequence; nothing, if there is none.
+/// Reads the message with this sequence; `None` if it does not exist.
 async fn message(
     jetstream: &jetstream::Context,
     stream: &str,
@@ -207,7 +207,7 @@ async fn message(
     }))
 }
 
-/// Whether a block is one of those, whatever a server has added to it.
+/// Whether a header block is one of the unreadable ones, with or without additions of a server.
 #[must_use]
 pub(crate) fn is_unreadable(block: &[u8]) -> bool {
     UNREADABLE_HEADERS.iter().any(|bad| block.starts_with(&bad[..bad.len() - 2]))
@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(payloads.len(), all.len());
         assert!(capture.events().windows(2).all(|two| two[0].sequence + 1 == two[1].sequence));
 
-        // What the harness has not been told of is found out.
+        // The harness must find out events that it did not record.
         let last = capture.events().last().unwrap().sequence;
         jetstream.get_stream("TASKS").await.unwrap().purge().await.unwrap();
         capture.verify(&jetstream).await.unwrap();

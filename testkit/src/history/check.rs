@@ -1,5 +1,6 @@
-//! Whether what is there is what must be there: KV against the replay, the dead letters against the events
-//! that are none. Pure; every difference is named, not only that there is one.
+//! Compares the outcome of a history with the expectation: KV with the replay, and the dead letters with the invalid events.
+//!
+//! Pure. It names every difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,75 +16,75 @@ use super::replay::{Expectation, Expected, decoded, kind_of};
 /// A value in KV and its metadata.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Found {
-    /// The value's bytes.
+    /// The bytes of the value.
     pub(crate) value: Vec<u8>,
-    /// What stands beside it.
+    /// The metadata of the value.
     pub(crate) metadata: Option<Value>,
 }
 
-/// Something that is not as it must be.
+/// A difference between the outcome and the expectation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Difference {
     /// A task that must be in KV is not.
     Missing {
-        /// Which.
+        /// The id of the task.
         id: String,
-        /// What it should be.
+        /// The expected task.
         expected: String,
     },
-    /// A task in KV has another value, or other metadata, than it must.
+    /// A task in KV has another value or other metadata than expected.
     Stale {
-        /// Which.
+        /// The id of the task.
         id: String,
-        /// What it should be.
+        /// The expected task.
         expected: String,
-        /// What it is.
+        /// The task in KV.
         found: String,
     },
     /// A key in KV that must not be there.
     Extra {
-        /// Which.
+        /// The key.
         key: String,
-        /// What it is.
+        /// The value in KV.
         found: String,
     },
-    /// An event that is none, and has no dead letter with its bytes.
+    /// An invalid event without a dead letter with its bytes.
     Unlettered {
-        /// Which incarnation of the stream it was in.
+        /// The incarnation of the stream.
         incarnation: u32,
-        /// Where in it.
+        /// The sequence of the event.
         sequence: u64,
     },
     /// A dead letter that no event should have become.
     Unexpected {
         /// The letter's id.
         id: String,
-        /// Why it says it is one.
+        /// The reason in the letter.
         reason: String,
-        /// The event it names.
+        /// The event that the letter names.
         place: Option<(u64, u64)>,
     },
     /// A task that KV refuses, and that no dead letter names.
     Unreported {
-        /// Which.
+        /// The id of the task.
         id: String,
     },
-    /// New tasks that are not in KV in time, since look-ups wait.
+    /// New tasks that are not in KV in time, because look-ups wait.
     Delayed {
-        /// How many.
+        /// The number of tasks.
         creates: usize,
     },
     /// Events that had to wait only because replicas wrote the same records at the same time.
     Contended {
-        /// What a replica said of it.
+        /// The log line of the replica.
         line: String,
     },
-    /// Something that is not as it must be in the second KV namespace.
+    /// A difference in the second KV namespace.
     InSecond(Box<Difference>),
 }
 
 impl Difference {
-    /// The task it is about, if it is about one.
+    /// The task of the difference, if it concerns one.
     #[must_use]
     pub(crate) fn task_id(&self) -> Option<&str> {
         match self {
@@ -114,7 +115,10 @@ impl fmt::Display for Difference {
             }
             Self::Unreported { id } => write!(f, "{id:?} is refused by KV, and no dead letter says so"),
             Self::Delayed { creates } => {
-                write!(f, "{creates} creates are not in KV in time: they wait behind the look-ups of others")
+                write!(
+                    f,
+                    "{creates} creates are not in KV in time: they wait behind the look-ups of other tasks"
+                )
             }
             Self::Contended { line } => {
                 write!(f, "events wait because two replicas wrote the same record at a time\n  {line}")
@@ -124,7 +128,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// What KV holds against what it must hold.
+/// Compares the content of KV with the expected tasks.
 #[must_use]
 pub(crate) fn tasks(expected: &Expectation, found: &BTreeMap<String, Found>) -> Vec<Difference> {
     let mut differences = Vec::new();
@@ -133,7 +137,7 @@ pub(crate) fn tasks(expected: &Expectation, found: &BTreeMap<String, Found>) -> 
         let key = format!("{KEY_PREFIX}{id}");
         let difference = task(id, expected, found.get(&key));
         keys.insert(key);
-        // KV does not take it, so an older value, or none, is there; its dead letter is looked for instead.
+        // KV refuses the task, so it has an older value or none. The task's dead letter is checked instead.
         if !refused(expected) {
             differences.extend(difference);
         }
@@ -143,7 +147,7 @@ pub(crate) fn tasks(expected: &Expectation, found: &BTreeMap<String, Found>) -> 
     differences
 }
 
-/// What a second namespace holds, which refuses nothing, against what it must hold.
+/// Compares the content of a second namespace, which refuses nothing, with the expected tasks.
 #[must_use]
 pub(crate) fn tasks_in_second(expected: &Expectation, found: &BTreeMap<String, Found>) -> Vec<Difference> {
     let refused = expected.iter().filter(|(_, expected)| refused(expected));
@@ -152,15 +156,16 @@ pub(crate) fn tasks_in_second(expected: &Expectation, found: &BTreeMap<String, F
     tasks(expected, found).into_iter().chain(of_these).map(|it| Difference::InSecond(Box::new(it))).collect()
 }
 
-/// No event may have to wait because another replica wrote the record of its task at the same time: the write is
-/// decided again at once. From what the replicas have logged.
+/// Finds events that waited because another replica wrote the record of their task at the same time.
+///
+/// An event must not wait for that: the replica decides again at once. The replicas' logs show it.
 #[must_use]
 pub(crate) fn contention<'a>(lines: impl IntoIterator<Item = &'a String>) -> Vec<Difference> {
     let waits = |line: &&String| line.contains("have to wait") && line.contains("wrong last sequence");
     lines.into_iter().filter(waits).map(|line| Difference::Contended { line: line.clone() }).collect()
 }
 
-/// The tasks that KV refuses.
+/// Whether KV refuses the task.
 fn refused(expected: &Expected) -> bool {
     expected.task.title.as_str().contains(POISON)
 }
@@ -173,7 +178,7 @@ fn task(id: &str, expected: &Expected, found: Option<&Found>) -> Option<Differen
     };
     let Some(found) = found else { return Some(Difference::Missing { id: id.to_owned(), expected: says() }) };
     let same_task = serde_json::from_slice::<Task>(&found.value).is_ok_and(|task| task == expected.task);
-    // What was there before has whatever metadata it had.
+    // A task from before the start has any metadata.
     let same_metadata = !expected.touched || found.metadata.as_ref() == Some(&metadata);
     (!same_task || !same_metadata).then(|| Difference::Stale {
         id: id.to_owned(),
@@ -187,11 +192,12 @@ fn shown(found: &Found) -> String {
     format!("{} {metadata}", String::from_utf8_lossy(&found.value))
 }
 
-/// Why a message is a dead letter whose headers no client can read.
+/// The reason of dead letters whose headers no client can read.
 const UNREADABLE: &str = "unreadable-headers";
 
-/// The dead letters against the events: each that is none has one of its own, with its bytes, and no other
-/// event has any but those about tasks that KV refuses.
+/// Compares the dead letters with the events.
+///
+/// Each invalid event needs one letter with its bytes. Other events have letters only if KV refuses their tasks.
 #[must_use]
 pub(crate) fn letters(expected: &Expectation, events: &[Captured], letters: &[Letter]) -> Vec<Difference> {
     let mut differences = Vec::new();
@@ -202,7 +208,7 @@ pub(crate) fn letters(expected: &Expectation, events: &[Captured], letters: &[Le
     let (about_events, others): (Vec<_>, Vec<_>) =
         letters.iter().partition(|letter| ["invalid", UNREADABLE].contains(&letter.reason.as_str()));
     for letter in about_events {
-        // Only one with the right bytes will do, and only once.
+        // Each letter with the right bytes counts for one event only.
         let right = |event: &&Captured| {
             let same = event.payload == letter.payload && event.subject == letter.subject;
             same && event.unreadable == (letter.reason == UNREADABLE)
@@ -219,7 +225,7 @@ pub(crate) fn letters(expected: &Expectation, events: &[Captured], letters: &[Le
     );
     differences
         .extend(others.iter().filter(|letter| !is_of_a_refused_value(letter)).map(|it| unexpected(it)));
-    // The task stands in the envelope, or in the bytes of an event about it.
+    // The task is in the envelope, or in the bytes of an event about it.
     let text = |letter: &&Letter| format!("{} {}", letter.envelope, String::from_utf8_lossy(&letter.payload));
     let reported: Vec<_> = others.iter().map(text).collect();
     let names = |id: &str| {
@@ -233,7 +239,7 @@ pub(crate) fn letters(expected: &Expectation, events: &[Captured], letters: &[Le
     differences
 }
 
-/// Whether it is about a value that KV refuses for what it is: no other task may be blamed for a refusal.
+/// Whether the letter is about a value that KV refuses. No other task may be blamed for a refusal.
 fn is_of_a_refused_value(letter: &Letter) -> bool {
     let title = letter.envelope["task"]["title"].as_str();
     letter.reason == "refused-by-kv" && title.is_some_and(|title| title.contains(POISON))

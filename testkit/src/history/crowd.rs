@@ -1,5 +1,7 @@
-//! A burst of updates of many tasks that the ledger does not know: half of them nobody knows, half of them KV alone;
-//! and what happens to some of them afterwards. Pure.
+//! A burst of updates of many tasks that the ledger does not know: only KV knows half of them, and nothing knows the
+//! other half.
+//!
+//! Later events change some of these tasks again. Pure.
 
 use std::time::Duration;
 
@@ -11,28 +13,28 @@ use super::events::{Burst, Mixture, SEEDED};
 /// The tasks of one burst.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Crowd {
-    /// So many that nobody knows, and as many that only KV knows.
+    /// The number of tasks that nothing knows, and of tasks that only KV knows.
     half: u64,
 }
 
 impl Crowd {
-    /// From hundreds to thousands.
+    /// Draws a size from hundreds to thousands.
     pub(crate) fn draw(dice: &mut Dice) -> Self {
         Self { half: dice.between(200, 1_000) }
     }
 
-    /// The ids of those that KV holds before the start.
+    /// The ids of the tasks that KV contains before the start.
     pub(crate) fn known_to_kv(&self) -> Vec<String> {
         (0..self.half).map(|n| format!("{SEEDED}crowd-{n}")).collect()
     }
 
-    /// All ids.
+    /// The ids of all tasks.
     pub(crate) fn ids(&self) -> Vec<String> {
         let unknown = (0..self.half).map(|n| format!("crowd-{n}"));
         self.known_to_kv().into_iter().zip(unknown).flat_map(|(known, unknown)| [known, unknown]).collect()
     }
 
-    /// Puts the burst somewhere between these; creates, deletes and further updates of some of the tasks follow after
+    /// Inserts the burst at a random place. Creates, deletes and further updates of some of the tasks follow after
     /// the next bursts, or at once.
     pub(crate) fn put_into(&self, bursts: &mut Vec<Burst>, dice: &mut Dice, mixture: &mut Mixture) {
         let at = dice.index(bursts.len());

@@ -1,5 +1,6 @@
-//! Random numbers that are the same for the same seed on every machine and with every version of every
-//! crate: a seed that is printed today must give the same history next year. `SplitMix64`.
+//! Random numbers by `SplitMix64`, the same for a seed on every machine and with every version of every crate.
+//!
+//! A seed that is printed today must give the same history next year.
 
 /// A seeded source of random numbers.
 #[derive(Clone, Debug)]
@@ -18,37 +19,37 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    /// Another source, whose numbers do not depend on how many more are taken from this one.
+    /// Splits off another source. Its numbers do not depend on how many more this source returns.
     pub(crate) fn fork(&mut self) -> Self {
         Self(self.next())
     }
 
-    /// 0 to `below - 1`; 0 where there is nothing below.
+    /// Returns a number from 0 to `below - 1`; 0 if `below` is 0.
     pub(crate) fn below(&mut self, below: u64) -> u64 {
         self.next() % below.max(1)
     }
 
-    /// `least` to `most`, both included.
+    /// Returns a number from `least` to `most`, both included.
     pub(crate) fn between(&mut self, least: u64, most: u64) -> u64 {
         least + self.below(most.saturating_sub(least) + 1)
     }
 
-    /// True this often in a thousand.
+    /// Returns true with this probability, in thousandths.
     pub(crate) fn chance(&mut self, per_mille: u64) -> bool {
         self.below(1_000) < per_mille
     }
 
-    /// A position in a list of this length.
+    /// Returns an index into a list of this length.
     pub(crate) fn index(&mut self, length: usize) -> usize {
         usize::try_from(self.below(length as u64)).unwrap_or(0)
     }
 
-    /// One of these.
+    /// Returns one of these items.
     pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
         from.get(self.index(from.len()))
     }
 
-    /// Puts them in a random order.
+    /// Puts the items in a random order.
     pub(crate) fn shuffle<T>(&mut self, list: &mut [T]) {
         for last in (1..list.len()).rev() {
             list.swap(last, self.index(last + 1));

@@ -1,4 +1,4 @@
-//! The settings of the replicas as a file, and how it is edited while they run. Pure.
+//! The settings of the replicas as a file, and the edits of it while they run. Pure.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use super::dice::Dice;
 use super::fault::SETTLE_AFTER;
 use super::moment::{Servers, Strike};
 
-/// What the replicas begin with, of what may change while they run.
+/// The initial values of the settings that may change at run time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
     max_attempts: u32,
@@ -33,27 +33,27 @@ impl Default for Settings {
 /// One edit of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Edit {
-    /// How often a write is tried.
+    /// The number of attempts of a write.
     MaxAttempts(u32),
     /// The delays between the attempts.
     Delays(Vec<Duration>),
-    /// So many requests in such a time.
+    /// The request budget: a number of requests in a period.
     Budget(u32, Duration),
-    /// How long a request may take.
+    /// The time limit of a request.
     RequestTimeout(Duration),
-    /// The least time between two writes of a task.
+    /// The shortest interval between two writes of a task.
     MinWriteInterval(Duration),
-    /// How many keys a request has.
+    /// The number of keys in a request.
     MaxKeys(u32),
-    /// Something that cannot work, which the replicas must refuse; with the number of what it is.
+    /// Invalid content, which the replicas must refuse, by its index in `REFUSED`.
     Refused(usize),
 }
 
-/// How many kinds of edits there are.
+/// The number of kinds of edits.
 #[cfg(test)]
 pub(crate) const KINDS: usize = 7;
 
-/// What cannot work: in place of the whole file where it stands alone, else in place of a setting.
+/// Invalid content: without a setting it replaces the whole file, otherwise that setting.
 const REFUSED: [(Option<&str>, &str); 8] = [
     (Some("maxAttempts"), "0"),
     (Some("maxAttempts"), "many"),
@@ -66,7 +66,7 @@ const REFUSED: [(Option<&str>, &str); 8] = [
 ];
 
 impl Edit {
-    /// What it is counted as.
+    /// The name in the counters.
     #[must_use]
     pub(crate) fn name(&self) -> &'static str {
         match self {
@@ -80,7 +80,7 @@ impl Edit {
         }
     }
 
-    /// The settings by which a replica shows that the edit is in effect.
+    /// The metrics by which a replica shows that the edit is in effect.
     #[must_use]
     pub(crate) fn shows(&self) -> Vec<(String, f64)> {
         let one = |name: &str, value: f64| vec![(name.to_owned(), value)];
@@ -103,7 +103,7 @@ impl Edit {
 }
 
 impl Settings {
-    /// With an edit; one that must be refused changes nothing.
+    /// Applies an edit; a refused edit changes nothing.
     #[must_use]
     pub(crate) fn with(mut self, edit: &Edit) -> Self {
         match edit {
@@ -118,7 +118,7 @@ impl Settings {
         self
     }
 
-    /// The file with these settings.
+    /// Returns the file with these settings.
     #[must_use]
     pub(crate) fn file(
         &self,
@@ -129,7 +129,7 @@ impl Settings {
     ) -> String {
         let span = |duration: &Duration| format!("{}ms", duration.as_millis());
         let replicas = if servers == Servers::Three { 3 } else { 1 };
-        // About as much as a history publishes; half of it is kept free.
+        // The room is about as much as a history publishes; half of it is kept free.
         let room = if little_room { ", room: {events: 4Mi}" } else { "" };
         let delays: Vec<_> = self.delays.iter().map(span).collect();
         let (requests, period) = self.budget;
@@ -158,7 +158,7 @@ impl Settings {
     }
 }
 
-/// The file with something in it that cannot work.
+/// Returns the file with invalid content.
 #[must_use]
 pub(crate) fn spoilt(file: &str, number: usize) -> String {
     let (setting, text) = REFUSED[number % REFUSED.len()];
@@ -170,7 +170,7 @@ pub(crate) fn spoilt(file: &str, number: usize) -> String {
     file.lines().map(spoil).collect::<Vec<_>>().join("\n")
 }
 
-/// Three edits that go round with the turn, and one that must be refused.
+/// Draws three edits, whose kinds rotate with the turn, and one that must be refused.
 pub(crate) fn draw(turn: u64, dice: &mut Dice, lasting: Duration) -> Vec<Strike<Edit>> {
     let mut edits: Vec<_> = (0..3).map(|n| good(turn.wrapping_mul(3).wrapping_add(n), dice)).collect();
     edits.push(Edit::Refused(dice.index(REFUSED.len())));
@@ -188,7 +188,7 @@ fn good(number: u64, dice: &mut Dice) -> Edit {
         0 => Edit::MaxAttempts(count(dice, 1, 9)),
         1 => Edit::Delays((0..=dice.index(4)).map(|_| millis(dice, 20, 1_500)).collect()),
         2 => Edit::Budget(count(dice, 100, 900), millis(dice, 1_000, 2_000)),
-        // Not above a third of the settle time.
+        // The limit is a third of the settle time.
         3 => Edit::RequestTimeout(millis(
             dice,
             400,

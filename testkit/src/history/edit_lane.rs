@@ -1,4 +1,4 @@
-//! Editing the settings of running replicas by their file, and looking whether they do as it says.
+//! Edits the settings file of running replicas, and checks that they follow it.
 
 use std::time::Duration;
 
@@ -11,14 +11,16 @@ use super::moment::Strike;
 use super::stage::Stage;
 use crate::eventually;
 
-/// How soon every replica does as the file says: it is looked at once a second.
+/// The time limit for every replica to follow the file, which it reads once a second.
 const TAKEN: Duration = Duration::from_secs(10);
 
 impl Stage {
-    /// All edits. Each has the replicas for itself: one that starts must not find a file that cannot work.
+    /// Makes all edits.
+    ///
+    /// Each edit has the replicas for itself: a replica that starts must not find an invalid file.
     ///
     /// # Errors
-    /// Where a replica does not do as the file says.
+    /// If a replica does not follow the file.
     pub(crate) async fn edit_lane(&self) -> anyhow::Result<()> {
         for Strike { at, fault: edit } in &self.plan.edits {
             sleep_until(self.timeline.start() + *at).await;
@@ -32,7 +34,7 @@ impl Stage {
             } else {
                 self.settings.write(&text)?;
                 let shown = shown(&fleet, edit).await;
-                shown.with_context(|| format!("the replicas do not take over: {edit:?}"))?;
+                shown.with_context(|| format!("the replicas do not follow the edit: {edit:?}"))?;
                 *settings = edited;
             }
             self.timeline.note(format_args!("== {}: done", edit.name()));
@@ -41,21 +43,21 @@ impl Stage {
         Ok(())
     }
 
-    /// A file that cannot work: every replica refuses it and stays with what it had.
+    /// Writes an invalid file: every replica must refuse it and keep its settings.
     async fn refused(&self, fleet: &Fleet, good: &str, number: usize) -> anyhow::Result<()> {
         const REFUSALS: &str = "taskpipeline_settings_refused_total";
         let settings = async || -> anyhow::Result<Vec<f64>> { fleet.metric("taskpipeline_setting").await };
-        // One that was started just now does not answer yet.
+        // A replica that has just started does not answer yet.
         let known = eventually(TAKEN, async || Ok((fleet.metric(REFUSALS).await?, settings().await?)));
         let (refusals, before) = known.await?;
         self.settings.write(&spoilt(good, number))?;
         let refused = eventually(TAKEN, async || {
             let now = fleet.metric(REFUSALS).await?;
             let each = now.iter().zip(&refusals).all(|(now, before)| now > before);
-            ensure!(each, "not each replica has refused it: {refusals:?}, then {now:?}");
+            ensure!(each, "not every replica refused the file: {refusals:?}, then {now:?}");
             Ok(())
         });
-        let refused = refused.await.with_context(|| format!("settings that cannot work, number {number}"));
+        let refused = refused.await.with_context(|| format!("invalid settings, number {number}"));
         let after = settings().await;
         self.settings.write(good)?;
         refused?;
@@ -65,7 +67,7 @@ impl Stage {
     }
 }
 
-/// Waits until each replica shows what an edit sets.
+/// Waits until each replica shows the settings of an edit.
 async fn shown(fleet: &Fleet, edit: &Edit) -> anyhow::Result<()> {
     eventually(TAKEN, async || {
         for (name, value) in edit.shows() {

@@ -1,6 +1,7 @@
-//! The events of a history, drawn by its seed: few hot ids and many cold ones, ids that only KV knows, ids
-//! that never come to be, ids that are hard to encode, and a few that are no events. It draws; publishing
-//! is another's.
+//! Draws the events of a history by its seed; another module publishes them.
+//!
+//! The ids are a few hot ones, many cold ones, and ids that only KV knows. Others are never created, or are hard to
+//! encode. A few of the events are invalid.
 
 use std::time::Duration;
 
@@ -12,18 +13,18 @@ use taskpipeline_contract::EventKind;
 
 use super::dice::Dice;
 
-/// What the ids of tasks that KV holds before the start begin with.
+/// The prefix of the ids of tasks that KV contains before the start.
 pub(crate) const SEEDED: &str = "seeded-";
 
-/// A title with this in it is one that KV refuses, while such a rule is set.
+/// The part of a title that KV refuses, while a rule for it is set.
 pub(crate) const POISON: &str = "POISON";
 
-/// The least that is published.
+/// The smallest number of published events.
 pub(crate) const LEAST_EVENTS: usize = 10_000;
 
 const HOT: u64 = 8;
 const COLD: u64 = 1_500;
-/// Ids that have a few events within a second and none ever after: what goes wrong with them stays wrong.
+/// The number of ids that have a few events within a second and none later. If one of them goes wrong, it stays wrong.
 const BRIEF: u64 = 1_000;
 const NEVER: u64 = 150;
 const POISONED: u64 = 4;
@@ -32,22 +33,22 @@ const STATUSES: [&str; 4] = ["pending", "in_progress", "completed", "cancelled"]
 /// Something to publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Publication {
-    /// On which of the three subjects.
+    /// The kind, which gives the subject.
     pub(crate) kind: EventKind,
-    /// Its bytes.
+    /// The payload.
     pub(crate) payload: Bytes,
 }
 
-/// What is drawn from.
+/// The source of events.
 #[derive(Debug)]
 pub(crate) struct Mixture {
     dice: Dice,
     seed: u64,
     number: u64,
-    /// How many events each id has had.
+    /// The number of events of each id so far.
     had: HashMap<String, u32>,
     earlier: Vec<Publication>,
-    /// How many ids KV knows before the start.
+    /// The number of ids that KV knows before the start.
     seeded: u64,
     poison: bool,
     hostile: Vec<String>,
@@ -59,7 +60,7 @@ impl Mixture {
         Self { dice, seed, number: 0, had, earlier, seeded, poison, hostile: hostile() }
     }
 
-    /// The next event; now and then one that was there already, or one that is none.
+    /// Draws the next event; sometimes a repeated or an invalid one.
     pub(crate) fn draw(&mut self) -> Publication {
         self.number += 1;
         let publication = match self.dice.below(1_000) {
@@ -71,19 +72,19 @@ impl Mixture {
         publication
     }
 
-    /// A deletion of this id.
+    /// Returns a deletion of this id.
     pub(crate) fn delete(&mut self, id: &str) -> Publication {
         self.number += 1;
         self.event(EventKind::Deleted, id)
     }
 
-    /// A creation of this id.
+    /// Returns a creation of this id.
     pub(crate) fn create(&mut self, id: &str) -> Publication {
         self.number += 1;
         self.event(EventKind::Created, id)
     }
 
-    /// An update of all fields of this id, as large as an update may be.
+    /// Returns an update of all fields of this id, as large as an update may be.
     pub(crate) fn large_update(&mut self, id: &str) -> Publication {
         self.number += 1;
         let data =
@@ -92,20 +93,20 @@ impl Mixture {
         Publication { kind: EventKind::Updated, payload: event.to_string().into() }
     }
 
-    /// Whatever may happen to this id.
+    /// Draws a valid event of this kind and id.
     pub(crate) fn event_of(&mut self, kind: EventKind, id: &str) -> Publication {
         self.number += 1;
         self.event(kind, id)
     }
 
-    /// An event that is too large for the envelope of one dead letter, and none at all.
+    /// Returns an invalid event that is too large for the envelope of one dead letter.
     pub(crate) fn too_large(&mut self) -> Publication {
         self.number += 1;
         let payload = format!("{{\"{}-{}\": \"{}", self.seed, self.number, "x".repeat(900_000));
         Publication { kind: EventKind::Created, payload: payload.into() }
     }
 
-    /// The same bytes as a while ago: a new event all the same.
+    /// Repeats the bytes of a recent event, which is a new event nevertheless.
     fn again(&mut self) -> Publication {
         let recent = self.earlier.len().saturating_sub(500);
         let at = recent + self.dice.index(self.earlier.len() - recent);
@@ -140,12 +141,12 @@ impl Mixture {
         self.event(kind, &id)
     }
 
-    /// One of the few that have their turn now, of so many over the whole history.
+    /// Draws one of the few ids that are in use now, of a larger number over the whole history.
     fn front(&mut self, of: u64, breadth: u64) -> u64 {
         of * self.number / LEAST_EVENTS as u64 + self.dice.below(breadth)
     }
 
-    /// An id that comes to be, changes and goes; mostly it is created first.
+    /// Draws an event of an id that is created, changed and deleted; mostly it is created first.
     fn lively(&mut self, id: String, updates: u64) -> (String, EventKind) {
         let first = *self.had.get(&id).unwrap_or(&0) == 0;
         let dice = self.dice.below(100);
@@ -165,10 +166,10 @@ impl Mixture {
         (id, kind)
     }
 
-    /// An id that KV knows and no event has created, at least at first.
+    /// Draws an event of an id that KV knows and that no event has created, at least at first.
     fn known_to_kv(&mut self) -> (String, EventKind) {
-        // In their turn, so that there are unknown ones all along. A few more than there are: those are not
-        // known after all.
+        // The ids follow each other, so that unknown ones remain until the end. The range is a little too large: the
+        // ids beyond it are not in KV.
         let number = match self.dice.below(10) {
             0..8 => self.front(self.seeded, self.seeded / 20),
             _ => self.dice.below(self.seeded),
@@ -181,7 +182,7 @@ impl Mixture {
         (id, kind)
     }
 
-    /// An id that is changed and deleted, and never was.
+    /// Draws an event of an id that is changed and deleted, and never created.
     fn never(&mut self) -> (String, EventKind) {
         let id = format!("never-{}", self.dice.below(NEVER));
         (id, if self.dice.chance(900) { EventKind::Updated } else { EventKind::Deleted })
@@ -191,7 +192,7 @@ impl Mixture {
         *self.had.entry(id.to_owned()).or_default() += 1;
         let mut data = Map::new();
         data.insert("id".to_owned(), json!(id));
-        // An update names any of the fields, now and then none.
+        // An update has any of the fields, and sometimes none.
         let names = |dice: &mut Dice| kind == EventKind::Created || dice.chance(500);
         if kind != EventKind::Deleted {
             if names(&mut self.dice) {
@@ -242,7 +243,7 @@ impl Mixture {
     }
 }
 
-/// Ids that subjects, URLs, paths and logs could trip over.
+/// Lists ids that subjects, URLs, paths and logs could handle wrongly.
 fn hostile() -> Vec<String> {
     let ids = [
         "with space",
@@ -277,21 +278,21 @@ fn hostile() -> Vec<String> {
     ids.into_iter().map(str::to_owned).chain(long).collect()
 }
 
-/// The value of a task that KV holds before the start.
+/// The value of a task that KV contains before the start.
 pub(crate) fn seeded_value(id: &str) -> Value {
     let moment = "2026-01-02T03:04:05.678Z";
     json!({"id": id, "title": format!("before {id}"), "description": "from before", "status": "pending",
         "createdAt": moment, "updatedAt": moment})
 }
 
-/// Some events that are published together.
+/// Events that are published together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Burst {
-    /// What.
+    /// The events.
     pub(crate) publications: Vec<Publication>,
-    /// Each published again until it is acked; otherwise plainly and once.
+    /// Whether each event is published again until it is acked; otherwise each is published once, without an ack.
     pub(crate) acked: bool,
-    /// How long nothing comes after it.
+    /// The pause after the burst.
     pub(crate) pause: Duration,
 }
 

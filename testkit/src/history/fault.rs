@@ -1,4 +1,4 @@
-//! What can befall a history, as data: which fault, with which numbers. What carries them out is `strike`.
+//! The faults of a history as data, with their parameters. `strike` carries them out.
 
 use std::time::Duration;
 
@@ -7,16 +7,16 @@ use taskpipeline_simulator::{Fault, KeyMatch, Report, Rule, Scope};
 use super::dice::Dice;
 use super::events::{POISON, SEEDED};
 
-/// How long a replica may stand still before another takes its place: the processor's lease.
+/// How long a replica may be stopped before another replaces it: the processor's lease.
 pub(crate) const LEASE: Duration = Duration::from_secs(4);
 
-/// The settle time that replicas are mostly given.
+/// The usual settle time of the replicas.
 pub(crate) const SETTLE_AFTER: Duration = Duration::from_secs(3);
 
-/// A settle time beyond the lease, for late writes of a dead projector that its successor does not outlast.
+/// A settle time beyond the lease, so that late writes of a dead projector land before its successor has settled.
 const LONG_SETTLE_AFTER: Duration = Duration::from_secs(8);
 
-/// The points at which the build with crash points can be made to abort, in the order of a task's way.
+/// The points at which the build with crash points can abort, in the order in which a task passes them.
 pub(crate) const CRASH_POINTS: [&str; 12] = [
     "pulled",
     "stored",
@@ -32,73 +32,73 @@ pub(crate) const CRASH_POINTS: [&str; 12] = [
     "expiring",
 ];
 
-/// What befalls the replicas. One at a time.
+/// A fault of the replicas. One happens at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ReplicaFault {
-    /// kill -9 of any of them; a new one after this long.
+    /// kill -9 of any replica, and a new replica after a pause.
     Kill {
-        /// Before the new one.
+        /// The pause before the new replica.
         pause: Duration,
     },
     /// kill -9 of the active projector.
     KillActive {
-        /// Before the new one.
+        /// The pause before the new replica.
         pause: Duration,
     },
-    /// SIGSTOP of any of them, and SIGCONT while its lease still holds.
+    /// SIGSTOP of any replica, and SIGCONT while its lease is still valid.
     Stop {
-        /// Between the two.
+        /// The time between SIGSTOP and SIGCONT.
         lasting: Duration,
     },
-    /// SIGSTOP of the active projector past its lease, so that there are two when it goes on.
+    /// SIGSTOP of the active projector past its lease, so that two projectors run when it continues.
     TwoProjectors {
-        /// Between SIGSTOP and SIGCONT.
+        /// The time between SIGSTOP and SIGCONT.
         lasting: Duration,
     },
-    /// The active projector stands still just before it sends a request, and goes on when another has settled
-    /// everything: what it sends then is old.
+    /// The active projector stops just before it sends a request, and continues when another has settled everything.
+    /// The request that it then sends is old.
     FormerProjectorWrites {
-        /// At which request.
+        /// The number of the request.
         nth: u32,
-        /// Whether it is told to end as soon as it goes on, before it can know of the other.
+        /// Whether the projector is told to end as soon as it continues, before it can know of its successor.
         drained: bool,
     },
-    /// The active projector goes while a write of its is on its way, which lands only when its successor has
-    /// written newer values.
+    /// The active projector ends while its write is in flight. The write lands only when the successor has written
+    /// newer values.
     LateWriteOutlives {
-        /// When the write lands.
+        /// The delay of the write.
         after: Duration,
-        /// Whether the projector is told to end; otherwise it is killed, and its lease has to run out.
+        /// Whether the projector is told to end; otherwise it is killed, and its lease must expire.
         drained: bool,
     },
-    /// SIGSTOP of one that is not the active projector, with messages in its hands, past `ACK_WAIT`.
+    /// SIGSTOP past `ACK_WAIT` of a replica that is not the active projector and has unacked messages.
     Redelivery,
     /// One replica, then four, then two.
     Scale,
-    /// All of them are drained, others write the same ledger to another KV namespace, and then they are back.
+    /// All replicas are drained, others write the same ledger to another KV namespace, and then the first ones return.
     Moved {
-        /// In the other namespace.
+        /// The time in the other namespace.
         lasting: Duration,
     },
     /// A replica aborts at one of [`CRASH_POINTS`].
     Crash {
-        /// Where.
+        /// The crash point.
         point: &'static str,
-        /// At which passage.
+        /// The number of the passage at which it aborts.
         nth: u32,
         /// Whether it is the only replica at that moment.
         alone: bool,
     },
-    /// KV refuses everything for a reason that only a person can mend; the active projector, which would
-    /// now wait for half a minute, is killed.
+    /// KV refuses everything for a reason that only a person can fix. The active projector is killed, because it
+    /// would now wait for half a minute.
     Misconfigured {
-        /// How KV refuses.
+        /// The fault by which KV refuses.
         fault: Fault,
     },
 }
 
 impl ReplicaFault {
-    /// What it is counted as.
+    /// The name in the counters.
     #[must_use]
     pub(crate) fn name(&self) -> String {
         match self {
@@ -119,7 +119,7 @@ impl ReplicaFault {
         }
     }
 
-    /// About how long it takes.
+    /// The expected duration.
     #[must_use]
     pub(crate) fn expected(&self) -> Duration {
         match self {
@@ -136,7 +136,7 @@ impl ReplicaFault {
         }
     }
 
-    /// The settle time without which it would be outside of what is promised.
+    /// The settle time that the fault needs. With a shorter one, the fault is beyond the pipeline's guarantees.
     pub(crate) fn settle_after(&self) -> Duration {
         match self {
             Self::LateWriteOutlives { drained: false, .. } => LONG_SETTLE_AFTER,
@@ -144,7 +144,7 @@ impl ReplicaFault {
         }
     }
 
-    /// One of those that are neither a crash nor a misconfiguration, by number.
+    /// Draws a fault that is neither a crash nor a misconfiguration, by number.
     pub(crate) fn draw(dice: &mut Dice, number: u64) -> Self {
         let millis = |dice: &mut Dice, least, most| Duration::from_millis(dice.between(least, most));
         match number % Self::DRAWN {
@@ -164,17 +164,17 @@ impl ReplicaFault {
         }
     }
 
-    /// How many misconfigurations there are.
+    /// The number of misconfigurations.
     pub(crate) const MISCONFIGURED: u64 = 6;
 
-    /// How many [`Self::draw`] chooses from.
+    /// The number of faults that [`Self::draw`] chooses from.
     pub(crate) const DRAWN: u64 = 10;
 
-    /// A crash at the point with this number.
+    /// Returns a crash at the point with this number.
     pub(crate) fn crash(dice: &mut Dice, number: u64) -> Self {
         let point = CRASH_POINTS[usize::try_from(number % CRASH_POINTS.len() as u64).unwrap_or(0)];
-        // Those of the one projector there is, or that seldom come by, are passed for sure only by a replica
-        // that is alone.
+        // Only the projector passes some of these points, and some are rare. Only a replica that runs alone passes
+        // them for sure.
         let (most, alone) = match point {
             "pulled" | "stored" | "acked" => (20, 300),
             "dead-lettered" => (2, 1_000),
@@ -186,13 +186,13 @@ impl ReplicaFault {
         Self::Crash { point, nth, alone: dice.chance(alone) }
     }
 
-    /// A misconfiguration by number.
+    /// Returns a misconfiguration by number.
     pub(crate) fn misconfigured(number: u64) -> Self {
         let fault = match number % Self::MISCONFIGURED {
             0 => Fault::RevokedToken,
             1 => Fault::UnknownAccount,
             2 => Fault::MissingNamespace,
-            // Its code is that of a token that is refused.
+            // The error code is that of a refused token.
             3 => Fault::EchoAuthorization { status: 500 },
             4 => Fault::MalformedToken,
             _ => Fault::Redirect { location: "http://127.0.0.1:9/".to_owned() },
@@ -201,7 +201,7 @@ impl ReplicaFault {
     }
 }
 
-/// The names of what befalls requests to KV, as they are counted.
+/// The names of the faults of requests to KV, as in the counters.
 pub(crate) const KV_FAULTS: [&str; 19] = [
     "kv status 500",
     "kv status 503",
@@ -224,8 +224,9 @@ pub(crate) const KV_FAULTS: [&str; 19] = [
     "kv poison",
 ];
 
-/// The rule for one of [`KV_FAULTS`]. Nothing that KV does late comes later than 2.2 s, which is well below
-/// the settle time that the replicas are given.
+/// Returns the rule for one of [`KV_FAULTS`].
+///
+/// KV delays nothing for longer than 2.2 s, which is well below the settle time of the replicas.
 pub(crate) fn kv_rule(name: &str, dice: &mut Dice) -> Rule {
     let millis = |dice: &mut Dice, least, most| Duration::from_millis(dice.between(least, most));
     let scope = match dice.below(10) {
@@ -240,7 +241,7 @@ pub(crate) fn kv_rule(name: &str, dice: &mut Dice) -> Rule {
         Rule::new(Fault::Partial { at_most, report }).times(times * 2)
     };
     let rule = match name {
-        // They last, and reads seldom come by in so short a time.
+        // The fault lasts for a time, because reads are rare in a short one.
         "kv status 500" => Rule::new(Fault::status(500)).lasting(lasting),
         "kv status 503" => Rule::new(Fault::status(503)).on(Scope::Writes).lasting(lasting),
         "kv throttled" => Rule::new(Fault::Throttled { retry_after: Duration::from_secs(1) }).times(1),
@@ -257,14 +258,14 @@ pub(crate) fn kv_rule(name: &str, dice: &mut Dice) -> Rule {
         "kv partial" => partial(Report::Right, dice),
         "kv partial unnamed" => partial(Report::Unnamed, dice),
         "kv partial overcounted" => partial(Report::Overcounted, dice),
-        // Only of tasks that were there before: what a replica has written itself it never asks KV for.
+        // Only tasks from before the start are affected: a replica does not read back a task that it has written itself.
         "kv stale" => Rule::new(Fault::Stale { age: Duration::from_secs(60) })
             .keys(KeyMatch::StartsWith(format!("tasks:{SEEDED}"))),
         "kv html" => Rule::new(Fault::Html).on(scope).times(times),
         "kv garbage" => Rule::new(Fault::Garbage).on(scope).times(times),
         "kv truncated" => Rule::new(Fault::Truncated).on(scope).times(times),
         "kv nulls" => Rule::new(Fault::Nulls).times(times * 2),
-        // Of which nobody is at fault.
+        // No single task is at fault here.
         "kv refuses all" => Rule::new(Fault::status(400)).on(scope).lasting(lasting),
         _ => Rule::poison(POISON, 400),
     };

@@ -1,5 +1,6 @@
-//! The replicas of a history: they are started, stopped and killed here, and what each has printed is kept
-//! for the case that the history fails. It does not decide when.
+//! Starts, stops and kills the replicas of a history, and keeps their output for the case that the history fails.
+//!
+//! Other modules decide when.
 
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::timeline::Timeline;
 use crate::{Processor, ProcessorOptions};
 
-/// How long a replica may take to end after SIGTERM: its `SHUTDOWN_GRACE` and some more.
+/// The time limit for a replica to end after SIGTERM: its `SHUTDOWN_GRACE` and some more.
 const DRAIN: Duration = Duration::from_secs(12);
 
 /// A running replica.
@@ -31,44 +32,44 @@ pub(crate) struct Fleet {
     replicas: Vec<Replica>,
     started: u32,
     timeline: Arc<Timeline>,
-    /// What those that are gone have printed.
+    /// The output of replicas that have ended.
     gone: Vec<(String, Vec<String>)>,
 }
 
 impl Fleet {
-    /// None yet.
+    /// Begins without replicas.
     pub(crate) fn new(name: &'static str, options: ProcessorOptions, timeline: Arc<Timeline>) -> Self {
         Self { name, options, replicas: Vec::new(), started: 0, timeline, gone: Vec::new() }
     }
 
-    /// What starts from now on is started so.
+    /// Starts all further replicas with these options.
     pub(crate) fn serve(&mut self, options: ProcessorOptions) {
         self.options = options;
     }
 
-    /// A metric of each replica, the sum over its labels.
+    /// Reads a metric of each replica, the sum over its labels.
     ///
     /// # Errors
-    /// Where one does not answer.
+    /// If a replica does not answer.
     pub(crate) async fn metric(&self, name: &str) -> anyhow::Result<Vec<f64>> {
         let all = self.replicas.iter().map(|replica| replica.processor.metric(name));
         join_all(all).await.into_iter().collect()
     }
 
-    /// How many run.
+    /// The number of running replicas.
     pub(crate) fn count(&self) -> usize {
         self.replicas.len()
     }
 
-    /// How many were started in all.
+    /// The number of replicas that were ever started.
     pub(crate) fn started(&self) -> u32 {
         self.started
     }
 
-    /// Starts one; where it is in the list.
+    /// Starts a replica, and returns its index.
     ///
     /// # Errors
-    /// Where it cannot be run.
+    /// If it cannot be run.
     pub(crate) fn start(&mut self) -> anyhow::Result<usize> {
         self.start_with(&self.options.clone(), "")
     }
@@ -82,10 +83,10 @@ impl Fleet {
         Ok(self.replicas.len() - 1)
     }
 
-    /// Starts as many as there should be.
+    /// Starts replicas until this many run.
     ///
     /// # Errors
-    /// Where one cannot be run.
+    /// If a replica cannot be run.
     pub(crate) fn fill_up(&mut self, count: usize) -> anyhow::Result<()> {
         while self.replicas.len() < count {
             self.start()?;
@@ -93,10 +94,10 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits until all are ready.
+    /// Waits until all replicas are ready.
     ///
     /// # Errors
-    /// Where one does not get ready.
+    /// If a replica does not become ready.
     pub(crate) async fn ready(&self) -> anyhow::Result<()> {
         for replica in &self.replicas {
             replica.processor.wait_ready(Duration::from_secs(20)).await?;
@@ -104,10 +105,10 @@ impl Fleet {
         Ok(())
     }
 
-    /// None may have ended by itself.
+    /// Checks that no replica has ended by itself.
     ///
     /// # Errors
-    /// Where one has; its last lines are in the error.
+    /// If a replica has ended; its last lines are in the error.
     pub(crate) fn all_run(&mut self) -> anyhow::Result<()> {
         for replica in &mut self.replicas {
             let runs = replica.processor.is_running()?;
@@ -116,12 +117,12 @@ impl Fleet {
         Ok(())
     }
 
-    /// The active projector, by its own word; the first where several say so.
+    /// The index of the active projector by its own metrics; the first if several are active.
     pub(crate) async fn active(&self) -> Option<usize> {
         self.all_active().await.first().copied()
     }
 
-    /// All that say they are the active projector. One that stands still says nothing.
+    /// The indexes of all replicas that report to be the active projector. A stopped replica reports nothing.
     pub(crate) async fn all_active(&self) -> Vec<usize> {
         let says = |replica| {
             let asked = Replica::is_active(replica);
@@ -131,7 +132,7 @@ impl Fleet {
         all.into_iter().enumerate().filter_map(|(index, active)| active.then_some(index)).collect()
     }
 
-    /// Waits until there is one, though not for long.
+    /// Waits for a short time until a projector is active.
     pub(crate) async fn wait_active(&self, within: Duration) -> Option<usize> {
         let deadline = Instant::now() + within;
         loop {
@@ -143,28 +144,28 @@ impl Fleet {
         }
     }
 
-    /// What a replica is called in the timeline and in the logs.
+    /// The name of a replica in the timeline and in the logs.
     pub(crate) fn name(&self, index: usize) -> &str {
-        self.replicas.get(index).map_or("no replica", |replica| &replica.name)
+        self.replicas.get(index).map_or("an unknown replica", |replica| &replica.name)
     }
 
-    /// Makes one stand still, or go on.
+    /// Stops a replica by SIGSTOP, or continues it.
     ///
     /// # Errors
-    /// Where it is gone.
+    /// If the replica has ended.
     pub(crate) fn pause(&self, index: usize, paused: bool) -> anyhow::Result<()> {
         let signal = if paused { Signal::SIGSTOP } else { Signal::SIGCONT };
         self.timeline.note(format_args!("{signal} to {}", self.name(index)));
         match self.replicas.get(index) {
             Some(replica) => replica.processor.process().signal(signal),
-            None => bail!("there is no replica {index}"),
+            None => bail!("replica {index} does not exist"),
         }
     }
 
-    /// kill -9.
+    /// Kills a replica with kill -9.
     ///
     /// # Errors
-    /// Where it was gone already: then it has not been killed.
+    /// If the replica had ended before: then it was not killed.
     pub(crate) async fn kill(&mut self, index: usize) -> anyhow::Result<()> {
         let mut replica = self.replicas.remove(index);
         self.timeline.note(format_args!("SIGKILL to {}", replica.name));
@@ -177,10 +178,10 @@ impl Fleet {
         Ok(())
     }
 
-    /// SIGTERM to these, all at the same time.
+    /// Sends SIGTERM to these replicas at the same time, and waits for their ends.
     ///
     /// # Errors
-    /// Where one does not end in time.
+    /// If a replica does not end in time.
     pub(crate) async fn drain(&mut self, mut which: Vec<usize>) -> anyhow::Result<()> {
         which.sort_unstable();
         let mut leaving: Vec<_> = which.into_iter().rev().map(|index| self.replicas.remove(index)).collect();
@@ -196,11 +197,12 @@ impl Fleet {
         ended.into_iter().try_for_each(|status| status.map(drop))
     }
 
-    /// Runs the build with crash points until it aborts at this one; whether it did. `alone`: all others are
-    /// told to end, so that there is nobody else to pass the point.
+    /// Runs the build with crash points until it aborts at this one, and returns whether it did.
+    ///
+    /// If `alone`, all other replicas are told to end, so that no other can pass the point.
     ///
     /// # Errors
-    /// Where it cannot be run, or ends in another way.
+    /// If it cannot be run, or ends in another way.
     pub(crate) async fn crash(
         &mut self,
         point: &str,
@@ -232,11 +234,11 @@ impl Fleet {
         Ok(true)
     }
 
-    /// Runs, alone, the build with crash points until it stands still at this one; where it is in the list,
-    /// nothing where it went on past `within`.
+    /// Runs only the build with crash points until it stops at this one, and returns its index; `None` if it has not
+    /// stopped after `within`.
     ///
     /// # Errors
-    /// Where it cannot be run, or the others do not end.
+    /// If it cannot be run, or the other replicas do not end.
     pub(crate) async fn stop_at(
         &mut self,
         point: &str,
@@ -244,12 +246,12 @@ impl Fleet {
         within: Duration,
     ) -> anyhow::Result<Option<usize>> {
         let options = self.options.clone().stopping_at(point, nth);
-        let index = self.start_with(&options, &format!(", to stand still at {point}:{nth}"))?;
+        let index = self.start_with(&options, &format!(", to stop at {point}:{nth}"))?;
         self.drain((0..index).collect()).await?;
         let deadline = Instant::now() + within;
         while Instant::now() < deadline {
             if self.replicas[0].processor.process().is_stopped().await? {
-                self.timeline.note(format_args!("{} stands still at {point}:{nth}", self.name(0)));
+                self.timeline.note(format_args!("{} stopped at {point}:{nth}", self.name(0)));
                 return Ok(Some(0));
             }
             sleep(Duration::from_millis(20)).await;
@@ -263,7 +265,7 @@ impl Fleet {
         self.gone.push((replica.name.clone(), replica.processor.process().lines()));
     }
 
-    /// What all have printed, those that are gone first.
+    /// The output of all replicas, those that have ended first.
     pub(crate) fn logs(&self) -> Vec<(String, Vec<String>)> {
         let running = self.replicas.iter().map(|it| (it.name.clone(), it.processor.process().lines()));
         self.gone.iter().cloned().chain(running).collect()

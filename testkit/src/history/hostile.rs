@@ -1,7 +1,8 @@
-//! A producer among the others whose headers no NATS client can read, about a thousand messages a minute, and who once
-//! publishes what makes an oversized dead letter. Where producers have accounts, every second message is a good event, and
-//! all have a reply subject under which an ack could do harm. It is the only one, besides the faults themselves, that does
-//! not care what becomes of its messages.
+//! A hostile producer beside the others: no NATS client can read its headers. It sends about a thousand messages a
+//! minute, and once an event that becomes an oversized dead letter.
+//!
+//! If producers have accounts, every second message is a valid event. All its messages have a reply subject under
+//! which an ack could do harm. Besides the faults, only this part of the harness ignores whether its messages arrive.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,19 +15,19 @@ use super::replay::decoded;
 use super::stage::Stage;
 use crate::{NatsServer, RawClient, UNREADABLE_HEADERS, created, forgery};
 
-/// Between two of its messages.
+/// The interval between two of its messages.
 const EVERY: Duration = Duration::from_millis(60);
 
-/// How long it waits for a server.
+/// The time limit for a server to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Which of its messages is one that is no event and, as a dead letter, too large for a message of NATS.
+/// The number of its message that is invalid and, as a dead letter, too large for a message of NATS.
 const OVERSIZED: usize = 20;
 
-/// How the ids of its good events begin.
+/// The prefix of the ids of its valid events.
 const FORGED: &str = "forged-";
 
-/// So large is that, without its headers: nearly as large as a stream takes.
+/// The size of the oversized payload without headers: nearly the limit of a stream.
 pub(crate) const OVERSIZED_PAYLOAD: usize = 800_000;
 
 /// Headers that JSON makes twice as long.
@@ -34,20 +35,20 @@ fn quotes() -> Vec<u8> {
     [b"NATS/1.0\r\nX-Quotes: ".as_slice(), &[b'"'; 60_000], b"\r\n\r\n"].concat()
 }
 
-/// Between two looks at the subscriptions of the replicas, in messages.
+/// The number of messages between two looks at the subscriptions of the replicas.
 const LOOK: usize = 50;
 
-/// Whether it is one of its events whose reply subject is forged.
+/// Whether the event is one of those with a forged reply subject.
 #[must_use]
 pub(crate) fn is_forged(event: &Captured) -> bool {
     decoded(event).is_some_and(|event| event.task_id().as_str().starts_with(FORGED))
 }
 
 impl Stage {
-    /// Publishes until it is over.
+    /// Publishes until `over` is set.
     ///
     /// # Errors
-    /// Where no server has an address.
+    /// If no server has an address.
     pub(crate) async fn hostile_lane(&self, over: &AtomicBool) -> anyhow::Result<()> {
         if !self.plan.hostile {
             return Ok(());
@@ -67,14 +68,14 @@ impl Stage {
             }
             {
                 let _open = self.gate.read().await;
-                let port = ports.get(n % ports.len().max(1)).context("a nats-server without a port")?;
+                let port = ports.get(n % ports.len().max(1)).context("no nats-server has a port")?;
                 let sent = timeout(PATIENCE, async {
                     let to = match client.take() {
                         Some(client) => client,
                         None => RawClient::connect(*port, login).await?,
                     };
                     let reply = replies.get(n / 2 % replies.len().max(1)).map_or("", String::as_str);
-                    // A stream with little room would hold nothing else.
+                    // In a stream with little room, nothing else would fit.
                     if n == OVERSIZED && !self.plan.little_room {
                         let payload = vec![b'x'; OVERSIZED_PAYLOAD];
                         to.publish_with("tasks.created", reply, &quotes(), &payload).await?;
@@ -89,7 +90,7 @@ impl Stage {
                     to.round_trip().await?;
                     anyhow::Ok(to)
                 });
-                // Whether it was stored shows in the stream.
+                // The stream shows whether the message was stored.
                 client = sent.await.ok().and_then(Result::ok);
             }
             sleep(EVERY).await;
@@ -97,7 +98,7 @@ impl Stage {
         Ok(())
     }
 
-    /// The reply subjects that could do harm now. A server that is away shows nothing.
+    /// The reply subjects that could do harm now; none while the server is down.
     async fn replies(&self) -> Vec<String> {
         let mut seen = Vec::new();
         for server in self.nats.lock().await.nodes() {

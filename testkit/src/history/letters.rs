@@ -1,5 +1,6 @@
-//! The dead letters as an operator would find them: whole again where they came in parts, once where they
-//! came twice. Reading them is its own; what they should be is `check`'s.
+//! Reads dead letters as an operator would: it joins the parts of a letter, and removes duplicates.
+//!
+//! `check` knows what they should be.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,30 +14,30 @@ use serde_json::Value;
 use super::capture::read;
 use crate::eventually;
 
-/// How long a read may take in all.
+/// The time limit for a read.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Letter {
-    /// Its own id; the same letter may be there more than once.
+    /// The letter's id. The stream may contain the same letter more than once.
     pub(crate) id: String,
-    /// Why it is one.
+    /// The reason of the letter.
     pub(crate) reason: String,
-    /// What the event was published on.
+    /// The subject of the event.
     pub(crate) subject: String,
-    /// The event's place: which incarnation of the stream, and the sequence in it.
+    /// The event's place: the incarnation of the stream, and the sequence in it.
     pub(crate) place: Option<(u64, u64)>,
     /// The event's bytes.
     pub(crate) payload: Vec<u8>,
-    /// Its envelope, or the first of them.
+    /// The envelope, or the first of several.
     pub(crate) envelope: Value,
 }
 
-/// Reads all there are. A stream that is missing holds none: it may be made with the first letter.
+/// Reads all letters. A missing stream has none: it may be created with the first letter.
 ///
 /// # Errors
-/// Where the server does not answer, or a letter is not whole.
+/// If the server does not answer, or a letter is incomplete.
 pub(crate) async fn letters(jetstream: &jetstream::Context, stream: &str) -> anyhow::Result<Vec<Letter>> {
     use jetstream::ErrorCode;
     use jetstream::context::GetStreamErrorKind;
@@ -46,15 +47,15 @@ pub(crate) async fn letters(jetstream: &jetstream::Context, stream: &str) -> any
     {
         return Ok(Vec::new());
     }
-    // A reader that was created a moment ago may have no leader yet.
+    // A new reader may have no leader yet.
     let held = eventually(PATIENCE, || read(jetstream, stream, 1)).await?;
     assemble(held.iter().map(|message| message.payload.as_ref()))
 }
 
-/// Puts envelopes together to letters, in the order of their ids.
+/// Joins envelopes into letters, in the order of their ids.
 ///
 /// # Errors
-/// Where one cannot be read, or a part is missing.
+/// If an envelope cannot be read, or a part is missing.
 pub(crate) fn assemble<'a>(envelopes: impl Iterator<Item = &'a [u8]>) -> anyhow::Result<Vec<Letter>> {
     let mut parts: BTreeMap<String, BTreeMap<u64, Value>> = BTreeMap::new();
     for bytes in envelopes {
@@ -70,11 +71,11 @@ fn letter(id: String, parts: BTreeMap<u64, Value>) -> anyhow::Result<Letter> {
     let mut payload = Vec::new();
     for part in parts.values() {
         if let Some(text) = part["payload"].as_str() {
-            payload.extend(STANDARD.decode(text).with_context(|| format!("letter {id}: no base64"))?);
+            payload.extend(STANDARD.decode(text).with_context(|| format!("letter {id} is not base64"))?);
         }
     }
     let count = parts.len() as u64;
-    let envelope = parts.into_values().next().context("a letter has a part")?;
+    let envelope = parts.into_values().next().context("the letter has no part")?;
     let promised = envelope["parts"].as_u64().unwrap_or(1);
     anyhow::ensure!(count == promised, "letter {id} has {count} of its {promised} parts");
     let version = &envelope["version"];

@@ -1,12 +1,13 @@
-//! Histories: real replicas, a real nats-server and the simulator, seeded random events and faults, and a
-//! checker that holds what KV has in the end against an in-order replay of the stream.
+//! Plays histories: real replicas, a real nats-server and the simulator, with seeded random events and faults.
+//!
+//! A checker compares the content of KV at the end with an in-order replay of the stream.
 //!
 //! ```text
 //! seed ─▶ plan ─▶ run ─▶ events in the stream ─▶ capture ─▶ replay ─▶ expected ─┐
 //!                  └───▶ faults                     KV, dead letters ─▶ found ──┴▶ check
 //! ```
 //!
-//! Nothing here may use the processor's code: a mistake that both make would not be seen.
+//! Nothing here may use the processor's code: a mistake in both would stay unnoticed.
 
 mod capture;
 mod check;

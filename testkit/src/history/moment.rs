@@ -1,21 +1,21 @@
-//! The servers of a history, and the moments of its faults.
+//! The servers of a history, and the times of its faults.
 
 use std::time::Duration;
 
-/// On how many nats-servers a history is played.
+/// The number of nats-servers of a history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Servers {
-    /// One.
+    /// A single server.
     One,
-    /// Three in a cluster, each of which keeps every stream.
+    /// Three servers in a cluster, which all replicate every stream.
     Three,
 }
 
-/// A fault and its moment.
+/// A fault and its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Strike<F> {
-    /// After the start; later where one before it takes longer.
+    /// The time after the start; later if a fault before it takes longer.
     pub(crate) at: Duration,
-    /// What.
+    /// The fault.
     pub(crate) fault: F,
 }

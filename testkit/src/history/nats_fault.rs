@@ -1,5 +1,5 @@
-//! What can happen to the nats-servers of a history and to their streams, as data; and how many of which one
-//! history has. `nats_lane` carries them out. Pure.
+//! The faults of the nats-servers of a history and of their streams, as data, and their number in one history.
+//! `nats_lane` carries them out. Pure.
 
 use std::time::Duration;
 
@@ -7,64 +7,64 @@ use super::dice::Dice;
 use super::events::{Mixture, Publication};
 use super::moment::{Servers, Strike};
 
-/// A fault of nats-server, or of a stream. One at a time.
+/// A fault of nats-server, or of a stream. One happens at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NatsFault {
-    /// kill -9, and a start on the same files.
+    /// kill -9, and a start with the same files.
     Kill {
-        /// Between the two.
+        /// The time between the two.
         down: Duration,
     },
     /// SIGSTOP and SIGCONT.
     Stop {
-        /// Between the two.
+        /// The time between the two.
         lasting: Duration,
     },
-    /// kill -9 of one server of three, and a start on the same files.
+    /// kill -9 of one server of three, and a start with the same files.
     NodeKilled {
-        /// Which one.
+        /// The server.
         node: Node,
-        /// Between the two.
+        /// The time between the two.
         down: Duration,
     },
     /// SIGSTOP and SIGCONT of one server of three.
     NodeStopped {
-        /// Which one.
+        /// The server.
         node: Node,
-        /// Between the two.
+        /// The time between the two.
         lasting: Duration,
     },
     /// The stream is deleted and created again.
     Recreated {
-        /// By the harness at once; otherwise the replicas must.
+        /// Whether the harness creates it again at once; otherwise the replicas must.
         by_harness: bool,
     },
     /// The stream's files are replaced by an older copy.
     TailLost {
         /// Whether events from before the tail are delivered again after it.
         redelivery: bool,
-        /// Published before the copy, while one replica stands still with some of it: that is delivered again to
-        /// another after the tail. Empty where no replica stands still.
+        /// Events that are published before the copy, while one replica is stopped with some of them. They are
+        /// delivered again to another replica after the loss. Empty if no replica is stopped.
         before: Vec<Publication>,
-        /// Published after the copy was made: the tail.
+        /// Events that are published after the copy: the tail.
         tail: Vec<Publication>,
-        /// Published first of all after the loss: other events of the tail's tasks.
+        /// Events that are published first after the loss: other events of the tail's tasks.
         after: Vec<Publication>,
         /// Whether a replica dies while the server is away.
         kill_replica: bool,
     },
-    /// The ledger's bucket takes no more than a little, and is enlarged again.
+    /// The ledger's bucket accepts only a little more, and is enlarged later.
     LedgerRefuses {
-        /// What it is short of.
+        /// The limit that the bucket reaches.
         limit: LedgerLimit,
-        /// Between the two.
+        /// The time between the two.
         lasting: Duration,
     },
-    /// The stream takes no more than a little, and is enlarged again.
+    /// The stream accepts only a little more, and is enlarged later.
     StoreFull {
-        /// The bytes it still takes.
+        /// The bytes that it still accepts.
         room: u64,
-        /// Between the two.
+        /// The time between the two.
         lasting: Duration,
     },
 }
@@ -72,27 +72,27 @@ pub(crate) enum NatsFault {
 /// One server of three.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Node {
-    /// The one that leads the stream of the events.
+    /// The server that leads the stream of the events.
     LeadsEvents,
-    /// The one that leads the ledger.
+    /// The server that leads the ledger.
     LeadsLedger,
-    /// By its number.
+    /// The server with this number.
     Number(usize),
 }
 
-/// What the ledger's bucket is short of.
+/// The limit of the ledger's bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LedgerLimit {
-    /// So many more records (`max_msgs`).
+    /// This many more records (`max_msgs`).
     Records(i64),
-    /// So many more bytes (`max_bytes`).
+    /// This many more bytes (`max_bytes`).
     Bytes(i64),
-    /// Records of at most so many bytes (`max_msg_size`).
+    /// Records of at most this many bytes (`max_msg_size`).
     Size(i32),
 }
 
 impl LedgerLimit {
-    /// What nats-server says of a write that it refuses for this reason.
+    /// The error of nats-server when it refuses a write for this reason.
     #[must_use]
     pub(crate) fn refusal(self) -> &'static str {
         match self {
@@ -104,7 +104,7 @@ impl LedgerLimit {
 }
 
 impl NatsFault {
-    /// What it is counted as.
+    /// The name in the counters.
     #[must_use]
     pub(crate) fn name(&self) -> &'static str {
         match self {
@@ -124,19 +124,19 @@ impl NatsFault {
         }
     }
 
-    /// Whether it counts only where a replica or the producer met it, which is known at the end.
+    /// Whether the fault counts only if a replica or the producer met it, which is known at the end.
     #[must_use]
     pub(crate) fn is_counted_at_the_end(&self) -> bool {
         matches!(self, Self::LedgerRefuses { .. } | Self::StoreFull { .. })
     }
 }
 
-/// The names of all faults of one server.
+/// The number of kinds of faults of one server.
 #[cfg(test)]
 pub(crate) const KINDS: usize = 13;
 
-/// What happens to the servers of one history: kills or stops, a shortage of room, and now and then a stream that is
-/// not what it was.
+/// Draws the faults of the servers of one history: kills or stops, a shortage of room, and sometimes a recreated or
+/// shortened stream.
 pub(crate) fn draw(
     turn: u64,
     servers: Servers,
@@ -164,9 +164,10 @@ pub(crate) fn draw(
         }
     }
     faults.push(shortage(turn, dice));
-    // Not in step with what room is missing.
+    // The rhythm differs from that of the shortages.
     match (servers, (turn / 4) % 4) {
-        // No file of one server may be older than what the two others hold: nobody has such a loss.
+        // With three servers, the files of one server must not be older than those of the two others. Such a loss
+        // does not occur in practice.
         (Servers::Three, n) if n > 0 => {}
         (_, 0) => faults.push(NatsFault::Recreated { by_harness: dice.chance(500) }),
         (_, 3) if dice.chance(500) => {}
@@ -185,13 +186,13 @@ pub(crate) fn draw(
     moments.into_iter().zip(faults).map(|(at, fault)| Strike { at, fault }).collect()
 }
 
-/// How many events are published before a tail that is lost, so that a replica that stands still has some.
+/// The number of events before a lost tail, so that a stopped replica has some of them.
 const BEFORE: usize = 120;
 
-/// How many events such a tail has.
+/// The number of events in a lost tail.
 const LOST: usize = 100;
 
-/// Room that is missing for a while; which, goes round with the turn.
+/// Returns a temporary shortage of room, whose kind rotates with the turn.
 fn shortage(turn: u64, dice: &mut Dice) -> NatsFault {
     let lasting = Duration::from_millis(dice.between(2_000, 5_000));
     let limit = match turn % 4 {
@@ -209,7 +210,7 @@ pub(crate) fn fill(faults: &mut [Strike<NatsFault>], dice: &mut Dice, mixture: &
         let NatsFault::TailLost { redelivery, before, tail, after, .. } = &mut strike.fault else { continue };
         if *redelivery {
             before.extend((0..BEFORE).map(|_| mixture.draw()));
-            // No other event concerns these tasks. In the opposite order, so that half of the new events have lower
+            // No other event concerns these tasks. The order is reversed, so that half of the new events have lower
             // sequences than the lost ones of the same tasks.
             let ids: Vec<_> = (0..LOST).map(|n| format!("lost-{n}")).collect();
             tail.extend(ids.iter().map(|id| mixture.create(id)));

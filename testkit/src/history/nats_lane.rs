@@ -1,5 +1,6 @@
-//! Carrying out what happens to the nats-servers and to their streams, one after another. What counts only where it
-//! was met is counted at the end.
+//! Carries out the faults of the nats-servers and of their streams, one after another.
+//!
+//! A fault that counts only if something met it is counted at the end.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,20 +18,20 @@ use super::stage::Stage;
 use super::strike::PAST_ACK_WAIT;
 use crate::eventually;
 
-/// How long the replicas may take to take in what is in the stream, with messages in dead hands.
+/// The time limit for the replicas to take in all events of the stream, including unacked messages of dead replicas.
 const TAKEN_IN: Duration = Duration::from_secs(60);
 
 /// A consumer that reads nothing.
 const IDLE: &str = "idle";
 
-/// How long a change of a stream may take, with its leader being elected.
+/// The time limit for a change of a stream, including an election of its leader.
 const CHANGED: Duration = Duration::from_secs(30);
 
 impl Stage {
-    /// Everything that happens to the nats-servers.
+    /// Carries out all faults of the nats-servers.
     ///
     /// # Errors
-    /// Where the harness cannot do what it must.
+    /// If the harness cannot carry one out.
     pub(crate) async fn nats_lane(&self) -> anyhow::Result<()> {
         for Strike { at, fault } in &self.plan.nats_faults {
             sleep_until(self.timeline.start() + *at).await;
@@ -57,7 +58,7 @@ impl Stage {
     /// Counts the shortages that a write of the ledger, or a publish, has met.
     ///
     /// # Errors
-    /// Where the server does not answer.
+    /// If the server does not answer.
     pub(crate) async fn count_shortages(&self) -> anyhow::Result<()> {
         if self.plan.little_room {
             let first = self.jetstream.get_stream(STREAM).await?.cached_info().state.first_sequence;
@@ -114,7 +115,7 @@ impl Stage {
         server.pause(true)?;
         sleep(lasting).await;
         server.pause(false)?;
-        // At most one server is away, or behind, at a time.
+        // At most one server is down, or behind, at a time.
         nats.whole().await
     }
 
@@ -126,7 +127,7 @@ impl Stage {
         capture.sweep(&self.jetstream).await?;
         let config = self.jetstream.get_stream(STREAM).await?.cached_info().config.clone();
         self.jetstream.delete_stream(STREAM).await?;
-        self.timeline.note(format_args!("deleted the stream; made again by the harness: {by_harness}"));
+        self.timeline.note(format_args!("deleted the stream; the harness creates it again: {by_harness}"));
         capture.begin_incarnation(1);
         self.producer.forget_promises();
         if by_harness {
@@ -150,7 +151,7 @@ impl Stage {
         let silence = self.gate.write().await;
         let mut capture = self.capture.lock().await;
         if !before.is_empty() {
-            // What one holds comes to the other: no third has a mark of its own.
+            // Only two replicas take part, so that the events of one come to the other: each replica has its own mark.
             let others = (2..fleet.count()).collect();
             fleet.drain(others).await?;
             fleet.fill_up(2)?;
@@ -158,7 +159,7 @@ impl Stage {
         self.all_taken_in(capture.incarnation()).await?;
         let glance = Glance::take(&self.jetstream).await?;
         if !before.is_empty() {
-            // It has asked for events, and gets its share of these.
+            // The replica has requested events, and gets its share of these.
             fleet.pause(0, true)?;
             self.producer.acked(before).await?;
         }
@@ -217,8 +218,8 @@ impl Stage {
 
     async fn fill_store(&self, room: u64, lasting: Duration) -> anyhow::Result<()> {
         let room = i64::try_from(room).unwrap_or(i64::MAX);
-        // Somebody else who has read nothing: or the replicas would make room.
-        // The next session creates a deleted stream again.
+        // A consumer that has read nothing keeps the replicas from making room. The next session creates a deleted
+        // stream again.
         let stream = eventually(CHANGED, async || Ok(self.jetstream.get_stream(STREAM).await?)).await?;
         let idle = consumer::pull::Config {
             durable_name: Some(IDLE.to_owned()),
@@ -235,14 +236,14 @@ impl Stage {
         eventually(CHANGED, async || Ok(stream.delete_consumer(IDLE).await.map(drop)?)).await
     }
 
-    /// Changes a stream, knowing how many messages and bytes it holds. Answers its configuration as it was before.
+    /// Changes a stream, depending on its number of messages and bytes. Returns its former configuration.
     async fn change(&self, stream: &str, change: impl Fn(&mut Config, i64, i64)) -> anyhow::Result<Config> {
         let before = eventually(CHANGED, async || {
             let stream = self.jetstream.get_stream(stream).await?;
             Ok(stream.cached_info().config.clone())
         });
         let before = before.await?;
-        // A cluster may do what it does not answer: the next try finds it changed.
+        // A cluster may do a change without an answer: the next attempt finds it done.
         eventually(CHANGED, async || {
             let stream = self.jetstream.get_stream(stream).await?;
             let state = &stream.cached_info().state;

@@ -1,7 +1,7 @@
-//! A history as its seed has it: what is published when, and what goes wrong when. The same seed gives the
-//! same plan; when exactly a fault meets which message is up to the processes. Pure.
+//! The plan of a history, as its seed gives it: the events, the faults, and their times. Pure.
 //!
-//! Kinds of faults that are wanted evenly go round with the seed, so that consecutive seeds have them all.
+//! The same seed gives the same plan; the processes decide when exactly a fault meets which message. Some kinds of
+//! faults rotate with the seed, so that consecutive seeds cover all of them evenly.
 
 use std::time::Duration;
 
@@ -15,92 +15,94 @@ use super::fault::{KV_FAULTS, ReplicaFault, SETTLE_AFTER, kv_rule};
 use super::moment::{Servers, Strike};
 use super::nats_fault::{self, NatsFault};
 
-/// Every so many seeds are of [`Shape::Outage`].
+/// The interval of seeds of [`Shape::Outage`].
 const OUTAGE_EVERY: u64 = 8;
 
-/// Every so many seeds are played on three nats-servers, unless it is said on how many.
+/// The interval of seeds on three nats-servers, unless the caller sets the number.
 const THREE_EVERY: u64 = 3;
 
-/// Every so many seeds have a second KV namespace all along.
+/// The interval of seeds with a second KV namespace.
 const SECOND_EVERY: u64 = 5;
 
-/// Every so many seeds end with a crowd of unknown updates that are not answered.
+/// The interval of seeds that end with a crowd of unknown updates without an answer.
 const CROWD_EVERY: u64 = 4;
 
-/// Every so many seeds have a producer whose headers no client can read.
+/// The interval of seeds with a producer whose headers no client can read.
 const HOSTILE_EVERY: u64 = 3;
 
-/// What kind of history it is.
+/// The kind of a history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
-    /// Bursts of events, and faults all along.
+    /// Bursts of events, with faults all the time.
     Mixed,
-    /// Events live for eight seconds only, and KV is out for longer around a burst of deletes: whoever lets a
-    /// tombstone go before its delete is settled in KV has forgotten it by then.
+    /// Events live for only eight seconds, and KV is down for longer around a burst of deletes.
+    ///
+    /// A replica that drops a tombstone before its delete is settled in KV has then forgotten the delete.
     Outage,
 }
 
-/// All of a history.
+/// The whole plan of a history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// What it was made of.
+    /// The seed of the plan.
     pub seed: u64,
-    /// What it is played on.
+    /// The servers of the history.
     pub servers: Servers,
-    /// What kind it is.
+    /// The kind of the history.
     pub(crate) shape: Shape,
-    /// The ids of the tasks that KV holds before the start.
+    /// The ids of the tasks that KV contains before the start.
     pub(crate) seeded: Vec<String>,
-    /// How many replicas there are at first, and mostly.
+    /// The initial and usual number of replicas.
     pub(crate) replicas: usize,
-    /// What is published; in an outage, before it.
+    /// The published events; in an outage, those before it.
     pub(crate) bursts: Vec<Burst>,
-    /// In an outage: published while KV is out, deletes of what was created before among it.
+    /// The events that are published while KV is down, with deletes of tasks that were created before.
     pub(crate) during_outage: Vec<Burst>,
-    /// The settle time that the replicas are given.
+    /// The settle time of the replicas.
     pub(crate) settle_after: Duration,
-    /// What befalls the replicas.
+    /// The faults of the replicas.
     pub(crate) replica_faults: Vec<Strike<ReplicaFault>>,
-    /// What befalls nats-server.
+    /// The faults of nats-server.
     pub(crate) nats_faults: Vec<Strike<NatsFault>>,
-    /// What befalls requests to KV.
+    /// The faults of requests to KV.
     pub(crate) kv_faults: Vec<Strike<Rule>>,
-    /// How the settings are edited.
+    /// The edits of the settings.
     pub(crate) edits: Vec<Strike<Edit>>,
     /// The ids of a burst of unknown updates.
     pub(crate) unknown: Vec<String>,
-    /// Where a second KV namespace is written from the same ledger: what befalls requests to it.
+    /// The faults of requests to a second KV namespace, if the history has one.
     pub(crate) second: Option<Vec<Strike<Rule>>>,
-    /// Whether the stream has so little room that events which are in the ledger have to go.
+    /// Whether the stream has so little room that it must drop events that are in the ledger.
     pub(crate) little_room: bool,
-    /// Whether a producer sends headers all along that no client can read.
+    /// Whether a producer sends headers all the time that no client can read.
     pub(crate) hostile: bool,
-    /// Whether nats-server has the chart's configuration, with an account for each producer; the hostile one forges replies then.
+    /// Whether nats-server has the chart's configuration, with an account for each producer. If so, the hostile
+    /// producer forges replies.
     pub(crate) accounts: bool,
-    /// What happens at the end, when nothing goes wrong any more.
+    /// The part at the end, without faults.
     pub(crate) quiet: Quiet,
 }
 
-/// What happens when nothing goes wrong any more, and has to go smoothly therefore.
+/// The part of a history without faults, which must therefore go smoothly.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Quiet {
     /// Events of very few tasks, so that the replicas write the same records at the same time.
     pub(crate) contention: Vec<Publication>,
-    /// Large updates of tasks that nobody knows, while KV answers no look-up.
+    /// Large updates of tasks that nothing knows, while KV answers no look-up.
     pub(crate) crowd: Vec<Publication>,
-    /// Creates of others meanwhile: their ids.
+    /// The ids of tasks that are created meanwhile.
     pub(crate) prompt: Vec<String>,
 }
 
 impl Plan {
-    /// The history of this seed, on as many nats-servers as the seed says.
+    /// Returns the history of this seed, on as many nats-servers as the seed gives.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let three = seed % THREE_EVERY == THREE_EVERY - 1;
         Self::on(if three { Servers::Three } else { Servers::One }, seed)
     }
 
-    /// The history of this seed on so many nats-servers.
+    /// Returns the history of this seed on these nats-servers.
     #[must_use]
     pub fn on(servers: Servers, seed: u64) -> Self {
         let mut dice = Dice::new(seed);
@@ -111,7 +113,7 @@ impl Plan {
         }
     }
 
-    /// How many events it publishes.
+    /// The number of events that the history publishes.
     #[must_use]
     pub fn events(&self) -> usize {
         self.bursts.iter().chain(&self.during_outage).map(|burst| burst.publications.len()).sum()
@@ -123,7 +125,7 @@ fn seeded(count: u64) -> Vec<String> {
 }
 
 fn mixed(servers: Servers, seed: u64, dice: &mut Dice) -> Plan {
-    // Counted without the outages, which have none of these: or each outage would skip the same ones.
+    // The turn does not count outages, which have none of these faults. Otherwise, each outage would skip the same ones.
     let turn = seed - seed / OUTAGE_EVERY;
     let replica_faults = replica_faults(turn, &mut dice.fork());
     let lasting = replica_faults.iter().map(|strike| strike.fault.expected()).sum::<Duration>();
@@ -169,7 +171,7 @@ fn mixed(servers: Servers, seed: u64, dice: &mut Dice) -> Plan {
     }
 }
 
-/// Two crashes, a misconfiguration, and two of the rest, in any order.
+/// Draws two crashes, a misconfiguration, and two other faults, in any order.
 fn replica_faults(turn: u64, dice: &mut Dice) -> Vec<Strike<ReplicaFault>> {
     let numbers = [turn.wrapping_mul(2), turn.wrapping_mul(2).wrapping_add(1)];
     let mut faults: Vec<_> = numbers.iter().map(|number| ReplicaFault::crash(dice, *number)).collect();
@@ -187,7 +189,7 @@ fn replica_faults(turn: u64, dice: &mut Dice) -> Vec<Strike<ReplicaFault>> {
     strikes
 }
 
-/// What befalls requests to a second namespace, where there is one.
+/// Draws the faults of requests to a second namespace, if the seed has one.
 fn second(seed: u64, dice: &mut Dice, lasting: Duration) -> Option<Vec<Strike<Rule>>> {
     const FAULTS: [&str; 6] =
         ["kv status 503", "kv answer lost", "kv late", "kv partial", "kv refuses all", "kv hang"];
@@ -203,7 +205,8 @@ fn second(seed: u64, dice: &mut Dice, lasting: Duration) -> Option<Vec<Strike<Ru
     Some(strikes)
 }
 
-/// See [`Quiet`]. Only servers of a cluster tell writers that another write of the record is on its way.
+/// Draws the part without faults; see [`Quiet`]. Only servers of a cluster report to writers that another write of
+/// the record is in flight.
 fn quiet(seed: u64, servers: Servers, mixture: &mut Mixture) -> Quiet {
     const CONTENTION: usize = 1_500;
     const CROWD: usize = 6_000;
@@ -225,8 +228,8 @@ fn kv_faults(seed: u64, dice: &mut Dice, lasting: Duration) -> Vec<Strike<Rule>>
     let name =
         |n| KV_FAULTS[usize::try_from((seed.wrapping_mul(EACH) + n) % KV_FAULTS.len() as u64).unwrap_or(0)];
     let strike = |n| {
-        // What KV refuses it refuses from the start, or the task might be there already. Reads happen mostly
-        // at the start, when the replicas do not yet know what KV knows.
+        // A refusal of KV must apply from the start, or the task might be in KV already. Most reads happen at the
+        // start, when the replicas do not yet know the content of KV.
         let early = ["kv poison", "kv stale"].contains(&name(n));
         let at = if early { Duration::ZERO } else { moment(dice, lasting) };
         Strike { at, fault: kv_rule(name(n), dice) }
@@ -252,7 +255,7 @@ fn bursts(mixture: &mut Mixture, dice: &mut Dice, least: usize) -> Vec<Burst> {
     bursts
 }
 
-/// Stretches the pauses so that all of them take so long together.
+/// Stretches the pauses so that their sum is this long.
 fn spread(bursts: &mut [Burst], lasting: Duration) {
     let pauses: Duration = bursts.iter().map(|burst| burst.pause).sum();
     let factor = lasting.as_secs_f64() / pauses.as_secs_f64().max(0.001);

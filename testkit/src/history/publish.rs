@@ -1,5 +1,6 @@
-//! Publishing the events of a history the two ways that producers have: by JetStream until it is acked, and
-//! plainly. It does not decide what or when, and what it publishes proves nothing: see `capture`.
+//! Publishes the events of a history in the two ways of producers: by JetStream until each is acked, and plainly.
+//!
+//! Other modules decide on the events and their times. A published event proves nothing: see `capture`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,10 +15,10 @@ use tokio::time::{Instant, sleep};
 use super::events::Publication;
 use crate::nats::{Login, client_options};
 
-/// How long one burst may take, with the server or the stream away for a while.
+/// The time limit for one burst, including an outage of the server or the stream.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How many publishes wait for their acks at a time.
+/// The number of publishes that wait for their acks at a time.
 const MOST_UNACKED: usize = 2_000;
 
 /// A producer.
@@ -32,10 +33,10 @@ pub(crate) struct Producer {
     stored_up_to: AtomicU64,
 }
 
-/// Connects with little patience for a server that is away and all the more attempts.
+/// Connects with short time limits for a server that is down, and many attempts.
 ///
 /// # Errors
-/// Where the address is none.
+/// If the address is invalid.
 pub(crate) async fn connect(url: &str, login: Option<Login>) -> anyhow::Result<(Client, jetstream::Context)> {
     let client = client_options(login)
         .retry_on_initial_connect()
@@ -50,7 +51,7 @@ pub(crate) async fn connect(url: &str, login: Option<Login>) -> anyhow::Result<(
 }
 
 impl Producer {
-    /// One whose message ids begin with this name.
+    /// Connects a producer whose message ids begin with this name.
     ///
     /// # Errors
     /// As [`connect`].
@@ -60,32 +61,32 @@ impl Producer {
         Ok(Self { client, jetstream, name, number, repeated, refused, stored_up_to })
     }
 
-    /// The highest sequence that the stream has promised to hold; 0 again once it is another stream.
+    /// The highest sequence that the stream has acked; 0 again after the stream was replaced.
     pub(crate) fn stored_up_to(&self) -> u64 {
         self.stored_up_to.load(Ordering::Relaxed)
     }
 
-    /// The stream is another one now, and has promised nothing.
+    /// Forgets the acked sequence, because the stream was replaced.
     pub(crate) fn forget_promises(&self) {
         self.stored_up_to.store(0, Ordering::Relaxed);
     }
 
-    /// How many publishes were repeated for want of an ack.
+    /// The number of publishes that were repeated because they had no ack.
     pub(crate) fn repeated(&self) -> u64 {
         self.repeated.load(Ordering::Relaxed)
     }
 
-    /// How many publishes the stream has refused because it was full.
+    /// The number of publishes that the stream has refused because it was full.
     pub(crate) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Publishes them in this order, and those without an ack again until they have one.
+    /// Publishes the events in this order, and repeats those without an ack.
     ///
     /// # Errors
-    /// Where they still have none after a long time.
+    /// If some still have no ack after a long time.
     pub(crate) async fn acked(&self, publications: &[Publication]) -> anyhow::Result<()> {
-        // The client lets only so many wait for their acks at a time.
+        // The client allows a limited number of outstanding acks.
         for some in publications.chunks(MOST_UNACKED) {
             self.all_acked(some).await?;
         }
@@ -102,13 +103,13 @@ impl Producer {
                 return Ok(());
             }
             let why = refused.unwrap_or_default();
-            ensure!(Instant::now() < deadline, "{} publishes get no ack: {why}", left.len());
+            ensure!(Instant::now() < deadline, "{} publishes have no ack: {why}", left.len());
             self.repeated.fetch_add(left.len() as u64, Ordering::Relaxed);
             sleep(Duration::from_millis(50)).await;
         }
     }
 
-    /// Publishes what is left, and leaves what got no ack; why one of them got none.
+    /// Publishes the remaining events, and keeps those without an ack. Returns why one of them has no ack.
     async fn attempt(&self, left: &mut Vec<(u64, &Publication)>) -> Option<String> {
         let mut acks = Vec::with_capacity(left.len());
         for (number, publication) in left.drain(..) {
@@ -128,23 +129,23 @@ impl Producer {
         let mut refused = None;
         for (publication, why) in join_all(acks).await.into_iter().flatten() {
             left.push(publication);
-            // As nats-server has it; that there is no answer says nothing of the kind.
+            // The error text of nats-server. A missing answer does not mean that the stream is full.
             self.refused.fetch_add(u64::from(why.contains("maximum bytes exceeded")), Ordering::Relaxed);
             refused = Some(why);
         }
         refused
     }
 
-    /// Publishes them plainly, and once.
+    /// Publishes the events plainly, and once.
     ///
     /// # Errors
-    /// Where the client is closed.
+    /// If the client is closed.
     pub(crate) async fn plain(&self, publications: &[Publication]) -> anyhow::Result<()> {
         for Publication { kind, payload } in publications {
             let sent = self.client.publish(kind.subject("tasks"), payload.clone()).await;
             sent.context("cannot publish")?;
         }
-        // They may be lost with the server; but a flush that waits for one that is away says nothing.
+        // The events may be lost with the server; a flush that waits for a server that is down tells nothing.
         let _ = tokio::time::timeout(Duration::from_millis(500), self.client.flush()).await;
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! What has to go smoothly once nothing goes wrong any more: replicas that write the same records at the same time, and
-//! new tasks while look-ups are not answered.
+//! The part of a history without faults, which must go smoothly: replicas write the same records at the same time,
+//! and new tasks arrive while look-ups have no answer.
 
 use std::time::Duration;
 
@@ -13,18 +13,19 @@ use super::events::Publication;
 use super::stage::Stage;
 use crate::{created, eventually};
 
-/// How soon a new create by others is in KV, whatever waits. The issue says 5 s; here other histories are played on the
-/// same cores.
+/// The time limit for a new create to be in KV, whatever else waits.
+///
+/// The issue requires 5 s; here other histories run on the same cores.
 const PROMPTLY: Duration = Duration::from_secs(15);
 
-/// From so many on it shows that the replicas got in each other's way.
+/// The number of conflicts that shows that the replicas did collide.
 const CONFLICTS: f64 = 20.0;
 
 impl Stage {
-    /// Plays what has to go smoothly when no fault is left: writes to the same records, and new tasks while look-ups are not answered.
+    /// Plays the part without faults: writes to the same records, and new tasks while look-ups have no answer.
     ///
     /// # Errors
-    /// Where something has to wait that need not.
+    /// If an event waits that need not.
     pub(crate) async fn quiet(&self) -> anyhow::Result<()> {
         if !self.plan.quiet.contention.is_empty() {
             self.contend().await?;
@@ -35,7 +36,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Events of a few tasks, in portions so small that every replica always has some of each.
+    /// Publishes events of a few tasks, in portions so small that every replica always has some of each.
     async fn contend(&self) -> anyhow::Result<()> {
         const PORTION: usize = 30;
         const CONFLICTS_OF_ALL: &str = "taskpipeline_ledger_conflicts_total";
@@ -49,13 +50,13 @@ impl Stage {
         Ok(())
     }
 
-    /// No look-up is answered, and thousands wait: a new task waits for none of them.
+    /// Leaves look-ups of thousands of tasks without an answer, and checks that a new task does not wait for them.
     async fn crowd(&self) -> anyhow::Result<()> {
         const AWAY: &str = "look-ups are not answered";
         self.kv.inject(Rule::new(Fault::status(503)).on(Scope::Reads).named(AWAY));
         self.producer.acked(&self.plan.quiet.crowd).await?;
         self.timeline.note("== a crowd of unknown updates waits");
-        // All of them are before the creates in the ledger, or nothing is shown.
+        // All updates must be in the ledger before the creates, or the test would show nothing.
         let stored = eventually(Duration::from_secs(60), async || {
             super::settle::Glance::take(&self.jetstream).await?.consumed(1)
         });

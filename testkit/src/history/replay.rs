@@ -1,7 +1,7 @@
-//! What the tasks must be: the events of the stream in their order, applied one by one. Pure.
+//! Computes what the tasks must be: it applies the events of the stream one by one, in their order. Pure.
 //!
-//! It is written from the design's sentences ("it equals an in-order replay") and may not know, let alone
-//! use, anything of the processor: no versions, no merging, no ledger.
+//! It follows the sentences of the design ("it equals an in-order replay"). It must not know or use any part of the
+//! processor: no versions, no merging, no ledger.
 
 use std::collections::BTreeMap;
 
@@ -12,36 +12,36 @@ use super::capture::Captured;
 /// A task that must be in KV.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Expected {
-    /// What its value must say.
+    /// The expected value.
     pub(crate) task: Task,
-    /// Whether any event had an effect on it; where none had, it is what KV held before.
+    /// Whether any event had an effect on the task; otherwise it is the task from before the start.
     pub(crate) touched: bool,
 }
 
-/// The tasks that KV must hold, by id.
+/// The tasks that KV must contain, by id.
 pub(crate) type Expectation = BTreeMap<String, Expected>;
 
-/// Which of the three events a subject is for.
+/// The kind of event of a subject.
 #[must_use]
 pub(crate) fn kind_of(subject: &str) -> Option<EventKind> {
     let last = subject.rsplit('.').next()?;
     EventKind::ALL.into_iter().find(|kind| kind.as_str() == last)
 }
 
-/// The event, where the bytes are one.
+/// Decodes the event; `None` if the bytes are invalid.
 #[must_use]
 pub(crate) fn decoded(captured: &Captured) -> Option<Event> {
     let kind = kind_of(&captured.subject).filter(|_| !captured.unreadable)?;
     Event::decode(kind, &captured.payload).ok()
 }
 
-/// Applies the events in their order to the tasks that KV held before.
+/// Applies the events in their order to the tasks from before the start.
 #[must_use]
 pub(crate) fn replay(before: impl IntoIterator<Item = Task>, events: &[Captured]) -> Expectation {
     let untouched = |task: Task| (task.id.as_str().to_owned(), Expected { task, touched: false });
     let mut tasks: Expectation = before.into_iter().map(untouched).collect();
     for captured in events {
-        // What is no event changes nothing.
+        // Invalid events change nothing.
         let Some(event) = decoded(captured) else { continue };
         apply(&mut tasks, event.data, captured.at());
     }

@@ -1,4 +1,6 @@
-//! One history from its plan to its verdict. What happens in between is the stage's; here is the order.
+//! Runs one history from its plan to its verdict.
+//!
+//! This module has the order of the steps; `stage` has their parts.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Write as _};
@@ -24,39 +26,39 @@ use super::settle::{DEAD_LETTERS, Glance, settled};
 use super::stage::Stage;
 use crate::{created, output_dir};
 
-/// How long it may take to come to rest when nothing goes wrong any more.
+/// The time limit for everything to settle when the faults have ended.
 const REST: Duration = Duration::from_secs(90);
 
-/// How often another task keeps company to those that KV refuses.
+/// The interval at which another task accompanies those that KV refuses.
 const COMPANY: Duration = Duration::from_secs(5);
 
-/// How long all of it may take.
+/// The time limit of a history.
 const WHOLE: Duration = Duration::from_secs(300);
 
-/// How long KV is out in an outage. Events live for eight seconds and tombstones for a tenth more.
+/// How long KV is down in an outage. Events live for eight seconds, and tombstones for a tenth longer.
 const OUT_BEFORE_KILL: Duration = Duration::from_millis(10_500);
 const OUT_AFTER_KILL: Duration = Duration::from_millis(1_500);
 
-/// What a history was.
+/// The result of a history.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// What it was made of.
+    /// The seed of the plan.
     pub seed: u64,
-    /// Whether it was played on three nats-servers.
+    /// Whether the history ran on three nats-servers.
     pub three_servers: bool,
-    /// Events in the stream, by kind; `invalid` and `again` are kinds of their own.
+    /// The number of events in the stream, by kind; `invalid` and `again` count as kinds.
     pub events: BTreeMap<&'static str, u64>,
-    /// Faults that happened, by kind.
+    /// The number of faults that happened, by kind.
     pub fired: BTreeMap<String, u64>,
-    /// Replicas started.
+    /// The number of replicas that were started.
     pub replicas: u32,
-    /// Requests to KV.
+    /// The number of requests to KV.
     pub requests: u64,
-    /// Publishes that were repeated for want of an ack.
+    /// The number of publishes that were repeated because they had no ack.
     pub repeated: u64,
-    /// How long it took to come to rest once everything was mended.
+    /// The time until everything was settled after the faults had ended.
     pub rest: Duration,
-    /// How long all of it took.
+    /// The duration of the history.
     pub took: Duration,
 }
 
@@ -81,20 +83,20 @@ impl fmt::Display for Report {
     }
 }
 
-/// Plays the history of this plan and checks what it left behind.
+/// Plays the history of this plan and checks its outcome.
 ///
 /// # Errors
-/// Where anything differs from the replay, does not come to rest, or cannot be done. The error has the seed
-/// and the evidence, and says where the logs are.
+/// If something differs from the replay, does not settle, or fails. The error has the seed and the evidence, and the
+/// path of the logs.
 pub async fn run(plan: Plan) -> anyhow::Result<Report> {
     let seed = plan.seed;
     let stage = Stage::open(plan).await.with_context(|| format!("history {seed} does not start"))?;
     let played = timeout(WHOLE, stage.play()).await;
-    let played = played.unwrap_or_else(|_| Err(anyhow!("it did not end within {WHOLE:?}")));
+    let played = played.unwrap_or_else(|_| Err(anyhow!("the history did not end within {WHOLE:?}")));
     let report = stage.report().await;
     match played {
         Ok(()) => {
-            // For one that is only slow.
+            // Keeps the evidence of a history that is only slow.
             if std::env::var_os("TASKPIPELINE_EVIDENCE").is_some() {
                 stage.leave_evidence().await?;
             }
@@ -151,7 +153,7 @@ impl Stage {
         Ok(())
     }
 
-    /// KV goes away, tasks are deleted, and the replica that knows of it dies when the events are gone.
+    /// KV goes down, tasks are deleted, and the replica that knows of the deletes dies when the events have expired.
     async fn outage(&self) -> anyhow::Result<()> {
         tokio::join!(self.publish(&self.plan.bursts), self.kv_lane()).0?;
         self.mend_kv();
@@ -167,7 +169,7 @@ impl Stage {
             sleep(OUT_AFTER_KILL).await;
             fleet.fill_up(self.plan.replicas)
         })?;
-        ensure!(self.befell("outage") > 0, "nobody noticed the outage");
+        ensure!(self.befell("outage") > 0, "no request met the outage");
         self.count("kv outage past the events' age", 1);
         self.count("kill active projector", 1);
         self.kv.remove_faults("outage");
@@ -175,7 +177,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Reads the stream all along: events go when they are old, or make room for others.
+    /// Reads the stream repeatedly during the work: events expire, or are dropped to make room.
     async fn with_sweeps(&self, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
         let over = AtomicBool::new(false);
         let sweeps = async {
@@ -199,8 +201,10 @@ impl Stage {
         tokio::try_join!(work, sweeps).map(drop)
     }
 
-    /// Waits until everything is settled. While KV refuses some tasks, others keep coming: only beside a task that is
-    /// accepted does it show that a task is at fault.
+    /// Waits until everything is settled.
+    ///
+    /// While KV refuses some tasks, other tasks keep arriving: a refused task is at fault only if KV accepts another
+    /// one beside it.
     async fn come_to_rest(&self, incarnation: u32) -> anyhow::Result<()> {
         if !self.kv.faults().iter().any(|rule| rule.name() == "kv poison") {
             return settled(&self.jetstream, &self.controls, incarnation, REST).await;
@@ -217,7 +221,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Nothing goes wrong any more: everything must come to rest, and be right.
+    /// Waits until everything is settled without faults, and checks the outcome.
     async fn finish(&self) -> anyhow::Result<()> {
         self.mend_kv();
         {
@@ -227,7 +231,7 @@ impl Stage {
         }
         self.whole().await?;
         let mended = Instant::now();
-        // What is published in here needs room as well.
+        // The events that are published in here need room as well.
         if self.plan.little_room {
             self.with_sweeps(self.calm_down()).await?;
         } else {
@@ -256,7 +260,7 @@ impl Stage {
         if differences.is_empty() {
             return Ok(());
         }
-        // Whether they last tells a task that is late from one that is lost.
+        // A second look tells a late task from a lost one.
         sleep(Duration::from_secs(6)).await;
         let later = self.differences(capture.events()).await?;
         bail!(
@@ -267,11 +271,11 @@ impl Stage {
         )
     }
 
-    /// Waits until nothing is left to do, with a quiet time before it where the plan has one.
+    /// Waits until nothing is left to do, after the part without faults if the plan has one.
     async fn calm_down(&self) -> anyhow::Result<()> {
         let incarnation = self.capture.lock().await.incarnation();
         if self.plan.quiet != Quiet::default() {
-            // KV may be left alone for a while after what it has answered.
+            // After an answer of KV, the projector may pause its requests for a while.
             self.come_to_rest(incarnation).await.context("before it is quiet")?;
             self.quiet().await?;
         }
@@ -293,7 +297,7 @@ impl Stage {
         Ok(differences)
     }
 
-    /// No server is away, or behind, any more.
+    /// Waits until no server is down or behind.
     async fn whole(&self) -> anyhow::Result<()> {
         match self.nats.lock().await.cluster() {
             Some(cluster) => cluster.whole().await,
@@ -301,7 +305,7 @@ impl Stage {
         }
     }
 
-    /// What all replicas have printed.
+    /// The output of all replicas.
     async fn logs(&self) -> Vec<(String, Vec<String>)> {
         let (fleet, beside) = (self.fleet.lock().await, self.beside.lock().await);
         fleet.logs().into_iter().chain(beside.logs()).collect()
@@ -336,10 +340,10 @@ impl Stage {
         }
     }
 
-    /// Writes down what a person needs to find out why.
+    /// Writes the evidence that a person needs to find the cause.
     async fn leave_evidence(&self) -> anyhow::Result<PathBuf> {
         let place = output_dir()?.join(format!("history-{}", self.plan.seed));
-        // What an earlier run of the same seed left would only confuse.
+        // The files of an earlier run of the same seed would only confuse.
         let _ = std::fs::remove_dir_all(&place);
         std::fs::create_dir_all(&place)?;
         std::fs::write(place.join("timeline"), self.timeline.text())?;
@@ -368,7 +372,7 @@ impl Stage {
     }
 }
 
-/// What a namespace holds.
+/// The content of a namespace.
 fn found(kv: &Simulator) -> BTreeMap<String, Found> {
     let found = |key: String| {
         let stored = kv.get(&key)?;
@@ -377,7 +381,7 @@ fn found(kv: &Simulator) -> BTreeMap<String, Found> {
     kv.keys().into_iter().filter_map(found).collect()
 }
 
-/// The first differences, each with the latest events of its task.
+/// Formats the first differences, each with the latest events of its task.
 fn told(differences: &[Difference], events: &[Captured]) -> String {
     const SHOWN: usize = 20;
     let mut text = String::new();

@@ -1,5 +1,6 @@
-//! Many histories, some at a time, and what they add up to. It judges nothing but how often each kind of
-//! fault has happened.
+//! Plays many histories, some at a time, and sums them up.
+//!
+//! It judges only how often each kind of fault has happened.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,52 +14,52 @@ use super::moment::Servers;
 use super::plan::Plan;
 use super::run::{Report, run};
 
-/// No more is begun once so many have failed: they would most likely tell the same.
+/// The number of failures after which no more history begins: the others would most likely fail for the same reason.
 const ENOUGH_FAILURES: usize = 3;
 
-/// How many histories, and which.
+/// The number of histories, and their seeds.
 #[derive(Clone, Copy, Debug)]
 pub struct Series {
     /// The first seed; the others follow it.
     pub first: u64,
-    /// At least so many, however long they take.
+    /// Plays at least this many, however long they take.
     pub least: usize,
-    /// At most so many.
+    /// Plays at most this many.
     pub most: usize,
-    /// None is begun after so long, once there are enough.
+    /// Begins no history after this time, if enough were played.
     pub within: Duration,
-    /// So many at a time; they mostly wait.
+    /// Plays this many at a time; they mostly wait.
     pub at_a_time: usize,
-    /// All on so many nats-servers; as each seed says, if nothing.
+    /// Plays all on these nats-servers; if `None`, each seed chooses.
     pub servers: Option<Servers>,
 }
 
-/// What the histories of a series add up to.
+/// The sums over the histories of a series.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
-    /// How many there were.
+    /// The number of histories.
     pub histories: usize,
-    /// Their events, by kind.
+    /// The number of events, by kind.
     pub events: BTreeMap<&'static str, u64>,
     /// For each kind of fault: how often it happened, and in how many histories.
     pub faults: BTreeMap<String, (u64, usize)>,
-    /// How many of the histories were played on three nats-servers.
+    /// The number of histories on three nats-servers.
     pub on_three_servers: usize,
-    /// Replicas started.
+    /// The number of replicas that were started.
     pub replicas: u64,
-    /// Requests to KV.
+    /// The number of requests to KV.
     pub requests: u64,
-    /// Publishes that were repeated for want of an ack.
+    /// The number of publishes that were repeated because they had no ack.
     pub repeated: u64,
-    /// How long all of it took.
+    /// The duration of the series.
     pub took: Duration,
 }
 
 impl Series {
-    /// Plays them; each prints a line.
+    /// Plays the histories; each prints a line.
     ///
     /// # Errors
-    /// Where any of them fails: all that failed, each with its seed.
+    /// Names every history that failed, with its seed.
     pub async fn play(self) -> anyhow::Result<Totals> {
         let begun = Instant::now();
         let (mut totals, mut failures) = (Totals::default(), Vec::new());
@@ -113,23 +114,23 @@ impl Totals {
         }
     }
 
-    /// How many kinds of faults happened at least so often.
+    /// The number of kinds of faults that happened at least this often.
     #[must_use]
     pub fn kinds(&self, least: u64) -> usize {
         self.faults.values().filter(|(times, _)| *times >= least).count()
     }
 
-    /// Every kind of fault must have happened so often.
+    /// Checks that every kind of fault happened at least this often.
     ///
     /// # Errors
-    /// Names those that did not.
+    /// Names the kinds that did not.
     pub fn ensure_each(&self, least: u64) -> anyhow::Result<()> {
         let mut seldom = self.faults.iter().filter(|(_, (times, _))| *times < least).peekable();
         if seldom.peek().is_some() {
             let seldom: Vec<_> = seldom.map(|(kind, (times, _))| format!("{kind} {times}")).collect();
-            bail!("these happened less than {least} times: {}", seldom.join(", "));
+            bail!("these faults happened less than {least} times: {}", seldom.join(", "));
         }
-        ensure!(!self.faults.is_empty(), "nothing happened at all");
+        ensure!(!self.faults.is_empty(), "no fault happened");
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use crate::bundled::{PRODUCER, logged_in};
 use crate::nats::Login;
 use crate::{BundledNats, NatsCluster, NatsServer, ProcessorOptions};
 
-/// One or three that run.
+/// One or three running servers.
 #[derive(Debug)]
 pub(crate) struct Running {
     number: Number,
@@ -22,11 +22,11 @@ enum Number {
 }
 
 impl Running {
-    /// Starts them; with the chart's configuration, where producers have an account of their own, or with none, where
-    /// everybody may do everything.
+    /// Starts the servers. With `accounts`, they have the chart's configuration, in which each producer has an
+    /// account; otherwise every client may do everything.
     ///
     /// # Errors
-    /// Where one does not start.
+    /// If a server does not start.
     pub(crate) async fn start(servers: Servers, accounts: bool) -> anyhow::Result<Self> {
         let number = match (servers, accounts) {
             (Servers::One, false) => Number::One(Box::new(NatsServer::start().await?)),
@@ -37,7 +37,7 @@ impl Running {
         Ok(Self { number, accounts })
     }
 
-    /// Where they are, separated by commas.
+    /// The addresses of the servers, separated by commas.
     #[must_use]
     pub(crate) fn url(&self) -> String {
         match &self.number {
@@ -46,19 +46,19 @@ impl Running {
         }
     }
 
-    /// What a producer logs in with.
+    /// The login of a producer.
     #[must_use]
     pub(crate) fn producer(&self) -> Option<Login> {
         self.accounts.then_some(PRODUCER)
     }
 
-    /// What the harness logs in with.
+    /// The login of the harness.
     #[must_use]
     pub(crate) fn harness(&self) -> Option<Login> {
         self.nodes().first().and_then(|node| node.login())
     }
 
-    /// All of them.
+    /// All servers.
     #[must_use]
     pub(crate) fn nodes(&self) -> Vec<&NatsServer> {
         match &self.number {
@@ -67,7 +67,7 @@ impl Running {
         }
     }
 
-    /// The cluster, where there is one.
+    /// The cluster, if there is one.
     #[must_use]
     pub(crate) fn cluster(&self) -> Option<&NatsCluster> {
         match &self.number {
@@ -76,10 +76,10 @@ impl Running {
         }
     }
 
-    /// Replicas that work with them and write to this KV.
+    /// Returns the options of replicas that use these servers and write to this KV.
     ///
     /// # Errors
-    /// Where the cluster has no server.
+    /// If the cluster has no server.
     pub(crate) fn options(&self, kv: &Simulator) -> anyhow::Result<ProcessorOptions> {
         let options = match &self.number {
             Number::One(server) => ProcessorOptions::new(server, kv),
@@ -93,10 +93,10 @@ impl Running {
         Ok(options.set("STREAM_MAX_EVENT_BYTES", "1048576"))
     }
 
-    /// The only server.
+    /// Returns the only server.
     ///
     /// # Errors
-    /// Where there are three: the fault is not for them.
+    /// If there are three servers: the fault does not apply to them.
     pub(crate) fn one(&mut self) -> anyhow::Result<&mut NatsServer> {
         match &mut self.number {
             Number::One(server) => Ok(server),
@@ -104,10 +104,10 @@ impl Running {
         }
     }
 
-    /// The cluster.
+    /// Returns the cluster.
     ///
     /// # Errors
-    /// Where there is only one server.
+    /// If there is only one server.
     pub(crate) fn three(&mut self) -> anyhow::Result<&mut NatsCluster> {
         match &mut self.number {
             Number::One(_) => bail!("one server cannot have this fault"),
@@ -115,7 +115,7 @@ impl Running {
         }
     }
 
-    /// The last lines of each.
+    /// The last lines of each server.
     #[must_use]
     pub(crate) fn tails(&self) -> Vec<String> {
         self.nodes().into_iter().map(NatsServer::tail).collect()

@@ -23,10 +23,10 @@ pub(crate) struct SettingsFile {
 }
 
 impl SettingsFile {
-    /// With the settings that replicas begin with.
+    /// Creates the file with the initial settings of the replicas.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// If the file cannot be written.
     pub(crate) fn new(plan: &Plan, nats: String) -> anyhow::Result<Self> {
         let (folder, settings) = (TempDir::new()?, Settings::default());
         let (servers, little_room, settle_after) = (plan.servers, plan.little_room, plan.settle_after);
@@ -36,21 +36,21 @@ impl SettingsFile {
         Ok(file)
     }
 
-    /// Where it is.
+    /// The path of the file.
     #[must_use]
     pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().join("pipeline.yaml")
     }
 
-    /// The file with these settings.
+    /// Returns the file's text with these settings.
     pub(crate) fn text(&self, settings: &Settings) -> String {
         settings.file(&self.nats, self.servers, self.little_room, self.settle_after)
     }
 
-    /// In one go, as editors and kubelets do.
+    /// Replaces the file atomically, as editors and kubelets do.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// If the file cannot be written.
     pub(crate) fn write(&self, text: &str) -> anyhow::Result<()> {
         let (path, new) = (self.path(), self.folder.path().join("new"));
         let write = |path: &Path| std::fs::write(path, text);

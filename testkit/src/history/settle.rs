@@ -1,5 +1,4 @@
-//! When a pipeline has come to rest, as seen from outside: by its consumer and by what its control record
-//! says. It asks; it changes nothing.
+//! Observes from outside whether a pipeline has settled, by its consumer and its control records. It changes nothing.
 
 use std::time::Duration;
 
@@ -11,35 +10,35 @@ use futures_util::TryStreamExt;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-/// The names that follow from the defaults of stream and queue group.
+/// The stream's default name. The other names follow from it and the default queue group.
 pub(crate) const STREAM: &str = "TASKS";
 const GROUP: &str = "tasks-processor";
 pub(crate) const LEDGER: &str = "KV_TASKS--tasks-processor";
 const TASK_RECORDS: &str = "$KV.TASKS--tasks-processor.task.>";
 const CONTROL_RECORDS: &str = "$KV.TASKS--tasks-processor.control.>";
-/// Where dead letters are.
+/// The stream of the dead letters.
 pub(crate) const DEAD_LETTERS: &str = "TASKS-DEAD-LETTERS";
 
-/// A glance at how far a pipeline is.
+/// A snapshot of the progress of a pipeline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Glance {
-    /// The stream's last message.
+    /// The last sequence of the stream.
     pub(crate) stream_last: u64,
-    /// Which incarnation's consumer it is; the latest.
+    /// The latest incarnation that has a consumer.
     pub(crate) incarnation: u32,
-    /// Messages that were not yet delivered.
+    /// The number of messages that were not yet delivered.
     pending: u64,
-    /// Messages that were delivered and not yet acked.
+    /// The number of messages that were delivered and not yet acked.
     ack_pending: usize,
-    /// How many deliveries there were, and of how many messages.
+    /// The number of deliveries, and of delivered messages.
     delivered: (u64, u64),
 }
 
 impl Glance {
-    /// Takes one.
+    /// Takes a snapshot.
     ///
     /// # Errors
-    /// Where there is no stream or no consumer, or the server does not answer.
+    /// If the stream or the consumer does not exist, or the server does not answer.
     pub(crate) async fn take(jetstream: &jetstream::Context) -> anyhow::Result<Self> {
         let stream = jetstream.get_stream(STREAM).await.context("no stream")?;
         let names: Vec<String> = stream.consumer_names().try_collect().await?;
@@ -58,17 +57,17 @@ impl Glance {
         })
     }
 
-    /// Whether every event of the stream was taken in.
+    /// Checks that every event of the stream was taken in.
     ///
     /// # Errors
-    /// Says what is not.
+    /// Names the missing part.
     pub(crate) fn consumed(&self, incarnation: u32) -> anyhow::Result<()> {
         ensure!(self.incarnation >= incarnation, "no consumer of incarnation {incarnation} yet: {self:?}");
-        ensure!(self.pending == 0 && self.ack_pending == 0, "not all was taken in: {self:?}");
+        ensure!(self.pending == 0 && self.ack_pending == 0, "not every event was taken in: {self:?}");
         Ok(())
     }
 
-    /// How many deliveries there were beyond one for each message; only differences of it mean anything.
+    /// The number of deliveries beyond one for each message. Only differences of it have a meaning.
     pub(crate) fn repeats(&self) -> i128 {
         i128::from(self.delivered.0) - i128::from(self.delivered.1)
     }
@@ -78,17 +77,17 @@ fn incarnation_of(consumer: &str) -> Option<u32> {
     consumer.strip_prefix(GROUP)?.strip_prefix('-')?.parse().ok()
 }
 
-/// How far the projector is.
+/// The progress of the projector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Progress {
     /// The ledger's last task record.
     last: u64,
-    /// What the control record says is settled up to.
+    /// The watermark in the control record.
     settled: u64,
 }
 
 impl Progress {
-    /// Where the least far of these control records is.
+    /// Reads the smallest watermark of these control records.
     async fn take(jetstream: &jetstream::Context, controls: &[String]) -> anyhow::Result<Self> {
         let ledger = jetstream.get_stream(LEDGER).await.context("no ledger")?;
         let last = last_of(&ledger, TASK_RECORDS).await?.map_or(0, |(sequence, _)| sequence);
@@ -96,7 +95,7 @@ impl Progress {
         for control in controls {
             let control = last_of(&ledger, control).await?.context("no control record")?;
             let control: Value =
-                serde_json::from_slice(&control.1).context("the control record is no JSON")?;
+                serde_json::from_slice(&control.1).context("the control record is not JSON")?;
             let of_this =
                 control["settled"].as_u64().with_context(|| format!("no `settled` in {control}"))?;
             settled = settled.min(of_this);
@@ -105,10 +104,10 @@ impl Progress {
     }
 }
 
-/// The control records that there are: one for each KV namespace.
+/// Lists the control records: one for each KV namespace.
 ///
 /// # Errors
-/// Where the server does not answer, or not so many are there by now.
+/// If the server does not answer, or the number of records differs from `count`.
 pub(crate) async fn controls(jetstream: &jetstream::Context, count: usize) -> anyhow::Result<Vec<String>> {
     crate::eventually(Duration::from_secs(20), async || {
         let ledger = jetstream.get_stream(LEDGER).await.context("no ledger")?;
@@ -130,7 +129,7 @@ async fn last_of(stream: &Stream, subject: &str) -> anyhow::Result<Option<(u64, 
 /// Waits until every event was taken in.
 ///
 /// # Errors
-/// What was still missing at the end.
+/// Names the part that is still missing at the end.
 pub(crate) async fn consumed(
     jetstream: &jetstream::Context,
     incarnation: u32,
@@ -148,7 +147,7 @@ pub(crate) async fn consumed(
 /// Waits until every event was taken in and every task record is settled in KV.
 ///
 /// # Errors
-/// What was still missing at the end.
+/// Names the part that is still missing at the end.
 pub(crate) async fn settled(
     jetstream: &jetstream::Context,
     controls: &[String],
@@ -165,7 +164,7 @@ pub(crate) async fn settled(
     .context("the pipeline does not come to rest")
 }
 
-/// Asks until two answers, so far apart, are good and the same.
+/// Repeats until two successive answers are good and equal.
 async fn rest<T: PartialEq>(
     within: Duration,
     apart: Duration,
@@ -178,7 +177,7 @@ async fn rest<T: PartialEq>(
             Ok(answer) if before.as_ref() == Some(&answer) => return Ok(()),
             Ok(answer) => {
                 before = Some(answer);
-                anyhow::anyhow!("it was still moving")
+                anyhow::anyhow!("the progress still changed")
             }
             Err(error) => {
                 before = None;

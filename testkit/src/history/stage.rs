@@ -1,5 +1,6 @@
-//! What a history is played on: nats-server, the simulator, the replicas, and what the harness itself keeps.
-//! It holds and opens them; what happens on it is `strike`'s and `run`'s.
+//! The stage of a history: nats-server, the simulator, the replicas, and the state of the harness.
+//!
+//! This module opens and owns them; `strike` and `run` use them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex as Lock, PoisonError};
@@ -21,41 +22,41 @@ use super::settle::{STREAM, controls};
 use super::timeline::Timeline;
 use crate::ProcessorOptions;
 
-/// All of it.
+/// The stage of a history.
 #[derive(Debug)]
 pub(crate) struct Stage {
     pub(crate) plan: Plan,
     pub(crate) nats: Mutex<Running>,
     pub(crate) kv: Simulator,
-    /// Another KV namespace, which held the same tasks before the start.
+    /// Another KV namespace, with the same tasks before the start.
     pub(crate) second: Simulator,
-    /// What writes to it all along, where something does.
+    /// The replicas that write to `second` all the time, if the plan has any.
     pub(crate) beside: Mutex<Fleet>,
-    /// What replicas are started with that write to the one, and to the other.
+    /// The options of replicas that write to the first namespace, and to the second.
     pub(crate) to_first: ProcessorOptions,
     pub(crate) to_second: ProcessorOptions,
-    /// The control records of the namespaces that are written all along.
+    /// The control records of the namespaces that are written all the time.
     pub(crate) controls: Vec<String>,
-    /// What the replicas follow, unless it is an outage.
+    /// The settings that the replicas follow, except in an outage.
     pub(crate) settings: SettingsFile,
-    /// Who holds it does something to the replicas, or needs them undisturbed.
+    /// The lock for a task that changes the replicas, or needs them undisturbed.
     pub(crate) fleet: Mutex<Fleet>,
     pub(crate) capture: Mutex<Capture>,
-    /// Read while a burst is published; written by who needs silence. To be asked for after the fleet.
+    /// Locked for reading while a burst is published, and for writing by a task that needs silence. Lock it after `fleet`.
     pub(crate) gate: RwLock<()>,
     pub(crate) producer: Producer,
     pub(crate) jetstream: jetstream::Context,
     pub(crate) timeline: Arc<Timeline>,
-    /// How long it took to come to rest.
+    /// The time that settling took.
     pub(crate) rest: Mutex<Duration>,
     fired: Lock<BTreeMap<String, u64>>,
 }
 
 impl Stage {
-    /// Opens it, with the first replicas ready.
+    /// Opens the stage, with the first replicas ready.
     ///
     /// # Errors
-    /// Where something does not start.
+    /// If a part does not start.
     pub(crate) async fn open(plan: Plan) -> anyhow::Result<Self> {
         let nats = Running::start(plan.servers, plan.accounts).await?;
         let kv = namespace("first", &plan).await?;
@@ -111,13 +112,13 @@ impl Stage {
         self.fired.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How often this fault has befallen a request to KV.
+    /// How many requests to KV this fault has met.
     pub(crate) fn befell(&self, fault: &str) -> u64 {
         self.kv.seen().fault(fault)
     }
 }
 
-/// A KV namespace with what it holds before the start.
+/// Starts a KV namespace with its initial content.
 async fn namespace(name: &str, plan: &Plan) -> anyhow::Result<Simulator> {
     let latency =
         Latency { least: Duration::from_millis(5), tail: Duration::from_millis(2), ..Latency::NONE };
@@ -129,8 +130,9 @@ async fn namespace(name: &str, plan: &Plan) -> anyhow::Result<Simulator> {
     Ok(kv)
 }
 
-/// The processor's settings, scaled so that a history takes seconds and not minutes. What may change while it runs is in
-/// the file; but a file may not have events live for a few seconds only.
+/// Returns the processor's settings, scaled so that a history takes seconds instead of minutes.
+///
+/// Settings that may change at run time are in the file. But the file does not allow events that live for only a few seconds.
 fn options(plan: &Plan, file: &SettingsFile, options: ProcessorOptions) -> ProcessorOptions {
     let settle_after = format!("{}s", plan.settle_after.as_secs());
     let settings = [("ACK_WAIT", "3s"), ("SHUTDOWN_GRACE", "5s"), ("RUST_LOG", "warn")];

@@ -1,7 +1,7 @@
-//! Carrying out the faults of a history. Each says whether it happened: one that did not is not counted.
+//! Carries out the faults of a history. Each returns whether it happened; otherwise it is not counted.
 //!
-//! Lanes run side by side (replicas, nats-servers, KV, edits of the settings), so that their faults meet; within a lane
-//! they come one after another.
+//! Lanes run side by side (replicas, nats-servers, KV, edits of the settings), so that their faults meet. The faults
+//! of one lane follow each other.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -18,17 +18,17 @@ use super::settle::Glance;
 use super::stage::Stage;
 use crate::eventually;
 
-/// How long a crash point may wait to be passed.
+/// The time limit for a crash point to be passed.
 const CRASH_WITHIN: Duration = Duration::from_secs(8);
 
 /// `ACK_WAIT` and some more.
 pub(crate) const PAST_ACK_WAIT: Duration = Duration::from_millis(4_500);
 
 impl Stage {
-    /// Everything that befalls the replicas.
+    /// Carries out all faults of the replicas.
     ///
     /// # Errors
-    /// Where the replicas do what they must not, or the harness cannot do what it must.
+    /// If the replicas violate a guarantee, or the harness cannot carry out a fault.
     pub(crate) async fn replica_lane(&self) -> anyhow::Result<()> {
         let mut dice = Dice::new(self.plan.seed ^ 0x5eed);
         for Strike { at, fault } in &self.plan.replica_faults {
@@ -97,7 +97,7 @@ impl Stage {
         }
     }
 
-    /// Counted when it stood still before a request, and another was the active projector for a settle time.
+    /// Counts if the projector stopped before a request, and another was active for a settle time.
     async fn former_projector_writes(
         &self,
         fleet: &mut Fleet,
@@ -117,7 +117,7 @@ impl Stage {
         Ok(second.is_some())
     }
 
-    /// Counted when a write was late and another replica has become the active projector before it landed.
+    /// Counts if a write was late, and another replica became the active projector before it landed.
     async fn late_write_outlives(
         &self,
         fleet: &mut Fleet,
@@ -143,7 +143,7 @@ impl Stage {
         Ok(in_time)
     }
 
-    /// Waits until the rule has befallen one more request, though not for long.
+    /// Waits for a short time until the rule has met one more request.
     async fn wait_befell(&self, rule: &str, before: u64) -> bool {
         let deadline = Instant::now() + Duration::from_secs(5);
         while self.befell(rule) == before && Instant::now() < deadline {
@@ -152,7 +152,7 @@ impl Stage {
         self.befell(rule) > before
     }
 
-    /// Counted when the consumer has delivered messages again.
+    /// Counts if the consumer has delivered messages again.
     async fn redelivery(&self, fleet: &mut Fleet) -> anyhow::Result<bool> {
         fleet.fill_up(2)?;
         let active = fleet.active().await;
@@ -166,7 +166,7 @@ impl Stage {
         Ok(before.incarnation == after.incarnation && after.repeats() > before.repeats())
     }
 
-    /// Counted when the other namespace was written.
+    /// Counts if the other namespace was written.
     async fn moved(&self, fleet: &mut Fleet, lasting: Duration) -> anyhow::Result<bool> {
         let before = self.second.seen().keys_put;
         fleet.drain((0..fleet.count()).collect()).await?;
@@ -178,7 +178,7 @@ impl Stage {
         Ok(self.second.seen().keys_put > before)
     }
 
-    /// Counted when KV has refused a request this way.
+    /// Counts if KV has refused a request in this way.
     async fn misconfigured(&self, fleet: &mut Fleet, fault: &Fault) -> anyhow::Result<bool> {
         let name = format!("kv {}", fault.name());
         let before = self.befell(&name);
@@ -186,7 +186,7 @@ impl Stage {
         let befell = self.wait_befell(&name, before).await;
         sleep(Duration::from_millis(300)).await;
         self.kv.remove_faults(&name);
-        // It would ask again only half a minute later. Where nobody says it is the one, they all go.
+        // The projector would try again only half a minute later. If no replica reports to be active, all are killed.
         match fleet.wait_active(Duration::from_secs(2)).await {
             Some(active) => fleet.kill(active).await?,
             None => {
@@ -198,7 +198,7 @@ impl Stage {
         Ok(befell)
     }
 
-    /// Everything that befalls requests to KV; counted at the end, by [`Self::count_kv_faults`].
+    /// Carries out all faults of requests to KV. [`Self::count_kv_faults`] counts them at the end.
     pub(crate) async fn kv_lane(&self) {
         let second = self.plan.second.as_deref().unwrap_or_default();
         tokio::join!(self.inject(&self.kv, &self.plan.kv_faults), self.inject(&self.second, second));
@@ -212,16 +212,16 @@ impl Stage {
         }
     }
 
-    /// Ends what befalls requests to KV. What it refuses it goes on refusing, as it would.
+    /// Ends the faults of requests to KV, except the refusals of single tasks, which would last in practice, too.
     pub(crate) fn mend_kv(&self) {
         for rule in self.kv.faults().iter().filter(|rule| rule.name() != "kv poison") {
             self.kv.remove_faults(rule.name());
         }
         self.second.set_faults([]);
-        self.timeline.note("KV is mended");
+        self.timeline.note("the faults of KV have ended");
     }
 
-    /// Counts what did befall a request.
+    /// Counts the faults that met a request.
     pub(crate) fn count_kv_faults(&self) {
         for strike in &self.plan.kv_faults {
             let name = strike.fault.name();
@@ -250,7 +250,7 @@ impl Stage {
     }
 }
 
-/// Counted when another has become the active projector while the one that was stands still.
+/// Counts if another replica became the active projector while the former one was stopped.
 async fn two_projectors(fleet: &mut Fleet, lasting: Duration) -> anyhow::Result<bool> {
     fleet.fill_up(2)?;
     let Some(first) = fleet.wait_active(Duration::from_secs(5)).await else { return Ok(false) };
@@ -263,11 +263,12 @@ async fn two_projectors(fleet: &mut Fleet, lasting: Duration) -> anyhow::Result<
     Ok(second.is_some())
 }
 
-/// Waits until a former projector knows that it is one, and has had the time to hand over what it was about to
-/// write. It may not be killed before: what it sent when it went on is nobody's then.
+/// Waits until a former projector knows that it is not active, and has had time to hand over its next writes.
+///
+/// It may not be killed earlier: no other replica would know of a write that it sent after SIGCONT.
 async fn handed_over(fleet: &Fleet, former: usize) {
     let deadline = Instant::now() + Duration::from_secs(30);
-    // Right after SIGCONT it has not even looked.
+    // Right after SIGCONT the projector has not yet checked.
     sleep(Duration::from_millis(1_000)).await;
     while fleet.all_active().await.contains(&former) && Instant::now() < deadline {
         sleep(Duration::from_millis(50)).await;

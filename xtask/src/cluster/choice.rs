@@ -107,7 +107,7 @@ impl Machine {
 mod tests {
     use super::*;
 
-    /// Everything but a container engine.
+    /// Every requirement except a container engine.
     const BARE: Machine =
         Machine { kind: false, docker: false, linux: true, root: true, debian: true, go: true };
 
@@ -117,7 +117,7 @@ mod tests {
             let machine = Machine { kind, docker, ..BARE };
             let error = choose(&Wanted::Harmless, &machine, Caller::Tests).unwrap_err().to_string();
             assert!(error.contains("pass --host"), "{error}");
-            assert!(error.contains(host::CHANGES), "the error does not tell what --host changes: {error}");
+            assert!(error.contains(host::CHANGES), "the error does not name the changes of --host: {error}");
             assert_eq!(error.contains("Docker does not answer"), !docker, "{error}");
             assert_eq!(error.contains("kind is not on PATH"), !kind, "{error}");
         }

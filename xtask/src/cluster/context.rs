@@ -1,4 +1,4 @@
-//! A cluster of the user's own, by its context. Never changed but by the tests, in namespaces of their own.
+//! A cluster of the user, by its kubeconfig context. Only the tests change it, in their own namespaces.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -11,10 +11,10 @@ use anyhow::{Context, Result};
 use crate::run;
 use crate::tools::Workshop;
 
-/// A cluster of the user's own, named by its kubeconfig context.
+/// A cluster of the user, named by its kubeconfig context.
 pub(crate) struct Named {
     name: String,
-    /// With this context alone, as the current one.
+    /// A kubeconfig with only this context, as the current one.
     kubeconfig: PathBuf,
 }
 
@@ -24,7 +24,7 @@ impl Named {
         let text = run::output(Command::new("kubectl").args(only))?;
         let kubeconfig = shop.workspace.target.join("e2e-kubeconfig");
         let _ = fs::remove_file(&kubeconfig);
-        // It holds credentials: for nobody else to read.
+        // The file contains credentials: no other user may read it.
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)

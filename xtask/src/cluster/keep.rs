@@ -1,4 +1,4 @@
-//! `cargo xtask cluster`: a cluster as the tests have it, kept for trying things by hand.
+//! `cargo xtask cluster`: keeps a cluster such as the tests use, for manual work.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -24,15 +24,15 @@ pub(crate) struct Options {
 enum Action {
     /// Start a cluster by kind, or with --host directly on this machine, and leave it running
     Up {
-        /// Run a Kubernetes node directly on this machine: root, on Debian
+        /// Run a Kubernetes node directly on this machine; requires root and Debian
         #[arg(long)]
         host: bool,
     },
-    /// Print shell commands that point kubectl and helm to it: `eval "$(cargo xtask cluster env)"`
+    /// Print shell commands that point kubectl and helm to the cluster: `eval "$(cargo xtask cluster env)"`
     Env,
-    /// Build the images of this clone and load them into it, under the names that the chart uses
+    /// Build the images of this clone and load them into the cluster, under the names that the chart uses
     Load,
-    /// Stop it and remove everything that was made for it
+    /// Stop the cluster and remove everything that was created for it
     Down,
 }
 
@@ -45,7 +45,7 @@ enum Kept {
 /// Runs the action.
 ///
 /// # Errors
-/// Where there is no cluster and none can be started, or something does not build.
+/// If no cluster exists and none can be started, or something does not build.
 pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     match options.action {
         Action::Up { host } => up(shop, host)?,
@@ -125,11 +125,11 @@ fn down(shop: &Workshop) -> Result<()> {
         host::State::None => {}
         host::State::Up | host::State::Broken(_) => {
             shop.progress.step("stop the node on this machine", host::down)?;
-            done.push("The cluster is down. What its node changed on this machine is removed and set back.");
+            done.push("The cluster is down. All changes of its node on this machine are reverted.");
         }
         host::State::Other => {
-            shop.progress.step("remove what an earlier node has left", host::down)?;
-            done.push("No cluster was up. What an earlier node had left on this machine is removed.");
+            shop.progress.step("remove the rest of an earlier node", host::down)?;
+            done.push("No cluster was up. The rest of an earlier node is removed from this machine.");
         }
     }
     if let Some(kind) = Kind::kept(shop)? {
@@ -140,7 +140,7 @@ fn down(shop: &Workshop) -> Result<()> {
     Ok(())
 }
 
-/// The cluster that is kept, if there is one.
+/// The cluster that is kept; `None` if no cluster is up.
 fn find(shop: &Workshop) -> Result<Option<Kept>> {
     match host::state()? {
         host::State::Up => return Ok(Some(Kept::Host)),
@@ -157,7 +157,7 @@ fn kept(shop: &Workshop) -> Result<Kept> {
     find(shop)?.context("no cluster is up: start one with `cargo xtask cluster up`")
 }
 
-/// Commands for a POSIX shell.
+/// Returns commands for a POSIX shell.
 fn environment(kubeconfig: &Path, programs: Option<&Path>) -> Result<String> {
     let quoted = |path: &Path| -> Result<String> {
         let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;

@@ -1,4 +1,4 @@
-//! A cluster in a container, by kind. For machines with Docker.
+//! A cluster in a container, by kind, for machines with Docker.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,31 +9,31 @@ use anyhow::{Context, Result};
 use crate::run;
 use crate::tools::Workshop;
 
-/// The tests' cluster: new for each run.
+/// The name of the tests' cluster, which is new for each run.
 const TESTS: &str = "taskpipeline-e2e";
 
-/// The cluster that `cargo xtask cluster` keeps, so that the tests can run beside it.
+/// The name of the cluster that `cargo xtask cluster` keeps, so that the tests can run beside it.
 const KEPT: &str = "taskpipeline";
 
 pub(crate) struct Kind {
     name: &'static str,
     kubeconfig: PathBuf,
-    /// Whether it stays when this is dropped.
+    /// Whether the cluster stays when this is dropped.
     kept: bool,
 }
 
 impl Kind {
-    /// Starts one for the tests.
+    /// Starts a cluster for the tests.
     pub(super) fn start(shop: &Workshop) -> Result<Self> {
         let kubeconfig = shop.workspace.target.join("e2e-kubeconfig");
         let cluster = Self { name: TESTS, kubeconfig, kept: false };
-        // One that a former run has left behind would not be new.
+        // A cluster that a former run has left behind would not be new.
         let _ = cluster.kind(&["delete", "cluster"]);
         cluster.create(shop)?;
         Ok(cluster)
     }
 
-    /// Starts one that stays.
+    /// Starts a cluster that stays.
     pub(super) fn keep(shop: &Workshop) -> Result<Self> {
         let mut cluster = Self { name: KEPT, kubeconfig: Self::kept_kubeconfig(shop)?, kept: false };
         cluster.create(shop)?;
@@ -41,12 +41,12 @@ impl Kind {
         Ok(cluster)
     }
 
-    /// The one that stays, if it is there.
+    /// The cluster that stays; `None` if it is not up.
     pub(super) fn kept(shop: &Workshop) -> Result<Option<Self>> {
         if run::on_path("kind").is_none() {
             return Ok(None);
         }
-        // Without an engine there is none either.
+        // Without a container engine, no cluster exists either.
         let names = run::output(Command::new("kind").args(["get", "clusters"])).unwrap_or_default();
         if !names.lines().any(|name| name == KEPT) {
             return Ok(None);
@@ -54,7 +54,7 @@ impl Kind {
         Ok(Some(Self { name: KEPT, kubeconfig: Self::kept_kubeconfig(shop)?, kept: true }))
     }
 
-    /// Stops the one that stays.
+    /// Stops the cluster that stays.
     pub(super) fn delete(self) -> Result<()> {
         self.kind(&["delete", "cluster"])?;
         if self.kubeconfig.exists() {
@@ -78,7 +78,7 @@ impl Kind {
         run::output(&mut command).map(drop)
     }
 
-    /// A shell command that sends the API server the signal named SIGNAL.
+    /// Returns a shell command that sends the signal named SIGNAL to the API server.
     pub(super) fn signal_api_server(&self) -> String {
         format!("docker exec {}-control-plane pkill -SIGNAL kube-apiserver", self.name)
     }

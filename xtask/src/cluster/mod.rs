@@ -1,5 +1,7 @@
-//! A Kubernetes cluster: one of kind's, a node directly on this machine (host mode), or one that is named. The tests get a new
-//! one; `cargo xtask cluster` keeps one for trying things by hand. What differs between the kinds of cluster stands here.
+//! A Kubernetes cluster: by kind, as a node directly on this machine (host mode), or an existing one by its context.
+//!
+//! The tests get a new cluster; `cargo xtask cluster` keeps one for manual work. This module hides the differences
+//! between the kinds of cluster.
 
 mod choice;
 mod context;
@@ -16,28 +18,28 @@ use choice::Machine;
 pub(crate) use choice::{Caller, Choice};
 pub(crate) use keep::{Options, run};
 
-/// Which cluster.
+/// The cluster that the options request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// One that leaves this machine as it is: kind's.
+    /// A cluster that leaves this machine as it is: kind's.
     Harmless,
-    /// A node directly on this machine: root, and Debian.
+    /// A node directly on this machine; requires root and Debian.
     Host,
-    /// One that exists, by its context in the kubeconfig.
+    /// An existing cluster, by its context in the kubeconfig.
     Context(String),
 }
 
-/// A cluster that is up. Dropped, it is stopped, unless it is kept or was there before.
+/// A cluster that is up. When it is dropped it stops, unless it is kept or existed before.
 pub(crate) enum Cluster {
     Host(host::Node),
     Kind(kind::Kind),
     Context(context::Named),
 }
 
-/// Chooses the cluster of a command, before anything begins.
+/// Chooses the cluster of a command, before anything starts.
 ///
 /// # Errors
-/// Where there is no way to have one, or a kept cluster is in the way.
+/// If no cluster is possible here, or a kept cluster is in the way.
 pub(crate) fn choose(wanted: &Wanted, caller: Caller) -> Result<Choice> {
     let choice = choice::choose(wanted, &Machine::look(), caller)?;
     if choice == Choice::Host && caller == Caller::Tests {
@@ -46,10 +48,10 @@ pub(crate) fn choose(wanted: &Wanted, caller: Caller) -> Result<Choice> {
     Ok(choice)
 }
 
-/// Gets what a cluster takes, without starting it.
+/// Gets the programs of a cluster, without starting it.
 ///
 /// # Errors
-/// Where it cannot be got.
+/// If a program cannot be obtained.
 pub(crate) fn prepare(shop: &Workshop, choice: &Choice) -> Result<()> {
     match choice {
         Choice::Host => host::Node::programs(shop).map(drop),
@@ -58,10 +60,10 @@ pub(crate) fn prepare(shop: &Workshop, choice: &Choice) -> Result<()> {
 }
 
 impl Cluster {
-    /// Starts a cluster for the tests, or finds it.
+    /// Starts a cluster for the tests, or finds the existing one.
     ///
     /// # Errors
-    /// Where it does not start, or is not there.
+    /// If the cluster does not start, or does not exist.
     pub(crate) fn up(shop: &Workshop, choice: &Choice) -> Result<Self> {
         Ok(match choice {
             Choice::Context(name) => Self::Context(context::Named::find(shop, name)?),
@@ -70,7 +72,7 @@ impl Cluster {
         })
     }
 
-    /// Its kubeconfig.
+    /// The path of the cluster's kubeconfig.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         match self {
             Self::Host(_) => host::kubeconfig(),
@@ -79,10 +81,10 @@ impl Cluster {
         }
     }
 
-    /// How a test stops the API server and lets it go on, as shell commands in environment variables.
+    /// Returns environment variables with shell commands, by which a test stops and continues the API server.
     ///
     /// # Errors
-    /// Where it is not running.
+    /// If the API server is not running.
     pub(crate) fn api_server(&self) -> Result<Vec<(&'static str, String)>> {
         let signal = match self {
             Self::Host(node) => {
@@ -90,7 +92,7 @@ impl Cluster {
                 format!("kill -SIGNAL {id}")
             }
             Self::Kind(kind) => kind.signal_api_server(),
-            // Not ours to stop.
+            // The API server of a user's cluster is not ours to stop.
             Self::Context(_) => return Ok(Vec::new()),
         };
         Ok([("TASKPIPELINE_E2E_STOP_API_SERVER", "STOP"), ("TASKPIPELINE_E2E_CONTINUE_API_SERVER", "CONT")]
@@ -98,10 +100,10 @@ impl Cluster {
             .to_vec())
     }
 
-    /// Brings an image to the nodes.
+    /// Loads an image into the nodes.
     ///
     /// # Errors
-    /// Where it cannot be brought there.
+    /// If the image cannot be loaded.
     pub(crate) fn load(&self, archive: &Path) -> Result<()> {
         match self {
             Self::Host(_) => host::load(archive),
@@ -109,7 +111,7 @@ impl Cluster {
             Self::Context(named) => {
                 let name = named.name();
                 bail!(
-                    "an image cannot be brought to the cluster {name}: name one that it can pull, by --images"
+                    "cannot load an image into the cluster {name}: give --images with a prefix that the cluster can pull"
                 )
             }
         }

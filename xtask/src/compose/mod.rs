@@ -1,5 +1,7 @@
-//! `cargo xtask compose-test`: docker-compose.yml, started for real. By Docker where one answers and can get the images of
-//! others; else by Debian's podman, with images of others that are assembled here, and without those that cannot be.
+//! `cargo xtask compose-test`: starts docker-compose.yml for real.
+//!
+//! Docker runs it, if Docker answers and can pull the images of other projects. Otherwise Debian's podman runs it,
+//! with such images assembled here; an image that cannot be assembled is left out.
 
 mod podman;
 mod stand_ins;
@@ -16,17 +18,17 @@ use crate::run;
 use crate::tools::Workshop;
 use podman::Podman;
 
-/// Without it the tests are not there.
+/// The feature that compiles the tests.
 pub(crate) const FEATURE: &str = "taskpipeline-e2e/engine";
 
-/// What `compose-test` can be told.
+/// The options of `compose-test`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Only tests whose names contain this
+    /// Run only the tests whose names contain this text
     filter: Option<String>,
 }
 
-/// What runs the containers.
+/// The program that runs the containers.
 enum Engine {
     Docker(PathBuf),
     Podman(Podman),
@@ -35,14 +37,14 @@ enum Engine {
 /// Runs the tests.
 ///
 /// # Errors
-/// Where there is no engine and none can be had.
+/// If no engine exists and none can be installed.
 pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     let mut report = Report::begin();
     steps(shop, options.filter.as_deref(), &mut report);
     Ok(report.finish(true))
 }
 
-/// The same as a part of something else.
+/// Runs the tests as steps of another command.
 pub(crate) fn steps(shop: &Workshop, filter: Option<&str>, report: &mut Report) {
     if let Some(engine) = report.step(shop, "engine", || Engine::find(shop))
         && let Some(more) = report.step(shop, "images for compose", || engine.images(shop))
@@ -50,7 +52,7 @@ pub(crate) fn steps(shop: &Workshop, filter: Option<&str>, report: &mut Report) 
         report.tests(shop, "compose", |tally| {
             let asked = if filter.is_some() { Asked::Some } else { Asked::All };
             programs::streamed(&mut tests(shop, &engine, more.as_ref(), filter)?, asked, tally)?;
-            ensure!(tally.passed > 0, "not a single test ran");
+            ensure!(tally.passed > 0, "no test ran");
             Ok(())
         });
     }
@@ -64,17 +66,18 @@ impl Engine {
         }
     }
 
-    /// Makes the images, where the engine does not do it by itself; and what has to be said of them beside docker-compose.yml.
+    /// Builds the images, if the engine does not do it by itself. Returns the override of docker-compose.yml that names them.
     fn images(&self, shop: &Workshop) -> Result<Option<PathBuf>> {
         let Self::Podman(podman) = self else { return Ok(None) };
         let text = stand_ins::make(shop, podman)?;
         let file = shop.workspace.target.join("compose.yml");
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
-        shop.progress.line("         Grafana is left out: no registry has its image for this machine, and it is not built here");
+        shop.progress
+            .line("         Grafana is left out: no registry can be reached, and no image is built here");
         Ok(Some(file))
     }
 
-    /// The engine's own program, to look at containers by.
+    /// The engine's own program, which lists containers.
     fn program(&self) -> Vec<String> {
         match self {
             Self::Docker(docker) => vec![docker.to_string_lossy().into_owned()],
@@ -87,7 +90,7 @@ fn tests(shop: &Workshop, engine: &Engine, more: Option<&PathBuf>, filter: Optio
     let mut command = shop.workspace.cargo();
     command.args(["test", "--release", "--package", "taskpipeline-e2e", "--features", FEATURE]);
     command.args(["--test", "compose_up"]).args(filter);
-    // The ports are those of docker-compose.yml: there is room for one.
+    // The ports are those of docker-compose.yml, so only one test fits at a time.
     command.args(["--", "--show-output", "--test-threads", "1"]);
     command.env("TASKPIPELINE_COMPOSE", shop.compose()?);
     command.env("TASKPIPELINE_ENGINE", engine.program().join("\n"));

@@ -1,5 +1,6 @@
-//! Debian's podman as an engine that Docker Compose talks to, over buildah's store of images. Starts and stops it, and knows what
-//! a machine takes that is a container itself.
+//! Debian's podman as the engine of Docker Compose, over buildah's store of images.
+//!
+//! Starts and stops podman, with the settings for a machine that is a container itself.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use crate::images::Buildah;
 use crate::run;
 use crate::tools::Workshop;
 
-/// Its program, and those that it calls.
+/// The programs of podman, each with its Debian package.
 const PACKAGES: [(&str, &str); 5] = [
     ("podman", "podman"),
     ("runc", "runc"),
@@ -36,13 +37,13 @@ events_logger = "file"
 network_backend = "netavark"
 "#;
 
-/// How long it may take to answer.
+/// The time limit for podman to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How often health checks are run.
+/// The interval of the health checks.
 const CHECKS: Duration = Duration::from_secs(2);
 
-/// A podman service that Docker Compose talks to. It is stopped when this is dropped.
+/// A podman service that Docker Compose talks to. When it is dropped, it stops.
 pub(super) struct Podman {
     home: PathBuf,
     pub(super) buildah: Buildah,
@@ -52,13 +53,15 @@ pub(super) struct Podman {
 }
 
 impl Podman {
+    /// Starts the service.
+    ///
     /// # Errors
-    /// Where it cannot be had, or does not answer.
+    /// If podman cannot be installed, or does not answer.
     pub(super) fn start(shop: &Workshop) -> Result<Self> {
         shop.debian(&PACKAGES)?;
         let buildah = Buildah::find(shop)?;
         let home = shop.cache_folder("podman")?;
-        fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
+        fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
         let file = home.join("containers.conf");
         fs::write(&file, CONFIGURATION).with_context(|| format!("cannot write {}", file.display()))?;
         let program = program(&home, &buildah);
@@ -77,19 +80,19 @@ impl Podman {
         let began = Instant::now();
         while !socket.exists() {
             if began.elapsed() > PATIENCE {
-                bail!("podman does not answer within {PATIENCE:?}: `podman system service` says why");
+                bail!("podman does not answer within {PATIENCE:?}; run `podman system service` to see why");
             }
             thread::sleep(Duration::from_millis(100));
         }
         Ok(podman)
     }
 
-    /// Where it answers.
+    /// The address of the service.
     pub(super) fn address(&self) -> String {
         format!("unix://{}", self.home.join("podman.sock").display())
     }
 
-    /// Its own program, with what leads it to the same containers.
+    /// The podman program, with the arguments that lead it to the same containers.
     pub(super) fn program(&self) -> Vec<String> {
         program(&self.home, &self.buildah)
     }
@@ -101,7 +104,7 @@ impl Drop for Podman {
         if let Some(checks) = self.checks.take() {
             let _ = checks.join();
         }
-        // What a test that was killed has left.
+        // A killed test may have left containers.
         let _ = run::output(command(&self.program()).args(["rm", "--all", "--force", "--volumes"]));
         let _ = self.service.kill();
         let _ = self.service.wait();
@@ -121,12 +124,12 @@ fn command(program: &[String]) -> Command {
     command
 }
 
-/// Runs the health checks of all containers again and again. Podman leaves that to systemd, which is not everywhere.
+/// Runs the health checks of all containers repeatedly. Podman leaves that to systemd, which is not everywhere.
 fn check_health(program: &[String], over: &AtomicBool) {
     while !over.load(Ordering::Relaxed) {
         let running = run::output(command(program).args(["ps", "--quiet"])).unwrap_or_default();
         for container in running.lines() {
-            // One without a check says so.
+            // A container without a health check returns an error, which is ignored.
             let _ = run::output(command(program).args(["healthcheck", "run", container]));
         }
         thread::sleep(CHECKS);

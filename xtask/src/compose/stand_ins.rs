@@ -1,5 +1,7 @@
-//! Images for docker-compose.yml where no registry can be reached: ours by the Dockerfile, and of others what can be assembled of
-//! their programs. Says by an override which they are.
+//! Images for docker-compose.yml if no registry can be reached.
+//!
+//! Our images come from the Dockerfile. Images of other projects are assembled from their programs. An override of
+//! docker-compose.yml names them.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -13,13 +15,13 @@ use crate::images::{self, Buildah};
 use crate::run;
 use crate::tools::Workshop;
 
-/// Raised when what is put into one of them changes.
+/// Raise this when the content of one of the images changes.
 const REVISION: u32 = 2;
 
-/// Makes them all; the override.
+/// Builds all images, and returns the override.
 ///
 /// # Errors
-/// Where something cannot be got or built.
+/// If a part cannot be obtained or built.
 pub(super) fn make(shop: &Workshop, podman: &Podman) -> Result<String> {
     let buildah = &podman.buildah;
     let mut services = String::from("services:\n  grafana: {profiles: [no-image-here]}\n");
@@ -48,7 +50,7 @@ fn nats(shop: &Workshop, buildah: &Buildah) -> Result<String> {
     Ok(name)
 }
 
-/// Its program, and Debian's busybox, whose wget its health check takes.
+/// Prometheus and Debian's busybox, whose wget the health check needs.
 fn prometheus(shop: &Workshop, buildah: &Buildah) -> Result<String> {
     let name = format!("localhost/taskpipeline-compose-prometheus:{REVISION}");
     let program = shop.prometheus()?;
@@ -65,7 +67,7 @@ fn prometheus(shop: &Workshop, buildah: &Buildah) -> Result<String> {
     shop.progress.step("the image of Prometheus", || {
         buildah.image(&name, &settings, |root| {
             let packages = root.join("packages");
-            fs::create_dir_all(&packages).with_context(|| format!("cannot make {}", packages.display()))?;
+            fs::create_dir_all(&packages).with_context(|| format!("cannot create {}", packages.display()))?;
             shop.debian_unpack(&["busybox-static"], &packages)?;
             add(root, &program, "bin/prometheus")?;
             add(root, &packages.join("bin/busybox"), "bin/busybox")?;
@@ -75,7 +77,7 @@ fn prometheus(shop: &Workshop, buildah: &Buildah) -> Result<String> {
             fs::remove_dir_all(&packages).with_context(|| format!("cannot remove {}", packages.display()))?;
             for folder in ["etc/prometheus", "prometheus", "tmp"] {
                 let folder = root.join(folder);
-                fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+                fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
                 fs::set_permissions(&folder, fs::Permissions::from_mode(0o777))
                     .context("cannot open a folder")?;
             }
@@ -85,7 +87,7 @@ fn prometheus(shop: &Workshop, buildah: &Buildah) -> Result<String> {
     Ok(name)
 }
 
-/// Puts a program of this machine into an image, with the shared libraries that it needs.
+/// Adds a program of this machine to an image, with the shared libraries that it needs.
 fn add(root: &Path, program: &Path, to: &str) -> Result<()> {
     let libraries = images::libraries(program)?.into_iter().map(|library| {
         let to = library.to_string_lossy().trim_start_matches('/').to_owned();
@@ -94,7 +96,7 @@ fn add(root: &Path, program: &Path, to: &str) -> Result<()> {
     for (from, to) in libraries.chain([(PathBuf::from(program), to.to_owned())]) {
         let to = root.join(to);
         if let Some(folder) = to.parent() {
-            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }
         fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
     }

@@ -1,5 +1,6 @@
-//! The Dockerfile's bases where no registry of images can be reached: assembled of Debian's packages and this machine's Rust,
-//! for buildah. They are images as those that the Dockerfile names are, as far as it can tell.
+//! The Dockerfile's base images for buildah, if no image registry can be reached.
+//!
+//! Debian's packages and this machine's Rust are assembled into them. For the Dockerfile, they equal the images that it names.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,23 +12,23 @@ use super::buildah::Buildah;
 use crate::run;
 use crate::tools::Workshop;
 
-/// Where systems keep the CA certificates that they trust; the first is where images have them.
+/// The paths of trusted CA certificates on different systems. Images use the first.
 pub(super) const CERTIFICATES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
 
-/// Node knows no authorities but its own, unless it is told.
+/// By default, Node trusts only its own authorities.
 const AUTHORITIES: &str = "NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt";
 
-/// The npm that the base with Node has.
+/// The version of npm in the base with Node.
 const NPM: &str = "10.9.4";
 
-/// Raised when what is put into a base changes.
+/// Raise this when the content of a base changes.
 const REVISION: u32 = 2;
 
-/// What a distroless image with a C library has.
+/// The packages of a distroless image with a C library.
 const RUNTIME: [&str; 6] = ["base-files", "ca-certificates", "gcc-12-base", "libc6", "libgcc-s1", "tzdata"];
 
-/// The bases' names.
+/// The names of the bases.
 pub(super) struct Bases {
     pub(super) rust: String,
     pub(super) runtime: String,
@@ -35,12 +36,14 @@ pub(super) struct Bases {
 }
 
 impl Bases {
+    /// Assembles the bases.
+    ///
     /// # Errors
-    /// Where Debian's packages cannot be had.
+    /// If Debian's packages cannot be obtained.
     pub(super) fn assembled(shop: &Workshop, buildah: &Buildah) -> Result<Self> {
         let debian = release()?;
         let rust = run::output(Command::new("rustc").arg("--version"))?;
-        let rust = rust.split_whitespace().nth(1).context("rustc does not say its version")?.to_owned();
+        let rust = rust.split_whitespace().nth(1).context("rustc does not print its version")?.to_owned();
         let bases = Self {
             rust: format!("localhost/taskpipeline-rust:{rust}-{debian}-{REVISION}"),
             runtime: format!("localhost/taskpipeline-runtime:{debian}-{REVISION}"),
@@ -59,10 +62,10 @@ impl Bases {
         Ok(bases)
     }
 
-    /// Makes that with Node, which the image of the edge alone needs.
+    /// Assembles the base with Node, which only the image of the edge needs.
     ///
     /// # Errors
-    /// Where Debian's packages, Node or npm cannot be had.
+    /// If Debian's packages, Node or npm cannot be obtained.
     pub(super) fn with_node(&self, shop: &Workshop, buildah: &Buildah) -> Result<()> {
         let (node, debian) = (shop.node()?, release()?);
         shop.progress.step("the base with Node", || {
@@ -73,12 +76,12 @@ impl Bases {
     }
 }
 
-/// Debian with Node and npm, and a user `node`, as Docker's image of Node has them.
+/// Assembles Debian with Node, npm and a user `node`, like Docker's image of Node.
 fn with_node(root: &Path, node: &Path, debian: &str) -> Result<()> {
     debootstrap("ca-certificates,libstdc++6", debian, root)?;
     let local = root.join("usr/local");
     copy(node, &local.join("bin/node"))?;
-    let npm = run::on_path("npm").context("there is no npm")?;
+    let npm = run::on_path("npm").context("npm is not on PATH")?;
     let mut install = Command::new(npm);
     install.args(["install", "--global", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix"]);
     run::output(install.arg(&local).arg(format!("npm@{NPM}")).current_dir(&local))?;
@@ -90,11 +93,11 @@ fn with_node(root: &Path, node: &Path, debian: &str) -> Result<()> {
     Ok(())
 }
 
-/// A small Debian with these packages beside the least there is.
+/// Creates a minimal Debian with these additional packages.
 fn debootstrap(packages: &str, debian: &str, root: &Path) -> Result<()> {
     let include = format!("--include={packages}");
     run::output(Command::new("debootstrap").args(["--variant=minbase", &include, debian]).arg(root))?;
-    // Whom this machine trusts is trusted in there: it fetches what it builds from the same places.
+    // The image fetches from the same places as this machine, so it trusts the same authorities.
     copy(Path::new(CERTIFICATES[0]), &root.join(&CERTIFICATES[0][1..]))?;
     for part in ["var/cache/apt", "var/lib/apt/lists"] {
         fs::remove_dir_all(root.join(part)).with_context(|| format!("cannot clear {part}"))?;
@@ -102,22 +105,22 @@ fn debootstrap(packages: &str, debian: &str, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Debian with a C compiler, and the Rust that builds here.
+/// Assembles Debian with a C compiler, and the Rust of this machine.
 fn with_rust(root: &Path, debian: &str) -> Result<()> {
     debootstrap("ca-certificates,gcc,libc6-dev,libssl-dev,make,pkg-config", debian, root)?;
     let sysroot = run::output(Command::new("rustc").args(["--print", "sysroot"]))?;
     let into = root.join("usr/local/rust");
-    fs::create_dir_all(&into).with_context(|| format!("cannot make {}", into.display()))?;
+    fs::create_dir_all(&into).with_context(|| format!("cannot create {}", into.display()))?;
     for part in ["bin", "lib"] {
         run::output(Command::new("cp").arg("-a").arg(Path::new(sysroot.trim()).join(part)).arg(&into))?;
     }
     Ok(())
 }
 
-/// The C library, certificate authorities, time zones and a user who owns nothing.
+/// Assembles the C library, certificate authorities, time zones and a user who owns nothing.
 fn with_c_library(shop: &Workshop, root: &Path) -> Result<()> {
     shop.debian_unpack(&RUNTIME, root)?;
-    // What the package's own script does when it is installed.
+    // The install script of the package would do this.
     let mut authorities = certificates(&root.join("usr/share/ca-certificates"))?;
     authorities.sort();
     ensure!(!authorities.is_empty(), "Debian's ca-certificates has no certificates");
@@ -130,10 +133,10 @@ fn with_c_library(shop: &Workshop, root: &Path) -> Result<()> {
         "root:x:0:0:root:/root:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin\n";
     write(&root.join("etc/passwd"), users.as_bytes())?;
     write(&root.join("etc/group"), b"root:x:0:\nnonroot:x:65532:\n")?;
-    fs::create_dir_all(root.join("home/nonroot")).context("cannot make a home")
+    fs::create_dir_all(root.join("home/nonroot")).context("cannot create a home")
 }
 
-/// All `.crt` files below a folder.
+/// Lists all `.crt` files below a folder.
 fn certificates(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
@@ -147,12 +150,12 @@ fn certificates(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The name of this machine's Debian, such as `bookworm`.
+/// The code name of this machine's Debian, such as `bookworm`.
 fn release() -> Result<String> {
     let text = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
     match text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")) {
         Some(name) => Ok(name.to_owned()),
-        None => bail!("/etc/os-release has no VERSION_CODENAME: which Debian is this?"),
+        None => bail!("/etc/os-release has no VERSION_CODENAME, so the release of Debian is unknown"),
     }
 }
 
@@ -164,7 +167,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 fn write(file: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = file.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
     fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))
 }

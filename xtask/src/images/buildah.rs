@@ -1,4 +1,4 @@
-//! Debian's buildah, which builds images without an engine, with a store of its own in the cache.
+//! Debian's buildah, which builds images without an engine, with its own store in the cache.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,15 +9,14 @@ use anyhow::{Context, Result};
 use crate::run;
 use crate::tools::Workshop;
 
-/// Debian's buildah, with a store of its own in the cache.
+/// Debian's buildah, with its own store in the cache.
 pub(crate) struct Buildah {
     home: PathBuf,
-    /// One at a time: what a killed one has left is removed.
+    /// Held so that one build runs at a time: a build removes what a killed build has left.
     _lock: File,
 }
 
-/// So many images are kept, those without a name among them, by which builds go on where an earlier one was; it is some
-/// gigabytes.
+/// The number of images that are kept, some gigabytes. Images without a name count too: builds continue from them.
 const KEPT: usize = 200;
 
 impl Buildah {
@@ -25,7 +24,7 @@ impl Buildah {
         shop.debian(&[("buildah", "buildah"), ("debootstrap", "debootstrap")])?;
         let home = shop.cache_folder("buildah")?;
         fs::create_dir_all(home.join("tmp"))
-            .with_context(|| format!("cannot make a folder in {}", home.display()))?;
+            .with_context(|| format!("cannot create a folder in {}", home.display()))?;
         let buildah = Self { home, _lock: shop.cache_lock("buildah")? };
         buildah.run(&["rm", "--all"])?;
         if buildah.run(&["images", "--all", "--quiet"])?.lines().count() > KEPT {
@@ -34,10 +33,10 @@ impl Buildah {
         Ok(buildah)
     }
 
-    /// The arguments by which it and podman use this store.
+    /// The arguments by which buildah and podman use this store.
     pub(crate) fn store(&self) -> [String; 4] {
         let root = self.home.join("storage").to_string_lossy().into_owned();
-        // The latter does not outlive the machine's next start, as it must not.
+        // The run root must not outlive the machine's next start, and does not.
         ["--root".to_owned(), root, "--runroot".to_owned(), "/run/taskpipeline-buildah".to_owned()]
     }
 
@@ -45,9 +44,9 @@ impl Buildah {
         let mut command = Command::new("buildah");
         command.args(self.store());
         command.env("STORAGE_DRIVER", "overlay");
-        // Machines without an engine are often containers themselves, and may not make namespaces.
+        // Machines without an engine are often containers themselves, and may not create namespaces.
         command.env("BUILDAH_ISOLATION", "chroot");
-        // Where it keeps what a Dockerfile mounts as a cache.
+        // The folder for the cache mounts of a Dockerfile.
         command.env("TMPDIR", self.home.join("tmp"));
         command
     }
@@ -56,10 +55,10 @@ impl Buildah {
         run::output(self.command().args(arguments))
     }
 
-    /// Makes an image out of what is put into an empty folder, unless it is there.
+    /// Creates an image from the files that `fill` puts into an empty folder, unless the image exists.
     ///
     /// # Errors
-    /// What `fill` or buildah says.
+    /// If `fill` or buildah fails.
     pub(crate) fn image(
         &self,
         name: &str,

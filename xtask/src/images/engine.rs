@@ -1,5 +1,6 @@
-//! What runs the Dockerfile: Docker or Podman where one answers, else Debian's buildah, which needs no engine. What differs
-//! between them stands here.
+//! The program that runs the Dockerfile: Docker or Podman if one answers, otherwise Debian's buildah, which needs no engine.
+//!
+//! This module hides the differences between them.
 
 use std::fmt;
 use std::path::Path;
@@ -17,7 +18,7 @@ use crate::tools::Workshop;
 pub(super) enum Engine {
     Docker,
     Podman,
-    /// With bases of this machine's own, for it is where no registry of images can be reached.
+    /// buildah, with bases assembled on this machine, because no image registry can be reached.
     Buildah(Buildah, Bases),
 }
 
@@ -32,13 +33,15 @@ impl fmt::Display for Engine {
 }
 
 impl Engine {
+    /// Finds a program.
+    ///
     /// # Errors
-    /// Where there is none, and none can be had.
+    /// If none exists, and none can be installed.
     pub(super) fn find(shop: &Workshop) -> Result<Self> {
         let bases = bases(&shop.workspace.read("Dockerfile")?);
         let mut why = anyhow!("neither Docker nor Podman answers");
         for (program, engine) in [("docker", Self::Docker), ("podman", Self::Podman)] {
-            // A client without an engine is no use.
+            // A client without an engine is of no use.
             if run::output(Command::new(program).arg("info")).is_err() {
                 continue;
             }
@@ -49,7 +52,7 @@ impl Engine {
         }
         let none = || {
             format!(
-                "no way to build images: start Docker, or install Podman ({why:#}); as root on Debian, buildah does"
+                "cannot build images: {why:#}; start Docker, install Podman, or run this as root on Debian for buildah"
             )
         };
         let buildah = Buildah::find(shop).with_context(none)?;
@@ -60,7 +63,7 @@ impl Engine {
     /// Builds a target of the Dockerfile, and packs it.
     ///
     /// # Errors
-    /// What the engine says.
+    /// If the engine fails.
     pub(super) fn build(&self, shop: &Workshop, target: &str, image: &Image) -> Result<()> {
         match self {
             Self::Docker | Self::Podman => {
@@ -88,10 +91,10 @@ impl Engine {
 /// Builds a target of the Dockerfile by buildah, into its store.
 ///
 /// # Errors
-/// What buildah says.
+/// If buildah fails.
 pub(super) fn bud(shop: &Workshop, buildah: &Buildah, bases: &Bases, target: &str, name: &str) -> Result<()> {
     let mut build = buildah.command();
-    // What has not changed is not built again, as Docker and Podman have it.
+    // buildah reuses unchanged layers, as Docker and Podman do.
     build.args(["bud", "--pull-never", "--layers", "--target", target, "--tag", name]);
     for (argument, base) in BASES.iter().zip([&bases.rust, &bases.runtime]) {
         build.args(["--build-arg", &format!("{argument}={base}")]);
@@ -103,13 +106,13 @@ pub(super) fn bud(shop: &Workshop, buildah: &Buildah, bases: &Bases, target: &st
 /// The Dockerfile's arguments for the bases of our images.
 const BASES: [&str; 2] = ["RUST_IMAGE", "RUNTIME_IMAGE"];
 
-/// What they are, unless another is given.
+/// The default values of the arguments.
 fn bases(dockerfile: &str) -> Vec<String> {
     let arguments = dockerfile.lines().filter_map(|line| line.strip_prefix("ARG ")?.split_once('='));
     arguments.filter(|(name, _)| BASES.contains(name)).map(|(_, image)| image.to_owned()).collect()
 }
 
-/// Fetches an image, unless it is there.
+/// Pulls an image, unless it exists.
 fn get(program: &str, image: &str) -> Result<()> {
     if run::output(Command::new(program).args(["image", "inspect", image])).is_ok() {
         return Ok(());
@@ -117,7 +120,7 @@ fn get(program: &str, image: &str) -> Result<()> {
     run::output(Command::new(program).args(["pull", image])).map(drop)
 }
 
-/// As buildah names a file that `docker load` takes.
+/// The name in buildah's notation for a file that `docker load` reads.
 fn archive(file: &Path, name: &str) -> String {
     format!("docker-archive:{}:{name}", file.display())
 }

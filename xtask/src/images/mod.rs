@@ -1,5 +1,7 @@
-//! `cargo xtask image`: the images that pods run, built by the Dockerfile, as archives that `docker load`, `kind load` and
-//! containerd take. What the tests on a cluster need beside those is packed without an engine. Brings nothing anywhere.
+//! `cargo xtask image`: builds the images that pods run, from the Dockerfile, as archives for `docker load`, `kind
+//! load` and containerd.
+//!
+//! The other images for the tests on a cluster are packed without an engine. This module loads no image anywhere.
 
 mod bases;
 mod buildah;
@@ -21,32 +23,32 @@ pub(crate) use buildah::Buildah;
 use engine::Engine;
 pub(crate) use pack::Packed;
 
-/// What the images of a release are called; the chart's defaults.
+/// The prefix of a release's images; the chart's default.
 const RELEASED: &str = "ghcr.io/taskpipeline";
 
-/// What it can be told.
+/// The options of `image`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// What stands before the images' names
+    /// Begin the images' names with this prefix
     #[arg(long, default_value = RELEASED, value_name = "PREFIX")]
     prefix: String,
-    /// Default: the version
+    /// Set the tag of the images [default: the version]
     #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
     tag: String,
-    /// Also what `cargo xtask e2e --context` needs in a registry
+    /// Also build the images that `cargo xtask e2e --context` needs in a registry
     #[arg(long)]
     tests: bool,
 }
 
-/// An image, and where it is packed.
+/// An image, and the path of its archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Image {
-    /// With its tag.
+    /// The name with its tag.
     pub(crate) name: String,
     pub(crate) archive: PathBuf,
 }
 
-/// What images are called.
+/// The prefix and the tag of images.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Names {
     prefix: String,
@@ -70,18 +72,18 @@ impl Names {
 
     fn image(&self, shop: &Workshop, name: &str) -> Result<Image> {
         let folder = shop.workspace.target.join("images");
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         Ok(Image { name: self.of(name), archive: folder.join(format!("{name}.tar")) })
     }
 }
 
-/// The Dockerfile's targets, and what their images are called.
+/// The Dockerfile's targets, each with the name of its image.
 const TARGETS: [(&str, &str); 2] = [("taskpipeline", PROCESSOR), ("demo", DEMO)];
 
 /// The processor and the operator.
 pub(crate) const PROCESSOR: &str = "taskpipeline";
 
-/// Cloudflare KV, simulated, with the pages.
+/// The simulator of Cloudflare KV, with the pages.
 pub(crate) const DEMO: &str = "taskpipeline-demo";
 
 /// nats-server and a producer, for the tests.
@@ -90,10 +92,10 @@ pub(crate) const TOOLS: &str = "taskpipeline-e2e";
 /// The processor of the version that the tests upgrade from.
 pub(crate) const EARLIER: &str = "taskpipeline-earlier";
 
-/// Builds them, and prints where they are and how large.
+/// Builds the images, and prints their paths and sizes.
 ///
 /// # Errors
-/// Where there is no engine, or something does not build.
+/// If no engine exists, or something does not build.
 pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
     let names = Names::new(&options.prefix, &options.tag);
     let mut images = built(shop, &names)?;
@@ -107,7 +109,7 @@ pub(crate) fn run(shop: &Workshop, options: &Options) -> Result<ExitCode> {
 }
 
 impl Image {
-    /// Of an earlier build: Podman would add to it, and buildah takes none that is there.
+    /// Removes the archive of an earlier build. Podman would add to the archive, and buildah refuses an existing one.
     fn discard(&self) -> Result<()> {
         if self.archive.exists() {
             fs::remove_file(&self.archive)
@@ -116,7 +118,7 @@ impl Image {
         Ok(())
     }
 
-    /// Of the archive, for people: what is in it, uncompressed.
+    /// The size of the archive's uncompressed content, for people.
     pub(crate) fn size(&self) -> Result<String> {
         let archive = self.archive.metadata();
         let bytes = archive.with_context(|| format!("cannot read {}", self.archive.display()))?.len();
@@ -124,19 +126,19 @@ impl Image {
     }
 }
 
-/// Gets what building them takes.
+/// Gets the tools and base images of a build.
 ///
 /// # Errors
-/// Where it cannot be got.
+/// If something cannot be obtained.
 pub(crate) fn prepare(shop: &Workshop) -> Result<()> {
     Engine::find(shop)?;
     shop.earlier_release().map(drop)
 }
 
-/// Those of the Dockerfile.
+/// Builds the images of the Dockerfile.
 ///
 /// # Errors
-/// Where there is no engine, or something does not build.
+/// If no engine exists, or something does not build.
 pub(crate) fn built(shop: &Workshop, names: &Names) -> Result<Vec<Image>> {
     let engine = Engine::find(shop)?;
     TARGETS
@@ -151,10 +153,12 @@ pub(crate) fn built(shop: &Workshop, names: &Names) -> Result<Vec<Image>> {
         .collect()
 }
 
-/// Builds a target of the Dockerfile by buildah, into its store; the image's name. That of the edge takes a base with Node.
+/// Builds a target of the Dockerfile by buildah, into its store, and returns the image's name.
+///
+/// The image of the edge needs a base with Node.
 ///
 /// # Errors
-/// Where something does not build.
+/// If something does not build.
 pub(crate) fn by_buildah(shop: &Workshop, buildah: &Buildah, target: &str) -> Result<String> {
     let bases = Bases::assembled(shop, buildah)?;
     if target == "edge" {
@@ -165,14 +169,14 @@ pub(crate) fn by_buildah(shop: &Workshop, buildah: &Buildah, target: &str) -> Re
     Ok(name)
 }
 
-/// What only the tests on a cluster need.
+/// Builds the images that only the tests on a cluster need.
 ///
 /// # Errors
-/// Where something does not build, or this is no Linux.
+/// If something does not build, or this machine does not run Linux.
 pub(crate) fn of_tests(shop: &Workshop, names: &Names) -> Result<[Image; 2]> {
     ensure!(
         cfg!(target_os = "linux"),
-        "what is built here does not run in a Linux pod: run `cargo xtask image --tests` on Linux, and name the images by \
+        "programs of this machine do not run in a Linux pod; run `cargo xtask image --tests` on Linux, and name the images by \
          --context and --images"
     );
     run::output(&mut shop.workspace.build(&["e2e-load", "e2e-copy"]))?;
@@ -188,7 +192,7 @@ pub(crate) fn of_tests(shop: &Workshop, names: &Names) -> Result<[Image; 2]> {
 /// Packs nats-server under the name of the chart's NATS image, for a node that can pull no image.
 ///
 /// # Errors
-/// Where it cannot be got or packed.
+/// If nats-server cannot be obtained or packed.
 pub(crate) fn bundled_nats(shop: &Workshop) -> Result<Image> {
     let values = shop.workspace.read(NATS_VALUES)?;
     let name = nats_image(&values).with_context(|| format!("{NATS_VALUES} names no image with a tag"))?;
@@ -200,7 +204,7 @@ pub(crate) fn bundled_nats(shop: &Workshop) -> Result<Image> {
 /// The values of the bundled NATS.
 const NATS_VALUES: &str = "charts/taskpipeline/charts/nats/values.yaml";
 
-/// Reads the image from the values; answers its full name.
+/// Reads the full name of the image from the values.
 fn nats_image(values: &str) -> Option<String> {
     let (_, image) = values.split_once("image:\n")?;
     let value = |key| {
@@ -208,12 +212,12 @@ fn nats_image(values: &str) -> Option<String> {
         lines.find_map(|line| line.trim().strip_prefix(key)).map(str::trim)
     };
     let (repository, tag) = (value("repository:")?, value("tag:")?);
-    // As a container engine completes the name.
+    // A container engine completes the name like this.
     let host = if repository.contains('/') { "" } else { "docker.io/library/" };
     Some(format!("{host}{repository}:{tag}"))
 }
 
-/// Programs of this machine as an image, with the shared libraries that they need; the first is what it runs.
+/// Packs programs of this machine as an image, with the shared libraries that they need. The image runs the first program.
 fn pack_programs(image: &Image, programs: &[(&str, PathBuf)]) -> Result<()> {
     let mut files: BTreeMap<String, PathBuf> = BTreeMap::new();
     for (name, program) in programs {
@@ -223,7 +227,7 @@ fn pack_programs(image: &Image, programs: &[(&str, PathBuf)]) -> Result<()> {
         files.insert(format!("/{name}"), program.clone());
     }
     let roots = bases::CERTIFICATES.iter().map(Path::new).find(|file| file.exists());
-    let roots = roots.context("there are no CA certificates here: install ca-certificates")?;
+    let roots = roots.context("this machine has no CA certificates; install ca-certificates")?;
     files.insert(bases::CERTIFICATES[0].to_owned(), roots.to_path_buf());
     let files: Vec<_> = files.iter().map(|(to, from)| (from.clone(), to.as_str())).collect();
     let entrypoint = format!("/{}", programs.first().context("an image without a program")?.0);
@@ -231,10 +235,10 @@ fn pack_programs(image: &Image, programs: &[(&str, PathBuf)]) -> Result<()> {
     packed.write(&image.archive)
 }
 
-/// The shared libraries that a program needs, its loader too; none where it is linked statically.
+/// Lists the shared libraries that a program needs, with its loader. The list is empty if the program is linked statically.
 ///
 /// # Errors
-/// Where one is not there.
+/// If a library is missing.
 pub(crate) fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     // ldd fails for a static program.
     let Ok(told) = run::output(Command::new("ldd").arg(program)) else { return Ok(Vec::new()) };
@@ -245,7 +249,7 @@ pub(crate) fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
             library
                 .exists()
                 .then_some(library)
-                .with_context(|| format!("{} needs what is not there", program.display()))
+                .with_context(|| format!("{} needs a missing library", program.display()))
         })
         .collect()
 }

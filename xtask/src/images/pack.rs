@@ -1,5 +1,6 @@
-//! A container image of a few files, as an archive that `docker load`, `kind load` and containerd take: made without an
-//! engine. One layer, nobody's base.
+//! Packs a few files as a container image, without an engine: an archive for `docker load`, `kind load` and containerd.
+//!
+//! The image has one layer and no base image.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -11,14 +12,14 @@ use serde_json::json;
 
 use crate::tools::hex_sha256;
 
-/// What is in an image.
+/// The content of an image.
 pub(crate) struct Packed<'a> {
-    /// With its tag.
+    /// The name with its tag.
     pub(crate) name: &'a str,
     pub(crate) entrypoint: &'a [&'a str],
-    /// The user that it runs as, such as `65532:65532`.
+    /// The user that runs the image, such as `65532:65532`.
     pub(crate) user: &'a str,
-    /// From where on this machine, to where in the image.
+    /// The path of each file on this machine, and in the image.
     pub(crate) files: &'a [(PathBuf, &'a str)],
 }
 
@@ -26,7 +27,7 @@ impl Packed<'_> {
     /// Writes the archive.
     ///
     /// # Errors
-    /// Where a file cannot be read or the archive cannot be written.
+    /// If a file cannot be read or the archive cannot be written.
     pub(crate) fn write(&self, archive: &Path) -> Result<()> {
         let layer = self.layer()?;
         let config = serde_json::to_vec(&json!({
@@ -63,7 +64,7 @@ impl Packed<'_> {
     }
 }
 
-/// A folder and those it is in, each once.
+/// Adds a folder and the folders above it, each once.
 fn folder(
     layer: &mut tar::Builder<Vec<u8>>,
     made: &mut BTreeSet<PathBuf>,
@@ -97,7 +98,7 @@ fn mode(file: &Path) -> Result<u32> {
         & 0o777)
 }
 
-/// As images name it.
+/// The processor architecture, as images name it.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "aarch64" => "arm64",

@@ -1,7 +1,7 @@
-//! The folder outside the clone that holds the tools: one entry a name and version.
+//! The folder outside the clone that contains the tools: one entry for each name and version.
 //!
-//! An entry is made beside its place and renamed when it is complete, under a lock, so that a broken or a
-//! second run never sees half a tool. Nothing here knows what a tool is.
+//! An entry is created beside its place, under a lock, and renamed when it is complete. So a broken or a second run
+//! never sees half a tool. This module knows nothing about the tools.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -16,28 +16,29 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// `TASKPIPELINE_CACHE`, else the user's cache folder.
+    /// Opens `TASKPIPELINE_CACHE`, or the user's cache folder.
     pub(super) fn open() -> Result<Self> {
         let variable =
             |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let root = place(cfg!(target_os = "macos"), variable).ok_or_else(|| {
-            anyhow!("no place for the tools: set TASKPIPELINE_CACHE to a folder (HOME is not set)")
+            anyhow!("no folder for the tools, because HOME is not set; set TASKPIPELINE_CACHE to a folder")
         })?;
         let root =
             std::path::absolute(&root).with_context(|| format!("cannot use {} as cache", root.display()))?;
         fs::create_dir_all(&root).with_context(|| {
-            format!("cannot make the cache {}; TASKPIPELINE_CACHE names another", root.display())
+            format!("cannot create the cache {}; set TASKPIPELINE_CACHE to another folder", root.display())
         })?;
         Ok(Self { root })
     }
 
-    /// The folder of an entry, if it is there.
+    /// The folder of an entry; `None` if it does not exist.
     pub(super) fn get(&self, key: &str) -> Option<PathBuf> {
         Some(self.root.join(key)).filter(|entry| entry.is_dir())
     }
 
-    /// The folder of an entry; `make` fills it when it is not there yet. It is told where to, and where that
-    /// will lie in the end.
+    /// Returns the folder of an entry; `make` fills a missing entry.
+    ///
+    /// `make` gets the folder to fill, and the folder's final path.
     pub(super) fn entry(&self, key: &str, make: impl FnOnce(&Path, &Path) -> Result<()>) -> Result<PathBuf> {
         if let Some(entry) = self.get(key) {
             return Ok(entry);
@@ -50,7 +51,7 @@ impl Cache {
         let partial = self.scratch(key)?;
         let made = make(&partial, &entry).and_then(|()| {
             fs::rename(&partial, &entry)
-                .with_context(|| format!("cannot put {} into its place", entry.display()))
+                .with_context(|| format!("cannot move {} into its place", entry.display()))
         });
         if made.is_err() {
             let _ = fs::remove_dir_all(&partial);
@@ -58,27 +59,27 @@ impl Cache {
         made.map(|()| entry)
     }
 
-    /// An empty folder for work on an entry; whoever asks holds the entry's lock.
+    /// Creates an empty folder for work on an entry. The caller holds the entry's lock.
     pub(super) fn scratch(&self, key: &str) -> Result<PathBuf> {
         let folder = self.root.join(format!(".{key}.partial"));
         let emptied = if folder.exists() { fs::remove_dir_all(&folder) } else { Ok(()) };
         emptied
             .and_then(|()| fs::create_dir_all(&folder))
-            .with_context(|| format!("cannot make an empty folder {}", folder.display()))?;
+            .with_context(|| format!("cannot create an empty folder {}", folder.display()))?;
         Ok(folder)
     }
 
-    /// A folder for work that may go on where it was left, such as the source of what is built.
+    /// A folder for work that may continue after an interruption, such as the source of a build.
     pub(super) fn folder(&self, key: &str) -> Result<PathBuf> {
         let folder = self.root.join(key);
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         Ok(folder)
     }
 
-    /// Waits for the lock of an entry; it ends with the file, also when the process is killed.
+    /// Waits for the lock of an entry. The lock ends with the file, also if the process is killed.
     pub(super) fn lock(&self, key: &str) -> Result<File> {
         let path = self.root.join(format!(".{key}.lock"));
-        let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
         file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
         Ok(file)
     }
@@ -95,10 +96,10 @@ fn place(macos: bool, variable: impl Fn(&str) -> Option<PathBuf>) -> Option<Path
     Some(caches.join("taskpipeline"))
 }
 
-/// The SHA-256 of what a reader gives, as its sums are written.
+/// The SHA-256 of a reader's content, in hexadecimal like in lists of sums.
 ///
 /// # Errors
-/// When reading fails.
+/// If reading fails.
 pub(crate) fn hex_sha256(mut reader: impl Read) -> std::io::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 16];

@@ -1,5 +1,5 @@
-//! worker-build, wasm-bindgen and cargo-deny: installed by cargo, in debug, which builds in a third of the time and is
-//! as fast for what they do here.
+//! worker-build, wasm-bindgen and cargo-deny, which cargo installs as debug builds. A debug build takes a third of
+//! the time, and is as fast for this work.
 
 use std::path::{Path, PathBuf};
 
@@ -13,23 +13,24 @@ use crate::workspace::{cargo, locked_version};
 /// The release that goes with the `worker` crate.
 pub(crate) const WORKER_BUILD: &str = "0.8.7";
 
-/// The package, with a Cargo.lock of its own, that wasm-bindgen's program is built of.
+/// The package, with its own Cargo.lock, from which the program of wasm-bindgen is built.
 pub(crate) const WASM_BINDGEN: &str = "xtask/wasm-bindgen";
 
-/// What checks the crates that we take.
+/// The version of the program that checks our dependencies.
 const CARGO_DENY: &str = "0.20.2";
 
-/// What turns the edge crate into a Worker.
+/// The programs that turn the edge crate into a Worker.
 pub(crate) struct WasmTools {
     /// Drives the build.
     pub(crate) worker_build: PathBuf,
-    /// Writes the JavaScript side; of exactly the version in Cargo.lock.
+    /// Writes the JavaScript side. Its version must equal the one in Cargo.lock.
     pub(crate) wasm_bindgen: PathBuf,
 }
 
 pub(super) fn find(shop: &Workshop) -> Result<WasmTools> {
     let lock = shop.workspace.read("Cargo.lock")?;
-    let bindgen = locked_version(&lock, "wasm-bindgen").context("Cargo.lock does not have wasm-bindgen")?;
+    let bindgen =
+        locked_version(&lock, "wasm-bindgen").context("Cargo.lock does not contain wasm-bindgen")?;
     let own = shop.workspace.read(&format!("{WASM_BINDGEN}/Cargo.lock"))?;
     let built = locked_version(&own, "wasm-bindgen-cli");
     ensure!(
@@ -52,7 +53,7 @@ fn published(shop: &Workshop, name: &str, version: &str) -> Result<PathBuf> {
     program(shop, name, version, &[&format!("{name}@{version}")])
 }
 
-/// Built of what a Cargo.lock names, with the sums that stand there.
+/// Builds a program from the packages in a Cargo.lock, checked against the sums there.
 fn program(shop: &Workshop, name: &str, version: &str, what: &[&str]) -> Result<PathBuf> {
     if let Some(found) = run::on_path(name).filter(|path| Version::of(path) == Version::within(version)) {
         return Ok(found);
@@ -68,7 +69,7 @@ fn install(folder: &Path, what: &[&str]) -> Result<()> {
     let target = folder.join("target");
     let mut command = cargo();
     command.args(["install", "--locked", "--quiet", "--debug", "--root"]).arg(folder).args(what);
-    // What the user sets for his own builds is not meant for these.
+    // The user's settings for other builds are not meant for these.
     for name in [
         "RUSTFLAGS",
         "CARGO_ENCODED_RUSTFLAGS",

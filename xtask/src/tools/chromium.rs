@@ -1,5 +1,6 @@
-//! A headless browser for the tests: from PATH or macOS' applications, else Debian's. Google's downloads have no sums that could
-//! stand in this repository, so none is fetched from there.
+//! A headless browser for the tests: from PATH or macOS' applications, otherwise Debian's.
+//!
+//! Google publishes no sums of its downloads that this repository could contain, so none is fetched from there.
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +33,7 @@ pub(super) fn find(shop: &Workshop) -> Result<PathBuf> {
             return Ok(found);
         }
     }
-    bail!("no browser for the tests: install Chromium or Chrome, or set CHROME to one")
+    bail!("no browser for the tests; install Chromium or Chrome, or set CHROME to the path of one")
 }
 
 fn present() -> Option<PathBuf> {

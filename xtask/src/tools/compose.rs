@@ -1,5 +1,5 @@
-//! Docker Compose, which reads docker-compose.yml: `docker compose` where that is there, else `docker-compose`. Reading needs
-//! no engine.
+//! Docker Compose, which reads docker-compose.yml: `docker compose` if it exists, otherwise `docker-compose`. Reading
+//! needs no engine.
 
 use std::path::PathBuf;
 
@@ -11,13 +11,13 @@ use super::go_program::GoProgram;
 use super::version::Version;
 use crate::run;
 
-/// The newest that Go 1.26.8 builds.
+/// The newest version that Go 1.26.8 builds.
 const VERSION: Version = Version(5, 6, 0);
 
 const COMPOSE: GoProgram = GoProgram {
     name: "docker-compose",
     version: VERSION,
-    // The first with configs whose content stands in the file.
+    // The first version with configs whose content is in the file.
     oldest: Version(2, 23, 1),
     ask: &["version"],
     package: "github.com/docker/compose/v5/cmd",
@@ -28,7 +28,7 @@ const COMPOSE: GoProgram = GoProgram {
     release: &RELEASE,
 };
 
-/// `docker`, to be told `compose`, or `docker-compose`.
+/// Returns `docker`, to be called with `compose`, or `docker-compose`.
 pub(super) fn find(shop: &Workshop) -> Result<PathBuf> {
     let newer = |docker: &PathBuf| Version::said(docker, &["compose", "version"]) >= Some(COMPOSE.oldest);
     match run::on_path("docker").filter(newer) {

@@ -1,7 +1,8 @@
-//! Releases: fetched by `curl`, checked against the sums that stand in this repository, unpacked by `tar` if they are
-//! archives. A list of sums that lies beside an archive is only the word of whoever put the archive there.
+//! Releases: fetched by `curl`, checked against the sums in this repository, and unpacked by `tar` if they are archives.
 //!
-//! The time to connect is short: a machine without internet has other ways, and should get to them soon.
+//! A list of sums beside an archive proves nothing: anyone who can replace the archive can replace the list.
+//!
+//! The time to connect is short: a machine without internet has other ways, and should try them soon.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -15,35 +16,36 @@ use crate::run;
 
 const ARCHIVE: &str = ".tar.gz";
 
-/// One version of a tool, as its project publishes it.
+/// A version of a tool, as its project publishes it.
 pub(super) struct Release {
-    /// The folder that the archives lie in, without a slash at the end.
+    /// The URL of the archives' folder, without a slash at the end.
     pub(super) base: &'static str,
-    /// Those whose sums are known.
+    /// The archives whose sums are known.
     pub(super) archives: &'static [Archive],
 }
 
-/// An archive, or a bare program.
+/// An archive, or a single program.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Archive {
-    /// The system and the processor it is for, as [`platform`] has them.
+    /// The system and the processor of the archive, as [`platform`] returns them.
     pub(super) platform: (&'static str, &'static str),
-    /// Its name.
+    /// The name of the file.
     pub(super) name: &'static str,
-    /// Its sum, which more than one party must have published.
+    /// The sum of the file, which more than one party must have published.
     pub(super) sha256: &'static str,
 }
 
 impl Release {
-    /// Puts the program into the folder under this name, with what else the archive for this machine holds.
+    /// Puts the program into the folder under this name, with the other files of the archive for this machine.
     ///
     /// # Errors
-    /// Where there is none, it cannot be had, or it is not the one that this repository knows.
+    /// If no archive fits, it cannot be fetched, or its sum differs from the one in this repository.
     pub(super) fn bring(&self, into: &Path, name: &str) -> Result<()> {
         self.here()?.bring(self.base, into, name)
     }
 
-    /// Unpacks the archive for this machine into the folder; without the one folder that it consists of, if it does.
+    /// Unpacks the archive for this machine into the folder. If the archive consists of one folder, that folder's
+    /// content is unpacked.
     ///
     /// # Errors
     /// As [`Self::bring`].
@@ -52,9 +54,9 @@ impl Release {
     }
 
     fn here(&self) -> Result<&'static Archive> {
-        platform()
-            .and_then(|here| self.of(here))
-            .with_context(|| format!("this repository knows no archive for this platform of {}", self.base))
+        platform().and_then(|here| self.of(here)).with_context(|| {
+            format!("this repository has no sum of an archive for this platform: {}", self.base)
+        })
     }
 
     fn of(&self, platform: (&str, &str)) -> Option<&'static Archive> {
@@ -70,7 +72,7 @@ impl Archive {
         let (fetched, program) = (self.fetch(base, into)?, into.join(name));
         fs::rename(&fetched, &program)
             .and_then(|()| fs::set_permissions(&program, fs::Permissions::from_mode(0o755)))
-            .with_context(|| format!("cannot put {} into its place", program.display()))
+            .with_context(|| format!("cannot move {} into its place", program.display()))
     }
 
     fn unpack(&self, base: &str, into: &Path) -> Result<()> {
@@ -85,7 +87,7 @@ impl Archive {
         fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))
     }
 
-    /// A file in the folder that has the sum it should have.
+    /// Fetches the file into the folder and checks its sum.
     fn fetch(&self, base: &str, into: &Path) -> Result<PathBuf> {
         let (file, url) = (into.join(".fetched"), format!("{base}/{}", self.name));
         fetch(&url, &file)?;
@@ -93,16 +95,16 @@ impl Archive {
         Ok(file)
     }
 
-    /// What is not the archive that this repository knows goes away at once.
+    /// Removes the file at once if its sum differs from the one in this repository.
     fn check(&self, url: &str, file: &Path) -> Result<()> {
-        let found = File::open(file).and_then(hex_sha256).context("cannot read again what was fetched")?;
+        let found = File::open(file).and_then(hex_sha256).context("cannot read the fetched file")?;
         if found == self.sha256 {
             return Ok(());
         }
         fs::remove_file(file).with_context(|| format!("cannot remove {}", file.display()))?;
         bail!(
-            "{url} is not what it was: its SHA-256 is {found}, and {} in this repository. Somebody may have put another in its place; \
-             nothing of it was run",
+            "{url} has changed: its SHA-256 is {found}, and {} in this repository. Someone may have replaced the file; \
+             none of it was run",
             self.sha256
         )
     }
@@ -115,18 +117,18 @@ fn curl() -> Command {
     command
 }
 
-/// One file, unchecked.
+/// Fetches one file, unchecked.
 pub(super) fn fetch(url: &str, file: &Path) -> Result<()> {
     run::output(curl().args(["--retry", "1", "--output"]).arg(file).arg(url)).map(drop)
 }
 
-/// Whether a server can be reached at all; for tools that would wait for it much longer than we do.
+/// Whether a server can be reached. For tools that would wait much longer for it than this program.
 pub(super) fn reachable(url: &str) -> bool {
     if run::on_path("curl").is_none() {
-        // Nobody to ask; then let the tool try.
+        // curl is missing, so let the tool try.
         return true;
     }
-    // Any answer is one, a 404 too.
+    // Any response counts, a 404 too.
     let mut command = Command::new("curl");
     command.args([
         "--silent",
@@ -142,7 +144,7 @@ pub(super) fn reachable(url: &str) -> bool {
     run::output(&mut command).is_ok()
 }
 
-/// Whether all of an archive's names lie in the same folder.
+/// Whether all names of an archive are in the same folder.
 fn is_one_folder(names: &str) -> bool {
     let mut folders = names.lines().map(|name| name.split_once('/').map(|(folder, _)| folder));
     let first = folders.next().flatten();
@@ -172,7 +174,7 @@ mod tests {
     use super::*;
     use crate::tools::{compose, helm, helm_docs, nats_server, node, promtool, vale};
 
-    /// Somebody who has got at the place of the releases puts another archive there, and its sum into the list beside it.
+    /// An attacker replaces an archive on the release server, and its sum in the list beside it.
     #[test]
     fn an_archive_that_was_exchanged_is_refused_though_the_list_beside_it_names_it() {
         let folder = tempfile::TempDir::new().unwrap();
@@ -187,7 +189,7 @@ mod tests {
         fs::write(folder.path().join("SHA256SUMS"), format!("{sum}  tool-linux-amd64\n")).unwrap();
         let refused = theirs.check("https://example.org/tool-linux-amd64", &file).unwrap_err().to_string();
         assert!(refused.contains(&sum) && refused.contains(theirs.sha256), "{refused}");
-        assert!(!file.exists(), "what was refused lies there still");
+        assert!(!file.exists(), "the refused file still exists");
 
         fs::write(&file, "").unwrap();
         let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";

@@ -1,4 +1,4 @@
-//! The release before this one: its chart, and its processor built from its commit. For tests that upgrade from it.
+//! The previous release: its chart, and its processor built from its commit. Tests upgrade from it.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,22 +10,22 @@ use super::Workshop;
 use crate::run;
 use crate::workspace::cargo;
 
-/// Of the last commit that had it.
+/// The version of that release, and the last commit that had it.
 const VERSION: &str = "0.1.0";
 const COMMIT: &str = "9a916e240ab7d1bf557bf31af14e8a3f5ffcd547";
 
-/// Where it lies.
+/// The folder of the release.
 pub(crate) struct Earlier {
     folder: PathBuf,
 }
 
 impl Earlier {
-    /// Its program.
+    /// The path of its processor.
     pub(crate) fn processor(&self) -> PathBuf {
         self.folder.join("taskpipeline")
     }
 
-    /// Its chart.
+    /// The path of its chart.
     pub(crate) fn chart(&self) -> PathBuf {
         self.folder.join("charts/taskpipeline")
     }
@@ -41,7 +41,7 @@ pub(super) fn find(shop: &Workshop) -> Result<Earlier> {
 
 fn make(shop: &Workshop, folder: &Path) -> Result<()> {
     let source = folder.join("source");
-    fs::create_dir_all(&source).with_context(|| format!("cannot make {}", source.display()))?;
+    fs::create_dir_all(&source).with_context(|| format!("cannot create {}", source.display()))?;
     let archive = folder.join("source.tar");
     let mut git = Command::new("git");
     git.current_dir(&shop.workspace.root)
@@ -49,12 +49,12 @@ fn make(shop: &Workshop, folder: &Path) -> Result<()> {
         .arg(&archive)
         .arg(COMMIT);
     run::output(&mut git)
-        .with_context(|| format!("this clone does not have {COMMIT}: `git fetch --unshallow` gets it"))?;
+        .with_context(|| format!("this clone does not have {COMMIT}; run `git fetch --unshallow`"))?;
     let file = File::open(&archive).with_context(|| format!("cannot read {}", archive.display()))?;
-    tar::Archive::new(file).unpack(&source).context("cannot unpack what git has packed")?;
+    tar::Archive::new(file).unpack(&source).context("cannot unpack the archive of git")?;
     let target = folder.join("target");
     let mut build = cargo();
-    // Not optimised: it builds in half the time, and is for a few hundred events.
+    // Not optimized: it builds in half the time, and processes only a few hundred events.
     build.args([
         "build",
         "--quiet",

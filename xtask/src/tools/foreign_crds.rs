@@ -1,5 +1,6 @@
-//! The CRDs of others whose objects our chart and examples hold, for dry runs against them: single files of their
-//! repositories, at pinned versions.
+//! The CRDs of other projects whose objects our chart and examples contain, for dry runs against them.
+//!
+//! They are single files of other repositories, at pinned versions.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use crate::run;
 
 /// A file of a repository.
 struct Crd {
-    /// On GitHub.
+    /// The name of the repository on GitHub.
     repository: &'static str,
     /// The repository as a Go module.
     module: &'static str,
@@ -59,7 +60,7 @@ const CRDS: [Crd; 4] = [
     },
 ];
 
-/// The folder that they lie in.
+/// Returns the folder of the files.
 pub(super) fn find(shop: &Workshop) -> Result<PathBuf> {
     let key = format!("foreign-crds-{PROMETHEUS_OPERATOR}-{KEDA}-{CERT_MANAGER}");
     shop.cache.entry(&key, |folder, _| {
@@ -75,7 +76,7 @@ impl Crd {
         let file = folder.join(name);
         if let Err(why) = fetch(&self.url(), &file) {
             self.copy_of_the_module(&file)
-                .with_context(|| format!("{why:#}; and not as a Go module either"))?;
+                .with_context(|| format!("{why:#}; getting the Go module failed, too"))?;
         }
         let found = File::open(&file).and_then(hex_sha256).with_context(|| format!("cannot read {name}"))?;
         if found != self.sha256 {
@@ -93,16 +94,17 @@ impl Crd {
         format!("https://raw.githubusercontent.com/{}/v{}/{}", self.repository, self.version, self.path)
     }
 
-    /// For machines that reach nothing but the registries: the whole repository, which Go keeps unpacked.
+    /// Copies the file from the Go module, for machines that reach only the registries. Go keeps the whole repository unpacked.
     fn copy_of_the_module(&self, file: &Path) -> Result<()> {
-        let go = run::on_path("go").context("there is no Go")?;
+        let go = run::on_path("go").context("Go is not on PATH")?;
         let module = format!("{}@v{}", self.module, self.version);
-        // Outside of any module of ours.
+        // The folder must be outside our modules.
         let folder = file.parent().unwrap_or(Path::new("/"));
         let mut download = Command::new(go);
         let told = run::output(download.args(["mod", "download", "-json", &module]).current_dir(folder))?;
-        let told: Value = serde_json::from_str(&told).context("Go does not say where the module is")?;
-        let source = told["Dir"].as_str().context("Go does not say where the module is")?;
+        let told: Value =
+            serde_json::from_str(&told).context("Go does not print the folder of the module")?;
+        let source = told["Dir"].as_str().context("Go does not print the folder of the module")?;
         let source = Path::new(source).join(self.path);
         let text = fs::read(&source).with_context(|| format!("cannot read {}", source.display()))?;
         fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))

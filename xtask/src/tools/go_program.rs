@@ -1,5 +1,4 @@
-//! A program that is written in Go: from PATH, a checked release, or built by Go, for machines that reach nothing but the
-//! registries.
+//! A program that is written in Go: from PATH, a checked release, or a build by Go for machines that reach only the registries.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,26 +11,27 @@ use super::download::Release;
 use super::version::Version;
 use crate::run;
 
-/// Which, and where it comes from.
+/// A program and its sources.
 pub(super) struct GoProgram {
     pub(super) name: &'static str,
-    /// The one that is got.
+    /// The version that is installed.
     pub(super) version: Version,
-    /// One on PATH may be as old as this.
+    /// The oldest version on PATH that is used.
     pub(super) oldest: Version,
-    /// How it is asked for its version.
+    /// The arguments that print the version.
     pub(super) ask: &'static [&'static str],
-    /// Its package, without a version.
+    /// The package, without a version.
     pub(super) package: &'static str,
-    /// The version as Go knows it, where that is another.
+    /// The version of the Go module, if it differs.
     pub(super) module: Option<Version>,
-    /// Parts that are switched on or off, as `go build -tags` takes them.
+    /// The build tags, as `go build -tags` takes them.
     pub(super) tags: &'static str,
-    /// Whether its go.mod replaces or excludes modules: then Go installs it not by its path, only as part of another.
+    /// Whether the program's go.mod replaces or excludes modules. If so, Go cannot install it by its path, only as
+    /// part of another module.
     pub(super) as_part: bool,
-    /// The variable that its own build sets to the version; Go sets none.
+    /// The variable that the project's build sets to the version. Go sets none.
     pub(super) stamp: Option<&'static str>,
-    /// Its project's release.
+    /// The project's release.
     pub(super) release: &'static Release,
 }
 
@@ -46,7 +46,7 @@ impl GoProgram {
                 let Err(why) = release.bring(folder, name) else { return Ok(()) };
                 let Some(go) = run::on_path("go") else {
                     return Err(why).context(format!(
-                        "no {name}: install {oldest} or newer, or Go to build it with, so that it is on PATH"
+                        "{name} is not on PATH; install {oldest} or newer, or Go to build it"
                     ));
                 };
                 self.build(&go, folder)
@@ -60,7 +60,7 @@ impl GoProgram {
         Ok(program)
     }
 
-    /// Go checks what it fetches against its sum database.
+    /// Builds the program. Go checks the modules against its sum database.
     fn build(&self, go: &Path, folder: &Path) -> Result<()> {
         let Self { name, version, module, tags, package, stamp, .. } = self;
         let flags = stamp.map(|variable| format!("-ldflags=-X {variable}={version}"));
@@ -78,7 +78,7 @@ impl GoProgram {
         let whole = folder.join("whole");
         fs::create_dir(&whole)
             .and_then(|()| fs::write(whole.join("go.mod"), "module whole\n"))
-            .with_context(|| format!("cannot make a module in {}", whole.display()))?;
+            .with_context(|| format!("cannot create a module in {}", whole.display()))?;
         run::output(go(&["get"], &whole).arg(wanted))?;
         let mut build = go(&["build", "-trimpath"], &whole);
         run::output(build.args(flags).arg("-o").arg(folder.join(name)).arg(package))?;

@@ -1,5 +1,3 @@
-//! Helm.
-
 use super::download::{Archive, Release};
 use super::go_program::GoProgram;
 use super::version::Version;
@@ -9,7 +7,7 @@ const VERSION: Version = Version(4, 3, 0);
 pub(super) const HELM: GoProgram = GoProgram {
     name: "helm",
     version: VERSION,
-    // The first that applies server-side, which the chart is written for.
+    // The first version that applies server-side, which the chart requires.
     oldest: Version(4, 0, 0),
     ask: &["version", "--template", "{{.Version}}"],
     package: "helm.sh/helm/v4/cmd/helm",

@@ -1,4 +1,4 @@
-//! helm-docs, which makes the chart's README out of its values.
+//! helm-docs, which generates the chart's README from its values.
 
 use super::download::{Archive, Release};
 use super::go_program::GoProgram;
@@ -9,7 +9,7 @@ const VERSION: Version = Version(1, 14, 2);
 pub(super) const HELM_DOCS: GoProgram = GoProgram {
     name: "helm-docs",
     version: VERSION,
-    // What it makes is kept in the clone and compared: an older one might make something else of it.
+    // The output is kept in the clone and compared: an older version might generate a different one.
     oldest: VERSION,
     ask: &["--version"],
     package: "github.com/norwoodj/helm-docs/cmd/helm-docs",

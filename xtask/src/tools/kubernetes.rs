@@ -1,5 +1,7 @@
-//! The programs of a Kubernetes node, built from source with Go: for machines without a container engine, where neither
-//! kind nor k3d can run. Each is an entry of the cache by itself, so that what was built stays when a build is cut short.
+//! The programs of a Kubernetes node, built from source with Go, for machines without a container engine. Neither
+//! kind nor k3d can run there.
+//!
+//! Each program is a separate entry of the cache, so that an interrupted build keeps the finished ones.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,27 +23,27 @@ const GO: &str = "1.26";
 const COMPONENTS: [&str; 6] =
     ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"];
 
-/// Where each program lies.
+/// The path of each program.
 #[derive(Clone, Debug)]
 pub(crate) struct Programs {
     folders: Vec<PathBuf>,
 }
 
 impl Programs {
-    /// A program by its name.
+    /// Returns the path of a program.
     ///
     /// # Errors
-    /// Where there is none of that name.
+    /// If no program has this name.
     pub(crate) fn get(&self, name: &str) -> Result<PathBuf> {
         let found = self.folders.iter().map(|folder| folder.join(name)).find(|file| file.is_file());
-        found.with_context(|| format!("there is no {name} among the programs of the cluster"))
+        found.with_context(|| format!("the cluster has no program {name}"))
     }
 }
 
-/// Builds what is not there yet; about twenty minutes on two cores.
+/// Builds the missing programs; all take about twenty minutes on two cores.
 ///
 /// # Errors
-/// When there is no Go, or something does not build.
+/// If Go is missing, or something does not build.
 pub(super) fn find(shop: &Workshop) -> Result<Programs> {
     let mut folders = Vec::new();
     for component in COMPONENTS {
@@ -50,7 +52,7 @@ pub(super) fn find(shop: &Workshop) -> Result<Programs> {
     folders.push(built(shop, "pause", KUBERNETES, |folder| pause(shop, folder))?);
     folders.push(built(shop, "etcd", ETCD, |folder| {
         let module = format!("go.etcd.io/etcd/server/v3@v{ETCD}");
-        // It replaces some of its modules, and so cannot be installed by its path.
+        // etcd replaces some of its modules, so Go cannot install it by its path.
         let source = shop.cache.folder(&format!("build-etcd-{ETCD}"))?;
         write(&source.join("go.mod"), &format!("module node\ngo {GO}\n"))?;
         go(&source, &["get", "-tool", &module])?;
@@ -87,8 +89,10 @@ fn built(
     })
 }
 
-/// Kubernetes' own go.mod points its staging modules at paths of its repository; one of ours replaces each by its
-/// published version, which is the same code.
+/// Builds a component of Kubernetes in a module of ours.
+///
+/// The go.mod of Kubernetes points its staging modules at paths in its repository. Our module replaces each by its
+/// published version, which has the same code.
 fn kubernetes(shop: &Workshop, component: &str, folder: &Path) -> Result<()> {
     let source = module(shop)?;
     let version = format!("-s -w -X k8s.io/component-base/version.gitVersion=v{KUBERNETES}");
@@ -122,7 +126,7 @@ fn module(shop: &Workshop) -> Result<PathBuf> {
     Ok(source)
 }
 
-/// Where Go keeps Kubernetes' source.
+/// The folder in which Go keeps the source of Kubernetes.
 fn upstream(source: &Path) -> Result<PathBuf> {
     let module = format!("k8s.io/kubernetes@v{KUBERNETES}");
     go(source, &["mod", "download", &module])?;
@@ -130,10 +134,12 @@ fn upstream(source: &Path) -> Result<PathBuf> {
     Ok(Path::new(cache.trim()).join(module))
 }
 
-/// What holds a pod's namespaces; the only one that is not Go.
+/// Builds the program that holds a pod's namespaces; the only one that is not written in Go.
 fn pause(shop: &Workshop, folder: &Path) -> Result<()> {
     let source = upstream(&module(shop)?)?.join("build/pause/linux/pause.c");
-    let Some(cc) = run::on_path("cc") else { bail!("no C compiler to build the pause container with") };
+    let Some(cc) = run::on_path("cc") else {
+        bail!("cc is not on PATH; install a C compiler to build the pause container")
+    };
     run::output(Command::new(cc).args(["-static", "-Os", "-o"]).arg(folder.join("pause")).arg(source))
         .map(drop)
 }
@@ -145,7 +151,8 @@ fn go(folder: &Path, arguments: &[&str]) -> Result<()> {
 }
 
 fn go_program() -> Result<PathBuf> {
-    run::on_path("go").with_context(|| format!("no Go {GO} to build the cluster's programs with"))
+    run::on_path("go")
+        .with_context(|| format!("go is not on PATH; install Go {GO} to build the cluster's programs"))
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {

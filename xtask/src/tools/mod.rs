@@ -1,7 +1,6 @@
-//! The tools that this project runs or builds with: found on PATH, else in the cache, else got.
+//! The tools that build and run this project: from PATH, from the cache, or installed into the cache.
 //!
-//! One file a tool. Versions are pinned here and nowhere else; a tool on PATH is taken when its version will
-//! do.
+//! Each tool has one file. Versions are pinned only here. A tool on PATH is used if its version is new enough.
 
 mod cache;
 mod cargo_install;
@@ -43,148 +42,148 @@ use crate::progress::{Progress, complain, say};
 use crate::workspace::Workspace;
 use cache::Cache;
 
-/// What each command works with: the clone, the cache of tools, and the place to show progress.
+/// The context of each command: the clone, the cache of tools, and the progress.
 pub(crate) struct Workshop {
     /// The clone.
     pub(crate) workspace: Workspace,
-    /// Where steps are shown.
+    /// Shows the steps.
     pub(crate) progress: Progress,
     cache: Cache,
 }
 
 impl Workshop {
-    /// Opens it for the current folder and environment.
+    /// Opens the workshop for the current folder and environment.
     ///
     /// # Errors
-    /// When there is no place for the cache.
+    /// If no folder for the cache is known.
     pub(crate) fn open() -> Result<Self> {
         Ok(Self { workspace: Workspace::find()?, progress: Progress::new(), cache: Cache::open()? })
     }
 
-    /// A `nats-server` with JetStream.
+    /// Returns a `nats-server` with JetStream.
     ///
     /// # Errors
-    /// When there is none and no way to get one.
+    /// If it is missing and cannot be installed.
     pub(crate) fn nats_server(&self) -> Result<PathBuf> {
         nats_server::NATS_SERVER.find(self)
     }
 
-    /// Helm 4.
+    /// Returns Helm 4.
     ///
     /// # Errors
-    /// When there is none and no way to get one.
+    /// If it is missing and cannot be installed.
     pub(crate) fn helm(&self) -> Result<PathBuf> {
         helm::HELM.find(self)
     }
 
-    /// promtool.
+    /// Returns promtool.
     ///
     /// # Errors
-    /// When there is none and no way to get one.
+    /// If it is missing and cannot be installed.
     pub(crate) fn promtool(&self) -> Result<PathBuf> {
         promtool::find(self)
     }
 
-    /// Prometheus, without its pages where it is built here.
+    /// Returns Prometheus; a build on this machine has no pages.
     ///
     /// # Errors
-    /// When there is none and no way to get one.
+    /// If it is missing and cannot be installed.
     pub(crate) fn prometheus(&self) -> Result<PathBuf> {
         prometheus::PROMETHEUS.find(self)
     }
 
-    /// A folder with the CRDs of others whose objects our chart and examples hold.
+    /// Returns a folder with the CRDs of other projects whose objects our chart and examples contain.
     ///
     /// # Errors
-    /// When there is no way to get them.
+    /// If the CRDs cannot be fetched.
     pub(crate) fn foreign_crds(&self) -> Result<PathBuf> {
         foreign_crds::find(self)
     }
 
-    /// Docker Compose: `docker`, to be told `compose`, or `docker-compose`.
+    /// Returns Docker Compose: `docker`, to be called with `compose`, or `docker-compose`.
     ///
     /// # Errors
-    /// When there is none and no way to get one.
+    /// If it is missing and cannot be installed.
     pub(crate) fn compose(&self) -> Result<PathBuf> {
         compose::find(self)
     }
 
-    /// helm-docs.
+    /// Returns helm-docs.
     ///
     /// # Errors
-    /// When there is none and no way to get one.
+    /// If it is missing and cannot be installed.
     pub(crate) fn helm_docs(&self) -> Result<PathBuf> {
         helm_docs::HELM_DOCS.find(self)
     }
 
-    /// Node.
+    /// Returns Node.
     ///
     /// # Errors
-    /// When there is none and no way to get one.
+    /// If it is missing and cannot be installed.
     pub(crate) fn node(&self) -> Result<PathBuf> {
         node::find(self)
     }
 
-    /// wrangler, esbuild and wasm-opt, with a Node that runs them.
+    /// Returns wrangler, esbuild and wasm-opt, with a Node that runs them.
     ///
     /// # Errors
-    /// When there is no Node or npm, or the registry cannot be reached.
+    /// If Node or npm is missing, or the registry cannot be reached.
     pub(crate) fn npm_tools(&self) -> Result<NpmTools> {
         npm::install(self, &node::find(self)?)
     }
 
-    /// The benchmarks' peer, built, with a Node that runs it.
+    /// Returns the benchmarks' peer, built, with a Node that runs it.
     ///
     /// # Errors
-    /// When there is no Node or npm, the registry cannot be reached, or it does not build.
+    /// If Node or npm is missing, the registry cannot be reached, or the peer does not build.
     pub(crate) fn peer(&self) -> Result<Peer> {
         peer::build(self, &node::find(self)?)
     }
 
-    /// Vale.
+    /// Returns Vale.
     ///
     /// # Errors
-    /// If there is none and no way to get one.
+    /// If there is no Vale and no way to get it.
     pub(crate) fn vale(&self) -> Result<PathBuf> {
         vale::VALE.find(self)
     }
 
-    /// cargo-deny.
+    /// Returns cargo-deny.
     ///
     /// # Errors
-    /// When cargo cannot install it.
+    /// If cargo cannot install it.
     pub(crate) fn cargo_deny(&self) -> Result<PathBuf> {
         cargo_install::deny(self)
     }
 
-    /// worker-build and the wasm-bindgen that fits Cargo.lock.
+    /// Returns worker-build and the wasm-bindgen that fits Cargo.lock.
     ///
     /// # Errors
-    /// When cargo cannot install them.
+    /// If cargo cannot install them.
     pub(crate) fn wasm_tools(&self) -> Result<WasmTools> {
         cargo_install::find(self)
     }
 
-    /// A rustc that can build for wasm32.
+    /// Returns a rustc that can build for wasm32.
     ///
     /// # Errors
-    /// When the target is missing and there is no way to get it.
+    /// If the target is missing and cannot be installed.
     pub(crate) fn wasm_rust(&self) -> Result<WasmRust> {
         wasm_target::find(self)
     }
 
-    /// The programs of a Kubernetes node.
+    /// Returns the programs of a Kubernetes node.
     ///
     /// # Errors
-    /// When there is no Go, or something does not build.
+    /// If Go is missing, or something does not build.
     pub(crate) fn kubernetes(&self) -> Result<Programs> {
         kubernetes::find(self)
     }
 
-    /// Installs those of Debian's packages whose programs are not there.
+    /// Installs the packages of Debian whose programs are missing.
     ///
     /// # Errors
-    /// When this machine takes no packages from us.
+    /// If this program may not install packages here.
     pub(crate) fn debian(&self, packages: &[(&str, &str)]) -> Result<()> {
         let missing: Vec<_> = packages
             .iter()
@@ -200,68 +199,66 @@ impl Workshop {
     /// Installs packages of Debian.
     ///
     /// # Errors
-    /// When this machine takes no packages from us.
+    /// If this program may not install packages here.
     pub(crate) fn debian_packages(&self, packages: &[&str]) -> Result<()> {
         let name = format!("install {}", packages.join(", "));
         if !debian::installs() {
-            bail!("cannot {name}: this takes root on Debian; or install what they are for by hand");
+            bail!("cannot {name}: this requires root on Debian; install their programs by hand");
         }
         self.progress.step(&name, || debian::install(packages))
     }
 
-    /// Lays the files of Debian's packages, and of no others, into a folder, and installs nothing.
+    /// Unpacks the files of these packages of Debian only into a folder, and installs nothing.
     ///
     /// # Errors
-    /// Where this is no Debian, or a package cannot be had.
+    /// If this machine does not run Debian, or a package cannot be obtained.
     pub(crate) fn debian_unpack(&self, packages: &[&str], into: &Path) -> Result<()> {
         debian::unpack(packages, into)
     }
 
-    /// A folder of the cache for what may go on where it was left.
+    /// Returns a folder of the cache for work that may continue after an interruption.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// If the folder cannot be created.
     pub(crate) fn cache_folder(&self, key: &str) -> Result<PathBuf> {
         self.cache.folder(key)
     }
 
-    /// Waits until nobody else works on this part of the cache; until the file is dropped.
+    /// Waits until no other process works on this part of the cache. The lock lasts until the file is dropped.
     ///
     /// # Errors
-    /// When it cannot be locked.
+    /// If the part cannot be locked.
     pub(crate) fn cache_lock(&self, key: &str) -> Result<File> {
         self.cache.lock(key)
     }
 
-    /// The release that the tests upgrade from.
+    /// Returns the release that the tests upgrade from.
     ///
     /// # Errors
-    /// When this clone lacks its commit, or it does not build.
+    /// If this clone lacks its commit, or it does not build.
     pub(crate) fn earlier_release(&self) -> Result<Earlier> {
         earlier::find(self)
     }
 
-    /// A headless browser.
+    /// Returns a headless browser.
     ///
     /// # Errors
-    /// When there is none and no way to get one.
+    /// If it is missing and cannot be installed.
     pub(crate) fn chromium(&self) -> Result<PathBuf> {
         chromium::find(self)
     }
 }
 
-/// Everything the tests need.
+/// All tools that the tests need.
 pub(crate) struct Everything {
-    /// nats-server.
     pub(crate) nats_server: PathBuf,
-    /// The browser.
     pub(crate) chromium: PathBuf,
     npm: NpmTools,
     wasm: WasmTools,
     rust: WasmRust,
     helm: PathBuf,
     helm_docs: PathBuf,
-    /// Docker Compose, as [`Workshop::compose`] has it.
+    /// Docker Compose, as [`Workshop::compose`] returns it.
     pub(crate) compose: PathBuf,
 }
 
@@ -271,16 +268,16 @@ impl Everything {
         matches!(self.rust, WasmRust::Ordinary)
     }
 
-    /// axe-core.
+    /// The path of axe-core.
     pub(crate) fn axe_core(&self) -> PathBuf {
         self.npm.axe_core()
     }
 }
 
-/// Gets every tool: what waits for the network on one thread, what compiles on the other.
+/// Gets every tool: one thread waits for the network, the other compiles.
 ///
 /// # Errors
-/// When one of them is missing and cannot be got.
+/// If a tool is missing and cannot be installed.
 pub(crate) fn everything(shop: &Workshop) -> Result<Everything> {
     thread::scope(|scope| {
         let fetched =
@@ -288,9 +285,9 @@ pub(crate) fn everything(shop: &Workshop) -> Result<Everything> {
         let compiled = shop.nats_server().and_then(|nats| {
             Ok((nats, shop.wasm_tools()?, shop.helm()?, shop.helm_docs()?, shop.compose()?))
         });
-        let fetched = fetched.join().map_err(|_| anyhow!("getting the tools fell over"))?;
+        let fetched = fetched.join().map_err(|_| anyhow!("the thread that gets the tools panicked"))?;
         if let (Err(error), Err(_)) = (&compiled, &fetched) {
-            // Only one of two can be returned.
+            // Only one of two errors can be returned.
             complain(error);
         }
         let ((npm, chromium, rust), (nats_server, wasm, helm, helm_docs, compose)) = (fetched?, compiled?);
@@ -298,7 +295,7 @@ pub(crate) fn everything(shop: &Workshop) -> Result<Everything> {
     })
 }
 
-/// Gets every tool and prints where each one is.
+/// Gets every tool and prints its path.
 ///
 /// # Errors
 /// As [`everything`].

@@ -1,5 +1,3 @@
-//! nats-server.
-
 use super::download::{Archive, Release};
 use super::go_program::GoProgram;
 use super::version::Version;
@@ -9,7 +7,7 @@ const VERSION: Version = Version(2, 15, 2);
 pub(super) const NATS_SERVER: GoProgram = GoProgram {
     name: "nats-server",
     version: VERSION,
-    // What the durable mode's streams need.
+    // The streams of mode Durable need this version.
     oldest: Version(2, 11, 0),
     ask: &["--version"],
     package: "github.com/nats-io/nats-server/v2",
@@ -20,7 +18,7 @@ pub(super) const NATS_SERVER: GoProgram = GoProgram {
     release: &RELEASE,
 };
 
-/// The newest whose sums are known here, which is good enough to develop with.
+/// The newest release whose sums are known here, which is good enough for development.
 pub(super) const RELEASE: Release = Release {
     base: "https://github.com/nats-io/nats-server/releases/download/v2.15.0",
     archives: &[

@@ -11,7 +11,7 @@ use super::version::Version;
 use crate::run;
 
 const VERSION: Version = Version(22, 23, 3);
-/// What wrangler asks for.
+/// The version that wrangler requires.
 const OLDEST: Version = Version(22, 12, 0);
 
 pub(super) fn find(shop: &Workshop) -> Result<PathBuf> {
@@ -21,13 +21,14 @@ pub(super) fn find(shop: &Workshop) -> Result<PathBuf> {
     let entry = shop.cache.entry(&format!("node-{VERSION}"), |folder, _| {
         shop.progress.step(&format!("get Node {VERSION}"), || {
             let Some((os, arch)) = platform() else {
-                bail!("no Node {OLDEST} or newer on PATH, and no release of it for this platform");
+                bail!("Node {OLDEST} or newer is not on PATH, and has no release for this platform");
             };
             let Err(why) = RELEASE.unpack(folder) else { return Ok(()) };
             let arch = if arch == "amd64" { "x64" } else { arch };
             let Some(npm) = run::on_path("npm") else {
-                return Err(why)
-                    .context(format!("no Node: install {OLDEST} or newer, so that it is on PATH"));
+                return Err(why).context(format!(
+                    "cannot install Node; install {OLDEST} or newer, so that it is on PATH"
+                ));
             };
             from_npm(&npm, &format!("node-{os}-{arch}"), folder)
         })
@@ -42,7 +43,7 @@ pub(super) fn find(shop: &Workshop) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// The registry has each release of Node as a package a platform; npm checks its sum.
+/// Installs Node from npm. The registry has each release of Node as one package for each platform, and npm checks its sum.
 fn from_npm(npm: &Path, package: &str, folder: &Path) -> Result<()> {
     run::output(
         Command::new(npm)

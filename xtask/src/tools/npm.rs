@@ -1,5 +1,4 @@
-//! wrangler, esbuild, wasm-opt and axe-core: installed by `npm ci` from edge/package-lock.json, outside the
-//! clone.
+//! wrangler, esbuild, wasm-opt and axe-core, which `npm ci` installs from edge/package-lock.json outside the clone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,32 +18,32 @@ pub(crate) struct NpmTools {
 }
 
 impl NpmTools {
-    /// The Node that runs them.
+    /// The path of the Node that runs them.
     pub(crate) fn node(&self) -> PathBuf {
         self.node.clone()
     }
 
-    /// The folder of that Node: to stand first on PATH, for programs that say `env node`.
+    /// The folder of that Node. It must be first on PATH for programs that begin with `env node`.
     pub(crate) fn node_folder(&self) -> &Path {
         self.node.parent().unwrap_or(Path::new(""))
     }
 
-    /// wrangler's script, for Node to run.
+    /// wrangler's script, which Node runs.
     pub(crate) fn wrangler(&self) -> PathBuf {
         self.modules.join("wrangler/bin/wrangler.js")
     }
 
-    /// esbuild.
+    /// The path of esbuild.
     pub(crate) fn esbuild(&self) -> PathBuf {
         self.modules.join(".bin/esbuild")
     }
 
-    /// Binaryen's optimizer.
+    /// The path of Binaryen's optimizer.
     pub(crate) fn wasm_opt(&self) -> PathBuf {
         self.modules.join(".bin/wasm-opt")
     }
 
-    /// axe-core as one script, for the tests to put into pages.
+    /// axe-core as one script, which the tests put into pages.
     pub(crate) fn axe_core(&self) -> PathBuf {
         self.modules.join("axe-core/axe.min.js")
     }
@@ -66,25 +65,26 @@ pub(super) fn install(shop: &Workshop, node: &Path) -> Result<NpmTools> {
     Ok(NpmTools { node: node.to_path_buf(), modules: entry.join("node_modules") })
 }
 
-/// `npm`, which runs on this Node: the one beside it, else the one on PATH.
+/// Returns `npm` for this Node: the npm beside it, or the one on PATH.
 ///
 /// # Errors
-/// When there is none.
+/// If npm is missing.
 pub(super) fn command(node: &Path) -> Result<Command> {
     let folder = node.parent().unwrap_or(Path::new(""));
     let bundled = folder.join("npm");
     let npm = if bundled.is_file() { Some(bundled) } else { run::on_path("npm") };
-    let npm = npm.context("there is a Node but no npm: install npm, so that it is on PATH")?;
+    let npm = npm.context("Node has no npm; install npm, so that it is on PATH")?;
     let mut command = Command::new(npm);
     command.env("PATH", run::path_with(&[folder])?);
     Ok(command)
 }
 
-/// Installs what the lock file of this folder says. No install scripts: those of esbuild and workerd only check or
-/// copy what is there already.
+/// Installs the packages in the lock file of this folder, without install scripts.
+///
+/// The scripts of esbuild and workerd only check or copy files that exist already.
 ///
 /// # Errors
-/// When there is no npm, or the registry cannot be reached.
+/// If npm is missing, or the registry cannot be reached.
 pub(super) fn ci(node: &Path, folder: &Path) -> Result<()> {
     let mut npm = command(node)?;
     npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(folder);

@@ -1,4 +1,4 @@
-//! The benchmarks' peer: `npm ci` and its build, outside the clone, once for each state of its sources.
+//! The benchmarks' peer: installs and builds it outside the clone by npm, once for each state of its sources.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,14 +8,14 @@ use anyhow::{Context, Result, bail};
 use super::{Workshop, hex_sha256, npm};
 use crate::run;
 
-/// Where it lies in the clone.
+/// The peer's folder in the clone.
 const FOLDER: &str = "bench/peer";
 
 /// The peer, ready to run.
 pub(crate) struct Peer {
     /// The Node that runs it.
     pub(crate) node: PathBuf,
-    /// The folder of its scripts, `main.js` and `floor.js`.
+    /// The folder of the scripts `main.js` and `floor.js`.
     pub(crate) scripts: PathBuf,
 }
 
@@ -36,7 +36,7 @@ pub(super) fn build(shop: &Workshop, node: &Path) -> Result<Peer> {
             for file in &files {
                 let to = partial.join(file);
                 let parent = to.parent().unwrap_or(partial);
-                fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+                fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
                 fs::copy(folder.join(file), &to).with_context(|| format!("cannot write {}", to.display()))?;
             }
             npm::ci(node, partial)?;
@@ -46,15 +46,17 @@ pub(super) fn build(shop: &Workshop, node: &Path) -> Result<Peer> {
     })?;
     let scripts = entry.join("dist");
     if !scripts.join("main.js").is_file() {
-        bail!("the peer's build makes no {}", scripts.join("main.js").display());
+        bail!("the peer's build does not create {}", scripts.join("main.js").display());
     }
     Ok(Peer { node: node.to_path_buf(), scripts })
 }
 
-/// All files below `folder/inside`, but for what npm and the build make.
+/// Lists all files below `folder/inside`, except those that npm and the build create.
 fn sources(folder: &Path, inside: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let here = folder.join(inside);
-    for found in fs::read_dir(&here).with_context(|| format!("no peer in {}", here.display()))? {
+    for found in
+        fs::read_dir(&here).with_context(|| format!("cannot read the peer's folder {}", here.display()))?
+    {
         let found = found?;
         let name = inside.join(found.file_name());
         if found.file_type()?.is_dir() {

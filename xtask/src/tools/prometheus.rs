@@ -1,4 +1,4 @@
-//! Prometheus, for its image in `cargo xtask compose-test` where no registry of images can be reached.
+//! Prometheus for its image in `cargo xtask compose-test`, if no image registry can be reached.
 
 use super::go_program::GoProgram;
 use super::promtool::{RELEASE, VERSION};
@@ -7,12 +7,12 @@ use super::version::Version;
 pub(super) const PROMETHEUS: GoProgram = GoProgram {
     name: "prometheus",
     version: VERSION,
-    // Any other than the one in docker-compose.yml would be another test.
+    // Another version than the one in docker-compose.yml would be another test.
     oldest: VERSION,
     ask: &["--version"],
     package: "github.com/prometheus/prometheus/cmd/prometheus",
     module: Some(Version(0, 300 + VERSION.1, VERSION.2)),
-    // Without the clients of all clouds it builds in a minute and not in ten. docker-compose.yml names its targets.
+    // Without the clients of all clouds it builds in one minute instead of ten. docker-compose.yml needs no service discovery.
     tags: "remove_all_sd",
     as_part: true,
     stamp: Some("github.com/prometheus/common/version.Version"),

@@ -1,6 +1,7 @@
-//! promtool, which checks metrics, alert rules, and the rules' unit tests: from PATH, Prometheus' release, or Debian's package
-//! for machines that reach nothing but the registries. Not built by Go: with all that it can talk to, that takes over ten
-//! minutes on two cores.
+//! promtool, which checks metrics, alert rules, and the rules' unit tests.
+//!
+//! It comes from PATH, from Prometheus' release, or from Debian's package on machines that reach only the registries.
+//! Go does not build it: with all its clients, that takes over ten minutes on two cores.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use crate::run;
 
 pub(super) const VERSION: Version = Version(3, 15, 0);
 
-/// Debian 12's, which checks what ours uses in the same way.
+/// The version of Debian 12, which checks the features that we use in the same way.
 const OLDEST: Version = Version(2, 42, 0);
 
 pub(super) fn find(shop: &Workshop) -> Result<PathBuf> {
@@ -63,11 +64,11 @@ pub(super) const RELEASE: Release = Release {
     ],
 };
 
-/// Taken out of the package: installed, it would bring a Prometheus that runs.
+/// Takes promtool out of the package. An installed package would start a Prometheus.
 fn debians(folder: &Path) -> Result<()> {
     let package = folder.join("debian");
     debian::unpack(&["prometheus"], &package)?;
     fs::rename(package.join("usr/bin/promtool"), folder.join("promtool"))
-        .context("Debian's prometheus has no promtool")?;
+        .context("Debian's package prometheus contains no promtool")?;
     fs::remove_dir_all(&package).with_context(|| format!("cannot remove {}", package.display()))
 }

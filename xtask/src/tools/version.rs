@@ -1,4 +1,4 @@
-//! Versions as tools print them, to be compared.
+//! Compares versions, as tools print them.
 
 use std::fmt;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::run;
 pub(super) struct Version(pub(super) u32, pub(super) u32, pub(super) u32);
 
 impl Version {
-    /// The first thing in a text that looks like a version: `nats-server: v2.15.2`, `v22.21.1`.
+    /// The first version in a text, such as `nats-server: v2.15.2` or `v22.21.1`.
     pub(super) fn within(text: &str) -> Option<Self> {
         text.split_whitespace().find_map(|word| {
             let word = word.strip_prefix('v').unwrap_or(word);
@@ -20,12 +20,12 @@ impl Version {
         })
     }
 
-    /// What a program answers to `--version`.
+    /// The version that a program prints for `--version`.
     pub(super) fn of(program: &Path) -> Option<Self> {
         Self::said(program, &["--version"])
     }
 
-    /// What a program answers to these arguments.
+    /// The version that a program prints for these arguments.
     pub(super) fn said(program: &Path, arguments: &[&str]) -> Option<Self> {
         Self::within(&run::output(Command::new(program).args(arguments)).ok()?)
     }

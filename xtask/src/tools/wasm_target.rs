@@ -1,4 +1,4 @@
-//! A standard library for wasm32: rustc has it, rustup gets it, or Debian's sources of it are built.
+//! A standard library for wasm32: rustc has it, rustup installs it, or it is built from Debian's sources.
 
 use std::fmt;
 use std::fs;
@@ -17,27 +17,26 @@ const TARGET: &str = "wasm32-unknown-unknown";
 
 /// The rustc that builds the Worker.
 pub(crate) enum WasmRust {
-    /// The one on PATH.
+    /// The rustc on PATH.
     Ordinary,
-    /// Debian's, with a sysroot of our own.
+    /// Debian's rustc, with our own sysroot.
     Sysroot {
-        /// Holds the `rustc` to stand first on PATH.
+        /// The folder of the `rustc` that must be first on PATH.
         bin: PathBuf,
-        /// Debian's has none for wasm, the ordinary toolchain does.
+        /// The linker of the ordinary toolchain: Debian has none for wasm.
         linker: PathBuf,
     },
 }
 
 impl WasmRust {
-    /// Makes a command that calls cargo build with it; `PATH` is the caller's, with [`WasmRust::bin`] in
-    /// front.
+    /// Sets up a command that calls cargo build. The caller sets `PATH`, with [`WasmRust::bin`] in front.
     pub(crate) fn apply(&self, command: &mut Command) {
         if let Self::Sysroot { bin, linker } = self {
             command.env("RUSTC", bin.join("rustc")).env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker);
         }
     }
 
-    /// The folder to stand first on PATH: worker-build asks the `rustc` there, not `$RUSTC`.
+    /// The folder that must be first on PATH: worker-build calls the `rustc` there, not `$RUSTC`.
     pub(crate) fn bin(&self) -> Option<&Path> {
         match self {
             Self::Ordinary => None,
@@ -75,21 +74,24 @@ pub(super) fn find(shop: &Workshop) -> Result<WasmRust> {
         }
     }
     if !debian::installs() {
-        bail!("{tried}. Install it, with `rustup target add {TARGET}` or the package of your system");
+        bail!("{tried}; install it with `rustup target add {TARGET}` or the package of your system");
     }
     sysroot(shop).context(tried)
 }
 
 fn present() -> Result<bool> {
-    // rustc names the folder whether or not there is one.
+    // rustc prints the folder whether or not it exists.
     let folder = run::output(Command::new("rustc").args(["--print", "target-libdir", "--target", TARGET]))?;
     Ok(Path::new(folder.trim()).is_dir())
 }
 
-/// Where rustup's server cannot be reached, Debian can: its `rustc-web` is the rustc Firefox is built with,
-/// recent and with its sources (`rust-web-src`), but without a standard library for wasm32. So we build one.
-/// It fits that rustc only, hence a sysroot and a `rustc` that knows it, for the Worker alone; all else is
-/// built by the user's.
+/// Builds a sysroot with a standard library for wasm32, from Debian's sources.
+///
+/// If rustup's server cannot be reached, Debian can be. Its `rustc-web` is the rustc that builds Firefox: recent and
+/// with its sources (`rust-web-src`), but without a standard library for wasm32.
+///
+/// The library fits only that rustc. So the Worker alone uses this sysroot, and a `rustc` that knows it; the user's
+/// rustc builds everything else.
 fn sysroot(shop: &Workshop) -> Result<WasmRust> {
     let rustc = Path::new("/usr/bin/rustc");
     let sources = Path::new("/usr/lib/rustlib/src");
@@ -99,7 +101,7 @@ fn sysroot(shop: &Workshop) -> Result<WasmRust> {
     let about = run::output(Command::new(rustc).arg("-vV"))?;
     let field = |name| about.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let (Some(release), Some(host)) = (field("release:"), field("host:")) else {
-        bail!("{} -vV does not say its release and host", rustc.display());
+        bail!("{} -vV does not print its release and host", rustc.display());
     };
     let entry = shop.cache.entry(&format!("wasm-sysroot-{release}"), |folder, place| {
         shop.progress.step(&format!("build a wasm32 standard library for rustc {release}"), || {
@@ -111,7 +113,7 @@ fn sysroot(shop: &Workshop) -> Result<WasmRust> {
     let own_host = host_of_ordinary()?;
     let linker = Path::new(own.trim()).join("lib/rustlib").join(own_host).join("bin/rust-lld");
     if !linker.exists() {
-        bail!("the toolchain on PATH has no {}: use one that rustup installed", linker.display());
+        bail!("the toolchain on PATH has no {}; use a toolchain of rustup", linker.display());
     }
     Ok(WasmRust::Sysroot { bin: entry.join("bin"), linker })
 }
@@ -119,7 +121,7 @@ fn sysroot(shop: &Workshop) -> Result<WasmRust> {
 fn host_of_ordinary() -> Result<String> {
     let about = run::output(Command::new("rustc").arg("-vV"))?;
     let host = about.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("rustc -vV does not say its host")
+    host.map(str::to_owned).context("rustc -vV does not print its host")
 }
 
 fn fill(folder: &Path, place: &Path, host: &str) -> Result<()> {
@@ -132,7 +134,7 @@ fn fill(folder: &Path, place: &Path, host: &str) -> Result<()> {
     }
     symlink(Path::new("/usr/lib/rustlib").join(host), rustlib.join(host))?;
     symlink("/usr/lib/rustlib/src", rustlib.join("src"))?;
-    // An empty crate: with it cargo builds the standard library it would be linked against.
+    // An empty crate: cargo builds the standard library that the crate would be linked against.
     fs::write(
         seed.join("Cargo.toml"),
         "[package]\nname = \"seed\"\nversion = \"0.0.0\"\nedition = \"2021\"\n[lib]\ncrate-type = [\"rlib\"]\n\
@@ -144,9 +146,9 @@ fn fill(folder: &Path, place: &Path, host: &str) -> Result<()> {
         .args(["build", "--quiet", "--release", "-Zbuild-std=std,panic_abort", "--target", TARGET])
         .current_dir(&seed)
         .env("RUSTC", "/usr/bin/rustc")
-        // -Zbuild-std is for nightlies; a released rustc does it when told so.
+        // -Zbuild-std is for nightly builds; this variable allows it in a release of rustc.
         .env("RUSTC_BOOTSTRAP", "1")
-        // Without bitcode in it the Worker's LTO fails.
+        // Without bitcode in the library, the Worker's LTO fails.
         .env("RUSTFLAGS", "-Cembed-bitcode=yes")
         .env("CARGO_TARGET_DIR", seed.join("target"));
     for name in ["CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {

@@ -1,4 +1,4 @@
-//! Copies what is in one folder into another that is empty: a volume's snapshot, and back.
+//! Copies the content of a folder into an empty one: for the snapshot of a volume, and back.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let (from, to) = (arguments.next().context("no folder")?, arguments.next().context("no other folder")?);
+    let (from, to) = (arguments.next().context("no folder")?, arguments.next().context("no target folder")?);
     let empty = fs::read_dir(&to).with_context(|| format!("cannot read {to}"))?.next().is_none();
     ensure!(empty, "{to} is not empty");
     let files = copy(Path::new(&from), Path::new(&to))?;
@@ -21,7 +21,7 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<usize> {
         let entry = entry?;
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
-            fs::create_dir(&target).with_context(|| format!("cannot make {}", target.display()))?;
+            fs::create_dir(&target).with_context(|| format!("cannot create {}", target.display()))?;
             files += copy(&entry.path(), &target)?;
         } else {
             fs::copy(entry.path(), &target).with_context(|| format!("cannot write {}", target.display()))?;

@@ -1,5 +1,6 @@
-//! A producer as a pod: creates of distinct tasks, each acknowledged by the stream before the next, until it is told to stop.
-//! Whoever connects to its port and writes `stored` or `stop` is answered how many were stored.
+//! A producer as a pod: it creates distinct tasks until it is told to stop. The stream acknowledges each event before the next.
+//!
+//! A client that connects to its port and writes `stored` or `stop` gets the number of stored events.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -11,7 +12,7 @@ use taskpipeline_e2e_cluster::{LOAD_PORT, create};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-/// For an ack; one that does not come by then is asked for again, by the same event.
+/// The time limit for an ack. After it, the same event is published again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
@@ -57,7 +58,7 @@ async fn main() -> anyhow::Result<()> {
 
 async fn publish(jetstream: &jetstream::Context, prefix: &str, pause: Duration, progress: &Progress) {
     let mut next = 0;
-    // One whose ack was lost may be stored, so it is not left before there is one.
+    // An event whose ack was lost may be stored, so the producer repeats it until it has an ack.
     while !progress.stop.load(Ordering::SeqCst) {
         let event = create(&format!("{prefix}-{next}"));
         loop {

@@ -1,4 +1,4 @@
-//! What a real API server makes of the type: its CEL rules, defaults, `/scale`, status and ownership.
+//! The behavior of a real API server for the type: CEL rules, defaults, `/scale`, status and ownership.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -16,7 +16,7 @@ async fn namespace() -> Namespace {
     namespace
 }
 
-/// Pipelines as whatever anybody writes.
+/// Returns the API for pipelines with any content.
 fn untyped(namespace: &Namespace) -> Api<DynamicObject> {
     let resource = ApiResource::erase::<TaskPipeline>(&());
     Api::namespaced_with(namespace.client.clone(), &namespace.name, &resource)
@@ -122,7 +122,7 @@ async fn scale_reads_and_writes_the_replicas_and_names_the_pods() {
     println!("scaled to 6; pods by {}", status.selector.unwrap());
 }
 
-/// What the operator's applies rely on; see `operator/apply.rs`.
+/// The operator's applies rely on this; see `operator/apply.rs`.
 #[tokio::test]
 async fn an_apply_with_the_uid_of_another_object_is_refused_whether_one_is_there_or_none() {
     let namespace = namespace().await;
@@ -135,7 +135,7 @@ async fn an_apply_with_the_uid_of_another_object_is_refused_whether_one_is_there
     };
     let (another, none) = ("7c1b0000-0000-4000-8000-000000000000", namespace.api::<ConfigMap>());
     let absent = apply(Some(another), "theirs").await.unwrap_err();
-    assert!(none.get_opt("settings").await.unwrap().is_none(), "it was made: {absent}");
+    assert!(none.get_opt("settings").await.unwrap().is_none(), "the object was created: {absent}");
     let made = apply(None, "ours").await.unwrap();
     let exchanged = apply(Some(another), "theirs").await.unwrap_err();
     let own = apply(made.metadata.uid.as_deref(), "own").await.unwrap();

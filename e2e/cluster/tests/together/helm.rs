@@ -1,4 +1,4 @@
-//! `helm install`, as a newcomer and as an administrator do it.
+//! `helm install`, as a new user and as an administrator run it.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -55,12 +55,12 @@ async fn helm_install_of_the_demo_gets_ready_and_a_producers_event_shows_on_the_
     assert!(notes.contains("port-forward service/demo-taskpipeline-demo"), "{notes}");
     assert!(shown < SOON, "{shown:?}");
 
-    // What its user makes is his.
+    // Objects that the user creates belong to the user.
     let own = json!({"metadata": {"name": "own"}, "stringData": {"mine": "yes"}});
     namespace.apply::<Secret>(own).await.unwrap();
     helm.uninstall().await.unwrap();
     let expected = ["ConfigMap kube-root-ca.crt", "PersistentVolumeClaim data-demo-nats-0", "Secret own"];
-    // The API server removes what belonged to the TaskPipeline, and to the operator, in its own time.
+    // The API server removes the objects of the TaskPipeline and of the operator in its own time.
     let left = eventually(SOON, async || {
         let mut left = Vec::new();
         left.extend(names::<ConfigMap>(&namespace).await?);
@@ -107,14 +107,14 @@ async fn another_number_of_nats_servers_is_refused_on_a_live_release_before_anyt
     let after = namespace.api::<StatefulSet>().get("demo-nats").await.unwrap();
     assert_eq!(
         after.metadata.resource_version, before.metadata.resource_version,
-        "it was changed all the same"
+        "the StatefulSet was changed nevertheless"
     );
     // The stream still works, and Helm accepts the same number of servers.
     let ack = producer.publish("tasks.created", create("next").into()).await.unwrap().await.unwrap();
     assert!(ack.sequence >= 2, "the stream was created again: {ack:?}");
     helm.upgrade(&chart, &["demo.enabled=true"]).await.unwrap();
 
-    // The volume outlives the release, and with it the reason.
+    // The volume outlives the release, and so does the reason.
     helm.uninstall().await.unwrap();
     let refused = helm.install(&chart, &three).await.unwrap_err();
     assert!(format!("{refused:#}").contains("Set nats.replicas=1"), "{refused:#}");
@@ -152,7 +152,7 @@ async fn scaled_to_5_and_back_under_load_loses_nothing_and_a_patch_is_live_and_o
     let stored = release.all_land(&producer).await.unwrap();
     println!("{stored} events stored while 2 replicas became 5 and 2 again, all in KV");
 
-    // As `kubectl patch` does it.
+    // Like `kubectl patch`.
     let pipelines = namespace.api::<TaskPipeline>();
     let patch = async |delay: &str| {
         let delays = json!({"spec": {"retry": {"delays": [delay]}}});
@@ -202,14 +202,15 @@ async fn nats_pod_deleted_once_and_ten_times_under_load_loses_no_stored_event() 
     let mut deleted = Vec::new();
     for round in 1..=11 {
         let before = pods.get("demo-nats-0").await.unwrap().uid().unwrap();
-        // The last ones nearly without a warning. With 0, the next pod starts on the volume while the one before still writes
-        // there, and what that one acknowledges meanwhile is gone (docs/operations.md, "One NATS server or three").
+        // The last deletions have almost no grace. With 0, the next pod starts on the volume while the former pod
+        // still writes there. Events that the former pod acknowledges then are lost (docs/operations.md, "One NATS
+        // server or three").
         let grace = if round > 6 { 1 } else { 30 };
         let params = DeleteParams { grace_period_seconds: Some(grace), ..DeleteParams::default() };
         pods.delete("demo-nats-0", &params).await.unwrap();
         eventually(Duration::from_secs(90), async || {
             let pods = ready(namespace, "app.kubernetes.io/component=nats-server", 1).await?;
-            ensure!(pods[0].uid().as_deref() != Some(&before), "the old one is still there");
+            ensure!(pods[0].uid().as_deref() != Some(&before), "the old pod still exists");
             Ok(())
         })
         .await
@@ -222,7 +223,7 @@ async fn nats_pod_deleted_once_and_ten_times_under_load_loses_no_stored_event() 
     }
     deleted.sort();
     deleted.dedup();
-    assert_eq!(deleted.len(), 11, "it was not deleted each time");
+    assert_eq!(deleted.len(), 11, "the pod was not deleted each time");
     let stored = release.all_land(&producer).await.unwrap();
     println!("nats-server's pod deleted {} times: {stored} events stored, all in KV", deleted.len());
 }
@@ -242,7 +243,7 @@ async fn three_nats_servers_keep_what_is_stored_while_each_of_them_is_deleted() 
         pods.delete(&name, &DeleteParams::default()).await.unwrap();
         eventually(Duration::from_secs(90), async || {
             ready(namespace, "app.kubernetes.io/component=nats-server", 3).await?;
-            ensure!(pods.get(&name).await?.uid() != before, "the old one is still there");
+            ensure!(pods.get(&name).await?.uid() != before, "the old pod still exists");
             Ok(())
         })
         .await
@@ -270,7 +271,7 @@ async fn nats_logins_rotated_as_the_docs_say_lose_nothing_and_the_old_passwords_
         found
     };
     let (old, replicas) = (passwords().await, uids(namespace).await.unwrap());
-    // Its login is an old one soon.
+    // This login will soon be an old one.
     let stored = producer.stop().await.unwrap();
     let began = Instant::now();
     for login in logins {
@@ -280,11 +281,11 @@ async fn nats_logins_rotated_as_the_docs_say_lose_nothing_and_the_old_passwords_
     namespace.api::<StatefulSet>().restart("demo-nats").await.unwrap();
     let new = passwords().await;
     assert!(old[0] != new[0] && old[1] != new[1], "the passwords are the old ones");
-    // The operator looks at Secrets every minute, and a replica that is not let in any more takes its grace to end.
+    // The operator checks Secrets every minute, and a replica that NATS refuses takes its grace to end.
     eventually(Duration::from_secs(180), async || {
         ready(namespace, PROCESSORS, 2).await?;
         let now = uids(namespace).await?;
-        ensure!(now.iter().all(|uid| !replicas.contains(uid)), "old replicas are still there");
+        ensure!(now.iter().all(|uid| !replicas.contains(uid)), "old replicas still exist");
         condition(namespace, "NatsConnected", "True").await
     })
     .await
@@ -307,7 +308,7 @@ async fn nats_logins_rotated_as_the_docs_say_lose_nothing_and_the_old_passwords_
     );
 }
 
-/// The replicas that are there.
+/// The uids of the existing replicas.
 async fn uids(namespace: &Namespace) -> anyhow::Result<Vec<String>> {
     Ok(present(namespace, PROCESSORS).await?.iter().filter_map(ResourceExt::uid).collect())
 }

@@ -1,4 +1,4 @@
-//! What the Dockerfile makes, as a node sees it.
+//! The images of the Dockerfile on a node.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -13,7 +13,7 @@ async fn the_dockerfiles_images_run_as_nobody_on_a_read_only_root_and_have_no_sh
     {
         let image = image.name().unwrap();
         let arguments = if name == "demo" { "--help" } else { "--version" };
-        // The node itself sees to it that the image's user is not root.
+        // The node checks that the image's user is not root.
         let runs = json!({"image": image, "args": [arguments]});
         let (succeeded, said) = once(&namespace, &format!("{name}-runs"), runs, &json!([])).await.unwrap();
         assert!(succeeded && said.contains(says), "{said}");
@@ -25,6 +25,6 @@ async fn the_dockerfiles_images_run_as_nobody_on_a_read_only_root_and_have_no_sh
             assert!(!succeeded && (said.contains("no such file") || said.contains("not found")), "{said}");
             missing.push(shell);
         }
-        println!("{name}: says {:?}, has none of {missing:?}", said.lines().next().unwrap_or_default());
+        println!("{name}: prints {:?}, has none of {missing:?}", said.lines().next().unwrap_or_default());
     }
 }

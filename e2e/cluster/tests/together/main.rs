@@ -1,4 +1,4 @@
-//! The tests that do not mind each other: one program, so that what waits does not keep others from running.
+//! The tests that can run side by side, in one program, so that waiting tests do not delay others.
 
 mod api_server;
 mod helm;

@@ -1,4 +1,4 @@
-//! What Prometheus, Grafana and autoscalers get of a release.
+//! The data of a release for Prometheus, Grafana and autoscalers.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -21,21 +21,21 @@ const FILES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/taskpipel
 const KEDA: &str = include_str!("../../../../manifests/examples/keda.yaml");
 const COMPOSE: &str = include_str!("../../../../docker-compose.yml");
 
-/// Runs promtool beside the alert rules; answers what it said.
+/// Runs promtool in the folder of the alert rules, and returns its output.
 async fn promtool(arguments: &[&str], input: &str) -> anyhow::Result<String> {
     let program = std::env::var_os("TASKPIPELINE_PROMTOOL")
-        .context("TASKPIPELINE_PROMTOOL is not set: run `cargo xtask e2e`")?;
+        .context("TASKPIPELINE_PROMTOOL is not set; run `cargo xtask e2e`")?;
     let mut command = Command::new(program);
     command.args(arguments).current_dir(FILES).kill_on_drop(true);
     let mut running = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    running.stdin.take().context("no way to tell promtool")?.write_all(input.as_bytes()).await?;
+    running.stdin.take().context("promtool has no standard input")?.write_all(input.as_bytes()).await?;
     let done = running.wait_with_output().await?;
     let said = String::from_utf8([done.stdout, done.stderr].concat())?;
     ensure!(done.status.success(), "promtool {}: {said}", arguments.join(" "));
     Ok(said)
 }
 
-/// The pods that a `PodMonitor` has Prometheus scrape, and the port by its number.
+/// The pods that Prometheus scrapes for a `PodMonitor`, each with the number of the port.
 async fn scraped(namespace: &Namespace, monitor: &Value) -> anyhow::Result<Vec<(String, u16)>> {
     let labels = monitor["spec"]["selector"]["matchLabels"].as_object().context("no labels to select by")?;
     let labels: Vec<_> =
@@ -63,7 +63,7 @@ async fn prometheus_text_of_every_pod_passes_promtool_and_the_alert_rules_pass()
     eventually(SOON, async || ready(&namespace, "app.kubernetes.io/component=operator", 2).await)
         .await
         .unwrap();
-    // An event goes through, so that there is something to count.
+    // One event passes through, so that the counters have values.
     helm.test().await.unwrap();
 
     let monitors =
@@ -103,7 +103,7 @@ async fn prometheus_text_of_every_pod_passes_promtool_and_the_alert_rules_pass()
 async fn the_configuration_in_docker_compose_yml_passes_promtool_with_the_alert_rules() {
     let compose = &objects(COMPOSE).unwrap()[0];
     let configuration = compose["configs"]["prometheus"]["content"].as_str().unwrap();
-    // There both lie in one folder.
+    // In the cluster, both files are in one folder.
     let rules = format!("rule_files: [{FILES}/alerts.yaml]");
     let here = configuration.replace("rule_files: [alerts.yaml]", &rules);
     assert_ne!(here, configuration);
@@ -133,7 +133,7 @@ async fn podmonitor_prometheusrule_hpa_scaledobject_and_certificate_pass_a_dry_r
     ] {
         assert!(taken.iter().any(|what| what.starts_with(&format!("{kind} "))), "no {kind} in {taken:?}");
     }
-    println!("taken by the API server:\n{}", taken.join("\n"));
+    println!("accepted by the API server:\n{}", taken.join("\n"));
 }
 
 /// Everything that the chart can render at once, and the example for KEDA.
@@ -155,9 +155,9 @@ async fn all_enabled(namespace: &Namespace) -> anyhow::Result<Vec<String>> {
     for object in objects(&manifests)?.iter().chain(&objects(KEDA)?) {
         taken.push(dry_run.apply(object).await?);
     }
-    // That the check can fail.
+    // This shows that the check can fail.
     let misspelt = KEDA.replace("minReplicaCount", "minReplicasCount");
     let refused = dry_run.apply(&objects(&misspelt)?[0]).await;
-    ensure!(refused.is_err(), "the API server takes what the CRD does not have");
+    ensure!(refused.is_err(), "the API server accepts a field that the CRD does not have");
     Ok(taken)
 }

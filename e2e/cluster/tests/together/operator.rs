@@ -1,4 +1,4 @@
-//! The operator in the cluster: several of them, and drift.
+//! The operator in the cluster: several replicas, and drift.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -46,7 +46,7 @@ async fn when_the_leading_operator_is_killed_another_takes_over_and_drift_is_put
     deployments.delete("tasks-processor", &DeleteParams::background()).await.unwrap();
     let made_anew = within(SOON, async || {
         let found = deployments.get("tasks-processor").await?;
-        ensure!(found.metadata.deletion_timestamp.is_none(), "still going");
+        ensure!(found.metadata.deletion_timestamp.is_none(), "the Deployment is still being deleted");
         Ok(())
     })
     .await
@@ -61,7 +61,7 @@ async fn when_the_leading_operator_is_killed_another_takes_over_and_drift_is_put
     })
     .await
     .unwrap();
-    // What is taken out of the pipeline is taken out of the pods, too.
+    // A field that is removed from the pipeline is also removed from the pods.
     let pipelines = namespace.api::<TaskPipeline>();
     for class in [Some("system-cluster-critical"), None] {
         let edit = json!({"spec": {"processor": {"priorityClassName": class}}});
@@ -75,7 +75,8 @@ async fn when_the_leading_operator_is_killed_another_takes_over_and_drift_is_put
         .unwrap();
     }
     println!(
-        "another leads {took:?} after the kill; deleted: made anew after {made_anew:?}; edited: put right after {put_right:?}"
+        "another replica leads {took:?} after the kill; a deleted object exists again after {made_anew:?}; \
+         an edit is reverted after {put_right:?}"
     );
     assert!(
         made_anew <= Duration::from_secs(5) && put_right <= Duration::from_secs(5),

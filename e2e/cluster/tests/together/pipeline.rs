@@ -1,4 +1,4 @@
-//! A pipeline in the cluster, as its users handle it: pods really run, events really land.
+//! A pipeline in the cluster, as its users handle it: pods really run, and events really land.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// A namespace with everything but a pipeline.
+/// A namespace with everything except a pipeline.
 struct Bench {
     namespace: Namespace,
     nats: NatsPod,
@@ -41,7 +41,7 @@ impl Bench {
         Self { nats: nats.unwrap(), kv: kv.unwrap(), namespace }
     }
 
-    /// The same with a pipeline that is ready.
+    /// Creates the same with a pipeline that is ready.
     async fn with_pipeline(prefix: &str, more: &Value) -> Self {
         let bench = Self::start(prefix).await;
         kv_secret(&bench.namespace, "kv", "token-1").await.unwrap();
@@ -56,7 +56,7 @@ impl Bench {
         client.flush().await.unwrap();
     }
 
-    /// Creates of the tasks `{prefix}-0` and so on, from within the cluster.
+    /// Starts a producer in the cluster that creates the tasks `{prefix}-0` and so on.
     async fn producer(&self, prefix: &str, per_second: u32) -> Producer {
         let url = "nats://nats:4222";
         Producer::start(&self.namespace, url, None, prefix, per_second).await.unwrap()
@@ -80,7 +80,7 @@ impl Bench {
         Ok(deployment.spec.and_then(|spec| spec.replicas).unwrap_or_default())
     }
 
-    /// It is so, and stays so for some reconciles.
+    /// Checks that the number of replicas is this, and stays for some reconciles.
     async fn keeps_replicas(&self, wanted: i32) {
         eventually(SOON, async || {
             let is = self.replicas().await?;
@@ -89,7 +89,7 @@ impl Bench {
         })
         .await
         .unwrap();
-        // Something changes, so that it is reconciled again.
+        // A change triggers another reconcile.
         self.patch_pipeline(&json!({"metadata": {"annotations": {"e2e": format!("{:?}", Instant::now())}}}))
             .await;
         for _ in 0..6 {
@@ -107,7 +107,7 @@ impl Bench {
             .unwrap();
     }
 
-    /// A metric of each replica.
+    /// Reads a metric of each replica.
     async fn metrics(&self, wanted: usize, name: &str) -> Vec<f64> {
         let mut values = Vec::new();
         for pod in self.pods(wanted).await {
@@ -141,9 +141,9 @@ async fn a_pipeline_and_its_secret_get_ready_within_30_s_and_an_event_lands_in_k
     {
         eventually(SOON, async || condition(&bench.namespace, kind, "True").await).await.unwrap();
     }
-    assert_eq!(bench.replicas().await.unwrap(), 2, "what is not said is 2 at first");
+    assert_eq!(bench.replicas().await.unwrap(), 2, "the default is 2 replicas");
 
-    // Deleting it removes all that belongs to it, and leaves what is in NATS alone.
+    // Deleting the pipeline removes everything that belongs to it, and does not touch the data in NATS.
     let pipelines = bench.namespace.api::<TaskPipeline>();
     pipelines.delete("tasks", &DeleteParams::background()).await.unwrap();
     eventually(SOON, async || {
@@ -152,13 +152,13 @@ async fn a_pipeline_and_its_secret_get_ready_within_30_s_and_an_event_lands_in_k
             || namespace.api::<ServiceAccount>().get_opt("tasks-processor").await?.is_some()
             || namespace.api::<Role>().get_opt("tasks-processor").await?.is_some()
             || namespace.api::<Service>().get_opt("tasks-processor").await?.is_some();
-        ensure!(!left, "something is left of it");
+        ensure!(!left, "some objects of the pipeline still exist");
         Ok(())
     })
     .await
     .unwrap();
     let streams = bench.nats.monitor("jsz").await.unwrap()["streams"].as_u64().unwrap();
-    println!("deleted: nothing is left of it but {streams} streams in NATS");
+    println!("deleted: only {streams} streams in NATS are left");
     assert!(streams >= 2, "the stream and the ledger are gone");
 }
 
@@ -275,20 +275,20 @@ async fn a_rotated_token_rolls_the_pods_and_loses_nothing_and_a_missing_secret_i
     let producer = bench.producer("rotate", 100).await;
     producer.reaches(1).await.unwrap();
     let before: Vec<_> = bench.pods(2).await.iter().map(ResourceExt::name_any).collect();
-    // Both tokens are let in while one takes the other's place.
+    // Both tokens are accepted while one replaces the other.
     bench.kv.let_in(&["token-1", "token-2"]).await.unwrap();
     kv_secret(&bench.namespace, "kv", "token-2").await.unwrap();
     let deployments = bench.namespace.api::<Deployment>();
     let least_available = AtomicI32::new(i32::MAX);
-    // The Secret is looked at every minute.
+    // The operator checks the Secret every minute.
     let took = within(Duration::from_secs(150), async || {
         let status = deployments.get("tasks-processor").await?.status.unwrap_or_default();
         least_available.fetch_min(status.available_replicas.unwrap_or(0), Ordering::SeqCst);
         ready(&bench.namespace, PROCESSORS, 2).await?;
-        // One that drains still writes, with the old token.
+        // A replica that drains still writes, with the old token.
         let pods = present(&bench.namespace, PROCESSORS).await?;
         let old: Vec<_> = pods.iter().map(ResourceExt::name_any).filter(|pod| before.contains(pod)).collect();
-        ensure!(old.is_empty(), "old pods are still there: {}", old.join(", "));
+        ensure!(old.is_empty(), "old pods still exist: {}", old.join(", "));
         Ok(())
     })
     .await
@@ -319,7 +319,10 @@ async fn a_rotated_token_rolls_the_pods_and_loses_nothing_and_a_missing_secret_i
     let events = bench.namespace.api::<Event>();
     eventually(SOON, async || {
         let all = events.list(&ListParams::default()).await?;
-        ensure!(all.iter().any(|event| event.reason.as_deref() == Some("SecretMissing")), "no Event says so");
+        ensure!(
+            all.iter().any(|event| event.reason.as_deref() == Some("SecretMissing")),
+            "no Event reports it"
+        );
         Ok(())
     })
     .await
@@ -354,14 +357,14 @@ async fn whoever_may_edit_a_pipeline_cannot_have_it_send_what_he_may_not_read_to
     let may = json!([{"apiGroups": ["taskpipeline.dev"], "resources": ["taskpipelines"], "verbs": ["*"]}]);
     let eve = namespace.user("eve", may).await.unwrap();
     let secrets: Api<Secret> = Api::namespaced(eve.clone(), &namespace.name);
-    let denied = secrets.get("nats-auth").await.expect_err("she may not read Secrets").to_string();
+    let denied = secrets.get("nats-auth").await.expect_err("she must not read Secrets").to_string();
     assert!(denied.contains("forbidden"), "{denied}");
     let pipelines: Api<TaskPipeline> = Api::namespaced(eve, &namespace.name);
     let edit = json!({"spec": {"nats": {"url": "nats://thief:8788"}}});
     pipelines.patch("tasks", &PatchParams::default(), &Patch::Merge(&edit)).await.unwrap();
     let message = eventually(SOON, async || condition(&namespace, "Degraded", "True").await).await.unwrap();
     assert!(message.contains("may not be sent to thief"), "{message}");
-    // Nowhere in the spec is there a place for KV's address or an environment variable with it.
+    // The spec has no place for KV's address, nor for an environment variable with it.
     for edit in [
         json!({"spec": {"kv": {"baseUrl": "http://thief:8788"}}}),
         json!({"spec": {"processor": {"env": {"CF_API_BASE_URL": "http://thief:8788"}}}}),
@@ -371,7 +374,7 @@ async fn whoever_may_edit_a_pipeline_cannot_have_it_send_what_he_may_not_read_to
         let kept = tried.map(|pipeline| serde_json::to_string(&pipeline.spec).unwrap());
         assert!(kept.is_err() || !kept.unwrap().contains("thief:8788\"}"), "{edit}");
     }
-    // Nor does one of her own help.
+    // A Secret of her own does not help either.
     let mut own =
         minimal(&json!({"nats": {"url": "nats://thief:8788", "authSecretRef": {"name": "nats-auth"}}}));
     own["metadata"]["name"] = "own".into();
@@ -387,8 +390,12 @@ async fn whoever_may_edit_a_pipeline_cannot_have_it_send_what_he_may_not_read_to
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(namespace.api::<Deployment>().get_opt("own-processor").await.unwrap().is_none());
     let pods = ready(&namespace, PROCESSORS, 2).await.unwrap();
-    assert_eq!(pods.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), before, "what ran before goes on");
-    assert_eq!(thief.answers(None).await.unwrap(), 0, "something was sent to the thief");
+    assert_eq!(
+        pods.iter().map(ResourceExt::name_any).collect::<Vec<_>>(),
+        before,
+        "the old pods keep running"
+    );
+    assert_eq!(thief.answers(None).await.unwrap(), 0, "the thief received a request");
 
     let edit = json!({"spec": {"nats": {"url": "nats://nats:4222"}}});
     pipelines.patch("tasks", &PatchParams::default(), &Patch::Merge(&edit)).await.unwrap();

@@ -1,4 +1,4 @@
-//! NATS' volume brought back from a snapshot, as docs/operations.md says.
+//! NATS' volume is restored from a snapshot, as docs/operations.md describes.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -18,9 +18,9 @@ use taskpipeline_operator::api::TaskPipeline;
 
 const SOON: Duration = Duration::from_secs(60);
 const SERVERS: &str = "app.kubernetes.io/component=nats-server";
-/// The claim of the one server.
+/// The claim of the only server.
 const CLAIM: &str = "data-demo-nats-0";
-/// How many tasks have each fate.
+/// The number of tasks with each fate.
 const EACH: u32 = 10;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -44,7 +44,7 @@ async fn nats_restored_from_a_snapshot_as_the_docs_say_goes_on_and_what_came_bet
     let files = copy_volume(namespace, CLAIM, "snapshot").await.unwrap();
     start(namespace).await;
 
-    // What the snapshot does not know. The stream will hand out these sequences a second time.
+    // The snapshot does not have these events. The stream will use their sequences a second time.
     let mut between = Vec::new();
     for task in 0..EACH {
         between.push(update(&format!("changed-{task}"), "Between"));
@@ -62,7 +62,7 @@ async fn nats_restored_from_a_snapshot_as_the_docs_say_goes_on_and_what_came_bet
     copy_volume(namespace, "snapshot", CLAIM).await.unwrap();
     start(namespace).await;
 
-    // Producers publish again what they still have, and new events.
+    // Producers publish again the events that they still have, and new ones.
     let mut after = Vec::new();
     for task in 0..EACH {
         after.push(update(&format!("again-{task}"), "After"));
@@ -76,7 +76,7 @@ async fn nats_restored_from_a_snapshot_as_the_docs_say_goes_on_and_what_came_bet
     let report: Value = serde_json::from_str(&verified.out).expect(&verified.err);
     let named = |class: &str| report[class].as_array().map_or(0, Vec::len);
     println!(
-        "a snapshot of {files} files brought back; of what came between, KV has {} stale, {} missing, {} unmanaged",
+        "restored a snapshot of {files} files; of the events after it, KV has {} stale, {} missing, {} unmanaged",
         named("stale"),
         named("missing"),
         named("unmanaged")
@@ -110,7 +110,7 @@ fn ids(fate: &str) -> Vec<String> {
     ids
 }
 
-/// Publishes events by the producer's login; the stream has acknowledged each.
+/// Publishes events with the producer's login, until the stream has acknowledged each.
 async fn publish(namespace: &Namespace, events: &[(&'static str, String)]) {
     let nats = forward(namespace, "nats-server", 4222).await.unwrap();
     let producer = jetstream::new(log_in(namespace, &nats, "producer").await.unwrap());
@@ -119,7 +119,7 @@ async fn publish(namespace: &Namespace, events: &[(&'static str, String)]) {
     }
 }
 
-/// All tasks with these fates have this title in KV.
+/// Waits until all tasks with these fates have this title in KV.
 async fn titled(release: &Release, fates: &[&str], title: &str) {
     eventually(SOON, async || {
         for id in fates.iter().flat_map(|fate| ids(fate)) {
@@ -132,7 +132,7 @@ async fn titled(release: &Release, fates: &[&str], title: &str) {
     .unwrap();
 }
 
-/// The pipeline is suspended, and then nats-server stopped.
+/// Suspends the pipeline, and then stops nats-server.
 async fn stop(namespace: &Namespace) {
     suspend(namespace, true).await;
     gone(namespace, PROCESSORS).await;
@@ -140,7 +140,7 @@ async fn stop(namespace: &Namespace) {
     gone(namespace, SERVERS).await;
 }
 
-/// nats-server is started, and the pipeline goes on.
+/// Starts nats-server, and continues the pipeline.
 async fn start(namespace: &Namespace) {
     servers(namespace, 1).await;
     suspend(namespace, false).await;
@@ -165,20 +165,20 @@ async fn servers(namespace: &Namespace, replicas: u32) {
     sets.patch_scale("demo-nats", &PatchParams::default(), &patch).await.unwrap();
 }
 
-/// Waits until there is none of these pods any more.
+/// Waits until none of these pods exists any more.
 async fn gone(namespace: &Namespace, label: &str) {
     eventually(SOON, async || {
         let pods = present(namespace, label).await?;
         let left: Vec<_> = pods.iter().map(ResourceExt::name_any).collect();
-        ensure!(left.is_empty(), "still there: {}", left.join(", "));
+        ensure!(left.is_empty(), "still running: {}", left.join(", "));
         Ok(())
     })
     .await
     .unwrap();
 }
 
-/// `taskpipeline resync` in a replica's pod, which ends well where KV is what the ledger says. KV here never shows what is old,
-/// so nothing is waited for.
+/// Runs `taskpipeline resync` in a replica's pod. It succeeds if KV equals the ledger. KV never returns old values
+/// here, so the command does not wait.
 async fn resync(namespace: &Namespace, arguments: &[&str]) -> Ended {
     let pod = ready(namespace, PROCESSORS, 2).await.unwrap()[0].name_any();
     let command = [&["/taskpipeline", "resync", "--recheck-after", "2s"], arguments].concat();

@@ -1,4 +1,4 @@
-//! Who may do what in a release: found out by trying.
+//! The permissions in a release, found out by trying.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -15,10 +15,10 @@ use taskpipeline_e2e_cluster::{Chart, Image, Namespace, Release, create, eventua
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// How long an answer is waited for that must not come.
+/// How long a test waits for an answer that must not come.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// Runs the program once as a pod; answers whether it succeeded, and its log.
+/// Runs the program once as a pod, and returns whether it succeeded, and its log.
 async fn program(namespace: &Namespace, name: &str, args: Value, env: Value) -> (bool, String) {
     let container = json!({"image": Image::Processor.name().unwrap(), "args": args, "env": env});
     once(namespace, name, container, &json!([])).await.unwrap()
@@ -91,7 +91,8 @@ async fn nobody_reads_or_writes_in_nats_what_is_not_his() {
         assert!(!matches!(asked.await, Ok(Ok(_))), "the processor got an answer from {subject}");
         processors += 1;
     }
-    // What it needs to keep room: to purge the stream of the events, of nothing here, and to change the limit of each.
+    // To keep room, the processor needs these permissions: to purge the stream of the events, which removes nothing
+    // here, and to change the limit of each stream.
     let purged = jetstream.get_stream("TASKS").await.unwrap().purge().sequence(1).await.unwrap();
     assert_eq!(purged.purged, 0);
     for stream in ["TASKS", "KV_TASKS--tasks-processor", "TASKS-DEAD-LETTERS"] {
@@ -122,8 +123,8 @@ async fn nobody_reads_or_writes_in_nats_what_is_not_his() {
         letters.messages,
         after_letters.messages
     );
-    assert_eq!(after.messages, before.messages + 2, "the two that were allowed");
-    assert_eq!(after_letters.messages, letters.messages + 1, "the one that is no event");
+    assert_eq!(after.messages, before.messages + 2, "the two permitted events");
+    assert_eq!(after_letters.messages, letters.messages + 1, "the invalid event");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,11 +144,13 @@ async fn the_processors_service_account_cannot_read_secrets() {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), &namespace.name);
     let mut refused = Vec::new();
     for name in ["kv", "demo-nats-processor", "demo-nats-producer"] {
-        refused.push(secrets.get(name).await.expect_err("it reads a Secret").to_string());
+        refused.push(secrets.get(name).await.expect_err("the processor reads a Secret").to_string());
     }
-    refused.push(secrets.list(&ListParams::default()).await.expect_err("it lists Secrets").to_string());
+    refused.push(
+        secrets.list(&ListParams::default()).await.expect_err("the processor lists Secrets").to_string(),
+    );
     assert!(refused.iter().all(|why| why.contains("forbidden")), "{refused:?}");
-    // The token is good: what it may, it can.
+    // The token is valid: permitted requests succeed.
     let pipelines: Api<taskpipeline_operator::api::TaskPipeline> = Api::namespaced(client, &namespace.name);
     pipelines.get("tasks").await.unwrap();
     println!("refused {} times: {}", refused.len(), refused[0]);

@@ -1,4 +1,4 @@
-//! What somebody who may edit pipelines gets of what belongs to others: nothing.
+//! A user who may edit pipelines gets no access to the Secrets and pipelines of others.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -49,7 +49,7 @@ async fn pipeline(namespace: &Namespace, name: &str, more: &Value) {
 async fn a_second_pipeline_gets_neither_the_secrets_of_the_first_nor_what_the_operator_does_not_allow() {
     let namespace = Namespace::new("tenants").await.unwrap();
     crd_is_installed(&namespace.client).await.unwrap();
-    // As the chart has it: nothing is allowed.
+    // The chart's defaults allow nothing.
     let values = ["pipeline.enabled=false", "nats.enabled=false", "crds.upgrade=false"];
     Helm::new(&namespace, "taskpipeline").unwrap().install(&Chart::current(), &values).await.unwrap();
     eventually(SOON, async || ready(&namespace, OperatorPods::LABEL, 1).await).await.unwrap();
@@ -61,10 +61,10 @@ async fn a_second_pipeline_gets_neither_the_secrets_of_the_first_nor_what_the_op
     secret(&namespace, "own", kv("http://thief/client/v4")).await;
     pipeline(&namespace, "tasks", &json!({"nats": {"authSecretRef": {"name": "login"}}})).await;
     becomes(&namespace, "tasks", "Suspended").await;
-    // The API server's clock has seconds.
+    // The API server's clock counts seconds.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
 
-    // He exports all tasks to a KV of his, and writes into the KV of others.
+    // The user exports all tasks to his own KV, and writes into the KV of others.
     let exports = json!({"nats": {"authSecretRef": {"name": "login"}}, "kv": {"secretRef": {"name": "own"}}});
     pipeline(&namespace, "exports", &exports).await;
     pipeline(&namespace, "writes", &json!({"nats": {"url": "nats://thief:4222"}})).await;
@@ -74,7 +74,7 @@ async fn a_second_pipeline_gets_neither_the_secrets_of_the_first_nor_what_the_op
         assert!(message.contains("is used by the pipeline tasks"), "{message}");
         refusals.push(message);
     }
-    // He has others act for him.
+    // The user lets others act for him.
     let own = json!({"name": "own"});
     for (name, more, reason) in [
         ("label", json!({"processor": {"labels": {"app": "shop"}}}), "MetadataNotAllowed"),
@@ -100,7 +100,7 @@ async fn a_second_pipeline_gets_neither_the_secrets_of_the_first_nor_what_the_op
         let deployment = namespace.api::<Deployment>().get_opt(&format!("{name}-processor")).await.unwrap();
         assert!(deployment.is_none(), "{name} runs");
     }
-    // The kubelet would put the token in place of it.
+    // The kubelet would replace this by the token.
     let expands = json!({"processor": {"env": {"RUST_LOG": "$(CF_API_TOKEN)"}}, "kv": {"secretRef": {"name": "own-env"}}});
     secret(&namespace, "own-env", kv("http://thief/client/v4")).await;
     pipeline(&namespace, "env", &expands).await;
@@ -110,7 +110,7 @@ async fn a_second_pipeline_gets_neither_the_secrets_of_the_first_nor_what_the_op
     let variable = container.env.iter().flatten().find(|variable| variable.name == "RUST_LOG").unwrap();
     assert_eq!(variable.value.as_deref(), Some("$$(CF_API_TOKEN)"));
 
-    // Whoever may write the Secret lets it be used.
+    // A user with the permission to write the Secret allows its use.
     let mut named = login;
     named["pipelines"] = "tasks, exports".into();
     secret(&namespace, "login", named).await;

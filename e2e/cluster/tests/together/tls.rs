@@ -1,4 +1,4 @@
-//! The bundled NATS with a certificate: nobody gets in without TLS, and neither does a server into the cluster.
+//! The bundled NATS with a certificate: without TLS, neither a client nor another server is accepted.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -35,7 +35,7 @@ async fn with_a_certificate_for_the_three_servers_nothing_goes_over_the_network_
         "nats.tls.secretName=servers",
         "nats.replicas=3",
         "nats.resources.requests.cpu=20m",
-        // Stored on all three, or not at all: over the routes.
+        // Events are stored on all three servers over the routes, or not at all.
         "pipeline.spec.delivery.stream.replicas=3",
     ];
     let release = Release::install_in(namespace, &Chart::current(), &values).await.unwrap();
@@ -54,25 +54,25 @@ async fn with_a_certificate_for_the_three_servers_nothing_goes_over_the_network_
     println!("{EVENTS} events over TLS, stored on three servers: all in KV");
     println!("{}", release.helm.test().await.unwrap());
 
-    // A client that would send its password in the clear, as one does that was told of no TLS.
+    // This client would send its password in the clear, because its user did not configure TLS.
     let answer = said(&clients, "CONNECT {\"user\":\"producer\",\"pass\":\"x\"}\r\nPING\r\n").await.unwrap();
     let info = answer.lines().next().and_then(|line| line.strip_prefix("INFO ")).unwrap();
     let info: Value = serde_json::from_str(info).unwrap();
     assert_eq!(info["tls_required"], true, "{info}");
-    assert!(!answer.contains("PONG"), "let in: {answer}");
-    // Somebody who claims to be a server: there, TLS begins before a word is said.
+    assert!(!answer.contains("PONG"), "accepted: {answer}");
+    // This client pretends to be a server. On routes, TLS begins before the first line.
     let routes = Forward::to(pods, "demo-nats-0", 6222).await.unwrap();
     let answer = said(&routes, "CONNECT {\"user\":\"routes\",\"pass\":\"x\"}\r\nPING\r\n").await.unwrap();
-    assert_eq!(answer, "", "it talks to somebody without TLS");
+    assert_eq!(answer, "", "the server answers without TLS");
     println!("without TLS, neither a client nor a server gets in");
 }
 
-/// All that a server says to somebody who says this without TLS, until it ends the connection.
+/// Sends these lines without TLS, and returns all lines of the server until it ends the connection.
 async fn said(server: &Forward, words: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(server.address).await?;
     stream.write_all(words.as_bytes()).await?;
     let mut answer = Vec::new();
-    // A connection that is reset has said what it has said.
+    // After a reset, the lines so far are still available.
     let _ = timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await.context("no end")?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }

@@ -1,5 +1,5 @@
-//! Values of the chart, in pairs: whatever an administrator sets together is taken by Helm, by the schema and by the API
-//! server, and its pods fit pod security "restricted".
+//! Values of the chart, in pairs: Helm, the schema and the API server accept every combination of two settings, and
+//! the pods fit "restricted" pod security.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use taskpipeline_e2e_cluster::{Chart, DryRun, Helm, Namespace, crd_is_installed, objects};
 
-/// What may be set, each with the settings that are tried; `;` stands between what belongs to one setting.
+/// The factors, each with its tested settings. `;` separates the values of one setting.
 const FACTORS: &[(&str, &[&str])] = &[
     ("names", &["", "fullnameOverride=short", "nameOverride=other"]),
     ("image", &["", "image.digest=sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"]),
@@ -68,11 +68,12 @@ const FACTORS: &[(&str, &[&str])] = &[
     ("monitoring", &["", "monitoring.dashboard.enabled=true;monitoring.dashboard.labels.grafana=ours"]),
 ];
 
-/// So many sets of values at the least.
+/// The smallest expected number of sets.
 const SETS: usize = 30;
 
-/// Sets of one setting for each factor, so that each pair of settings of two factors is in one of them: each next set is,
-/// among some, the one with the most pairs that were not there yet.
+/// Returns sets with one setting of each factor, so that each pair of settings of two factors is in a set.
+///
+/// Each next set is the candidate with the most pairs that no earlier set has.
 fn pairwise() -> Vec<Vec<usize>> {
     let mut missing = BTreeSet::new();
     for (i, (_, one)) in FACTORS.iter().enumerate() {
@@ -82,7 +83,7 @@ fn pairwise() -> Vec<Vec<usize>> {
             }
         }
     }
-    // A plain generator: the same sets each time.
+    // A plain generator gives the same sets each time.
     let mut state = 1_u64;
     let mut dice = |sides: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -170,7 +171,7 @@ async fn what_cannot_be_meant_is_refused_with_words_that_say_what() {
         let refused = helm.template(&chart, &[value]).await.expect_err(value).to_string();
         assert!(refused.contains(said), "{value}: {refused}");
     }
-    // What the chart does not know, the API server does.
+    // The API server knows fields that the chart's schema does not.
     crd_is_installed(&namespace.client).await.unwrap();
     let typo = [
         "pipeline.spec.retry.maxAttemps=3",

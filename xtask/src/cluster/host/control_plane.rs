@@ -1,4 +1,4 @@
-//! etcd and the control plane, and the keys they share.
+//! etcd and the control plane, and the keys that they share.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -33,7 +33,7 @@ impl Node {
 
     pub(super) fn etcd(&mut self) -> Result<()> {
         let data = format!("--data-dir={}", self.path("etcd"));
-        // What is lost with the machine is of a test.
+        // Nothing is synced to disk: the machine loses only the data of a test.
         self.spawn(
             "etcd",
             &[
@@ -69,7 +69,7 @@ impl Node {
         self.spawn("kube-scheduler", &[&kubeconfig, "--leader-elect=false", "--secure-port=0"])
     }
 
-    /// Also for a test that has stopped it.
+    /// Starts the API server, also for a test that has stopped it.
     fn start_api_server(&mut self) -> Result<()> {
         let arguments = [
             "--etcd-servers=http://127.0.0.1:12379".to_owned(),

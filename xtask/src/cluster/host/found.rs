@@ -1,4 +1,4 @@
-//! Looks at what is on the machine of the kinds of things that a node makes. Changes nothing, and decides nothing.
+//! Finds the things on the machine that a node may have created. Changes nothing, and decides nothing.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,16 +9,16 @@ use std::process::{Command, Stdio};
 use super::record::{Entry, Record};
 use super::{CGROUP, HOME, PORTS};
 
-/// Where the node's containerd keeps its tasks, in the node's folder.
+/// The tasks of the node's containerd, in the node's folder.
 const TASKS: &str = "containerd-state/io.containerd.runtime.v2.task/k8s.io";
 
 /// A process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Running {
     pub(super) id: u32,
-    /// When it started, in the kernel's ticks.
+    /// The start time, in the kernel's ticks.
     pub(super) started: u64,
-    /// The program, and what it was started with.
+    /// The program and its arguments.
     pub(super) arguments: Vec<String>,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Found {
     pub(super) tables: Vec<String>,
     /// Whether a kube-proxy works by iptables.
     pub(super) iptables_proxy: bool,
-    /// Of the loopback interface.
+    /// The addresses of the loopback interface.
     pub(super) addresses: Vec<String>,
     /// The cgroups with the node's name, and all cgroups below them.
     pub(super) cgroups: Vec<Cgroup>,
@@ -66,7 +66,7 @@ pub(super) struct Found {
     pub(super) taken_ports: Vec<u16>,
 }
 
-/// Looks at everything. Without the program to list a kind of thing, none exists: a machine without `nft` has no tables.
+/// Lists everything. If the program that lists a kind of thing is missing, none exists: a machine without `nft` has no tables.
 pub(super) fn look(record: &Record) -> Found {
     let mounts = mounts();
     let mut found = Found {
@@ -102,7 +102,7 @@ pub(super) fn look(record: &Record) -> Found {
     found
 }
 
-/// Looks also for things of others that keep a node from starting.
+/// Also looks for things of other software that keep a node from starting.
 pub(super) fn look_before_start() -> Found {
     let chains = lines_of("nft", &["list", "chains"], |line| {
         line.trim().starts_with("chain KUBE-SERVICES ").then_some(())
@@ -127,7 +127,7 @@ pub(super) fn running() -> Vec<Running> {
     .collect()
 }
 
-/// When a process started; `None` if it has ended.
+/// The start time of a process; `None` if it has ended.
 pub(super) fn started(id: u32) -> Option<u64> {
     stat(&fs::read_to_string(format!("/proc/{id}/stat")).ok()?)
 }
@@ -185,7 +185,8 @@ fn result(file: String) -> Option<CniResult> {
     Some(CniResult { network: text("networkName")?, pod: text("containerId")?, file })
 }
 
-/// The socket of a task's shim. Its folder cannot be set, and its name is a hash, but the task has its address in a file.
+/// The socket of a task's shim. The socket's folder cannot be set and its name is a hash, but a file of the task
+/// contains the address.
 fn shim_socket(task: &str) -> Option<String> {
     let address = fs::read_to_string(format!("{task}/address")).ok()?;
     let socket = address.trim().strip_prefix("unix://")?;
@@ -197,7 +198,7 @@ fn link(path: String) -> Option<(String, String)> {
     Some((path, target))
 }
 
-/// Lists the paths in a folder; none if the folder does not exist.
+/// Lists the paths in a folder; an empty list if the folder does not exist.
 fn entries(folder: &str) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| entry.path().to_string_lossy().into_owned()).collect()

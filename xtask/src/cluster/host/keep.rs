@@ -1,4 +1,4 @@
-//! A kept node, seen by another command than the one that started it.
+//! A kept node, seen by another command than the command that started it.
 
 use std::path::PathBuf;
 
@@ -9,16 +9,16 @@ use super::plan::to_stop;
 use super::record::{Record, Recorder};
 use super::{HOME, RECORD, kubeconfig, lock_file, removal};
 
-/// The state of this machine's node, by its record.
+/// The state of the node of this machine, by its record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// There is no record.
+    /// No record exists.
     None,
-    /// The node is kept, and runs.
+    /// The node is kept and runs.
     Up,
     /// The node is kept, and these of its processes have ended.
     Broken(Vec<String>),
-    /// The node is of a test run that continues or was killed, or was kept before the machine's last boot.
+    /// The node belongs to a test run that continues or was killed, or was kept before the machine's last boot.
     Other,
 }
 
@@ -39,7 +39,7 @@ fn of(record: &Record, running: &[super::found::Running]) -> State {
     if ended.is_empty() { State::Up } else { State::Broken(ended) }
 }
 
-/// Refuses a node for tests while one is kept: there is room for one.
+/// Refuses a node for tests while a node is kept: the machine has room for one.
 ///
 /// # Errors
 /// If a node is kept.
@@ -53,15 +53,15 @@ pub(crate) fn is_not_kept() -> Result<()> {
     }
 }
 
-/// The kubeconfig, and the folder with kubectl and helm.
+/// The path of the kubeconfig, and the folder with kubectl and helm.
 pub(crate) fn environment() -> (PathBuf, PathBuf) {
     (kubeconfig(), PathBuf::from(HOME).join("bin"))
 }
 
-/// Stops the node, kept or left behind, and removes all that it has made, its logs too.
+/// Stops the node, kept or left behind, and removes everything that it created, its logs too.
 ///
 /// # Errors
-/// Names the things that could not be removed; or a test run uses the node.
+/// Names the things that could not be removed. Also if a test run uses the node.
 pub(crate) fn down() -> Result<()> {
     let lock = lock_file()?;
     ensure!(

@@ -1,12 +1,13 @@
-//! Host mode: a Kubernetes node directly on this machine, without a container engine. etcd, the control plane, a kubelet and a
-//! proxy, built from source, on Debian's containerd, runc and CNI plugins. Pods really run. For root on Debian, where kind cannot
-//! run.
+//! Host mode: a Kubernetes node directly on this machine, without a container engine.
 //!
-//! What is unusual about it is so because such machines are often containers themselves: they may not lower an OOM score,
-//! have no systemd, and their addresses are not ours to bind.
+//! The node consists of etcd, the control plane, a kubelet and a proxy, built from source. It uses Debian's
+//! containerd, runc and CNI plugins, and its pods really run. Host mode is for root on Debian, where kind cannot run.
 //!
-//! A node changes the machine. It keeps what it can in its own folder and under its own names, and records the rest (`record`).
-//! `plan` decides what a clean-up removes, and `removal` removes it.
+//! Such machines are often containers themselves, which explains the unusual settings. They may not lower an OOM
+//! score, have no systemd, and their addresses are not ours to bind.
+//!
+//! A node changes the machine. It keeps what it can in its own folder and under its own names, and records the rest
+//! (`record`). `plan` decides what a clean-up removes, and `removal` removes it.
 
 mod control_plane;
 mod found;
@@ -44,27 +45,29 @@ While it runs, --host makes these changes, as root:
 At the end, everything but the packages is removed or set back. If a run was killed, the next run or
 `cargo xtask cluster down` does this, by the killed run's record. Nothing that is not recorded is removed.";
 
-/// The node's own address: on the loopback interface, so that nothing outside can reach it.
+/// The node's own address. It is on the loopback interface, so that nothing outside can reach it.
 const NODE: &str = "10.88.255.1";
 const PODS: &str = "10.88.0.0/24";
 const SERVICES: &str = "10.96.0.0/16";
 const DNS: &str = "10.96.0.10";
 const PORT: u16 = 16_443;
 
-/// The ports that have to be free: etcd's two, the API server's, the kubelet's, kube-proxy's.
+/// The ports that must be free: two of etcd, and those of the API server, the kubelet and kube-proxy.
 const PORTS: [u16; 5] = [12_379, 12_380, PORT, 10_250, 10_249];
 
-/// What a node keeps while it is up, and its logs after it. The same for every clone, so that each finds what a killed run of
-/// another has left behind; and not in the target folder, which may be removed at any time.
+/// The folder of the node's data, and of its logs after it has stopped.
+///
+/// Every clone uses this folder, so that each finds what a killed run of another has left behind. It is not in the
+/// target folder, which may be removed at any time.
 const HOME: &str = "/var/lib/taskpipeline-e2e";
 
-/// Its record, in that folder.
+/// The node's record, in [`HOME`].
 const RECORD: &str = "record";
 
-/// The folder of containerd's socket: the kernel allows a socket's path about a hundred characters.
+/// The folder of containerd's socket. The kernel limits the path of a socket to about a hundred characters.
 const RUN: &str = "/run/taskpipeline-e2e";
 
-/// containerd's socket.
+/// The socket of containerd.
 const SOCKET: &str = "/run/taskpipeline-e2e/containerd.sock";
 
 /// The name of the pods' network, by which CNI keeps its results.
@@ -73,22 +76,22 @@ const NETWORK: &str = "taskpipeline-e2e";
 /// The cgroup that all pods are in, in each hierarchy.
 const CGROUP: &str = "taskpipeline-e2e";
 
-/// One node at a time, whichever clone it is of.
+/// The lock that allows one node at a time, over all clones.
 const LOCK: &str = "/run/taskpipeline-e2e.lock";
 
-/// The node. Dropped, it is stopped, and its pods with it, unless it is kept.
+/// A node. When it is dropped, it stops with its pods, unless it is kept.
 pub(crate) struct Node {
     home: PathBuf,
     programs: Programs,
     recorder: Recorder,
     running: Vec<(&'static str, Child)>,
     kept: bool,
-    /// Held while it is up, or by the command that keeps it: its addresses and ports are always the same.
+    /// Held while the node is up, or by the command that keeps it: its addresses and ports are always the same.
     _lock: File,
 }
 
 impl Node {
-    /// Gets what it consists of, without starting it.
+    /// Gets the programs of a node, without starting them.
     pub(super) fn programs(shop: &Workshop) -> Result<Programs> {
         shop.debian(&[
             ("containerd", "containerd"),
@@ -134,13 +137,13 @@ impl Node {
     fn start_locked(shop: &Workshop, programs: Programs, lock: File) -> Result<Self> {
         let home = PathBuf::from(HOME);
         let recorder = Recorder::at(home.join(RECORD))?;
-        // Without a record there may be files still.
+        // Files may exist without a record.
         let former = recorder.read()?.unwrap_or_default();
         shop.progress
             .step("remove what an earlier node has left", || removal::clean(&former, &mut Vec::new()))?;
         let obstacles = plan::obstacles(&found::look_before_start());
         ensure!(obstacles.is_empty(), "no node can start on this machine:\n- {}", obstacles.join("\n- "));
-        fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
+        fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
         recorder.begin()?;
         let mut node = Self { home, programs, recorder, running: Vec::new(), kept: false, _lock: lock };
         shop.progress.step("start a Kubernetes node", || node.bring_up())?;
@@ -149,9 +152,9 @@ impl Node {
 
     fn bring_up(&mut self) -> Result<()> {
         for folder in ["logs", "pki", "cni", "etcd", "bin"] {
-            fs::create_dir_all(self.home.join(folder)).context("cannot make the node's folders")?;
+            fs::create_dir_all(self.home.join(folder)).context("cannot create the node's folders")?;
         }
-        fs::create_dir_all(RUN).with_context(|| format!("cannot make {RUN}"))?;
+        fs::create_dir_all(RUN).with_context(|| format!("cannot create {RUN}"))?;
         // Anyone who reads the keys is root on this machine.
         fs::set_permissions(self.home.join("pki"), fs::Permissions::from_mode(0o700))
             .context("cannot close the folder of the keys")?;
@@ -168,7 +171,7 @@ impl Node {
             node.kubectl(&["get", "nodes", "-o", &format!("jsonpath={status}")])
                 .is_ok_and(|text| text == "True")
         })?;
-        self.wait("service accounts are made", |node| {
+        self.wait("service accounts exist", |node| {
             node.kubectl(&["-n", "default", "get", "serviceaccount", "default"]).is_ok()
         })
     }
@@ -186,7 +189,7 @@ impl Node {
     /// Puts a program where `cargo xtask cluster env` finds it.
     fn link(&self, name: &str, program: &Path) -> Result<()> {
         let link = self.home.join("bin").join(name);
-        symlink(program, &link).with_context(|| format!("cannot make {}", link.display()))
+        symlink(program, &link).with_context(|| format!("cannot create {}", link.display()))
     }
 
     fn path(&self, name: &str) -> String {
@@ -213,12 +216,12 @@ impl Drop for Node {
     }
 }
 
-/// Where the node's kubeconfig lies.
+/// The path of the node's kubeconfig.
 pub(super) fn kubeconfig() -> PathBuf {
     Path::new(HOME).join("kubeconfig")
 }
 
-/// Brings an image to the node.
+/// Loads an image into the node.
 pub(super) fn load(archive: &Path) -> Result<()> {
     ctr(&["-n", "k8s.io", "images", "import", &archive.to_string_lossy()]).map(drop)
 }

@@ -1,9 +1,9 @@
 //! Decides what a clean-up removes, from the things found on the machine and from the record. Changes nothing.
 //!
-//! A thing is ours if it belongs to the node's own folder or name, or if the record has it. The folder and name cover mounts
-//! below the folder, the shims of its containerd and their sockets, results of pods in its CNI network, and links to its
-//! logs. Everything else stays, whatever its name: other software that runs pods also names its namespaces `cni-*` and its
-//! tables `kube-proxy`.
+//! A thing is ours if it belongs to the node's own folder or name, or if the record names it. The folder and name
+//! cover mounts below the folder, and the shims of its containerd with their sockets. They also cover results of pods
+//! in its CNI network, and links to its logs. Everything else stays, whatever its name: other software that runs pods
+//! also names its namespaces `cni-*` and its tables `kube-proxy`.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +18,7 @@ pub(super) enum Removal {
     Unmount(String),
     Table(String),
     Address(String),
-    /// Put a value below /proc/sys back.
+    /// Restore a value below /proc/sys.
     Sysctl {
         path: String,
         value: String,
@@ -26,7 +26,7 @@ pub(super) enum Removal {
     /// The folder of a cgroup.
     Cgroup(String),
     File(String),
-    /// A folder, which is empty.
+    /// An empty folder.
     Folder(String),
 }
 
@@ -92,7 +92,8 @@ pub(super) fn removals(found: &Found, record: &Record) -> Vec<Removal> {
     removals
 }
 
-/// Lists the things of others that a node would take over, each with the way out; no node starts while there is one.
+/// Lists the things of other software that a node would take over, each with the way out. A node does not start while
+/// one exists.
 pub(super) fn obstacles(found: &Found) -> Vec<String> {
     let mut obstacles = Vec::new();
     for table in found.tables.iter().filter(|table| table.ends_with(" kube-proxy")) {
@@ -119,7 +120,7 @@ pub(super) fn obstacles(found: &Found) -> Vec<String> {
     obstacles
 }
 
-/// Sets a value back only if it still is the node's: another value was set by somebody since, and stays.
+/// Restores a value only if it is still the node's: another value was set by someone since, and stays.
 fn sysctl(entry: &Entry, found: &Found) -> Option<Removal> {
     let Entry::Sysctl { path, before, after } = entry else { return None };
     let now = found.sysctls.iter().find(|(found, _)| found == path).map(|(_, value)| value)?;
@@ -169,7 +170,7 @@ mod tests {
         Record { entries: entries.to_vec() }
     }
 
-    /// A machine on which somebody else runs pods, too.
+    /// A machine on which other software runs pods, too.
     fn foreign() -> Found {
         Found {
             running: vec![
@@ -230,7 +231,7 @@ mod tests {
         let record = record(&[
             Entry::Address(text("10.88.255.1/32")),
             Entry::Table(text("ip kube-proxy")),
-            // Recorded before it was made, and never made.
+            // Recorded before the change, which never happened.
             Entry::Table(text("ip6 nothing")),
             Entry::Cgroup(text(OURS)),
             Entry::Sysctl { path: text("net/ipv4/ip_forward"), before: text("0"), after: text("1") },

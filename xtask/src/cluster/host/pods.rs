@@ -1,4 +1,4 @@
-//! What runs pods, and lets them find each other.
+//! The parts that run pods, and let them find each other: containerd, the kubelet, the proxy and DNS.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,10 +9,10 @@ use anyhow::{Context, Result};
 use super::{CGROUP, DNS, NETWORK, NODE, Node, PODS, SOCKET, ctr, load};
 use crate::images::Packed;
 
-/// What holds a pod's namespaces.
+/// The image of the container that holds a pod's namespaces.
 const PAUSE: &str = "taskpipeline.dev/pause:1";
 
-/// How many volumes there are. Each is used once. Their size is not enforced; it is large enough for the chart's claims.
+/// The number of volumes. Each is used once. Their size is not enforced; it is large enough for the chart's claims.
 const VOLUMES: usize = 48;
 
 impl Node {
@@ -28,8 +28,8 @@ impl Node {
 "#
             ),
         )?;
-        // Without CAP_SYS_RESOURCE a sandbox may not lower its OOM score, and runc would fail. The pods' network namespaces are
-        // below the node's folder, where a clean-up knows them from those of others.
+        // Without CAP_SYS_RESOURCE a sandbox may not lower its OOM score, and runc would fail. The pods' network
+        // namespaces are below the node's folder, where a clean-up can tell them from those of other software.
         self.write(
             "containerd.toml",
             &format!(
@@ -60,7 +60,7 @@ impl Node {
     }
 
     pub(super) fn kubelet(&mut self) -> Result<()> {
-        // Its log and exec endpoints are for the API server, which has no certificate of its own here.
+        // The kubelet's log and exec endpoints are for the API server, which has no certificate of its own here.
         self.write(
             "kubelet.yaml",
             &format!(
@@ -97,13 +97,13 @@ impl Node {
         self.spawn("kube-proxy", &[&arguments[..], &limits].concat())
     }
 
-    /// Volumes for whoever claims one: there is nothing that would make them on demand.
+    /// Creates volumes for every claim in advance: this node has no provisioner.
     pub(super) fn volumes(&self) -> Result<()> {
         let mut manifests = String::new();
         for n in 0..VOLUMES {
             let folder = self.home.join(format!("volumes/{n}"));
-            fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-            // Kubernetes gives such a folder to no group, and the pods are not root.
+            fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+            // Kubernetes does not change the group of such a folder, and the pods are not root.
             fs::set_permissions(&folder, fs::Permissions::from_mode(0o777))
                 .with_context(|| format!("cannot open {} to pods", folder.display()))?;
             manifests.push_str(&format!(

@@ -1,4 +1,4 @@
-//! The node's processes: started and waited for; and what a node changes on the machine, each change recorded before it is made.
+//! Starts the node's processes and waits for them. Records each change that a node makes to the machine before the change.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::record::{Entry, Process, Record};
 use super::{CGROUP, NODE, Node, command};
 use crate::interrupt;
 
-/// How long a part may take to come up.
+/// The time limit for a part to come up.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The values below /proc/sys that the node and a starting kubelet set.
@@ -27,7 +27,7 @@ const SYSCTLS: [(&str, &str); 7] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
-/// The tables that kube-proxy makes. It knows no other names.
+/// The tables that kube-proxy creates. Their names are fixed.
 const TABLES: [&str; 2] = ["ip kube-proxy", "ip6 kube-proxy"];
 
 /// Paths that the node's programs create and no setting moves. A path in a folder precedes the folder.
@@ -51,7 +51,7 @@ impl Node {
             self.recorder.add(&Entry::Address(address.clone()))?;
         }
         for table in TABLES {
-            // It does not exist yet: a node does not start over an existing one.
+            // The table does not exist yet: a node does not start over an existing one.
             self.recorder.add(&Entry::Table(table.to_owned()))?;
         }
         for path in PATHS.into_iter().filter(|path| !Path::new(path).exists()) {
@@ -80,7 +80,7 @@ impl Node {
             }
             let folder = PathBuf::from(&root).join(CGROUP);
             self.recorder.add(&Entry::Cgroup(folder.to_string_lossy().into_owned()))?;
-            fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }
         Ok(())
     }
@@ -111,7 +111,7 @@ impl Node {
         let started = started(id).with_context(|| format!("{name} ended as soon as it was started"))?;
         let process = Entry::Process(Process { name: name.to_owned(), id, started });
         if let Err(error) = self.recorder.add(&process) {
-            // No clean-up would find it.
+            // A clean-up would not find the process.
             let _ = child.kill();
             let _ = child.wait();
             return Err(error);
@@ -133,7 +133,7 @@ impl Node {
                 bail!("stopped while waiting until {what}");
             }
             if began.elapsed() > PATIENCE {
-                bail!("waited in vain until {what}; see {}", self.home.join("logs").display());
+                bail!("timed out waiting until {what}; see {}", self.home.join("logs").display());
             }
             thread::sleep(Duration::from_millis(200));
         }

@@ -1,7 +1,9 @@
-//! The record of the changes that a node makes to this machine outside its own folder. Each line is written before its
-//! change, and that of a process as soon as the process has an id, so a run that is killed leaves a complete record.
+//! The record of the changes that a node makes to this machine outside its own folder.
 //!
-//! The record lies in the node's folder, not in the cache: a machine has one node, whichever clone and cache started it.
+//! Each line is written before its change, and the line of a process as soon as the process has an id. So a run that
+//! is killed leaves a complete record.
+//!
+//! The record is in the node's folder, not in the cache: a machine has one node, whichever clone and cache started it.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -15,14 +17,14 @@ use anyhow::{Context, Result};
 pub(super) struct Process {
     pub(super) name: String,
     pub(super) id: u32,
-    /// When it started, in the kernel's ticks: a number alone may be another process by now.
+    /// The start time, in the kernel's ticks: the id alone may belong to another process by now.
     pub(super) started: u64,
 }
 
-/// A line of the record. None of the texts has a space in it but the table's.
+/// A line of the record. Only the table's text contains a space.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
-    /// `cargo xtask cluster up` has started this node; it stays until `cluster down`.
+    /// `cargo xtask cluster up` started this node; it stays until `cluster down`.
     Kept,
     Process(Process),
     /// An address of the loopback interface, which was not there before.
@@ -77,15 +79,15 @@ impl Entry {
     }
 }
 
-/// Everything that is recorded.
+/// The content of a record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) entries: Vec<Entry>,
 }
 
 impl Record {
-    /// Reads the text of a record. Of a record of another boot only paths count: a table, process id or cgroup that a machine has
-    /// after a reboot is not the recorded one.
+    /// Reads the text of a record. If the record is of another boot, only paths count: a table, process id or cgroup
+    /// that a machine has after a reboot is not the recorded one.
     pub(super) fn parse(text: &str, boot: &str) -> Self {
         // A last line without a line end is incomplete.
         let whole = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
@@ -121,7 +123,7 @@ impl Recorder {
         Ok(Self { path, boot: boot.trim().to_owned() })
     }
 
-    /// Reads the record; `None` if there is none.
+    /// Reads the record; `None` if the file does not exist.
     pub(super) fn read(&self) -> Result<Option<Record>> {
         match fs::read_to_string(&self.path) {
             Ok(text) => Ok(Some(Record::parse(&text, &self.boot))),

@@ -16,20 +16,20 @@ use super::plan::{Removal, removals, to_stop};
 use super::record::{Process, Record};
 use super::{HOME, RUN, SOCKET};
 
-/// How long a process may take to end by itself.
+/// The time in which a process may end by itself.
 const GRACE: Duration = Duration::from_secs(4);
 
-/// How many times at most: a cgroup exists for a moment longer than its processes.
+/// The limit of rounds. More than one is needed: a cgroup exists for a moment longer than its processes.
 const ROUNDS: u32 = 20;
 
-/// These start containers again, so they stop first.
+/// These programs start containers again, so they stop first.
 const FIRST: [&str; 2] = ["kubelet", "kube-proxy"];
 
-/// The rest, each before the ones that it needs.
+/// The other programs, each before the programs that it needs.
 const REST: [&str; 6] =
     ["coredns", "kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd", "containerd"];
 
-/// Stops the node and removes everything that it made, except its logs and its record.
+/// Stops the node and removes everything that it created, except its logs and its record.
 ///
 /// # Errors
 /// Names the things that still exist.
@@ -53,7 +53,7 @@ pub(super) fn clean(record: &Record, children: &mut Vec<Child>) -> Result<()> {
     }
     ensure!(
         left.is_empty(),
-        "cannot remove all that the node has made: {left:?}; run `cargo xtask cluster down` to try again"
+        "cannot remove everything that the node created: {left:?}; run `cargo xtask cluster down` to try again"
     );
     remove_files()
 }
@@ -63,8 +63,8 @@ pub(super) fn forget() -> Result<()> {
     remove_folder(Path::new(HOME))
 }
 
-/// Removes the node's files except its logs and its record. Call it only when nothing is mounted below the folder: a pod's volume
-/// may be a folder of the user's.
+/// Removes the node's files except its logs and its record. Call it only when nothing is mounted below the folder: a
+/// pod's volume may be a folder of the user.
 fn remove_files() -> Result<()> {
     let entries = match fs::read_dir(HOME) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -111,7 +111,7 @@ fn runs(process: &Process) -> bool {
     started(process.id) == Some(process.started)
 }
 
-/// Ends containers by containerd, so that their shims end too. Without a running containerd, the plan kills both.
+/// Ends containers by containerd, so that their shims end too. If containerd does not run, the plan kills both.
 fn end_containers() {
     let ctr =
         |arguments: &[&str]| output("ctr", &[&["-a", SOCKET, "-n", "k8s.io", "tasks"], arguments].concat());
@@ -125,7 +125,7 @@ fn end_containers() {
     }
 }
 
-/// Ignores failures: the next look finds what is left.
+/// Carries out one removal. Ignores failures: the next look finds what is left.
 fn carry_out(removal: &Removal) {
     match removal {
         Removal::Kill(id) => {
@@ -140,7 +140,7 @@ fn carry_out(removal: &Removal) {
         }
         Removal::Address(address) => drop(output("ip", &["address", "del", address, "dev", "lo"])),
         Removal::Sysctl { path, value } => drop(fs::write(format!("/proc/sys/{path}"), value)),
-        // The kernel refuses a cgroup with processes, and a folder with something in it.
+        // The kernel refuses to remove a cgroup with processes, or a folder with something in it.
         Removal::Cgroup(folder) | Removal::Folder(folder) => drop(fs::remove_dir(folder)),
         Removal::File(file) => drop(fs::remove_file(file)),
     }

@@ -1,5 +1,6 @@
-//! The stream under the ledger's bucket, on one server or three: compare-and-set by subject, times to live, limits. It
-//! answers a write with the bytes that nats-server answers; what they mean is read by the code that ships.
+//! Simulates the stream under the ledger's bucket, on one server or three: compare-and-set by subject, times to live, limits.
+//!
+//! It answers a write with the bytes of nats-server, and the shipped code reads them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,22 +14,22 @@ use crate::durable::bucket::{Revision, Stored};
 use crate::durable::ledger::record::Record;
 use crate::durable::names::Names;
 
-/// The stream that refuses writes for lack of room.
+/// The writes that the stream refuses because it has no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Full {
-    /// `max_msgs` is reached: what has no record yet, and in a cluster everything.
+    /// `max_msgs` is reached: writes of new records; in a cluster, all writes.
     NewRecords,
-    /// The account's limit: everything.
+    /// The account's limit is reached: all writes.
     Everything,
 }
 
-/// A record as it is stored.
+/// A stored record.
 pub(super) struct Entry {
     pub(super) value: Bytes,
     pub(super) revision: Revision,
-    /// In ms of the world.
+    /// The end of its time to live, in ms of the world.
     expires_at: Option<u64>,
-    /// Read, where it is a task's.
+    /// The decoded record, if it is a task's.
     pub(super) task: Option<(TaskId, Arc<Record>)>,
 }
 
@@ -38,11 +39,11 @@ pub(super) struct Bucket {
     clustered: bool,
     pub(super) newest: Revision,
     pub(super) records: BTreeMap<String, Entry>,
-    /// What a replica of the stream still has that is behind.
+    /// Values that a replica of the stream still has, because it is behind.
     behind: BTreeMap<String, (Bytes, Revision)>,
-    /// The subjects of writes that the leader has taken, and the cluster has not.
+    /// The subjects of writes that the leader has accepted and the cluster has not.
     proposed: Vec<String>,
-    /// Until then a new leader has not caught up.
+    /// The time until which a new leader has not caught up.
     pub(super) not_ready_until: u64,
     pub(super) full: Option<(Full, u64)>,
 }
@@ -61,7 +62,7 @@ impl Bucket {
         }
     }
 
-    /// Time has passed.
+    /// Removes the records whose time to live has passed.
     pub(super) fn expire(&mut self, now: u64) {
         self.records.retain(|_, entry| entry.expires_at.is_none_or(|at| at > now));
         self.full = self.full.filter(|(_, until)| *until > now);
@@ -73,7 +74,7 @@ impl Bucket {
         Some(stored(subject, &entry.value, entry.revision))
     }
 
-    /// The same from a replica of the stream that is behind.
+    /// Reads a record from a replica of the stream that is behind.
     pub(super) fn get_late(&self, subject: &str) -> Option<Stored> {
         match self.behind.get(subject) {
             Some((value, revision)) => Some(stored(subject, value, *revision)),
@@ -86,7 +87,7 @@ impl Bucket {
         found.map(|(subject, entry)| stored(subject, &entry.value, entry.revision))
     }
 
-    /// `subjects` ends with a wildcard for one token.
+    /// Reads all records of `subjects`, which ends with a wildcard for one token.
     pub(super) fn all(&self, subjects: &str) -> Vec<Stored> {
         let prefix = subjects.trim_end_matches('*');
         let found = self.records.range(prefix.to_owned()..);
@@ -96,7 +97,7 @@ impl Bucket {
             .collect()
     }
 
-    /// The tasks' records that were written after this revision, in their order.
+    /// Lists the tasks' records that were written after this revision, in their order.
     pub(super) fn changes(&self, after: Revision) -> Vec<(TaskId, Arc<Record>, Revision)> {
         let mut changes: Vec<_> = self
             .tasks()
@@ -107,7 +108,7 @@ impl Bucket {
         changes
     }
 
-    /// All tasks' records.
+    /// Lists all tasks' records.
     pub(super) fn tasks(&self) -> impl Iterator<Item = (&TaskId, &Arc<Record>, Revision)> {
         self.records.values().filter_map(|entry| {
             let (id, record) = entry.task.as_ref()?;
@@ -115,8 +116,9 @@ impl Bucket {
         })
     }
 
-    /// Whether a write is answered at once, and how: it is refused, or a single server has done it. In a cluster it is proposed
-    /// otherwise, to be committed or dropped.
+    /// Takes a write, and returns the immediate answer: a refusal, or the success of a single server.
+    ///
+    /// In a cluster, an accepted write has no answer yet: it is proposed, and later committed or dropped.
     pub(super) fn take(&mut self, write: &Write, now: u64) -> Option<Message> {
         let found = self.records.get(&write.subject).map_or(Revision(0), |entry| entry.revision);
         if let Some((Full::Everything, _)) = self.full {
@@ -145,13 +147,13 @@ impl Bucket {
         Some(self.store(write, now))
     }
 
-    /// The cluster has taken a write.
+    /// Commits a write that the cluster has accepted.
     pub(super) fn commit(&mut self, write: &Write, now: u64) -> Message {
         self.drop_proposed(&write.subject);
         self.store(write, now)
     }
 
-    /// A write that was proposed is lost.
+    /// Drops a proposed write, which is lost.
     pub(super) fn drop_proposed(&mut self, subject: &str) {
         if let Some(place) = self.proposed.iter().position(|proposed| proposed == subject) {
             self.proposed.swap_remove(place);
@@ -180,7 +182,7 @@ impl Bucket {
     }
 }
 
-/// The client's error for a subject that no server serves.
+/// Returns the client's error for a subject that no server serves.
 pub(super) fn no_responders() -> Message {
     Message { status: Some(StatusCode::NO_RESPONDERS), ..message(String::new()) }
 }

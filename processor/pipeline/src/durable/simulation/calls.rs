@@ -1,5 +1,6 @@
-//! The calls of a replica to NATS and to its clock: each question is a call that waits in the world until it is carried out, and
-//! a future that waits for its answer.
+//! The calls of a replica to NATS and to its clock.
+//!
+//! Each is a call that waits in the world until it is carried out, and a future that waits for its answer.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -15,7 +16,7 @@ use crate::durable::bucket::{Revision, Stored};
 use crate::durable::stream::incarnation::Present;
 use crate::reason::Reason;
 
-/// A question.
+/// The request of a call.
 pub(super) enum Ask {
     Get(String),
     GetAt(Revision),
@@ -31,7 +32,7 @@ pub(super) enum Ask {
     Consumer(Box<Config>),
     Consumers,
     DeleteConsumer(String),
-    /// To be woken then, in ms by the replica's clock.
+    /// Wake at this time, in ms of the replica's clock.
     Sleep(u64),
 }
 
@@ -40,7 +41,7 @@ impl Ask {
         matches!(self, Self::Sleep(_))
     }
 
-    /// For the trace.
+    /// Describes the request for the trace.
     pub(super) fn describe(&self) -> String {
         match self {
             Self::Write(Write { subject, expected, .. }) => {
@@ -71,7 +72,7 @@ fn short(subject: &str) -> &str {
     subject.strip_prefix("$KV.TASKS--tasks-processor.").unwrap_or(subject)
 }
 
-/// A dead letter, as the world keeps it.
+/// A dead letter, as the world stores it.
 #[derive(Clone, Debug)]
 pub(super) struct Stamped {
     pub(super) id: String,
@@ -80,12 +81,12 @@ pub(super) struct Stamped {
     pub(super) payload: bytes::Bytes,
 }
 
-/// An answer.
+/// The answer of a call.
 pub(super) enum Said {
     Stored(Option<Stored>),
     Many(Vec<Stored>),
     Newest(Revision),
-    /// The stream's answer to a write, as it comes over the wire.
+    /// The stream's answer to a write, in the format of the wire.
     Reply(Message),
     /// Whether the letter was stored.
     Letter(bool),
@@ -93,11 +94,11 @@ pub(super) enum Said {
     Time(Option<i64>),
     Next(Option<(u64, i64)>),
     Floor(Option<u64>),
-    /// Whether it was made just now.
+    /// Whether the consumer was created by this call.
     Consumer(bool),
     Names(Vec<String>),
     Done,
-    /// Nobody answers.
+    /// The call has no answer.
     Silence,
 }
 
@@ -107,7 +108,7 @@ struct State {
     waker: Option<Waker>,
 }
 
-/// Where the answer to one call is laid.
+/// The place for the answer to one call.
 #[derive(Clone, Default)]
 pub(super) struct Slot(Arc<Mutex<State>>);
 
@@ -120,7 +121,7 @@ impl Slot {
         }
     }
 
-    /// Whether somebody waits for the answer still.
+    /// Whether a future still waits for the answer.
     pub(super) fn is_awaited(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }
@@ -144,29 +145,29 @@ impl Future for Answer {
     }
 }
 
-/// How far a call is.
+/// The progress of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// On its way.
+    /// The call is in flight.
     Out,
-    /// A write that the leader has taken, and the cluster has not.
+    /// A write that the leader has accepted and the cluster has not.
     Proposed,
-    /// Whatever became of it, nobody answers, and its sender gives up then, in ms of the world.
+    /// The call gets no answer, whatever its effect. Its sender gives up at this time, in ms of the world.
     Silent(u64),
 }
 
 /// A call that waits in the world.
 pub(super) struct Call {
-    /// Of whom.
+    /// The process that made the call.
     pub(super) owner: u64,
     pub(super) ask: Ask,
-    /// When it was made, in ms of the world.
+    /// The time of the call, in ms of the world.
     pub(super) since: u64,
     pub(super) stage: Stage,
     pub(super) slot: Slot,
 }
 
-/// The calls that are under way, in the order in which they were made.
+/// The calls in flight, in the order in which they were made.
 #[derive(Default)]
 pub(super) struct Calls {
     next: u64,
@@ -182,7 +183,7 @@ impl Calls {
         Answer(slot)
     }
 
-    /// Of these owners, but not the sleeping ones; nothing of those whom nobody answers.
+    /// Lists the calls of these owners that can proceed; not the sleeping ones, and not those without an answer.
     pub(super) fn ready(&self, owner: impl Fn(u64) -> bool) -> Vec<u64> {
         let ready = |call: &Call| {
             !call.ask.is_sleep() && !matches!(call.stage, Stage::Silent(_)) && owner(call.owner)

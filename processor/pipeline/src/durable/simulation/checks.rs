@@ -1,6 +1,8 @@
-//! The checks: at every moment each change that is recorded as settled is settled; and when the faults are over, KV equals
-//! an independent replay of what the stream took in, dead letters account for the rest, the budget was kept, and nothing
-//! waits any more.
+//! The checks of a history.
+//!
+//! At any time, each change that is recorded as settled must be settled. After the faults, KV must equal an
+//! independent replay of the stream, and dead letters must account for the rest. The budget must be kept, and nothing
+//! may wait.
 
 use std::collections::BTreeSet;
 
@@ -14,18 +16,18 @@ use crate::durable::ledger::record::Due;
 use crate::reason::Reason;
 use taskpipeline_kv::Operation;
 
-/// For how long the world may be busy after the faults, in ms: a lease, doubts, redeliveries, and the longest that KV asks
-/// to wait.
+/// The longest time for everything to settle after the faults, in ms: a lease, doubts, redeliveries, and the longest
+/// pause that KV requests.
 const PATIENCE: u64 = 150_000;
 
-/// The same after KV has said that the day's quota is used up.
+/// The same time after KV has reported that the day's quota is used up.
 const PATIENCE_AFTER_QUOTA: u64 = 700_000;
 
-/// So many tasks that KV takes are written now and then, where it refuses others.
+/// The number of tasks that KV accepts, which are written repeatedly while KV refuses others.
 const WITNESSES: usize = 2;
 
 impl World {
-    /// Each change that is recorded as settled is in KV, and no request that is out can undo it.
+    /// Checks that each change that is recorded as settled is in KV, and that no request in flight can undo it.
     pub(super) fn check_settled(&mut self, n: usize, settled: Revision) {
         let mut wrong = None;
         {
@@ -41,7 +43,7 @@ impl World {
                         break;
                     }
                 };
-                // What KV refuses is a dead letter.
+                // A task that KV refuses becomes a dead letter.
                 if value.as_ref().is_some_and(|value| value.contains(POISON)) {
                     continue;
                 }
@@ -68,7 +70,7 @@ impl World {
         }
     }
 
-    /// No more faults: every step is done at once, until nothing moves any more.
+    /// Ends all faults, and runs every step at once until everything has settled.
     pub(super) fn recover(&mut self) {
         self.truth.faults = false;
         self.note(|| "no more faults".to_owned());
@@ -92,7 +94,7 @@ impl World {
         let poisoned = !self.truth.poisoned().is_empty();
         let mut turns = 0_u64;
         while self.wrong.is_none() {
-            // At no fixed interval, which might be that at which KV refuses the others.
+            // The interval varies: a fixed one might equal the interval at which KV refuses the others.
             if poisoned && (turns.is_multiple_of(20) || self.dice.chance(5)) {
                 self.publish_witnesses();
             }
@@ -107,12 +109,12 @@ impl World {
                     self.count("refused to the end");
                     break;
                 }
-                self.fail(format!("it does not come to rest: {}", why.unwrap_or_default()));
+                self.fail(format!("the world does not settle: {}", why.unwrap_or_default()));
             }
         }
     }
 
-    /// Tasks that KV takes: what it refuses is found out only beside such.
+    /// Publishes tasks that KV accepts: a refused task is found out only beside such a task.
     fn publish_witnesses(&mut self) {
         for n in TASKS..TASKS + WITNESSES {
             let payload = format!(
@@ -122,8 +124,10 @@ impl World {
         }
     }
 
-    /// Whether nothing is unsettled but tasks that KV refuses. As long as those are never in a request together with others,
-    /// nobody knows that it is their fault, and they wait: with so few tasks, all that happens may have one rhythm.
+    /// Whether only tasks that KV refuses are unsettled.
+    ///
+    /// While they never share a request with other tasks, nothing shows that they are at fault, and they wait. With
+    /// so few tasks, all events may have one rhythm.
     fn waits_for_poison_alone(&mut self) -> bool {
         let poisoned = self.truth.poisoned();
         // The last events may wait for the request budget.
@@ -142,7 +146,7 @@ impl World {
         })
     }
 
-    /// Some of the time in which all that can be done is done.
+    /// Runs for a while, with every possible step.
     pub(super) fn settle_down(&mut self) {
         self.tick(true);
         for _ in 0..8 {
@@ -163,11 +167,13 @@ impl World {
         }
     }
 
-    /// What moves still; nothing, if nothing does.
+    /// Describes what still moves; `None` if everything has settled.
     fn unrest(&self) -> Option<String> {
         let net = self.net.lock().unwrap();
-        let Some(consumer) = self.consumer(&net) else { return Some("nobody knows the stream".to_owned()) };
-        // A consumer of a former life goes with the next session, if its deletion got lost.
+        let Some(consumer) = self.consumer(&net) else {
+            return Some("no replica knows the stream".to_owned());
+        };
+        // The next session removes a consumer of a former incarnation, if its deletion was lost.
         let strays = net.stream.consumers_beside(&consumer);
         let may_stray = self.seen.contains_key("answers lost") || self.seen.contains_key("killed");
         if !net.stream.is_done(&consumer) || !strays.is_empty() && !may_stray {
@@ -211,7 +217,7 @@ impl World {
         (!self.commands.is_empty()).then(|| format!("{} commands wait for requests", self.commands.len()))
     }
 
-    /// All is as the replay says.
+    /// Checks that the outcome equals the replay.
     pub(super) fn check_end(&mut self) {
         let poisoned = self.truth.poisoned();
         let mut wrong = Vec::new();
@@ -220,7 +226,7 @@ impl World {
             for t in 0..TASKS {
                 let expected = self.truth.expected(t, self.setting.known[t]);
                 let expected = expected.map(|task| serde_json::to_string(&task).unwrap());
-                // What KV refuses it cannot have, and what it has instead depends on what was written before.
+                // KV cannot have a value that it refuses. Its older value depends on the earlier writes.
                 if poisoned.contains(&format!("task-{t}")) {
                     continue;
                 }
@@ -244,7 +250,7 @@ impl World {
         }
     }
 
-    /// Dead letters account for what is no event, and for what KV refuses, and for nothing else.
+    /// Checks that dead letters account for exactly the invalid events and the tasks that KV refuses.
     fn check_letters(&self, poisoned: &BTreeSet<String>, wrong: &mut Vec<String>) {
         let net = self.net.lock().unwrap();
         let mut invalid: Vec<_> = self.truth.invalid.clone();
@@ -253,8 +259,8 @@ impl World {
             match letter.reason {
                 Reason::Invalid => match invalid.iter().position(|payload| *payload == letter.payload) {
                     Some(place) => accounted.push((invalid.swap_remove(place), &letter.id)),
-                    // A late replica may make the consumer of the former life again. The new life's consumer delivers the same
-                    // message, so there is a letter under each life.
+                    // A late replica may create the consumer of the former incarnation again. The consumer of the new
+                    // incarnation delivers the same message, so each incarnation has a letter.
                     None if accounted.iter().any(|(payload, id)| {
                         *payload == letter.payload && is_of_another_life(id, &letter.id)
                     }) => {}
@@ -273,10 +279,10 @@ impl World {
         }
     }
 
-    /// Replicas write the same records at the same time, while nothing goes wrong: no session ends by that, and hardly ever is
-    /// an event refused and tried again.
+    /// Lets replicas write the same records at the same time, without faults: no session may end because of that, and
+    /// almost no event may be refused and tried again.
     pub(super) fn live_quietly(&mut self) {
-        // One that still drains ends its session for that.
+        // A replica that still drains ends its session because of that.
         if self.replicas.iter().any(|replica| replica.draining) {
             return;
         }
@@ -290,7 +296,7 @@ impl World {
             }
             self.tick(false);
             (0..self.replicas.len()).for_each(|p| self.pull(p, 1));
-            // Each answer in its turn, so that writes of several replicas are on their way together.
+            // Each round gives one answer, so that writes of several replicas are in flight together.
             for _ in 0..20 {
                 self.work(1);
             }
@@ -300,13 +306,13 @@ impl World {
         // One write may lose to others as often as it is tried.
         if after[0] > before[0] || after[1] > before[1] + 2 {
             self.fail(format!(
-                "sessions ended and events tried again though nothing had gone wrong: {after:?} after {before:?}"
+                "sessions ended or events were tried again without a fault: {after:?} after {before:?}"
             ));
         }
         self.check_end();
     }
 
-    /// Deleted tasks are forgotten, and stay deleted.
+    /// Lets tombstones expire, and checks that deleted tasks stay deleted.
     pub(super) fn outlive_the_memory(&mut self) {
         let end = self.now() + 2 * millis(MEMORY) + 5_000;
         while self.now() < end && self.wrong.is_none() {
@@ -319,7 +325,7 @@ impl World {
     }
 }
 
-/// Whether these are the ids of letters about one message, delivered by the consumers of two lives of the stream.
+/// Whether these are ids of letters about one message that consumers of two incarnations delivered.
 fn is_of_another_life(id: &str, other: &str) -> bool {
     match (id.rsplit_once('-'), other.rsplit_once('-')) {
         (Some((consumer, sequence)), Some((another, same))) => sequence == same && consumer != another,

@@ -1,4 +1,4 @@
-//! All chance of a history: one number decides it (splitmix64).
+//! The source of all randomness of a history: one number determines it (splitmix64).
 
 /// A generator of random numbers (splitmix64).
 #[derive(Clone, Debug)]
@@ -17,18 +17,18 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `end`; 0, if that is 0.
+    /// Returns a number below `end`; 0 if `end` is 0.
     pub(super) fn below(&mut self, end: usize) -> usize {
         let end = u64::try_from(end).unwrap().max(1);
         usize::try_from(self.next() % end).unwrap()
     }
 
-    /// A number from the first to the last.
+    /// Returns a number from `first` to `last`, both included.
     pub(super) fn between(&mut self, first: u64, last: u64) -> u64 {
         first + self.next() % (last - first + 1)
     }
 
-    /// True so many times in a hundred.
+    /// Returns true with this probability, in percent.
     pub(super) fn chance(&mut self, percent: u64) -> bool {
         self.next() % 100 < percent
     }
@@ -37,7 +37,7 @@ impl Dice {
         among[self.below(among.len())].clone()
     }
 
-    /// At least 0 and below 1.
+    /// Returns a number from 0 to below 1.
     pub(super) fn unit(&mut self) -> f64 {
         f64::from(u32::try_from(self.next() >> 32).unwrap()) / f64::from(u32::MAX).next_up()
     }

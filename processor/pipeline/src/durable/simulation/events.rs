@@ -1,5 +1,6 @@
-//! The stream of the events and its durable consumers: deliveries, acks and redeliveries. The stream can be recreated, or restored
-//! from an older copy.
+//! Simulates the stream of the events and its durable consumers: deliveries, acks and redeliveries.
+//!
+//! The stream can be recreated, or restored from an older copy.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,17 +18,17 @@ use crate::durable::stream::incarnation::Present;
 pub(super) struct Event {
     pub(super) subject: &'static str,
     pub(super) payload: Bytes,
-    /// When the stream took it in, in ns.
+    /// The time of storage, in ns.
     pub(super) time: i64,
-    /// Its place in the order in which all were published.
+    /// The position in the order of publishing.
     pub(super) nth: usize,
 }
 
-/// A message that a consumer has handed out.
+/// A message that a consumer has delivered.
 #[derive(Clone)]
 pub(super) struct Pending {
     deliveries: i64,
-    /// It is delivered again then, in ms of the world.
+    /// The time of the next delivery, in ms of the world.
     again_at: u64,
 }
 
@@ -35,17 +36,17 @@ pub(super) struct Pending {
 struct Consumer {
     ack_wait: u64,
     most_pending: usize,
-    /// The sequence that it began with.
+    /// The sequence at which the consumer began.
     first: u64,
-    /// The sequence of the next message that it has not delivered.
+    /// The sequence of the next message to deliver.
     next: u64,
     deliveries: u64,
     pending: BTreeMap<u64, Pending>,
-    /// Acks that a new leader may not know of.
+    /// Acks that a new leader may not know.
     lately: Vec<(u64, Pending)>,
 }
 
-/// One message as a pull brings it.
+/// A message in the answer to a pull.
 pub(super) struct Delivered {
     pub(super) event: Event,
     pub(super) sequence: u64,
@@ -83,7 +84,7 @@ impl Stream {
         self.last
     }
 
-    /// Messages that were taken in before this moment have aged out.
+    /// Removes messages that were stored before this time.
     pub(super) fn age_out(&mut self, before: i64) {
         while self.events.first_key_value().is_some_and(|(_, event)| event.time < before) {
             self.events.pop_first();
@@ -91,13 +92,13 @@ impl Stream {
     }
 
     pub(super) fn present(&self) -> Present {
-        // A new stream begins at 0, one that everything has gone from after its last message.
+        // A new stream begins at 0. An emptied stream begins after its last message.
         let none = if self.last == 0 { 0 } else { self.last + 1 };
         let first = self.events.first_key_value().map_or(none, |(sequence, _)| *sequence);
         Present { created: self.created, first, last: self.last }
     }
 
-    /// The consumer of this name, made if it is not there. Answers whether it was made.
+    /// Creates the consumer of this name if it is missing, and returns whether it did.
     pub(super) fn consumer(&mut self, config: &Config) -> bool {
         let name = config.durable_name.clone().unwrap();
         if self.consumers.contains_key(&name) {
@@ -129,14 +130,15 @@ impl Stream {
         self.consumers.remove(name);
     }
 
-    /// A cluster says 0 as long as the first message of all is not acked, one server what is before that.
+    /// Returns the ack floor. While the first message of the stream is not acked, a cluster returns 0. A single
+    /// server returns the sequence before that message.
     pub(super) fn ack_floor(&self, name: &str, clustered: bool) -> Option<u64> {
         let consumer = self.consumers.get(name)?;
         let open = consumer.pending.first_key_value().map_or(consumer.next, |(sequence, _)| *sequence);
         Some(if clustered && open == consumer.first { 0 } else { open - 1 })
     }
 
-    /// What a pull of at most so many brings; nothing, where there is no such consumer.
+    /// Pulls at most this many messages; `None` if the consumer does not exist.
     pub(super) fn pull(&mut self, name: &str, most: usize, now: u64) -> Option<Vec<Delivered>> {
         let consumer = self.consumers.get_mut(name)?;
         let events = &self.events;
@@ -188,19 +190,19 @@ impl Stream {
         }
     }
 
-    /// Every replica of the stream knows what was acked so far.
+    /// Makes all acks known to every replica of the stream.
     pub(super) fn settle(&mut self) {
         self.consumers.values_mut().for_each(|consumer| consumer.lately.clear());
     }
 
-    /// Another server leads, and does not know of the last acks.
+    /// Makes another server the leader, which does not know the last acks.
     pub(super) fn forget_last_acks(&mut self) {
         for consumer in self.consumers.values_mut() {
             consumer.pending.extend(std::mem::take(&mut consumer.lately));
         }
     }
 
-    /// Whether all messages above this sequence were acked to this consumer.
+    /// Whether all messages above this sequence are acked to this consumer.
     pub(super) fn is_acked_above(&self, sequence: u64, consumer: &str) -> bool {
         let acked = |consumer: &Consumer| {
             consumer.next > self.last && consumer.pending.range(sequence + 1..).next().is_none()
@@ -208,7 +210,7 @@ impl Stream {
         self.last <= sequence || self.consumers.get(consumer).is_some_and(acked)
     }
 
-    /// Whether this consumer has nothing to deliver.
+    /// Whether this consumer has no message to deliver.
     pub(super) fn is_done(&self, consumer: &str) -> bool {
         self.consumers.get(consumer).is_some_and(|consumer| {
             let open = consumer.pending.keys().any(|sequence| self.events.contains_key(sequence));
@@ -220,7 +222,7 @@ impl Stream {
         self.consumers.keys().map(String::as_str).filter(|name| *name != consumer).collect()
     }
 
-    /// Which messages wait, and since how many deliveries, for the report.
+    /// Lists the waiting messages and the numbers of their deliveries, for the report.
     pub(super) fn open(&self) -> Vec<String> {
         let open = |(name, consumer): (&String, &Consumer)| {
             let pending: Vec<_> = consumer.pending.iter().map(|(n, it)| (*n, it.deliveries)).collect();
@@ -229,7 +231,7 @@ impl Stream {
         self.consumers.iter().map(open).collect()
     }
 
-    /// It is deleted, and made again.
+    /// Deletes the stream and creates it again.
     pub(super) fn recreate(&mut self, created: i64) {
         *self = Self::new(created);
     }
@@ -239,12 +241,12 @@ impl Stream {
         self.backup = Some(Box::new(copy));
     }
 
-    /// The last sequence of the copy, if there is one that lacks something.
+    /// Returns the last sequence of the copy, if the copy exists and is behind.
     pub(super) fn copied(&self) -> Option<u64> {
         self.backup.as_deref().map(|copy| copy.last).filter(|last| *last < self.last)
     }
 
-    /// It is restored from the copy.
+    /// Restores the stream from the copy.
     pub(super) fn restore(&mut self) {
         let restored = self.backup.take();
         restored.into_iter().for_each(|copy| *self = *copy);

@@ -1,4 +1,4 @@
-//! The intake of a replica, as its drivers run it: sessions, pulls, the retry queue. It decides nothing.
+//! Runs the intake of a replica like its drivers: sessions, pulls, the retry queue. Makes no decisions of its own.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -16,10 +16,10 @@ use crate::durable::intake::waiting::Waiting;
 use crate::durable::stream::agreement::{Agreement, Reading};
 use crate::durable::stream::gaps::Gaps;
 
-/// The wait before a session is tried again, in ms.
+/// The delay before a session is tried again, in ms.
 const AGAIN: u64 = 250;
 
-/// How long workers may take to finish what they have in hand, in ms.
+/// The time for workers to finish their events, in ms.
 const FINISH: u64 = 8_000;
 
 impl World {
@@ -45,7 +45,7 @@ impl World {
         }
     }
 
-    /// A session that is to end does so when its workers have finished.
+    /// Ends a session that should end, once its workers have finished.
     fn end_session(&mut self, p: usize) {
         let replica = &mut self.replicas[p];
         let clock = replica.link.node.clock();
@@ -77,7 +77,7 @@ impl World {
         self.count("sessions ended");
     }
 
-    /// The retry loop does what is due.
+    /// Runs the retry loop for the events that are due.
     fn retry(&mut self, p: usize) {
         let replica = &mut self.replicas[p];
         let now = replica.now();
@@ -99,7 +99,7 @@ impl World {
         }
     }
 
-    /// A worker of a replica pulls at most so many events, if one is free.
+    /// Lets a free worker of a replica pull at most this many events.
     pub(super) fn pull(&mut self, p: usize, most: usize) {
         if !self.replicas[p].is_connected() || self.wrong.is_some() {
             return;
@@ -146,7 +146,7 @@ impl World {
             self.note(|| {
                 format!("event {} ({consumer}, {sequence}, delivered {deliveries}) to {p}", event.nth)
             });
-            // Some get lost on the way.
+            // Some answers are lost.
             if self.dice.chance(2) && self.truth.faults {
                 continue;
             }

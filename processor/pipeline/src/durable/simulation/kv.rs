@@ -1,5 +1,7 @@
-//! Cloudflare KV: one namespace, with requests that land at once, late or never, and answers of every kind that it and what
-//! stands before it are known to give. What an answer means is read by the code that ships.
+//! Simulates a namespace of Cloudflare KV.
+//!
+//! Requests land at once, late or never. The answers are all those that KV and proxies before it are known to give;
+//! the shipped code reads them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
@@ -16,17 +18,17 @@ use super::dice::Dice;
 use super::net::Node;
 use super::settings::SETTLE_AFTER;
 
-/// A title with this text is refused by KV.
+/// KV refuses a title with this text.
 pub(super) const POISON: &str = "poison";
 
-/// How long a read may be behind.
+/// The longest delay of a read behind the writes, in ms.
 const STALE: u64 = 60_000;
 
-/// When a request takes effect whose outcome nobody is told.
+/// The time at which a request without an answer takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     Now,
-    /// After so many hundredths of the time that is left to it.
+    /// After this percentage of its remaining time.
     Later(u64),
     Never,
 }
@@ -41,30 +43,30 @@ impl Fate {
     }
 }
 
-/// How a request is answered.
+/// The answer to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Landed,
-    /// All but the first key, which is named.
+    /// Everything lands except the first key, which the answer names.
     Partly,
-    /// All but the first key, which is only counted.
+    /// Everything lands except the first key, which the answer only counts.
     Miscounted,
     Throttled {
         retry_after: Option<&'static str>,
     },
     DailyQuota,
-    /// Of Cloudflare, with this status and code, and nothing is done.
+    /// Cloudflare refuses with this status and code, and nothing is done.
     Refused(u16, i64),
-    /// A page of something in between, with this status.
+    /// A proxy returns a page with this status.
     Page(u16, Fate),
-    /// A status of Cloudflare that says nothing about what was done.
+    /// Cloudflare returns a status that does not tell whether the request was done.
     Broken(u16, Fate),
-    /// No answer.
+    /// The request gets no answer.
     Silent(Fate),
 }
 
 impl Verdict {
-    /// One that is no fault of the request.
+    /// Draws a verdict that does not depend on the content of the request.
     pub(super) fn draw(dice: &mut Dice) -> Self {
         let fate = Fate::draw(dice);
         match dice.below(30) {
@@ -82,7 +84,7 @@ impl Verdict {
         }
     }
 
-    /// Whether it may have been done, or be done yet; nothing where the answer tells.
+    /// The time of the effect, if the answer does not show it; otherwise `None`.
     fn fate(self) -> Option<Fate> {
         match self {
             Self::Page(200 | 500.., fate) | Self::Broken(_, fate) | Self::Silent(fate) => Some(fate),
@@ -92,14 +94,14 @@ impl Verdict {
     }
 }
 
-/// An answer as it comes over the wire.
+/// An answer in the format of the wire.
 pub(super) struct Raw {
     status: u16,
     retry_after: Option<&'static str>,
     body: Vec<u8>,
 }
 
-/// Where the answer to a request is laid; it says that there is none.
+/// The place for the answer to a request; the inner `None` means that no answer comes.
 type Slot = Arc<Mutex<Option<Option<Raw>>>>;
 
 struct Answer(Slot);
@@ -112,20 +114,20 @@ impl Future for Answer {
     }
 }
 
-/// A request that is out, or that nobody waits for any more.
+/// A request that is in flight, or that no sender waits for any more.
 pub(super) struct Request {
     pub(super) owner: u64,
     pub(super) operation: Operation,
-    /// What it writes, with nothing for a delete; what it reads.
+    /// The keys that it writes, with `None` for a delete; or the keys that it reads.
     pub(super) keys: Vec<(String, Option<String>)>,
-    /// In ms of the world.
+    /// The time of sending, in ms of the world.
     pub(super) sent: u64,
-    /// The same by its sender's clock.
+    /// The time of sending by the sender's clock.
     pub(super) sent_at: u64,
     pub(super) applied: bool,
-    /// Its sender was stopped before it could send it.
+    /// Whether its sender was stopped before it could send the request.
     pub(super) stuck: bool,
-    /// Nobody waits for it, and it takes effect then, if ever.
+    /// Set if no sender waits for the request: the time at which it takes effect, if ever.
     pub(super) lost: Option<Option<u64>>,
     slot: Slot,
 }
@@ -140,17 +142,17 @@ impl Request {
     }
 }
 
-/// One simulated KV namespace, with the requests that are out.
+/// A simulated KV namespace, with its requests in flight.
 #[derive(Default)]
 pub(super) struct Kv {
-    /// The newest value of each key last, and since when it is there.
+    /// The values of each key with the times of their writes, the newest last.
     values: BTreeMap<String, Vec<(u64, Option<String>)>>,
     pub(super) requests: Vec<Request>,
-    /// When each was sent.
+    /// The time of each request.
     pub(super) sent: Vec<u64>,
-    /// When everything is answered like this, and until when.
+    /// The verdict for all requests during an outage, and the end of the outage.
     pub(super) outage: Option<(Verdict, u64)>,
-    /// What is sent now is not sent yet, since its sender is about to be stopped.
+    /// Whether requests stay unsent, because their sender is about to be stopped.
     pub(super) holds_back: bool,
     pub(super) now: u64,
 }
@@ -164,7 +166,7 @@ impl Kv {
         self.values.entry(key).or_default().push((self.now, value));
     }
 
-    /// As a place has it that is so far behind.
+    /// Reads a value from a location that is this far behind.
     fn get_stale(&self, key: &str, behind: u64) -> Option<&str> {
         let before = self.now.saturating_sub(behind);
         let values = self.values.get(key)?;
@@ -203,7 +205,7 @@ impl Kv {
         }
     }
 
-    /// Nobody waits for its answer any more.
+    /// Makes the sender stop waiting for the answer.
     pub(super) fn lose(&mut self, which: usize, fate: Fate) {
         let now = self.now;
         let request = &mut self.requests[which];
@@ -218,7 +220,7 @@ impl Kv {
         self.apply_what_is_late();
     }
 
-    /// Time has passed, or a request was lost.
+    /// Applies late and lost requests whose time has come.
     pub(super) fn apply_what_is_late(&mut self) {
         for which in 0..self.requests.len() {
             let request = &self.requests[which];
@@ -235,13 +237,13 @@ impl Kv {
         self.outage = self.outage.filter(|(_, until)| *until > now);
     }
 
-    /// A request is not answered, whatever becomes of it.
+    /// Leaves a request without an answer, whatever its effect.
     pub(super) fn silence(&mut self, which: usize, fate: Fate) {
         *self.requests[which].slot.lock().unwrap() = Some(None);
         self.lose(which, fate);
     }
 
-    /// Answers a request, or says that nobody does.
+    /// Answers a request, or leaves it without an answer.
     pub(super) fn answer(&mut self, which: usize, verdict: Verdict, dice: &mut Dice) -> Verdict {
         let request = &self.requests[which];
         let (operation, keys) = (request.operation, request.keys.len());
@@ -319,7 +321,7 @@ impl Kv {
         format!(r#"{{"success":true,"result":{{"values":{}}}}}"#, serde_json::to_string(&values).unwrap())
     }
 
-    /// The most requests that a window of this length saw.
+    /// The largest number of requests in any window of this length.
     pub(super) fn fullest_window(&self, period: Duration) -> usize {
         let (mut first, mut most) = (0, 0);
         for (last, sent) in self.sent.iter().enumerate() {
@@ -342,7 +344,7 @@ pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap()
 }
 
-/// One namespace as a process sees it.
+/// A namespace as one process sees it.
 #[derive(Clone)]
 pub(super) struct Door {
     pub(super) kv: Arc<Mutex<Kv>>,

@@ -1,12 +1,14 @@
-//! Simulates the code of mode `Durable` that decides: several replicas with clocks of their own, NATS on one server or three, one
-//! KV namespace or two. Faults happen in any order. Answers and acks are lost, and requests land late or never. Processes are
-//! killed, stopped or cut off. Streams are recreated or restored, limits refuse writes, and settings change.
+//! Simulates the code of mode `Durable` that decides: several replicas with their own clocks, NATS on one server or
+//! three, one KV namespace or two.
 //!
-//! Nothing of the pipeline is written a second time here. Intake, ledger, control record, projection and schedule are those
-//! that ship; each question that they put to NATS or KV is a call that waits in the world until a step lets it get on (see
-//! [`calls`]). What NATS and KV answer comes as it does over the wire, and is read by the code that ships.
+//! Faults happen in any order. Answers and acks are lost, and requests land late or never. Processes are killed,
+//! stopped or cut off. Streams are recreated or restored, limits refuse writes, and settings change.
 //!
-//! `SIMULATION_SEED`, `SIMULATION_HISTORIES` and `SIMULATION_THREADS` say which histories are played (see [`runner`]).
+//! No part of the pipeline is written a second time here. Intake, ledger, control record, projection and schedule are
+//! the shipped code. Each of their requests to NATS or KV is a call in the world. It waits until a step lets it
+//! proceed (see [`calls`]). The answers of NATS and KV have the format of the wire, and the shipped code reads them.
+//!
+//! `SIMULATION_SEED`, `SIMULATION_HISTORIES` and `SIMULATION_THREADS` select the histories (see [`runner`]).
 
 mod bucket;
 mod calls;
@@ -28,7 +30,7 @@ mod world;
 
 use self::runner::{History, Options};
 
-/// So many are played where nobody says how many.
+/// The default number of histories.
 const HISTORIES: u64 = 300;
 
 #[test]

@@ -1,4 +1,4 @@
-//! NATS as the world has it, and as each process sees it: through the traits that the code that ships asks for.
+//! NATS in the world, and as each process sees it through the traits of the shipped code.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,26 +29,26 @@ use crate::durable::stream::error::SessionError;
 use crate::durable::stream::incarnation::{Life, Present};
 use crate::durable::stream::subscription;
 
-/// The time of day when the world begins, in ms since 1970.
+/// The time of day at the start of the world, in ms since 1970.
 pub(super) const BEGINNING: u64 = 1_800_000_000_000;
 
-/// The moment from which all clocks count.
+/// The instant at which all clocks begin.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// A moment, in ms of a clock.
+/// Converts ms of a clock to an instant.
 pub(super) fn moment(ms: u64) -> Instant {
     *EPOCH + Duration::from_millis(ms)
 }
 
-/// NATS.
+/// The simulated NATS.
 pub(super) struct Net {
-    /// In ms since the world began.
+    /// The time since the start of the world, in ms.
     pub(super) now: u64,
     pub(super) calls: Calls,
     pub(super) bucket: Bucket,
     pub(super) stream: Stream,
     pub(super) letters: Vec<Stamped>,
-    /// Until when the stream of the dead letters takes none.
+    /// The time until which the stream of the dead letters refuses letters.
     pub(super) letters_full_until: u64,
     pub(super) acks: Vec<Ack>,
     clustered: bool,
@@ -68,8 +68,9 @@ impl Net {
         }
     }
 
-    /// A call gets on: it is answered, or the leader takes its write. `late`: a replica of the stream answers that is behind.
-    /// Answers whether it is over.
+    /// Advances a call: NATS answers it, or the leader accepts its write. Returns whether the call has ended.
+    ///
+    /// If `late`, a replica of the stream answers that is behind.
     pub(super) fn step(&mut self, id: u64, late: bool) -> bool {
         let Some(mut call) = self.calls.open.remove(&id) else { return true };
         let said = match (&call.ask, call.stage) {
@@ -90,7 +91,7 @@ impl Net {
         }
     }
 
-    /// A call is carried out or not, and nobody hears of it.
+    /// Carries out a call or not, without an answer.
     pub(super) fn silence(&mut self, id: u64, done: bool) {
         let Some(mut call) = self.calls.open.remove(&id) else { return };
         let patience = u64::try_from(ANSWER.as_millis()).unwrap();
@@ -110,8 +111,8 @@ impl Net {
         self.calls.open.insert(id, call);
     }
 
-    /// Whoever has waited too long for an answer gives up. Of writes that are still on their way, `on_its_way` says whether they
-    /// stay there.
+    /// Makes processes give up that have waited too long for an answer. For writes in flight, `on_its_way` returns
+    /// whether they stay in flight.
     pub(super) fn give_up(&mut self, mut on_its_way: impl FnMut() -> bool) {
         let now = self.now;
         let patience = u64::try_from(ANSWER.as_millis()).unwrap();
@@ -133,7 +134,7 @@ impl Net {
         }
     }
 
-    /// A call never gets to where it should.
+    /// Loses a call on its way to NATS.
     pub(super) fn drop_call(&mut self, id: u64) {
         if let Some(Call { ask: Ask::Write(write), stage: Stage::Proposed, .. }) = self.calls.open.remove(&id)
         {
@@ -141,8 +142,8 @@ impl Net {
         }
     }
 
-    /// Another server leads the bucket's stream: what is under way is done or not, and nobody hears of it; or is told that
-    /// there is no leader.
+    /// Makes another server the leader of the bucket's stream. Calls in flight are done or not without an answer, or
+    /// get the error that no leader exists.
     pub(super) fn elect(&mut self, dice: &mut Dice) {
         let touched: Vec<u64> =
             self.calls.open.iter().filter(|(_, call)| !call.ask.is_sleep()).map(|(id, _)| *id).collect();
@@ -189,7 +190,7 @@ impl Net {
             }
             Ask::Present => Said::Present(self.stream.present()),
             Ask::TimeAt(sequence) => {
-                // nats-server: bad request.
+                // nats-server returns a bad request.
                 assert_ne!(*sequence, 0, "no message has this sequence");
                 Said::Time(self.stream.events.get(sequence).map(|event| event.time))
             }
@@ -209,15 +210,15 @@ impl Net {
     }
 }
 
-/// A moment of the world as NATS tells it, in ns since 1970.
+/// Converts a time of the world to the format of NATS, in ns since 1970.
 pub(super) fn nanos(ms: u64) -> i64 {
     i64::try_from((BEGINNING + ms) * 1_000_000).unwrap()
 }
 
-/// A process, by its clocks.
+/// A process and its clocks.
 pub(super) struct Node {
     pub(super) uid: u64,
-    /// In ms.
+    /// The monotonic clock, in ms.
     clock: AtomicU64,
     /// The time of day, in ms since 1970.
     wall: AtomicU64,
@@ -226,7 +227,7 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn new(uid: u64, clock: u64, now: u64) -> Arc<Self> {
-        // No two clocks of the world agree.
+        // Each process has a different time of day.
         let wall = AtomicU64::new(BEGINNING + now + uid % 3 * 400);
         Arc::new(Self { uid, clock: AtomicU64::new(clock), wall, dice: Mutex::new(Dice::new(uid)) })
     }
@@ -366,7 +367,7 @@ impl Store for Link {
         &self,
         writes: impl Iterator<Item = (T, Result<Write, WriteError>)> + Send,
     ) -> Result<Outcomes<T>, WriteError> {
-        // All are sent before the first answer is waited for.
+        // All requests are sent before the first answer is awaited.
         let sent: Vec<_> =
             writes.map(|(what, write)| (what, write.map(|write| self.ask(Ask::Write(write))))).collect();
         let mut outcomes = Vec::with_capacity(sent.len());
@@ -400,7 +401,7 @@ impl LetterBox for Link {
 }
 
 impl EventStream for Link {
-    /// Its name.
+    /// The name of a consumer.
     type Consumer = Arc<str>;
 
     async fn present(&self) -> Result<Present, SessionError> {
@@ -451,7 +452,7 @@ impl EventStream for Link {
     }
 }
 
-/// Answers NATS for one delivery.
+/// Sends the answer to one delivery.
 pub(super) struct Acking {
     pub(super) link: Link,
     pub(super) consumer: Arc<str>,

@@ -1,4 +1,4 @@
-//! The projector of a replica, as its driver runs it: turns, feeds, jobs, requests. It decides nothing.
+//! Runs the projector of a replica like its driver: turns, feeds, jobs, requests. Makes no decisions of its own.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ impl World {
         }
     }
 
-    /// A turn of its projection. `stuck`: what it sends it cannot send yet, since it is stopped.
+    /// Runs a turn of the replica's projection. If `stuck`, the replica is stopped before it can send its requests.
     pub(super) fn turn(&mut self, p: usize, stuck: bool) {
         let connected = self.replicas[p].is_connected();
         let replica = &mut self.replicas[p];
@@ -78,7 +78,7 @@ impl World {
                         let answer = crate::requests::send(request, door).await;
                         Out::Answered { answer, sent, attempt }
                     });
-                    // It is sent when it is polled for the first time.
+                    // The first poll sends the request.
                     self.poll(p);
                     self.kv(self.replicas[p].target).holds_back = false;
                 }
@@ -104,7 +104,7 @@ impl World {
         self.poll(p);
     }
 
-    /// Whether what this replica has sent just now, it has sent as a former holder.
+    /// Records whether the replica has just sent a request as a former holder.
     pub(super) fn note_ghost(&mut self, p: usize) {
         let replica = &mut self.replicas[p];
         let (uid, target) = (replica.uid(), replica.target);
@@ -120,7 +120,8 @@ impl World {
         }
     }
 
-    /// The feeds of a replica read so many changes. `stuck`: it is stopped before it can send what is sent then.
+    /// Lets the feeds of a replica read this many changes. If `stuck`, the replica is stopped before it can send the
+    /// requests that follow.
     pub(super) fn feed(&mut self, p: usize, most: usize, stuck: bool) {
         if !self.replicas[p].is_connected() {
             return;
@@ -150,7 +151,7 @@ impl World {
         self.turn(p, stuck);
     }
 
-    /// KV answers a request, if its sender waits for it.
+    /// Lets KV answer a request, if its sender waits for it.
     pub(super) fn answer(&mut self, target: usize, which: usize, verdict: Verdict) {
         let kv = Arc::clone(&self.namespaces[target].kv);
         let owner = {
@@ -217,7 +218,7 @@ impl World {
         }
     }
 
-    /// Another has the control record.
+    /// Hands over, because another replica has the control record.
     fn hand_over(&mut self, p: usize) {
         self.note(|| format!("replica {p} has lost its term"));
         let replica = &mut self.replicas[p];
@@ -232,7 +233,7 @@ impl World {
         replica.parts = Some(parts(*projecting));
     }
 
-    /// It lets the control record go, and its process ends.
+    /// Releases the control record, and ends the process.
     pub(super) fn release(&mut self, p: usize) {
         self.note(|| format!("replica {p} releases"));
         let replica = &mut self.replicas[p];
@@ -250,7 +251,7 @@ impl World {
         self.poll(p);
     }
 
-    /// The one that writes to a namespace, as far as it knows.
+    /// The replica that writes to a namespace, as far as it knows.
     pub(super) fn writer(&self, target: usize) -> usize {
         let writes =
             |replica: &Replica| replica.target == target && matches!(replica.role, Role::Projecting(_));
@@ -266,7 +267,7 @@ fn parts(
     (schedule, rests)
 }
 
-/// Nothing is left of settled tasks: neither their bytes nor their places.
+/// Checks that nothing is left of settled tasks: neither bytes nor entries.
 fn check_accounts(projecting: &super::replica::Projecting) {
     let unsettled = projecting.projection.unsettled();
     if unsettled.len() == 0 {

@@ -1,4 +1,4 @@
-//! One replica: the code that ships, and its futures. The world decides when each of them gets on.
+//! A simulated replica: the shipped code and its futures. The world decides when each future proceeds.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -51,7 +51,7 @@ pub(super) enum Out {
     Released,
 }
 
-/// The owner of a future.
+/// The purpose of a future.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tag {
     Session,
@@ -67,31 +67,31 @@ pub(super) struct Task {
     future: Pin<Box<dyn Future<Output = Out> + Send>>,
 }
 
-/// The side that takes in events.
+/// The part of a replica that takes in events.
 pub(super) enum Intake {
-    /// Without a session; it tries to begin one then, by the replica's clock in ms.
+    /// Without a session; it tries to begin one at this time, in ms of the replica's clock.
     Away {
         again_at: u64,
     },
     Joining,
     Working(Box<Working>),
-    /// The process drains, and has let go of all events.
+    /// The process drains, and has released all events.
     Ended,
 }
 
-/// A session.
+/// A running session.
 pub(super) struct Working {
     pub(super) ingest: Ingest<Link, Link, Acking>,
     pub(super) consumer: Arc<str>,
     pub(super) waiting: Waiting<Acking>,
     pub(super) kept: mpsc::UnboundedReceiver<Kept<Acking>>,
-    /// Since when it is to end, by the replica's clock in ms.
+    /// Set if the session should end: since when, in ms of the replica's clock.
     pub(super) ending: Option<u64>,
-    /// Which connection of the replica it began with.
+    /// The connection of the replica with which the session began.
     pub(super) connection: u64,
 }
 
-/// The side that writes to KV.
+/// The part of a replica that writes to KV.
 pub(super) enum Role {
     Waiting { seen: Option<(Revision, Instant)> },
     Projecting(Box<Projecting>),
@@ -99,31 +99,31 @@ pub(super) enum Role {
     Releasing,
 }
 
-/// A term.
+/// A term as writer.
 pub(super) struct Projecting {
     pub(super) projection: Projection,
-    /// How far the feed has read.
+    /// The position of the feed.
     pub(super) position: Revision,
-    /// How far the second feed has read, where there is one.
+    /// The position of the second feed, if it exists.
     pub(super) second: Option<Revision>,
     pub(super) stopping: bool,
 }
 
-/// A simulated replica: its clock, its connection, and the code that ships.
+/// A simulated replica: its clock, its connection, and the shipped code.
 pub(super) struct Replica {
     pub(super) link: Link,
     pub(super) door: Door,
-    /// Which namespace it writes to.
+    /// The namespace that it writes to.
     pub(super) target: usize,
-    /// Since when, in ms of the world.
+    /// Set if it is stopped: since when, in ms of the world.
     pub(super) stopped: Option<u64>,
     pub(super) cut_off: Option<u64>,
-    /// Counts its connections to NATS.
+    /// The number of its connections to NATS so far.
     pub(super) connection: u64,
-    /// The one that its session began with.
+    /// The connection with which its session began.
     pub(super) session_connection: u64,
     pub(super) draining: bool,
-    /// Of the next calls: whether they are carried out, and their answers lost.
+    /// For the next calls, whose answers are lost: whether they are carried out.
     pub(super) loses: Vec<bool>,
     pub(super) knobs: Knobs,
     pub(super) tools: Tools<Link, Link>,
@@ -132,9 +132,9 @@ pub(super) struct Replica {
     pub(super) tasks: Vec<Task>,
     pub(super) intake: Intake,
     pub(super) role: Role,
-    /// What outlives a term.
+    /// The parts that outlive a term.
     pub(super) parts: Option<(Schedule, Rests)>,
-    /// It has sent something as a former holder, and has not handed it over.
+    /// Whether it has sent a request as a former holder, and has not handed it over.
     pub(super) spoils: bool,
     common: Common,
 }
@@ -220,7 +220,7 @@ impl Replica {
         self.tasks.retain(|task| !tags.contains(&task.tag));
     }
 
-    /// Lets each future get on as far as it can; answers what became of those that are over.
+    /// Polls each future as far as it can proceed, and returns the results of those that have ended.
     pub(super) fn poll(&mut self) -> Vec<Out> {
         let mut context = Context::from_waker(Waker::noop());
         let mut outs = Vec::new();
@@ -241,7 +241,7 @@ impl Replica {
         }
     }
 
-    /// A term begins.
+    /// Begins a term.
     pub(super) fn project(&mut self, held: Held, seed: u64) {
         let (now, tuning) = (self.now(), self.knobs.tuning());
         let Common { metrics, health } = self.common.clone();
@@ -268,7 +268,7 @@ impl Replica {
         self.role = Role::Projecting(Box::new(projecting));
     }
 
-    /// Its settings change.
+    /// Changes the settings.
     pub(super) fn retune(&mut self, knobs: Knobs) {
         self.knobs = knobs;
         let now = self.now();

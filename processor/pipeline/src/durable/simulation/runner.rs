@@ -1,4 +1,4 @@
-//! Plays histories: draws them, plays them on several threads, and shrinks the first that fails. One number decides a history.
+//! Draws histories, plays them on several threads, and shrinks the first that fails. One number determines a history.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,10 +16,10 @@ use crate::durable::names::Names;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
-/// How long a history is at the most, and how many are that long.
+/// The longest history, in steps.
 const LONGEST: usize = 70;
 
-/// For so long a history is shrunk.
+/// The time limit for shrinking a history.
 const SHRINK: Duration = Duration::from_secs(20);
 
 /// A history.
@@ -41,13 +41,13 @@ impl History {
     pub(super) fn draw(seed: u64) -> Self {
         let mut dice = Dice::new(seed);
         let setting = Setting::draw(&mut dice);
-        // Short ones are as good as long ones, and many of them are better than few.
+        // Short histories find as much as long ones, and many are better than few.
         let count = 5 + dice.below(LONGEST).min(dice.below(LONGEST));
         let steps = (0..count).map(|_| Drawn::draw(&setting, &mut dice)).collect();
         Self { seed, setting, steps }
     }
 
-    /// Plays it. `trace`: what happens is written down.
+    /// Plays the history. If `trace`, it records the steps.
     pub(super) fn play(&self, trace: bool) -> Played {
         let common = common();
         let mut world = World::new(&self.setting, self.seed, &common.0, &common.1);
@@ -78,7 +78,7 @@ impl History {
         Played { wrong, seen, trace }
     }
 
-    /// A shorter one that fails as well, as short as can be found in some time.
+    /// Returns the shortest history found that still fails.
     pub(super) fn shrink(mut self) -> Self {
         let until = Instant::now() + SHRINK;
         let fails = |history: &Self| history.play(false).wrong.is_some();
@@ -114,7 +114,7 @@ impl History {
     }
 }
 
-/// A world in which a test takes the steps.
+/// Plays a world in which a test takes the steps.
 pub(super) fn played(setting: &Setting, scene: impl FnOnce(&mut World)) {
     let (common, names) = common();
     scene(&mut World::new(setting, 1, &common, &names));
@@ -131,7 +131,7 @@ fn common() -> (Common, Arc<Names>) {
     COMMON.with(Clone::clone)
 }
 
-/// The histories to play, by the environment.
+/// The selection of histories, from the environment.
 pub(super) struct Options {
     pub(super) seed: u64,
     pub(super) histories: u64,
@@ -151,13 +151,13 @@ impl Options {
         }
     }
 
-    /// Plays them all, until one fails: that is shrunk and shown.
+    /// Plays all histories until one fails, then shrinks and shows that one.
     pub(super) fn play(&self) {
         let began = Instant::now();
         let next = AtomicU64::new(0);
         let failed: Mutex<Option<u64>> = Mutex::new(None);
         let seen: Mutex<BTreeMap<&'static str, u64>> = Mutex::default();
-        // A history that panics is told of below.
+        // The report below covers a history that panics.
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(|_| {}));
         std::thread::scope(|scope| {
@@ -190,7 +190,7 @@ impl Options {
         let seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
         match shown {
             Some((seed, seconds, text)) => {
-                // By itself on standard output, where `cargo xtask variants` looks for it.
+                // `cargo xtask variants` looks for this line on standard output.
                 println!("history {seed} fails, found after {seconds:.1} s");
                 panic!("{text}\nagain: SIMULATION_SEED={seed} SIMULATION_HISTORIES=1")
             }
@@ -203,7 +203,7 @@ impl Options {
     }
 }
 
-/// A failing history, as short as can be, and how it goes.
+/// Formats a failing history, as short as possible, with its trace.
 fn show(seed: u64) -> String {
     let history = History::draw(seed).shrink();
     let played = history.play(true);
@@ -214,6 +214,8 @@ fn show(seed: u64) -> String {
         steps.len(),
         steps.join("\n"),
         played.trace.join("\n"),
-        played.wrong.unwrap_or_else(|| "it fails no more: something else than the seed decides".to_owned())
+        played.wrong.unwrap_or_else(|| {
+            "the history no longer fails: it depends on something besides the seed".to_owned()
+        })
     )
 }

@@ -1,4 +1,4 @@
-//! Histories that are written by hand: single faults that a drawn history meets too rarely to rely on.
+//! Hand-written histories: single faults that a drawn history meets too rarely to rely on.
 
 use std::sync::Arc;
 
@@ -68,7 +68,7 @@ impl World {
         self.kv(0).get("tasks:task-0").unwrap_or_default().to_owned()
     }
 
-    /// All that can be done without faults is done, for so long.
+    /// Runs everything without faults for this many ticks.
     fn live(&mut self, ticks: usize) {
         for _ in 0..ticks {
             self.settle_down();
@@ -77,7 +77,7 @@ impl World {
     }
 }
 
-/// It was about to send, and slept, its clock with it, until another had taken over and was done with its doubts.
+/// A former holder was about to send, and slept with its clock. Meanwhile another took over and settled its doubts.
 #[test]
 fn a_former_holder_that_is_drained_before_it_sees_what_it_is_hands_over_all_the_same() {
     played(&SETTING, |world| {
@@ -86,7 +86,7 @@ fn a_former_holder_that_is_drained_before_it_sees_what_it_is_hands_over_all_the_
         world.create("old");
         (0..6).for_each(|_| world.tick(true));
         world.step(Step::Feed(former, 9));
-        // It may send as soon as it has renewed, and hears that it has when it wakes.
+        // It may send as soon as it has renewed, and it receives that answer when it wakes.
         let uid = world.replicas[former].uid();
         for _ in 0..8 {
             if world.renews(uid) {
@@ -102,7 +102,7 @@ fn a_former_holder_that_is_drained_before_it_sees_what_it_is_hands_over_all_the_
         assert_ne!(successor, former);
         assert!(world.in_kv().contains("new"), "{}", world.in_kv());
         world.step(Step::Continue { replica: former, slept: true });
-        // It looks whether a command asks for something, too.
+        // It also checks whether a command requests part of the budget.
         (0..2).for_each(|_| world.tick(true));
         assert!(world.namespaces[0].ghosts);
         let which = world.kv(0).requests.iter().position(|request| request.owner == uid).unwrap();
@@ -116,7 +116,7 @@ fn a_former_holder_that_is_drained_before_it_sees_what_it_is_hands_over_all_the_
     });
 }
 
-/// A replica that did not know better has made the consumer of a former life again, and its deletion was lost.
+/// A replica with old knowledge has created the consumer of a former incarnation again, and its deletion was lost.
 #[test]
 fn a_consumer_of_a_former_life_goes_with_the_next_session() {
     played(&SETTING, |world| {
@@ -125,7 +125,7 @@ fn a_consumer_of_a_former_life_goes_with_the_next_session() {
         world.live(8);
         world.step(Step::Recreate);
         world.create("new");
-        // Their sessions end when they look for the consumer that is gone.
+        // The sessions end when they look for the missing consumer.
         world.live(24);
         let consumers = |world: &World| world.net.lock().unwrap().stream.consumers();
         assert_eq!(consumers(world), ["tasks-processor-2"]);
@@ -139,7 +139,7 @@ fn a_consumer_of_a_former_life_goes_with_the_next_session() {
     });
 }
 
-/// It has read the half of what it needs, and goes on when the others have begun another life of the stream.
+/// A replica has read half of the records, and continues when the others have begun another incarnation.
 #[test]
 fn a_replica_that_is_stopped_while_it_agrees_joins_no_former_life() {
     played(&SETTING, |world| {

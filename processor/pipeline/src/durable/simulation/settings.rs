@@ -1,5 +1,6 @@
-//! The settings of a history: how many servers and namespaces, which limits, which tuning; and the times of the simulated world,
-//! which are short, so that much happens in little time.
+//! The settings of a history: servers, namespaces, limits and tuning.
+//!
+//! The times of the simulated world are short, so that much happens in little time.
 
 use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
@@ -8,32 +9,32 @@ use super::dice::Dice;
 use crate::durable::projector::shares::{Limits, Share};
 use crate::settings::Tuning;
 
-/// How many ids the events are about.
+/// The number of task ids.
 pub(super) const TASKS: usize = 3;
 
-/// How many replicas write to the first namespace. Where there is a second, one more writes to that.
+/// The number of replicas that write to the first namespace. If a second namespace exists, one more replica writes to it.
 pub(super) const REPLICAS: usize = 3;
 
 pub(super) const SETTLE_AFTER: Duration = Duration::from_secs(10);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) const ACK_WAIT: Duration = Duration::from_secs(12);
 
-/// So few that holders have to wait for their next renewal.
+/// A value so small that holders have to wait for their next renewal.
 pub(super) const READ_AHEAD: u64 = 2;
 
-/// Of each replica's ledger: so few bytes that tasks are forgotten.
+/// The cache of each replica's ledger, in bytes: so small that it forgets tasks.
 pub(super) const CACHE: u64 = 2_000;
 
-/// How much of the world's time passes at a time, in ms.
+/// The step of the world's time, in ms.
 pub(super) const TICK: u64 = 250;
 
-/// The longest that a process is stopped or cut off, in ms.
+/// The longest time for which a process is stopped or cut off, in ms.
 pub(super) const LONGEST_AWAY: u64 = 20_000;
 
 /// How long the stream keeps an event, in ms.
 pub(super) const MAX_AGE: u64 = 60_000;
 
-/// How long a settled tombstone lives: as long as an event, and as a process may be away with it in its hands.
+/// How long a settled tombstone lives: as long as an event, plus the longest time for which a process may be away with it.
 pub(super) const MEMORY: Duration = Duration::from_secs(100);
 
 /// The settings of one history.
@@ -41,36 +42,38 @@ pub(super) const MEMORY: Duration = Duration::from_secs(100);
 pub(super) struct Setting {
     pub(super) clustered: bool,
     pub(super) two_namespaces: bool,
-    /// Which tasks KV knows before the first event.
+    /// The tasks that KV contains before the first event.
     pub(super) known: [bool; TASKS],
-    /// Whether some values are refused by KV.
+    /// Whether KV refuses some values.
     pub(super) poison: bool,
-    /// Whether what follows the faults lasts until all deleted tasks are forgotten.
+    /// Whether the part after the faults lasts until all tombstones have expired.
     pub(super) long: bool,
-    /// How many pulls of a replica may be taken in at a time.
+    /// The number of pulls that a replica processes at a time.
     pub(super) workers: usize,
     pub(super) tuning: Knobs,
 }
 
-/// The tuning.
+/// The tuning of the pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Knobs {
-    /// Requests, and in how many seconds.
+    /// The number of requests, and the period in seconds.
     pub(super) budget: (u32, u64),
-    /// In seconds.
+    /// The shortest interval, in seconds.
     pub(super) min_write_interval: u64,
     pub(super) max_keys: u16,
-    /// In seconds.
+    /// The delay, in seconds.
     pub(super) retry_after: u64,
     pub(super) attempts: u32,
 }
 
 impl Knobs {
-    /// `poison`: a task that KV refuses is found out only beside one that it takes, in the same request; one that holds no more
-    /// than all that are refused at a time may never be shared.
+    /// Draws the tuning.
+    ///
+    /// With `poison`, a refused task is found out only beside an accepted one in the same request. So a request must
+    /// fit more tasks than are refused at a time.
     pub(super) fn draw(poison: bool, dice: &mut Dice) -> Self {
         let keys = if poison { [4, 4, 4, 10] } else { [2, 2, 1, 10] };
-        // It takes many requests to find out which tasks are refused.
+        // Finding out the refused tasks takes many requests.
         let tight = if poison { (30, 10) } else { (6, 10) };
         Self {
             budget: dice.pick(&[(1_000_000, 300), (1_000_000, 300), (30, 10), tight]),
@@ -111,7 +114,7 @@ impl Setting {
     }
 }
 
-/// One task of each kind may wait in memory; the next ones wait in NATS.
+/// Limits such that one task of each kind may wait in memory; the next ones wait in NATS.
 pub(crate) fn limits() -> Limits {
     let one = 1;
     Limits {

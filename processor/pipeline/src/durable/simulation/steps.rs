@@ -1,4 +1,4 @@
-//! The steps of a history, and how each is drawn.
+//! The steps of a history, and how they are drawn.
 
 use std::sync::Arc;
 
@@ -18,64 +18,64 @@ use crate::durable::stream::incarnation::Source;
 /// One step of a history.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
-    /// So many messages enter the stream.
+    /// Publish this many messages.
     Publish(usize),
-    /// A replica pulls at most so many events.
+    /// Let a replica pull at most this many events.
     Pull(usize, usize),
-    /// So many calls get on.
+    /// Advance this many calls.
     Work(usize),
-    /// The feeds of a replica read so many changes.
+    /// Let the feeds of a replica read this many changes.
     Feed(usize, usize),
-    /// KV applies a request that is out, and does not answer yet.
+    /// Let KV apply a request in flight without an answer yet.
     Apply(usize),
-    /// KV answers so many requests.
+    /// Let KV answer this many requests.
     Answer(usize),
-    /// So many ticks pass.
+    /// Pass this many ticks.
     Advance(usize),
-    /// `in_request`: when all that is left to do is to send it.
+    /// Stop a replica; with `in_request`, at the point at which it only has to send a request.
     Stop {
         replica: usize,
         in_request: bool,
     },
-    /// `slept`: its clock stood still too.
+    /// Continue a replica; with `slept`, its clock was stopped too.
     Continue {
         replica: usize,
         slept: bool,
     },
     CutOff(usize),
     Reconnect(usize),
-    /// The answers to the next calls of a replica are lost.
+    /// Lose the answers to the next calls of a replica.
     LoseAnswers(usize, usize),
     LoseAcks(usize),
-    /// Another server leads the ledger's stream, the events' stream.
+    /// Make another server the leader of the ledger's stream.
     ElectForLedger,
     ElectForEvents,
-    /// The ledger, or the dead letters, take nothing for so many ticks.
+    /// Let the ledger, or the dead letters, refuse writes for this many ticks.
     FillLedger(usize),
     FillLetters(usize),
     Recreate,
     BackUp,
     Restore,
-    /// KV answers everything in one way for so many ticks.
+    /// Let KV give one answer to everything for this many ticks.
     Outage(usize),
     Kill(usize),
     Drain(usize),
     Retune,
-    /// A command borrows so many requests.
+    /// Let a command borrow this many requests.
     Borrow(usize),
 }
 
-/// A step, and what decides all that it leaves to chance.
+/// A step, and the seed of its random parts.
 #[derive(Clone, Debug)]
 pub(super) struct Drawn {
     pub(super) step: Step,
     pub(super) seed: u64,
 }
 
-/// Draws a step of one kind, for this replica.
+/// Draws a step of one kind for this replica.
 type Draw = fn(usize, &mut Dice) -> Step;
 
-/// How often each kind of step is drawn.
+/// The weight of each kind of step.
 const WEIGHTS: [(u64, Draw); 24] = [
     (14, |_, dice| Step::Publish(1 + dice.below(3))),
     (12, |p, dice| Step::Pull(p, 1 + dice.below(4))),
@@ -106,7 +106,7 @@ const WEIGHTS: [(u64, Draw); 24] = [
 impl Drawn {
     pub(super) fn draw(setting: &Setting, dice: &mut Dice) -> Self {
         let replicas = REPLICAS + usize::from(setting.two_namespaces);
-        // One past the last is the one that writes to the first namespace.
+        // The index after the last one stands for the writer of the first namespace.
         let p = dice.below(2 * replicas).min(replicas);
         let mut left = dice.next() % WEIGHTS.iter().map(|(weight, _)| weight).sum::<u64>();
         let (_, draw) = WEIGHTS
@@ -120,7 +120,7 @@ impl Drawn {
         Self { step: draw(p, dice), seed: dice.next() }
     }
 
-    /// Smaller ones of the same kind, for the shrinking of a history.
+    /// Lists smaller steps of the same kind, for the shrinking of a history.
     pub(super) fn smaller(&self) -> Vec<Self> {
         let counts = |n: usize, of: fn(usize) -> Step| -> Vec<Step> {
             [1, n / 2, n.saturating_sub(1)]
@@ -146,12 +146,12 @@ impl Drawn {
 }
 
 impl World {
-    /// One past the last is the one that writes to the first namespace.
+    /// Resolves the index of a replica. The index after the last one stands for the writer of the first namespace.
     pub(super) fn which(&self, p: usize) -> usize {
         if p < self.replicas.len() { p } else { self.writer(0) }
     }
 
-    /// A step is taken.
+    /// Takes a step.
     pub(super) fn take(&mut self, drawn: &Drawn) {
         self.dice = Dice::new(drawn.seed);
         self.note(|| format!("{:?}", drawn.step));
@@ -203,7 +203,7 @@ impl World {
             Step::BackUp => self.net.lock().unwrap().stream.back_up(),
             Step::Restore => self.restore(),
             Step::Outage(ticks) => self.break_kv(ticks),
-            // One that sends as a former holder and dies before it can say so: that is not promised.
+            // A holder that sends as a former holder and dies before it can report it is beyond the guarantees.
             Step::Kill(p) if !self.replicas[self.which(p)].spoils => {
                 let (p, fate) = (self.which(p), Fate::draw(&mut self.dice));
                 self.count("killed");
@@ -222,14 +222,14 @@ impl World {
         self.publish_message(&message);
     }
 
-    /// A message enters the stream.
+    /// Publishes a message.
     pub(super) fn publish_message(&mut self, message: &Message) {
         self.publish_quietly(message);
         let time = nanos(self.now()) + i64::try_from(self.truth.published).unwrap() * 1_000;
         self.truth.published(message, &message.payload.clone().into(), time);
     }
 
-    /// A message enters the stream of which the truth does not know.
+    /// Publishes a message that the truth does not record.
     pub(super) fn publish_quietly(&mut self, message: &Message) {
         let mut net = self.net.lock().unwrap();
         let time = nanos(net.now) + i64::try_from(self.truth.published).unwrap() * 1_000;
@@ -240,7 +240,7 @@ impl World {
         self.note(|| format!("event {nth} at {sequence}: {subject} {}", message.payload));
     }
 
-    /// So many calls get on, in any order.
+    /// Advances this many calls, in any order.
     pub(super) fn work(&mut self, count: usize) {
         for _ in 0..count {
             let open = self.open_calls();
@@ -252,7 +252,7 @@ impl World {
         }
     }
 
-    /// A namespace and one of its requests, if there is one.
+    /// Picks a namespace and one of its requests, if one exists.
     fn any_request(&mut self) -> Option<(usize, usize)> {
         let out: Vec<_> = (0..self.namespaces.len())
             .flat_map(|n| (0..self.kv(n).requests.len()).map(move |which| (n, which)))
@@ -291,12 +291,12 @@ impl World {
         self.replicas[p].stopped = Some(self.now());
     }
 
-    /// Another server leads the events' stream; nothing that was acked to a producer is lost.
+    /// Makes another server the leader of the events' stream; nothing that was acked to a producer is lost.
     fn elect_for_events(&mut self) {
         self.count("leaders of the events");
         self.net.lock().unwrap().stream.forget_last_acks();
         for replica in &mut self.replicas {
-            // Their pulls fail, and they look at the stream again.
+            // The pulls of the replicas fail, and they check the stream again.
             let clock = replica.link.node.clock();
             if let Intake::Working(working) = &mut replica.intake {
                 working.ending.get_or_insert(clock);
@@ -304,7 +304,8 @@ impl World {
         }
     }
 
-    /// The stream is deleted and made again. What nobody has taken in is lost, so that it happens only when there is nothing.
+    /// Deletes the stream and creates it again. Events that no replica has taken in would be lost, so this happens
+    /// only if none exist.
     fn recreate(&mut self) {
         if self.net.lock().unwrap().stream.last == 0 || !self.wait_for_acks(0) {
             return;
@@ -316,7 +317,7 @@ impl World {
         self.count("recreated");
     }
 
-    /// The server of the stream is restored from an older copy: whoever was connected to it has lost the connection.
+    /// Restores the server of the stream from an older copy, which cuts its connections.
     fn restore(&mut self) {
         let Some(copied) = self.net.lock().unwrap().stream.copied() else { return };
         if !self.wait_for_acks(copied) {
@@ -327,7 +328,7 @@ impl World {
         self.replicas.iter_mut().for_each(|replica| replica.connection += 1);
     }
 
-    /// Gives replicas some time to take in what the stream has above this sequence. Answers whether they did.
+    /// Gives replicas some time to take in the messages above this sequence, and returns whether they did.
     fn wait_for_acks(&mut self, sequence: u64) -> bool {
         for _ in 0..24 {
             if self.wrong.is_some() || self.is_taken_in_above(sequence) {
@@ -338,14 +339,16 @@ impl World {
         self.wrong.is_none() && self.is_taken_in_above(sequence)
     }
 
-    /// Whether all messages above this sequence were acked to the consumer of the stream's present life. An ack to that of a
-    /// former life, which a replica that began just before may have made again, is not one that an operator could go by.
+    /// Whether all messages above this sequence are acked to the consumer of the current incarnation.
+    ///
+    /// An ack to the consumer of a former incarnation does not count: an operator could not rely on it. A replica
+    /// that began just before may have created that consumer again.
     fn is_taken_in_above(&self, sequence: u64) -> bool {
         let net = self.net.lock().unwrap();
         self.consumer(&net).is_some_and(|consumer| net.stream.is_acked_above(sequence, &consumer))
     }
 
-    /// The consumer of the stream's present life, if it is recorded.
+    /// The consumer of the current incarnation, if the incarnation is recorded.
     pub(super) fn consumer(&self, net: &Net) -> Option<String> {
         let recorded = net.bucket.records.get(&self.names.source())?;
         let source: Source = serde_json::from_slice(&recorded.value).ok()?;
@@ -373,7 +376,7 @@ impl World {
         }
         replica.draining = true;
         self.count("drained");
-        // Out of time.
+        // The lease has expired.
         if !patient && matches!(self.replicas[p].role, Role::Projecting(_)) {
             self.replicas[p].draining = false;
             self.release(p);
@@ -390,7 +393,7 @@ impl World {
             }
         };
         for p in 0..self.replicas.len() {
-            // Some hear of it later.
+            // Some replicas learn of it later.
             if self.dice.chance(80) {
                 self.replicas[p].retune(knobs);
             }
@@ -398,7 +401,7 @@ impl World {
         self.setting.tuning = knobs;
     }
 
-    /// A command asks for requests of the budget of a namespace, and sends them.
+    /// Lets a command borrow requests of a namespace's budget, and send them.
     fn borrow(&mut self, count: usize) {
         let n = self.dice.below(self.namespaces.len());
         let link = self.link(0);

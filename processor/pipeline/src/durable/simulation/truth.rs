@@ -17,7 +17,7 @@ use crate::fold_reference::{Happened, base, replay};
 pub(super) struct Message {
     pub(super) subject: &'static str,
     pub(super) payload: String,
-    /// What it says; nothing, if it is no event.
+    /// The content; `None` if the message is invalid.
     pub(super) data: Option<EventData>,
 }
 
@@ -25,7 +25,7 @@ pub(super) struct Message {
 #[derive(Default)]
 pub(super) struct Truth {
     pub(super) events: Vec<Happened>,
-    /// The payloads of the messages that are no events.
+    /// The payloads of invalid messages.
     pub(super) invalid: Vec<Bytes>,
     pub(super) published: usize,
     /// Whether faults may still happen.
@@ -33,7 +33,7 @@ pub(super) struct Truth {
 }
 
 impl Truth {
-    /// The stream has taken in a message.
+    /// Records a message that the stream has stored.
     pub(super) fn published(&mut self, message: &Message, payload: &Bytes, time: i64) {
         self.published += 1;
         match &message.data {
@@ -45,7 +45,7 @@ impl Truth {
         }
     }
 
-    /// The task as it should be.
+    /// The expected state of the task.
     pub(super) fn expected(&self, n: usize, known: bool) -> Option<Task> {
         let id = task(n);
         let before = known.then(|| base(&id));
@@ -53,7 +53,7 @@ impl Truth {
         replay(before.as_ref(), &own)
     }
 
-    /// The tasks of which something was refused by KV.
+    /// The tasks of which KV refused a value.
     pub(super) fn poisoned(&self) -> BTreeSet<String> {
         let is_poison = |title: &Option<Title>| title.as_ref().is_some_and(|it| it.as_str().contains(POISON));
         let poisoned = self.events.iter().filter(|event| match &event.data {
@@ -65,7 +65,7 @@ impl Truth {
     }
 }
 
-/// Any message about this task.
+/// Draws a message about this task.
 pub(super) fn message(n: usize, poison: bool, dice: &mut Dice) -> Message {
     let id = task(n);
     let number = dice.below(1_000);

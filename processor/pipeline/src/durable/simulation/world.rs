@@ -1,4 +1,4 @@
-//! The world: NATS, KV, replicas, commands, and the time that passes for each of them.
+//! The simulated world: NATS, KV, replicas, commands, and the time of each.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -25,13 +25,13 @@ pub(super) fn task(n: usize) -> TaskId {
     TaskId::new(format!("task-{n}")).unwrap()
 }
 
-/// A KV namespace with what is known of who writes to it.
+/// A KV namespace, and what is known of its writers.
 pub(super) struct Namespace {
     pub(super) name: Target,
     pub(super) subject: String,
     pub(super) kv: Arc<Mutex<Kv>>,
     pub(super) control: Option<(Control, Revision)>,
-    /// A former holder has sent something.
+    /// Whether a former holder has sent a request.
     pub(super) ghosts: bool,
 }
 
@@ -53,13 +53,13 @@ pub(super) struct World {
     pub(super) uids: u64,
     pub(super) dice: Dice,
     pub(super) truth: Truth,
-    /// Acks get lost, so many of the next.
+    /// The number of acks that are lost next.
     pub(super) acks_to_lose: usize,
     /// How often each fault has happened.
     pub(super) seen: BTreeMap<&'static str, u64>,
-    /// What is wrong, as soon as something is.
+    /// The first violation.
     pub(super) wrong: Option<String>,
-    /// What happened, where somebody wants to read it.
+    /// The trace of the history, if it is recorded.
     pub(super) trace: Option<Vec<String>>,
 }
 
@@ -99,7 +99,7 @@ impl World {
         world
     }
 
-    /// A new process.
+    /// Creates a new process.
     pub(super) fn replica(&mut self, target: usize, clock: u64) -> Replica {
         let link = self.link(clock);
         let namespace = &self.namespaces[target];
@@ -143,7 +143,7 @@ impl World {
 
     // Futures and their calls.
 
-    /// What a replica does gets on.
+    /// Advances the futures of a replica.
     pub(super) fn poll(&mut self, p: usize) {
         while self.wrong.is_none() && self.replicas[p].runs() {
             let outs = self.replicas[p].poll();
@@ -165,7 +165,7 @@ impl World {
         }
     }
 
-    /// Whoever has made a call gets on.
+    /// Advances the process that has made a call.
     fn poll_owner(&mut self, uid: u64) {
         if let Some(p) = self.position(uid) {
             return self.poll(p);
@@ -176,17 +176,17 @@ impl World {
         });
     }
 
-    /// Whether what this process asks gets to NATS.
+    /// Whether the calls of this process reach NATS.
     fn reaches_nats(&self, uid: u64) -> bool {
         self.position(uid).is_none_or(|p| self.replicas[p].cut_off.is_none())
     }
 
-    /// The calls that can get on.
+    /// The calls that can proceed.
     pub(super) fn open_calls(&self) -> Vec<u64> {
         self.net.lock().unwrap().calls.ready(|uid| self.reaches_nats(uid))
     }
 
-    /// A call gets on.
+    /// Advances a call.
     pub(super) fn call(&mut self, id: u64) {
         let owner = {
             let net = self.net.lock().unwrap();
@@ -212,7 +212,7 @@ impl World {
         self.poll_owner(owner);
     }
 
-    /// All calls that are open now get on, in any order.
+    /// Advances all calls that are open now, in any order.
     fn call_all(&mut self) {
         let mut open = self.open_calls();
         while !open.is_empty() && self.wrong.is_none() {
@@ -221,7 +221,7 @@ impl World {
         }
     }
 
-    /// The control records may have changed.
+    /// Reads the control records, which may have changed.
     pub(super) fn look_at_controls(&mut self) {
         for n in 0..self.namespaces.len() {
             let changed = {
@@ -245,7 +245,7 @@ impl World {
 
     // Time.
 
-    /// Time passes. What was begun before, gets on; what was sent long ago, fails.
+    /// Passes time. Calls from before proceed, and old requests time out.
     pub(super) fn tick(&mut self, pulls: bool) {
         let now = {
             let mut net = self.net.lock().unwrap();
@@ -282,7 +282,7 @@ impl World {
         }
     }
 
-    /// Whoever sleeps until now wakes, and whoever has waited too long gives up.
+    /// Wakes the processes whose sleep ends, and lets calls without an answer time out.
     fn wake(&mut self) {
         let (due, owners) = {
             let mut net = self.net.lock().unwrap();
@@ -326,7 +326,7 @@ impl World {
                 self.count("acks lost");
                 continue;
             }
-            // Some are late.
+            // Some pulls are late.
             let mut net = self.net.lock().unwrap();
             if self.dice.chance(5) {
                 net.acks.push(ack);
@@ -369,10 +369,10 @@ impl World {
         }
     }
 
-    /// A process that was stopped goes on. `slept`: its clock stood still too.
+    /// Continues a stopped process. With `slept`, its clock was stopped too.
     pub(super) fn go_on(&mut self, p: usize, slept: bool) {
         let Some(since) = self.replicas[p].stopped.take() else { return };
-        self.note(|| format!("replica {p} goes on"));
+        self.note(|| format!("replica {p} continues"));
         let now = self.now();
         let replica = &self.replicas[p];
         replica.link.node.pass(now - since, slept);
@@ -394,7 +394,7 @@ impl World {
         self.poll(p);
     }
 
-    /// Nobody waits for the answers to its requests any more.
+    /// Makes the process stop waiting for the answers to its requests.
     pub(super) fn lose_all_of(&mut self, p: usize, fate: Option<Fate>) {
         let (uid, target) = (self.replicas[p].uid(), self.replicas[p].target);
         let kv = Arc::clone(&self.namespaces[target].kv);
@@ -408,7 +408,7 @@ impl World {
         }
     }
 
-    /// The process ends, and another starts in its place.
+    /// Ends the process and starts another in its place.
     pub(super) fn replace(&mut self, p: usize, fate: Option<Fate>) {
         self.note(|| format!("replica {p} ends"));
         self.lose_all_of(p, fate);
@@ -417,7 +417,7 @@ impl World {
         let mut next = self.replica(target, clock);
         next.knobs = knobs;
         self.replicas[p] = next;
-        // What it has sent may get there.
+        // Requests that it has sent may still arrive.
         let mut net = self.net.lock().unwrap();
         let of_it: Vec<u64> =
             net.calls.open.iter().filter(|(_, call)| call.owner == uid).map(|(id, _)| *id).collect();
@@ -431,7 +431,7 @@ impl World {
         self.look_at_controls();
     }
 
-    /// The driver of a replica does what is due.
+    /// Runs the driver of a replica for the work that is due.
     fn take_turn(&mut self, p: usize, pulls: bool) {
         if !self.replicas[p].runs() || self.wrong.is_some() {
             return;

@@ -1,4 +1,4 @@
-//! The calls of a step, put to whatever NATS there is by the traits by which the code that ships asks.
+//! Puts the calls of a step to any NATS, through the traits of the shipped code.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -27,12 +27,12 @@ fn letter(names: &Names, id: u64) -> Letter {
     Letter::of_record(names, &task(0), &stored, "broken")
 }
 
-/// A NATS that the script is put to.
+/// A NATS that runs the script.
 pub(super) struct Asked<B, L> {
     pub(super) bucket: B,
     pub(super) letters: L,
     pub(super) names: Arc<Names>,
-    /// What was said, a line for each call.
+    /// The answers so far, a line for each call.
     pub(super) said: Vec<String>,
 }
 
@@ -75,7 +75,7 @@ impl<B: Register + Store, L: LetterBox> Asked<B, L> {
         found.map_or(Revision(0), |found| found.revision)
     }
 
-    /// A step that is about the ledger or the dead letters. `value`: of what is written.
+    /// Runs a step that concerns the ledger or the dead letters. `value` is the value to write.
     pub(super) async fn ledger(&self, step: &Step, value: &str) -> String {
         match step {
             Step::Set { subject: n, off } => {
@@ -119,11 +119,11 @@ impl<B: Register + Store, L: LetterBox> Asked<B, L> {
                 let stored = self.letters.store(&letter(&self.names, *id)).await;
                 or_error(stored, |()| "stored".to_owned())
             }
-            other => panic!("{other:?} is no step of the ledger"),
+            other => panic!("{other:?} is not a step of the ledger"),
         }
     }
 
-    /// A step that asks for what the stream of the events, and its consumers, are.
+    /// Runs a step that concerns the stream of the events or its consumers.
     pub(super) async fn events<E: EventStream>(&self, step: &Step, events: &E) -> String {
         match step {
             Step::Present => or_error(events.present().await, |it| format!("{} to {}", it.first, it.last)),
@@ -145,7 +145,7 @@ impl<B: Register + Store, L: LetterBox> Asked<B, L> {
                 names.sort();
                 names.join(", ")
             }),
-            other => panic!("{other:?} asks nothing of the stream"),
+            other => panic!("{other:?} is not a step of the stream"),
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The same script of calls is put to the simulated NATS and to a real one, of one server and of three, and their answers are
-//! compared. Both are asked through the traits by which the code that ships asks.
+//! Compares the simulated NATS with a real one, of one server and of three. The same script of calls runs on both,
+//! through the traits of the shipped code.
 //!
-//! A cluster is not asked for one answer where it may give several: which of two writes at once is refused in which way, and what
-//! it says while it elects a leader.
+//! The scripts avoid calls for which a cluster has several correct answers: which of two simultaneous writes is
+//! refused in which way, and the answers during an election.
 
 mod asked;
 mod real;
@@ -32,20 +32,20 @@ use crate::durable::names::Names;
 use crate::durable::stream::agreement::EventStream;
 use crate::durable::stream::streams;
 
-/// How many steps one script has.
+/// The number of steps in a script.
 const STEPS: usize = 250;
 
-/// What a pull has brought, or what is open: sequences with the number of their deliveries.
+/// The messages of a pull, or the unacked ones: sequences with the number of their deliveries.
 type Delivered = BTreeMap<u64, i64>;
 
-/// What happened, so that a script in which nothing did is noticed.
+/// Counts of occurrences, so that a script without any is noticed.
 type Seen = BTreeMap<&'static str, usize>;
 
 struct Script {
     simulated: Simulated,
     real: Real,
     seen: Seen,
-    /// How many events and values there were.
+    /// The number of events and values so far.
     made: usize,
 }
 
@@ -100,7 +100,7 @@ impl Script {
             Step::Both { .. } => {
                 let said = simulated.answered(simulated.asked.ledger(step, &value));
                 let mut found = real.asked.ledger(step, &value).await;
-                // The second may come before or after the first is through.
+                // The second write may arrive before or after the first is complete.
                 if real.is_cluster
                     && found.contains("has written the record")
                     && said.contains("is writing the record")
@@ -190,7 +190,7 @@ impl Script {
         }
     }
 
-    /// One that was delivered and not acked.
+    /// Returns a message that was delivered and not acked.
     fn delivered(&mut self, incarnation: u32, which: usize) -> Option<jetstream::Message> {
         let of_it: Vec<_> = self.real.open.keys().filter(|(of, _)| *of == incarnation).copied().collect();
         let key = of_it.get(which % of_it.len().max(1))?;
@@ -237,7 +237,7 @@ impl Script {
             .await
             .unwrap();
         }
-        // What has gone makes room for a new record.
+        // Removed records make room for a new record.
         if simulated.full {
             real.limit(true).await;
         }
@@ -279,7 +279,7 @@ async fn one_real_server_answers_as_the_simulated_one() {
     let seen = compare(&nats.client().await.unwrap(), 1, 1..7).await;
     println!("1 server, no difference: {seen:?}");
     for what in ["conflicts", "refused for want of room", "deliveries again", "expired", "recreated"] {
-        assert!(seen.get(what).is_some_and(|count| *count > 0), "nothing of this happened: {what}");
+        assert!(seen.get(what).is_some_and(|count| *count > 0), "this never happened: {what}");
     }
     let (nats, _folder) = small(async |file| NatsServer::start_with(&["-c", file]).await).await;
     compare_full_store(&nats.client().await.unwrap(), 1).await;
@@ -292,14 +292,14 @@ async fn three_real_servers_answer_as_the_simulated_cluster() {
     let seen = compare(&client, 3, 11..14).await;
     println!("3 servers, no difference: {seen:?}");
     for what in ["conflicts", "writes on their way", "refused for want of room", "deliveries again"] {
-        assert!(seen.get(what).is_some_and(|count| *count > 0), "nothing of this happened: {what}");
+        assert!(seen.get(what).is_some_and(|count| *count > 0), "this never happened: {what}");
     }
     compare_elections(&client).await;
     let (nats, _folder) = small(async |file| NatsCluster::start_with(&["-c", file]).await).await;
     compare_full_store(&nats.client().await.unwrap(), 3).await;
 }
 
-/// A NATS with little room for streams.
+/// Starts a NATS with little room for streams.
 async fn small<N>(start: impl AsyncFn(&str) -> anyhow::Result<N>) -> (N, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("nats.conf");

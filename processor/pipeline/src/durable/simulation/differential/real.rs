@@ -1,4 +1,4 @@
-//! A real NATS.
+//! A real NATS that runs the script.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,16 +19,16 @@ use crate::durable::stream::streams::{self, Streams};
 use crate::settings::DurableSettings;
 use crate::telemetry::metrics::Metrics;
 
-/// How long a real server may take for what it does by itself.
+/// The time limit for changes that a real server does by itself.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The real one.
+/// A real NATS, of one server or three.
 pub(super) struct Real {
     pub(super) asked: Asked<Bucket, DeadLetters>,
     pub(super) jetstream: jetstream::Context,
     pub(super) settings: DurableSettings,
     pub(super) streams: Streams,
-    /// What was delivered and not acked, by consumer and sequence.
+    /// The messages that were delivered and not acked, by consumer and sequence.
     pub(super) open: BTreeMap<(u32, u64), jetstream::Message>,
     pub(super) is_cluster: bool,
     /// How often a replica of the stream was behind.
@@ -38,7 +38,7 @@ pub(super) struct Real {
 impl Real {
     pub(super) async fn new(client: &async_nats::Client, names: &Arc<Names>, replicas: usize) -> Self {
         let jetstream = crate::durable::jetstream::context(client);
-        // Nothing is delivered again by itself.
+        // The server delivers no message again by itself.
         let ack_wait = Duration::from_hours(1);
         let settings = DurableSettings { replicas, ack_wait, ..DurableSettings::default() };
         let streams = streams::ensure(&jetstream, names, &settings).await.unwrap();
@@ -65,7 +65,7 @@ impl Real {
         self.streams.events.get_consumer(&name).await.unwrap()
     }
 
-    /// As many as there should be are waited for; one more, only for a moment.
+    /// Waits for the expected number of messages, and for a further one only for a moment.
     pub(super) async fn pull(
         &mut self,
         incarnation: u32,
@@ -92,7 +92,7 @@ impl Real {
         (found, numbers)
     }
 
-    /// So many messages are stored at the most, or as many as there is room for.
+    /// Limits the number of stored messages to the current one, or ends the limit.
     pub(super) async fn limit(&self, to_what_it_holds: bool) {
         let stream = self.jetstream.get_stream(&self.asked.names.ledger_stream).await.unwrap();
         let info = stream.cached_info();

@@ -1,4 +1,4 @@
-//! The simulated NATS, without faults: all that is asked is answered at once.
+//! The simulated NATS without faults: it answers every call at once.
 
 use std::future::Future;
 use std::pin::pin;
@@ -27,7 +27,7 @@ impl Simulated {
         Self { asked: Asked::new(link.clone(), link, names), net, full: false }
     }
 
-    /// All that is asked is answered at once.
+    /// Runs a future, and answers its calls at once.
     pub(super) fn answered<T>(&self, future: impl Future<Output = T>) -> T {
         let mut future = pin!(future);
         loop {
@@ -43,7 +43,7 @@ impl Simulated {
         }
     }
 
-    /// Of both at once, the second is asked when the first is done.
+    /// Pulls messages. The second of two simultaneous pulls begins after the first.
     pub(super) fn pull(&self, consumer: &str, most: usize) -> Option<(Delivered, Vec<u64>)> {
         let mut net = self.net.lock().unwrap();
         let now = net.now;

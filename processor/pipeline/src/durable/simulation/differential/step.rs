@@ -2,18 +2,18 @@
 
 use super::super::dice::Dice;
 
-/// The events of a script fit into one pull.
+/// A limit that all events of a script fit into.
 pub(super) const ALL: usize = 1_000;
 
 /// One call, or several that belong together.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// A compare-and-set of this record. `off`: by how much the expected revision is wrong.
+    /// A compare-and-set of this record. `off` is the error of the expected revision.
     Set {
         subject: usize,
         off: u64,
     },
-    /// A write whatever the record is.
+    /// A write that ignores the record's revision.
     Overwrite {
         subject: usize,
     },
@@ -21,13 +21,13 @@ pub(super) enum Step {
     Both {
         subject: usize,
     },
-    /// A record that expires, and is waited for until it has.
+    /// Write a record that expires, and wait until it has expired.
     Expire {
         subject: usize,
     },
-    /// The ledger has no room for more records.
+    /// Leave the ledger no room for more records.
     Full,
-    /// It has room again.
+    /// Give the ledger room again.
     Room,
     Read {
         subject: usize,
@@ -61,7 +61,7 @@ pub(super) enum Step {
         incarnation: u32,
         which: usize,
     },
-    /// It is to be delivered again at once, and all that waits is pulled.
+    /// Request a redelivery at once, and pull all waiting messages.
     Nak {
         incarnation: u32,
         which: usize,
@@ -97,5 +97,5 @@ pub(super) fn drawn(dice: &mut Dice) -> Step {
     }
 }
 
-/// How many records there are: marks of replicas, which are written like all others.
+/// The number of records. They are marks of replicas, which are written like all others.
 pub(super) const SUBJECTS: usize = 5;
