@@ -63,7 +63,7 @@ fn faults(kind: Kind, text: &str) -> Vec<String> {
     if words.starts_with(" what ") {
         faults.push("begins with \"what\"".to_owned());
     }
-    if text.ends_with('.') {
+    if text.ends_with('.') && !text.ends_with("...") {
         faults.push("ends with a period".to_owned());
     }
     let first = text.split_whitespace().next().unwrap_or_default();
@@ -72,7 +72,7 @@ fn faults(kind: Kind, text: &str) -> Vec<String> {
     match kind {
         Kind::Log if text.contains('{') => faults.push("a value in the message".to_owned()),
         Kind::Log | Kind::Error if is_capital && !is_name => {
-            faults.push("begins with a capital letter".to_owned())
+            faults.push("begins with a capital letter".to_owned());
         }
         Kind::Help if !is_capital && !first.is_empty() && !first.starts_with(char::is_numeric) => {
             faults.push("begins with a small letter".to_owned());

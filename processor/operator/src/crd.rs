@@ -65,7 +65,8 @@ pub enum CrdError {
     },
     /// The CRD in the cluster is newer.
     #[error(
-        "the CRD in the cluster has version {theirs}, and this program has {ours}: a downgrade could break pipelines. Install version {theirs} or later"
+        "the CRD in the cluster has version {theirs}, and this program has {ours}: a downgrade could break pipelines. \
+         Install version {theirs} or later"
     )]
     Newer {
         /// The version of the CRD in the cluster.

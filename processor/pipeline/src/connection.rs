@@ -186,7 +186,8 @@ fn note(event: &NatsEvent, url: &str, complaints: &Complaints, health: &Health, 
         NatsEvent::ClientError(error) => {
             let error = error.to_string();
             if complaints.is_news(&error, Instant::now()) {
-                warn!(%url, %error, "cannot connect to NATS; retrying. Check that a server runs there, and check NATS_URL and the login");
+                warn!(%url, %error, "cannot connect to NATS; retrying. Check that a server runs there, and check NATS_URL \
+                                     and the login");
             }
             health.set_nats_error(&error);
         }
@@ -204,13 +205,14 @@ fn note_pulls(event: &NatsEvent, url: &str, complaints: &Complaints, health: &He
             health.set_pulls(Some("reconnecting"));
         }
         NatsEvent::ServerError(error) => {
-            warn!(%url, %error, "NATS reported an error on the connection for pulls")
+            warn!(%url, %error, "NATS reported an error on the connection for pulls");
         }
         NatsEvent::ClientError(error) => {
             let error = error.to_string();
             health.set_pulls(Some(&error));
             if health.nats() == NatsState::Connected && complaints.is_news(&error, Instant::now()) {
-                warn!(%url, %error, "cannot open the second connection to NATS, which pulls events; retrying. Check the connection limits of the account and of the login");
+                warn!(%url, %error, "cannot open the second connection to NATS, which pulls events; retrying. Check the \
+                                     connection limits of the account and of the login");
             }
         }
         NatsEvent::SlowConsumer(_) | NatsEvent::LameDuckMode | NatsEvent::Draining | NatsEvent::Closed => {}

@@ -89,19 +89,26 @@ pub use status::{ConditionType, PROCESSOR_MANAGER, TaskPipelineStatus};
     ).message("delivery.room has no meaning in mode Core, which has no streams: remove the field, or use mode Durable"),
     validation = Rule::new(
         "self.delivery.mode == oldSelf.delivery.mode"
-    ).message("delivery.mode cannot be changed, because events would be lost or written twice: delete the pipeline and create another"),
+    ).message("delivery.mode cannot be changed, because events would be lost or written twice: delete the pipeline and \
+               create another"),
     validation = Rule::new(
-        "has(self.delivery.stream) == has(oldSelf.delivery.stream) && (!has(self.delivery.stream) || self.delivery.stream == oldSelf.delivery.stream)"
-    ).message("delivery.stream cannot be changed, because the ledger belongs to the stream: delete the pipeline and create another"),
+        "has(self.delivery.stream) == has(oldSelf.delivery.stream) && (!has(self.delivery.stream) || self.delivery.stream \
+         == oldSelf.delivery.stream)"
+    ).message("delivery.stream cannot be changed, because the ledger belongs to the stream: delete the pipeline and \
+               create another"),
     validation = Rule::new(
         "self.nats.subjectPrefix == oldSelf.nats.subjectPrefix && self.nats.queueGroup == oldSelf.nats.queueGroup"
-    ).message("nats.subjectPrefix and nats.queueGroup cannot be changed, because the stream and the ledger are named after them: delete the pipeline and create another"),
+    ).message("nats.subjectPrefix and nats.queueGroup cannot be changed, because the stream and the ledger are named \
+               after them: delete the pipeline and create another"),
     validation = Rule::new(
-        "self.delivery.mode == 'Core' || duration(self.kv.requestTimeout) + duration(self.kv.requestTimeout) + duration(self.kv.requestTimeout) <= duration(self.kv.settleAfter)"
-    ).message("kv.requestTimeout must be at most a third of kv.settleAfter: shorten kv.requestTimeout or lengthen kv.settleAfter; a later request could permanently overwrite a newer task with an older one"),
+        "self.delivery.mode == 'Core' || duration(self.kv.requestTimeout) + duration(self.kv.requestTimeout) + \
+         duration(self.kv.requestTimeout) <= duration(self.kv.settleAfter)"
+    ).message("kv.requestTimeout must be at most a third of kv.settleAfter: shorten kv.requestTimeout or lengthen \
+               kv.settleAfter; a later request could permanently overwrite a newer task with an older one"),
     validation = Rule::new(
         "!has(self.delivery.stream) || duration(self.delivery.stream.maxAge) > duration(self.kv.settleAfter)"
-    ).message("delivery.stream.maxAge must be longer than kv.settleAfter: tombstones live for about maxAge, and must outlive the requests that could undo a delete")
+    ).message("delivery.stream.maxAge must be longer than kv.settleAfter: tombstones live for about maxAge, and must \
+               outlive the requests that could undo a delete")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TaskPipelineSpec {
@@ -139,9 +146,11 @@ pub struct Nats {
     /// Secret of `authSecretRef`, not into the addresses.
     #[x_kube(
         validation = Rule::new("self.matches('^(nats|tls|ws|wss)://[^,]*(,(nats|tls|ws|wss)://[^,]*)*$')")
-            .message("url must be one or more addresses such as nats://host:4222, separated by commas; the schemes are nats, tls, ws and wss"),
+            .message("url must be one or more addresses such as nats://host:4222, separated by commas; the schemes are \
+                      nats, tls, ws and wss"),
         validation = Rule::new("self.matches('^((nats|tls)://[^,]*(,(nats|tls)://[^,]*)*|ws://[^,]*(,ws://[^,]*)*|wss://[^,]*(,wss://[^,]*)*)$')")
-            .message("url must have only nats:// and tls://, or only ws://, or only wss:// addresses: encrypted connections must not fall back to plain ones"),
+            .message("url must have only nats:// and tls://, or only ws://, or only wss:// addresses: encrypted \
+                      connections must not fall back to plain ones"),
         validation = Rule::new("!self.contains('@')")
             .message("url must not contain a user or a password: put them into the Secret of nats.authSecretRef"),
         validation = Rule::new(r"self.matches('^([a-z]+://([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?/?(,|$))+$')")
@@ -235,7 +244,8 @@ pub struct Stream {
     /// The largest event in bytes, with its headers, if replicas create the stream. NATS refuses larger events: a JetStream
     /// publisher gets an error, and a plain publisher gets none. Default: 65536.
     #[serde(default = "defaults::max_event_bytes")]
-    #[x_kube(validation = Rule::new("self >= 1024 && self <= 67108864").message("stream.maxEventBytes must be 1024 to 67108864 (64 MiB, the most that NATS allows)"))]
+    #[x_kube(validation = Rule::new("self >= 1024 && self <= 67108864").message("stream.maxEventBytes must be 1024 to \
+         67108864 (64 MiB, the most that NATS allows)"))]
     pub max_event_bytes: i32,
 }
 
@@ -270,12 +280,14 @@ pub struct Kv {
     pub request_budget: RequestBudget,
     /// The timeout of a request, at most a third of settleAfter. Default: 10s.
     #[serde(default = "defaults::request_timeout")]
-    #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('5m')").message("requestTimeout must be more than 0s and at most 5m"))]
+    #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= \
+                                     duration('5m')").message("requestTimeout must be more than 0s and at most 5m"))]
     pub request_timeout: Span,
     /// How long a sent request may still take effect at Cloudflare. After this time, the writer writes each task in doubt again.
     /// Must be at least three times requestTimeout. A change rolls the pods. Default: 30s.
     #[serde(default = "defaults::settle_after")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('1h')").message("settleAfter must be 1s to 1h"))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= \
+                                     duration('1h')").message("settleAfter must be 1s to 1h"))]
     pub settle_after: Span,
     /// The least time between two writes of one task. A longer time saves money, because Cloudflare bills every written key ($5
     /// per million). Cloudflare accepts about one write per second of a key. Default: 1s.
@@ -293,11 +305,13 @@ pub struct Kv {
 pub struct RequestBudget {
     /// The most requests in any window of one period. Default: 1100, which is Cloudflare's 1,200 in 5 minutes less a margin.
     #[serde(default = "defaults::requests")]
-    #[x_kube(validation = Rule::new("self >= 1").message("requestBudget.requests must be at least 1, because a pipeline without requests never writes; to stop it, set `suspend: true`"))]
+    #[x_kube(validation = Rule::new("self >= 1").message("requestBudget.requests must be at least 1, because a pipeline \
+                                                          without requests never writes; to stop it, set `suspend: true`"))]
     pub requests: i32,
     /// The period of the budget. Default: 5m.
     #[serde(default = "defaults::period")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('87600h')").message("requestBudget.period must be 1s to 87600h"))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= \
+                                     duration('87600h')").message("requestBudget.period must be 1s to 87600h"))]
     pub period: Span,
 }
 
@@ -308,7 +322,8 @@ pub struct Batch {
     /// The most keys of a bulk write. Writes begin with 1,000 keys and adapt to the answers of KV. Default: 10000, the most that
     /// Cloudflare allows.
     #[serde(default = "defaults::max_keys")]
-    #[x_kube(validation = Rule::new("self >= 1 && self <= 10000").message("batch.maxKeys must be 1 to 10000, the most that Cloudflare allows"))]
+    #[x_kube(validation = Rule::new("self >= 1 && self <= 10000").message("batch.maxKeys must be 1 to 10000, the most \
+         that Cloudflare allows"))]
     pub max_keys: i32,
 }
 
@@ -319,7 +334,8 @@ pub struct Retry {
     /// The number of attempts for a write, including the first. After the last attempt, the task waits for the longest delay
     /// and starts again (Durable), or becomes a dead letter (Core). Default: 5.
     #[serde(default = "defaults::max_attempts")]
-    #[x_kube(validation = Rule::new("self >= 1").message("retry.maxAttempts must be at least 1, because the first attempt counts"))]
+    #[x_kube(validation = Rule::new("self >= 1").message("retry.maxAttempts must be at least 1, because the first attempt \
+                                                          counts"))]
     pub max_attempts: i32,
     /// The delays before attempts 2, 3 and so on. The last delay also applies to all later attempts. A random part of up to a
     /// tenth is added to each. Default: 1s, 3s, 10s, 20s, 30s.
@@ -368,7 +384,8 @@ pub struct Processor {
     /// Additional environment variables with literal values: RUST_LOG, LOG_FORMAT, SHUTDOWN_GRACE, ACK_WAIT.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[x_kube(validation = Rule::new("self.all(name, name in ['RUST_LOG', 'LOG_FORMAT', 'SHUTDOWN_GRACE', 'ACK_WAIT'])")
-        .message("env may set only RUST_LOG, LOG_FORMAT, SHUTDOWN_GRACE and ACK_WAIT; the resource has fields for all other settings"))]
+        .message("env may set only RUST_LOG, LOG_FORMAT, SHUTDOWN_GRACE and ACK_WAIT; the resource has fields for all \
+                  other settings"))]
     #[schemars(extend("maxProperties" = 16))]
     pub env: BTreeMap<String, String>,
 }

@@ -118,7 +118,9 @@ impl Schedule {
         }
         if let Some(others) = self.others.learn(allowance, now) {
             self.metrics.external_requests.inc_by(others.into());
-            warn!(requests = %others, "other clients use the same Cloudflare token. All requests together must stay below the limit of Cloudflare: give each pipeline a token of its own account, or lower its request budget");
+            warn!(requests = %others, "other clients use the same Cloudflare token. All requests together must stay below \
+                                       the limit of Cloudflare: give each pipeline a token of its own account, or lower \
+                                       its request budget");
         }
     }
 

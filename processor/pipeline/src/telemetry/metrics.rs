@@ -202,7 +202,8 @@ impl Metrics {
             )?,
             rests_forgotten: counter(
                 "write_rests_forgotten_total",
-                "Tasks that may be written before minWriteInterval has passed, because more than 450,000 tasks were written within it.",
+                "Tasks that may be written before minWriteInterval has passed, because more than 450,000 tasks were \
+                 written within it.",
             )?,
             changes_behind: gauge(
                 "projector_changes_behind",

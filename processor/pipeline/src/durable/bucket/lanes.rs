@@ -261,7 +261,8 @@ pub(crate) fn note_forged(forged: &IntCounter) {
     if count.is_power_of_two() {
         warn!(
             count,
-            "ignored a message that arrived as an answer and answers nothing: a publisher in this NATS account forges reply subjects. Give producers an account of their own (docs/security.md)"
+            "ignored a message that arrived as an answer and answers nothing: a publisher in this NATS account forges \
+             reply subjects. Give producers an account of their own (docs/security.md)"
         );
     }
 }

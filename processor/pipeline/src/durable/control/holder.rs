@@ -159,7 +159,9 @@ impl<R: Register> Holder<R> {
             && claimant.is_forgotten(found)
         {
             warn!(
-                "the control record of KV is too old or ahead of the ledger: writing all tasks again. Tasks that were deleted meanwhile may remain in KV: `taskpipeline resync --verify` lists them as unmanaged, --delete-unmanaged deletes them"
+                "the control record of KV is too old or ahead of the ledger: writing all tasks again. Tasks that were \
+                 deleted meanwhile may remain in KV: `taskpipeline resync --verify` lists them as unmanaged, \
+                 --delete-unmanaged deletes them"
             );
         }
         let shared = self.is_shared().await.map_err(|error| error.to_string())?;

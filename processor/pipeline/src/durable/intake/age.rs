@@ -44,7 +44,8 @@ pub(crate) fn watch(
                     error!(
                         age_seconds = age,
                         max_age_seconds = most,
-                        "the oldest event that waits is about to expire from the stream: add replicas, or raise the max_age of the stream, before events are lost"
+                        "the oldest event that waits is about to expire from the stream: add replicas, or raise the \
+                         max_age of the stream, before events are lost"
                     );
                     late = true;
                 }

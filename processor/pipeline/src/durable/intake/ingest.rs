@@ -305,7 +305,8 @@ impl<S: Store, L: LetterBox, A: Acknowledge> Ingest<S, L, A> {
         let count = self.metrics.events_foreign.get();
         // There may be as many such messages as events.
         if count.is_power_of_two() {
-            warn!(%subject, count, %stream, sequence, "acknowledged a message whose subject does not belong to this pipeline. Check subject_transform and the subjects of the stream");
+            warn!(%subject, count, %stream, sequence, "acknowledged a message whose subject does not belong to this \
+                                                       pipeline. Check subject_transform and the subjects of the stream");
         }
         if let Err(error) = acker.answer(AckKind::Ack).await {
             debug!(%error, "cannot send an ack");

@@ -231,6 +231,7 @@ impl Salvage {
         self.said = Some(Instant::now());
         let count = std::mem::take(&mut self.unsaid);
         let stream = &self.ingest.names.stream;
-        warn!(count, %stream, first = %first, "moved messages with unreadable headers to the dead letters. Each such message cuts the connection for pulls: have their producer correct the headers");
+        warn!(count, %stream, first = %first, "moved messages with unreadable headers to the dead letters. Each such \
+                                               message cuts the connection for pulls: have their producer correct the headers");
     }
 }

@@ -51,35 +51,42 @@ pub(super) enum Refusal {
     )]
     Foreign,
     #[error(
-        "{} of its {expected} parts are missing ({}), so its payload is incomplete. If a replica is storing it right now, try again. Otherwise have its producer publish the event again, and drop the letter",
+        "{} of its {expected} parts are missing ({}), so its payload is incomplete. If a replica is storing it right now, \
+         try again. Otherwise have its producer publish the event again, and drop the letter",
         .missing.len(), list(.missing)
     )]
     Incomplete { missing: Vec<usize>, expected: usize },
-    #[error("it belongs to the queue group {}, and only the ledger of that group knows its task. Set QUEUE_GROUP to that group", line(.0))]
+    #[error("it belongs to the queue group {}, and only the ledger of that group knows its task. Set QUEUE_GROUP to that \
+             group", line(.0))]
     OtherGroup(String),
     #[error("its subject {} does not belong to this pipeline. Set SUBJECT_PREFIX to the prefix of the subject", line(.0))]
     OtherSubject(String),
     #[error(
-        "its payload is still not a valid event ({0}), so it would become a dead letter again. Publish a corrected event (`taskpipeline publish`) and drop the letter. If newer processors accept it, replay it with --as-new"
+        "its payload is still not a valid event ({0}), so it would become a dead letter again. Publish a corrected event \
+         (`taskpipeline publish`) and drop the letter. If newer processors accept it, replay it with --as-new"
     )]
     Undecodable(DecodeError),
     #[error(
-        "the task {} has a newer event (version {newest}, the letter has {version}), so a replay would restore an old state. Drop the letter, or pass --as-new to replay it as the newest event",
+        "the task {} has a newer event (version {newest}, the letter has {version}), so a replay would restore an old \
+         state. Drop the letter, or pass --as-new to replay it as the newest event",
         line(.task.as_str())
     )]
     Newer { task: TaskId, newest: Version, version: Version },
     #[error(
-        "events wait in the stream ({events}), and newer ones of the task {} may be among them. Try again when the replicas have caught up, or pass --as-new to replay the letter as the newest event",
+        "events wait in the stream ({events}), and newer ones of the task {} may be among them. Try again when the \
+         replicas have caught up, or pass --as-new to replay the letter as the newest event",
         line(.task.as_str())
     )]
     Behind { events: u64, task: TaskId },
     #[error(
-        "the ledger knows the task {}, and the letter has no version (mode Core), so a replay may restore an old state. Drop the letter, or pass --as-new to replay it as the newest event",
+        "the ledger knows the task {}, and the letter has no version (mode Core), so a replay may restore an old state. \
+         Drop the letter, or pass --as-new to replay it as the newest event",
         line(.0.as_str())
     )]
     NoVersion(TaskId),
     #[error(
-        "the ledger has no record of the task {}, and the event is older than the memory of deleted tasks ({} h), so a replay may restore a deleted task. Drop the letter, or pass --as-new to replay it as the newest event",
+        "the ledger has no record of the task {}, and the event is older than the memory of deleted tasks ({} h), so a \
+         replay may restore a deleted task. Drop the letter, or pass --as-new to replay it as the newest event",
         line(.0.as_str()), .1.as_secs() / 3_600
     )]
     Forgotten(TaskId, Duration),
@@ -89,12 +96,15 @@ pub(super) enum Refusal {
     )]
     NoRecord(TaskId),
     #[error(
-        "KV holds a value under tasks:{} that is not a task, so its updates counted as updates of a missing task. A replay would change nothing. Publish a tasks.created for it (`taskpipeline publish created`), which replaces the value, and drop the letter",
+        "KV holds a value under tasks:{} that is not a task, so its updates counted as updates of a missing task. A \
+         replay would change nothing. Publish a tasks.created for it (`taskpipeline publish created`), which replaces the \
+         value, and drop the letter",
         line(.0.as_str())
     )]
     UnreadableInKv(TaskId),
     #[error(
-        "its payload is an unreadable record of the ledger, which the next event of the task {} replaced. It has no event to replay. Compare it with the task, publish the missing changes (`taskpipeline publish`), and drop the letter",
+        "its payload is an unreadable record of the ledger, which the next event of the task {} replaced. It has no event \
+         to replay. Compare it with the task, publish the missing changes (`taskpipeline publish`), and drop the letter",
         line(.0.as_str())
     )]
     UnreadableInLedger(TaskId),

@@ -45,7 +45,8 @@ pub(super) enum ReplayError {
     #[error("the stream did not confirm the event: {0}. Try again soon: the stream stores it once")]
     Publish(String),
     #[error(
-        "the stream {0} stored the event, and the pipeline reads another stream. Set STREAM_NAME to the stream that captures the events; the letter is kept"
+        "the stream {0} stored the event, and the pipeline reads another stream. Set STREAM_NAME to the stream that \
+         captures the events; the letter is kept"
     )]
     OtherStream(String),
     #[error("replayed, but cannot delete the letter: {0}. Do not replay it again; drop it")]

@@ -64,7 +64,8 @@ pub enum ResyncError {
     Run(#[from] RunError),
     /// There is no stream with this name.
     #[error(
-        "stream {0} not found. Check that `taskpipeline run` has run on this server, and that STREAM_NAME and QUEUE_GROUP are the same"
+        "stream {0} not found. Check that `taskpipeline run` has run on this server, and that STREAM_NAME and QUEUE_GROUP \
+         are the same"
     )]
     NoLedger(String),
     /// KV cannot be read.

@@ -174,7 +174,8 @@ impl Maker<'_> {
                 Ok(stream) => {
                     info!(stream = name, subjects = config.subjects.join(", "), %size, "created the stream");
                     if size < wanted {
-                        warn!(stream = name, %size, setting = kind.setting(), "created the stream smaller than wanted: NATS has no more room. Give NATS more room, then raise the setting");
+                        warn!(stream = name, %size, setting = kind.setting(), "created the stream smaller than wanted: \
+                             NATS has no more room. Give NATS more room, then raise the setting");
                     }
                     return Ok(stream);
                 }

@@ -139,7 +139,11 @@ impl Rooms {
         if self.health.filling() != said {
             match &said {
                 Some(what) => {
-                    error!(error = %what, "a stream is nearly full. A full stream refuses messages, and plain publishers get no error. Give it more room (spec.delivery.room, the limit of the NATS account, the volume)")
+                    error!(
+                        error = %what,
+                        "a stream is nearly full. A full stream refuses messages, and plain publishers get no error. Give it more \
+                         room (spec.delivery.room, the limit of the NATS account, the volume)"
+                    );
                 }
                 None => info!("there is enough room in NATS again"),
             }
