@@ -153,7 +153,8 @@ async fn events_that_come_faster_than_kv_takes_them_are_dropped_one_by_one_count
         .process()
         .lines()
         .iter()
-        .filter_map(|line| line.split_once("dropped ")?.1.split_once(" events")?.0.parse::<u64>().ok())
+        .filter(|line| line.contains("dropped events"))
+        .filter_map(|line| line.split_once(" count=")?.1.split_whitespace().next()?.parse::<u64>().ok())
         .sum();
     assert_eq!(logged as f64, dropped, "the log reports each of them");
 }

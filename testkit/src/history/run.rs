@@ -231,8 +231,8 @@ impl Stage {
         }
         self.whole().await?;
         let mended = Instant::now();
-        // The events that are published in here need room as well.
-        if self.plan.little_room {
+        // The events that are published in here need room as well, and in an outage they expire after eight seconds.
+        if self.plan.little_room || self.plan.shape == Shape::Outage {
             self.with_sweeps(self.calm_down()).await?;
         } else {
             self.calm_down().await?;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::Config;
 use taskpipeline_contract::{CorrelationId, EventData, NewTask, Task};
-use taskpipeline_kv::{Operation, Spare};
+use taskpipeline_kv::{Failure, Operation, Spare};
 
 use super::*;
 use crate::durable::control::holder::Renewal;
@@ -184,4 +184,31 @@ fn a_replica_that_drains_leaves_though_each_renewal_takes_longer_than_a_second()
         (_, jobs) = turn(&mut projection, true, now);
     }
     assert_eq!(renewals, 1);
+}
+
+/// A task waits for its retry. The renewal is not answered, so that nothing may be sent when the retry is due.
+#[test]
+fn a_projector_that_may_not_send_sleeps_until_it_hears_of_its_renewal() {
+    let mut now = Instant::now();
+    let mut projection = projection(now);
+    projection.changes(vec![Change { id: task(1), known: created(1, 1), behind: 0 }], now);
+    let (mut flights, _) = turn(&mut projection, false, now);
+    let Flight { request, attempt } = flights.pop().unwrap();
+    let answer = Answer {
+        operation: Operation::Put,
+        ids: request.ids().to_vec(),
+        result: Err(Failure::Transient("status 500".to_owned())),
+    };
+    projection.answered(Reply { answer, sent: now, attempt, allowance: None }, now, 0);
+    let mut slept = 0;
+    for _ in 0..40 {
+        now += ROUND;
+        let (flights, jobs) = turn(&mut projection, slept > 20, now);
+        assert!(flights.is_empty() || projection.may_send(now));
+        drop(jobs);
+        let wake_at = projection.next_wake(slept > 20, now);
+        assert!(wake_at > now, "the driver would take turns without a pause");
+        slept += u32::from(!projection.may_send(now));
+    }
+    assert!(slept > 0, "it may send all the time: the test shows nothing");
 }

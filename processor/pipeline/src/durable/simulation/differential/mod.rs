@@ -14,7 +14,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_nats::jetstream::{self, AckKind};
-use bytes::Bytes;
 use taskpipeline_testkit::{NatsCluster, NatsServer, eventually};
 
 use self::asked::subject;
@@ -24,8 +23,6 @@ use self::step::{ALL, Step, drawn};
 use self::trouble::{compare_elections, compare_full_store};
 use super::bucket::Full;
 use super::dice::Dice;
-use super::events::Event;
-use super::net::nanos;
 use crate::durable::bucket::Revision;
 use crate::durable::bucket::records::Records;
 use crate::durable::names::Names;
@@ -135,12 +132,7 @@ impl Script {
                 (String::new(), String::new())
             }
             Step::Publish => {
-                let mut net = simulated.net.lock().unwrap();
-                let time = nanos(net.now);
-                let payload = Bytes::from(value.clone());
-                let event = Event { subject: "tasks.created", payload, time, nth: self.made };
-                let sequence = net.stream.publish(event);
-                drop(net);
+                let sequence = simulated.publish(&value, self.made);
                 let ack = real.jetstream.publish("tasks.created", value.into()).await.unwrap().await.unwrap();
                 (sequence.to_string(), ack.sequence.to_string())
             }
@@ -175,11 +167,7 @@ impl Script {
                 self.pull(*incarnation, ALL).await
             }
             Step::Recreate => {
-                let mut net = simulated.net.lock().unwrap();
-                net.now += 1_000;
-                let created = nanos(net.now);
-                net.stream.recreate(created);
-                drop(net);
+                simulated.recreate();
                 real.open.clear();
                 let name = &real.asked.names.stream;
                 real.jetstream.delete_stream(name).await.unwrap();
@@ -219,12 +207,7 @@ impl Script {
         let Self { simulated, real, .. } = self;
         let said = simulated.answered(simulated.asked.ledger(step, value));
         let found = real.asked.ledger(step, value).await;
-        let mut net = simulated.net.lock().unwrap();
-        net.now += 1_000;
-        let (now, full) = (net.now, net.bucket.full);
-        net.bucket.expire(now);
-        net.bucket.full = full;
-        drop(net);
+        simulated.pass_a_second();
         let gone = simulated
             .answered(Records::get(&simulated.asked.bucket, &subject(&simulated.asked.names, n)))
             .is_ok_and(|it| it.is_none());

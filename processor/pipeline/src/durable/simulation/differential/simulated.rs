@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use async_nats::jetstream::AckKind;
+use bytes::Bytes;
 
-use super::super::events::Ack;
-use super::super::net::{Link, Net, Node};
+use super::super::events::{Ack, Event};
+use super::super::net::{Link, Net, Node, nanos};
 use super::Delivered;
 use super::asked::Asked;
 use crate::durable::names::Names;
@@ -50,6 +51,28 @@ impl Simulated {
         let delivered = net.stream.pull(consumer, most, now)?;
         let numbers = delivered.iter().map(|it| it.delivery).collect();
         Some((delivered.iter().map(|it| (it.sequence, it.deliveries)).collect(), numbers))
+    }
+
+    pub(super) fn publish(&self, payload: &str, nth: usize) -> u64 {
+        let mut net = self.net.lock().unwrap();
+        let (time, payload) = (nanos(net.now), Bytes::from(payload.to_owned()));
+        net.stream.publish(Event { subject: "tasks.created", payload, time, nth })
+    }
+
+    pub(super) fn recreate(&self) {
+        let mut net = self.net.lock().unwrap();
+        net.now += 1_000;
+        let created = nanos(net.now);
+        net.stream.recreate(created);
+    }
+
+    /// Records expire; the ledger stays full or not.
+    pub(super) fn pass_a_second(&self) {
+        let mut net = self.net.lock().unwrap();
+        net.now += 1_000;
+        let (now, full) = (net.now, net.bucket.full);
+        net.bucket.expire(now);
+        net.bucket.full = full;
     }
 
     pub(super) fn answer(&self, consumer: &str, sequence: u64, kind: AckKind) {
