@@ -10,7 +10,7 @@ use taskpipeline_operator::controller::Operator;
 use taskpipeline_operator::crd::{Crd, CrdError};
 use taskpipeline_operator::replica::file;
 use taskpipeline_operator::replica::report::Report;
-use taskpipeline_operator::replica::resource::{self, Own};
+use taskpipeline_operator::replica::resource::{self, OwnResource};
 use taskpipeline_pipeline::live::Live;
 use taskpipeline_pipeline::settings::{Delivery, Settings};
 use taskpipeline_pipeline::telemetry::Telemetry;
@@ -127,7 +127,7 @@ fn beside_a_file(
 async fn by_resource(name: String, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let telemetry = Telemetry::new()?;
     let run = environment::run(&environment::process)?;
-    let own = Own {
+    let own = OwnResource {
         namespace: std::env::var("POD_NAMESPACE").context("POD_NAMESPACE is not set")?,
         name,
         state: std::env::var_os("STATE_DIRECTORY").map(PathBuf::from),

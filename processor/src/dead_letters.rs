@@ -136,7 +136,8 @@ impl DeadLetters {
                 print(desk.show(&Which::from(letter.as_str())).await?.as_bytes())
             }
             Self::Replay(replay) => {
-                let tally = desk.replay(&replay.letters.selection(), replay.as_new, &mut tell).await?;
+                let tally =
+                    desk.replay(&replay.letters.selection(), replay.as_new, &mut print_outcome).await?;
                 summary(tally, "were not replayed", "there are no such dead letters")
             }
             Self::Drop(drop) => {
@@ -147,7 +148,7 @@ impl DeadLetters {
                         count => return Err(Problem::NotConfirmed(count)),
                     }
                 }
-                let tally = desk.drop_letters(&selection, &mut tell).await?;
+                let tally = desk.drop_letters(&selection, &mut print_outcome).await?;
                 summary(tally, "were not dropped", "there are no such dead letters")
             }
         }
@@ -163,7 +164,7 @@ fn summary(tally: Tally, not_done: &'static str, nothing: &str) -> Result<(), Pr
 }
 
 /// Prints the outcome of each letter at once: there may be many, and the command may be interrupted.
-fn tell(outcome: Result<&str, &str>) {
+fn print_outcome(outcome: Result<&str, &str>) {
     // A reader that closes the output does not stop the work.
     let _ = match outcome {
         Ok(done) => writeln!(std::io::stdout(), "{}", line(done)),

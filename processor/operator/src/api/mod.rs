@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use duration::Span;
 pub use settings::SpecError;
 pub use size::Bytes;
-pub(crate) use status::Said;
+pub(crate) use status::NewCondition;
 pub use status::{ConditionType, PROCESSOR_MANAGER, TaskPipelineStatus};
 
 /// A pipeline that takes task events from NATS and writes the tasks to Cloudflare KV, with replicas in one queue group.

@@ -75,7 +75,7 @@ fn tuning(spec: &TaskPipelineSpec, faults: &mut Faults) -> Tuning {
     let max_keys = faults.at_least_one(Setting::BatchMaxKeys, kv.batch.max_keys);
     let max_keys = NonZeroU16::try_from(max_keys).ok().filter(|keys| *keys <= MAX_KEYS_PER_WRITE);
     if max_keys.is_none() {
-        faults.say(&Setting::BatchMaxKeys.is(format!("must be at most {MAX_KEYS_PER_WRITE}")));
+        faults.add(&Setting::BatchMaxKeys.is(format!("must be at most {MAX_KEYS_PER_WRITE}")));
     }
     Tuning {
         retry: RetryPolicy {
@@ -97,7 +97,7 @@ fn tuning(spec: &TaskPipelineSpec, faults: &mut Faults) -> Tuning {
 struct Faults(Vec<String>);
 
 impl Faults {
-    fn say(&mut self, fault: &Fault) {
+    fn add(&mut self, fault: &Fault) {
         self.0.push(fault.by_path());
     }
 
@@ -108,7 +108,7 @@ impl Faults {
     ) -> NonZeroU32 {
         let checked = number.try_into().ok().and_then(NonZeroU32::new);
         checked.unwrap_or_else(|| {
-            self.say(&setting.is(format!("must be at least 1, got {number}")));
+            self.add(&setting.is(format!("must be at least 1, got {number}")));
             NonZeroU32::MIN
         })
     }
@@ -120,7 +120,7 @@ impl Faults {
             return default;
         };
         parse_duration(text.trim()).unwrap_or_else(|what| {
-            self.say(&setting.is(what));
+            self.add(&setting.is(what));
             default
         })
     }

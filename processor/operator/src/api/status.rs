@@ -101,7 +101,7 @@ fn cut(mut message: String) -> String {
 }
 
 /// A condition without its time and generation.
-pub(crate) struct Said {
+pub(crate) struct NewCondition {
     pub(crate) kind: ConditionType,
     /// True, False or Unknown.
     pub(crate) status: &'static str,
@@ -109,7 +109,7 @@ pub(crate) struct Said {
     pub(crate) message: String,
 }
 
-impl Said {
+impl NewCondition {
     /// Completes the condition for a spec of this generation. Its time changes only with its status. `old`: the present
     /// conditions.
     pub(crate) fn condition(self, generation: Option<i64>, old: &[Condition], now: &Time) -> Condition {

@@ -120,7 +120,7 @@ impl Context {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn tell(&self, pipeline: &TaskPipeline, type_: EventType, reason: &str, note: &str) {
+    async fn record_event(&self, pipeline: &TaskPipeline, type_: EventType, reason: &str, note: &str) {
         let event = Event {
             type_,
             reason: reason.to_owned(),
@@ -148,15 +148,15 @@ async fn carry_out(pipeline: &TaskPipeline, context: &Context) -> Result<Option<
     };
     match done {
         Ok(Ok(deployment)) => {
-            say(pipeline, context, &Outcome::Applied(&deployment)).await?;
+            write_status(pipeline, context, &Outcome::Applied(&deployment)).await?;
             Ok(None)
         }
         Ok(Err(invalid)) => {
-            say(pipeline, context, &Outcome::Invalid(&invalid, live.as_ref())).await?;
+            write_status(pipeline, context, &Outcome::Invalid(&invalid, live.as_ref())).await?;
             Ok(Some(invalid))
         }
         Err(error) => {
-            say(pipeline, context, &Outcome::Failed(&error.to_string(), live.as_ref())).await?;
+            write_status(pipeline, context, &Outcome::Failed(&error.to_string(), live.as_ref())).await?;
             Err(error)
         }
     }
@@ -200,7 +200,7 @@ async fn live(pipeline: &TaskPipeline, context: &Context) -> Result<Option<Deplo
 }
 
 /// Writes the status, and an Event if Degraded has begun, changed or ended.
-async fn say(
+async fn write_status(
     pipeline: &TaskPipeline,
     context: &Context,
     outcome: &Outcome<'_>,
@@ -220,11 +220,18 @@ async fn say(
             was.is_none_or(|was| (&was.status, &was.message) != (&condition.status, &condition.message));
         match condition.status.as_str() {
             "True" if is_news => {
-                context.tell(pipeline, EventType::Warning, &condition.reason, &condition.message).await;
+                context
+                    .record_event(pipeline, EventType::Warning, &condition.reason, &condition.message)
+                    .await;
             }
             "False" if was.is_some_and(|was| was.status == "True") => {
                 context
-                    .tell(pipeline, EventType::Normal, "Recovered", "the pipeline is no longer degraded")
+                    .record_event(
+                        pipeline,
+                        EventType::Normal,
+                        "Recovered",
+                        "the pipeline is no longer degraded",
+                    )
                     .await;
             }
             _ => {}

@@ -7,7 +7,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 
-use crate::api::{ConditionType, Said, TaskPipeline};
+use crate::api::{ConditionType, NewCondition, TaskPipeline};
 
 use super::invalid::Invalid;
 use super::names::{owned, selector};
@@ -194,7 +194,7 @@ fn condition(
     now: &Time,
 ) -> Condition {
     let Verdict { status, reason, message } = verdict;
-    Said { kind, status, reason, message }.condition(generation, old, now)
+    NewCondition { kind, status, reason, message }.condition(generation, old, now)
 }
 
 /// Whether the resource already has this status.

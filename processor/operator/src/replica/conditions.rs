@@ -6,7 +6,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use std::time::Duration;
 
-use crate::api::{ConditionType, Said};
+use crate::api::{ConditionType, NewCondition};
 use taskpipeline_pipeline::telemetry::health::{KvState, NatsState};
 
 /// The longest normal wait. It is longer than the settle time, for which a task in doubt waits after a fail-over.
@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The state of the pipeline as a replica sees it.
 #[derive(Clone, Debug)]
-pub(super) struct Seen {
+pub(super) struct PipelineState {
     pub(super) nats: NatsState,
     pub(super) kv: KvState,
     /// Why the stream may soon delete events because of their age.
@@ -43,7 +43,7 @@ struct Verdict {
 /// The conditions that the writer reports. `old`: the present conditions. `generation`: the generation of the spec that the
 /// replica has read.
 pub(super) fn conditions(
-    seen: &Seen,
+    seen: &PipelineState,
     old: &[Condition],
     generation: Option<i64>,
     now: &Time,
@@ -62,7 +62,7 @@ pub(super) fn conditions(
                 return Condition { observed_generation: generation, ..known.clone() };
             }
             let Verdict { kind, reason, message, .. } = verdict;
-            Said { kind, status, reason, message }.condition(generation, old, now)
+            NewCondition { kind, status, reason, message }.condition(generation, old, now)
         })
         .collect()
 }
@@ -76,7 +76,7 @@ fn verdict(
     Verdict { kind, is, reason, message: message.into() }
 }
 
-fn nats(seen: &Seen) -> Verdict {
+fn nats(seen: &PipelineState) -> Verdict {
     let kind = ConditionType::NatsConnected;
     match &seen.nats {
         NatsState::Connected => verdict(kind, Some(true), "Connected", "connected"),
@@ -88,7 +88,7 @@ fn nats(seen: &Seen) -> Verdict {
     }
 }
 
-fn kv(seen: &Seen) -> Verdict {
+fn kv(seen: &PipelineState) -> Verdict {
     let kind = ConditionType::KvReachable;
     match &seen.kv {
         KvState::Unknown => verdict(kind, None, "NothingWritten", "no request was sent yet"),
@@ -98,7 +98,7 @@ fn kv(seen: &Seen) -> Verdict {
     }
 }
 
-fn caught_up(seen: &Seen) -> Verdict {
+fn caught_up(seen: &PipelineState) -> Verdict {
     let kind = ConditionType::CaughtUp;
     if let Some(why) = &seen.stalled {
         return verdict(kind, Some(false), "Stalled", why.clone());
@@ -114,7 +114,7 @@ fn caught_up(seen: &Seen) -> Verdict {
     verdict(kind, Some(true), "CaughtUp", "no event or change waits for more than 90 s")
 }
 
-fn room(seen: &Seen) -> Verdict {
+fn room(seen: &PipelineState) -> Verdict {
     let kind = ConditionType::RoomLeft;
     match &seen.filling {
         None => verdict(kind, Some(true), "Enough", "there is room in the streams"),
@@ -129,7 +129,7 @@ fn room(seen: &Seen) -> Verdict {
     }
 }
 
-fn dead_letters(seen: &Seen) -> Verdict {
+fn dead_letters(seen: &PipelineState) -> Verdict {
     let kind = ConditionType::DeadLettersEmpty;
     match seen.dead_letters {
         None => verdict(kind, None, "Unknown", "cannot count the dead letters"),
@@ -143,7 +143,7 @@ fn dead_letters(seen: &Seen) -> Verdict {
     }
 }
 
-fn settings(seen: &Seen) -> Verdict {
+fn settings(seen: &PipelineState) -> Verdict {
     let kind = ConditionType::SettingsAccepted;
     match &seen.refused {
         None => verdict(kind, Some(true), "Accepted", "the newest settings are in effect"),
@@ -161,8 +161,8 @@ mod tests {
         Time(k8s_openapi::jiff::Timestamp::from_second(second).unwrap())
     }
 
-    fn seen() -> Seen {
-        Seen {
+    fn seen() -> PipelineState {
+        PipelineState {
             nats: NatsState::Connected,
             kv: KvState::Reachable,
             late: None,
@@ -181,7 +181,7 @@ mod tests {
         let same = conditions(&seen(), &first, Some(1), &time(2));
         assert_eq!(same, first, "nothing to be written");
         let kv = KvState::Misconfigured("CF_API_TOKEN is not valid".to_owned());
-        let turned = conditions(&Seen { kv, ..seen() }, &first, Some(1), &time(3));
+        let turned = conditions(&PipelineState { kv, ..seen() }, &first, Some(1), &time(3));
         let of = |name: &str| turned.iter().find(|condition| condition.type_ == name).unwrap();
         assert_eq!(
             (of("KvReachable").status.as_str(), &of("KvReachable").last_transition_time),
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn what_a_new_holder_has_not_seen_yet_stays_as_it_was_known() {
         let first = conditions(&seen(), &[], Some(1), &time(1));
-        let new = Seen { kv: KvState::Unknown, dead_letters: None, ..seen() };
+        let new = PipelineState { kv: KvState::Unknown, dead_letters: None, ..seen() };
         assert_eq!(conditions(&new, &first, Some(1), &time(2)), first);
         let unknown = conditions(&new, &[], Some(1), &time(1));
         assert_eq!(unknown[1].status, "Unknown", "nobody has known it");
@@ -201,10 +201,10 @@ mod tests {
 
     #[test]
     fn what_waits_too_long_is_behind() {
-        let status = |seen: &Seen| conditions(seen, &[], None, &time(0))[2].reason.clone();
-        assert_eq!(status(&Seen { oldest: PATIENCE, ..seen() }), "CaughtUp");
-        assert_eq!(status(&Seen { oldest: PATIENCE * 2, ..seen() }), "Behind");
-        assert_eq!(status(&Seen { late: Some(String::new()), ..seen() }), "Late");
-        assert_eq!(status(&Seen { stalled: Some(String::new()), ..seen() }), "Stalled");
+        let status = |seen: &PipelineState| conditions(seen, &[], None, &time(0))[2].reason.clone();
+        assert_eq!(status(&PipelineState { oldest: PATIENCE, ..seen() }), "CaughtUp");
+        assert_eq!(status(&PipelineState { oldest: PATIENCE * 2, ..seen() }), "Behind");
+        assert_eq!(status(&PipelineState { late: Some(String::new()), ..seen() }), "Late");
+        assert_eq!(status(&PipelineState { stalled: Some(String::new()), ..seen() }), "Stalled");
     }
 }

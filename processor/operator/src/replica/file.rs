@@ -57,16 +57,16 @@ pub fn read(path: &Path) -> Result<(TaskPipeline, PipelineSettings), FileError> 
 
 /// The state of a file in which [`follow`] looks for changes.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen(Option<SystemTime>);
+pub struct FileState(Option<SystemTime>);
 
 /// The state of a file. Call this before [`read`], so that [`follow`] finds every later change, even one that the read saw.
 #[must_use]
-pub fn look(path: &Path) -> Seen {
-    Seen(modified(path))
+pub fn look(path: &Path) -> FileState {
+    FileState(modified(path))
 }
 
 /// Applies changes of the file, indefinitely.
-pub async fn follow(path: PathBuf, Seen(mut seen): Seen, live: Live) {
+pub async fn follow(path: PathBuf, FileState(mut seen): FileState, live: Live) {
     loop {
         tokio::time::sleep(LOOK).await;
         let now = modified(&path);

@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::conditions::{Seen, conditions};
-use super::resource::Own;
+use super::conditions::{PipelineState, conditions};
+use super::resource::OwnResource;
 use crate::api::{Mode, PROCESSOR_MANAGER, TaskPipeline};
 use taskpipeline_pipeline::telemetry::Telemetry;
 
@@ -26,7 +26,7 @@ const CORRECTION: Duration = Duration::from_secs(30);
 /// Writes the conditions of the writing replica into the resource's status, when they have changed.
 pub struct Report {
     /// The resource with the status.
-    pub own: Own,
+    pub own: OwnResource,
     /// A client with the rights of this pod.
     pub client: Client,
     /// The health of this replica.
@@ -66,9 +66,9 @@ impl Report {
         }
     }
 
-    fn seen(&self) -> Seen {
+    fn seen(&self) -> PipelineState {
         let health = &self.telemetry.health;
-        Seen {
+        PipelineState {
             nats: health.nats(),
             kv: health.kv(),
             late: health.late(),

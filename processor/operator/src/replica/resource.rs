@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The resource of this replica.
 #[derive(Clone, Debug)]
-pub struct Own {
+pub struct OwnResource {
     /// The namespace of the resource.
     pub namespace: String,
     /// The name of the resource.
@@ -32,7 +32,7 @@ pub struct Own {
     pub state: Option<PathBuf>,
 }
 
-impl Own {
+impl OwnResource {
     fn file(&self) -> Option<PathBuf> {
         self.state.as_ref().map(|directory| directory.join("pipeline.json"))
     }

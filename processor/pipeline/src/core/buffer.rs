@@ -28,7 +28,7 @@ impl Room {
 pub(super) struct Full;
 
 #[derive(Debug, Default)]
-struct Held {
+struct Buffered {
     messages: AtomicUsize,
     bytes: AtomicUsize,
 }
@@ -37,21 +37,21 @@ struct Held {
 #[derive(Debug)]
 pub(super) struct Input {
     room: Room,
-    held: Arc<Held>,
+    held: Arc<Buffered>,
     messages: mpsc::UnboundedSender<Received>,
 }
 
 /// The end of ingest.
 #[derive(Debug)]
 pub(super) struct Output {
-    held: Arc<Held>,
+    held: Arc<Buffered>,
     messages: mpsc::UnboundedReceiver<Received>,
 }
 
 /// Creates a buffer with this room.
 pub(super) fn buffer(room: Room) -> (Input, Output) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    let held = Arc::new(Held::default());
+    let held = Arc::new(Buffered::default());
     (Input { room, held: Arc::clone(&held), messages: sender }, Output { held, messages: receiver })
 }
 

@@ -144,14 +144,14 @@ impl Ledger {
         entry.folded -= sent;
         let rest = entry.carried.split_off(sent);
         let taken = std::mem::replace(&mut entry.carried, rest);
-        self.let_go(&taken);
+        self.release(&taken);
         taken
     }
 
     /// Forgets the task, and returns the events that had not landed.
     pub(super) fn remove(&mut self, id: &TaskId) -> Vec<Carried> {
         let carried = self.entries.remove(id).map(|entry| entry.carried).unwrap_or_default();
-        self.let_go(&carried);
+        self.release(&carried);
         carried
     }
 
@@ -169,7 +169,7 @@ impl Ledger {
         entries.into_values().flat_map(|entry| entry.carried).collect()
     }
 
-    fn let_go(&mut self, gone: &[Carried]) {
+    fn release(&mut self, gone: &[Carried]) {
         self.carried -= gone.len();
         self.bytes -= gone.iter().map(|carried| weight(&carried.received.payload)).sum::<usize>();
     }

@@ -125,8 +125,8 @@ impl<K: BulkApi> Projector<K> {
             let delay = tuning.retry.delay_after(attempts, dice).filter(|_| attempts > 0);
             if failed { now + delay.unwrap_or_else(|| longest_delay(&tuning, dice)) } else { written }
         };
-        self.schedule.writes.hasten(latest);
-        self.schedule.reads.hasten(latest);
+        self.schedule.writes.bring_forward(latest);
+        self.schedule.reads.bring_forward(latest);
         self.tuning = tuning;
     }
 

@@ -74,7 +74,7 @@ pub(super) async fn run(
         room: durable.room,
         health: Arc::clone(&member.health),
         metrics: Arc::clone(&member.metrics),
-        said: Mutex::default(),
+        warned: Mutex::default(),
         silent: Mutex::default(),
     });
     let sessions = Sessions {

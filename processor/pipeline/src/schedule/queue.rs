@@ -128,7 +128,7 @@ impl KeyQueue {
     /// Shortens rests: no key rests longer than `latest` says for it, and no rest becomes longer.
     ///
     /// The flag of `latest`: whether the key rests because its request failed.
-    pub(crate) fn hasten(&mut self, latest: impl Fn(&TaskId, bool) -> Instant) {
+    pub(crate) fn bring_forward(&mut self, latest: impl Fn(&TaskId, bool) -> Instant) {
         for (until, ids) in std::mem::take(&mut self.resting) {
             for id in ids {
                 let Some(State::Resting { failed, .. }) = self.states.get(&id) else { continue };
@@ -282,7 +282,7 @@ mod tests {
         queue.retry(&id("a"), seconds(60));
         queue.retry(&id("b"), seconds(1));
         queue.settle(&id("c"), seconds(60));
-        queue.hasten(|_, failed| if failed { seconds(5) } else { seconds(90) });
+        queue.bring_forward(|_, failed| if failed { seconds(5) } else { seconds(90) });
         assert_eq!(queue.next_wake(), Some(seconds(1)));
         queue.wake(seconds(5));
         assert_eq!(names(&queue.take(9)), ["b", "a"]);

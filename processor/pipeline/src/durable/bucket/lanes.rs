@@ -84,7 +84,7 @@ impl Lanes {
     }
 
     /// Sends a request that many messages answer.
-    pub(crate) async fn ask(&self, subject: String, request: Vec<u8>) -> Result<Answers, ReadError> {
+    pub(crate) async fn request(&self, subject: String, request: Vec<u8>) -> Result<Answers, ReadError> {
         let failed = |error: &dyn std::error::Error| ReadError(error.to_string());
         let mut lane = self.lane().await.map_err(|error| failed(&error))?;
         let answer_to = format!("{}.{}.{}", lane.inbox, lane.next, Token::new());

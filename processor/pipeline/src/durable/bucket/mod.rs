@@ -176,7 +176,7 @@ impl Bucket {
         let failed = |reason: String| ReadError(reason);
         let request = serde_json::to_vec(&json!({"multi_last": subjects, "batch": MOST_SUBJECTS}))
             .map_err(|error| failed(error.to_string()))?;
-        let mut answers = self.lanes.ask(format!("$JS.API.DIRECT.GET.{}", self.stream), request).await?;
+        let mut answers = self.lanes.request(format!("$JS.API.DIRECT.GET.{}", self.stream), request).await?;
         loop {
             let message = answers.next(NEXT_MESSAGE).await?;
             match message.status {

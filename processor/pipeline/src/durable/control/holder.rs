@@ -36,7 +36,7 @@ pub(crate) const READ_AHEAD: u64 = 16_384;
 
 /// The record as its holder last wrote it.
 #[derive(Clone, Debug)]
-pub(crate) struct Held {
+pub(crate) struct Lease {
     pub(crate) control: Control,
     pub(crate) revision: Revision,
     /// When the holder started this write.
@@ -49,7 +49,7 @@ pub(crate) struct Held {
     pub(crate) shared: bool,
 }
 
-impl Held {
+impl Lease {
     /// How long a record lives after this holder has settled it.
     ///
     /// `memory`: the time if nobody else needs the record. With another namespace it is twice as
@@ -63,10 +63,10 @@ impl Held {
 /// The outcome of a renewal.
 pub(crate) enum Renewal {
     /// This replica still holds the record.
-    Held(Held),
+    Renewed(Lease),
     /// This replica still holds the record, and a former holder has handed over changes that must
     /// be projected again.
-    Restarted(Held),
+    Restarted(Lease),
     /// Another replica holds the record.
     Lost,
     /// The outcome is unknown, because NATS did not answer.
@@ -91,7 +91,7 @@ impl<R: Register> Holder<R> {
     ///
     /// A write in progress is awaited. A record that is taken and not released would make the next
     /// replica wait, in doubt.
-    pub(crate) async fn acquire(&self, stop: &mut watch::Receiver<Option<Instant>>) -> Option<Held> {
+    pub(crate) async fn acquire(&self, stop: &mut watch::Receiver<Option<Instant>>) -> Option<Lease> {
         let mut seen: Option<(Revision, Instant)> = None;
         let mut complained = None;
         while stop.borrow().is_none() && stop.has_changed().is_ok() {
@@ -127,7 +127,7 @@ impl<R: Register> Holder<R> {
     pub(crate) async fn try_acquire(
         &self,
         seen: &mut Option<(Revision, Instant)>,
-    ) -> Result<Option<Held>, String> {
+    ) -> Result<Option<Lease>, String> {
         let since = self.bucket.now();
         let found = self.read().await.map_err(|error| error.to_string())?;
         let revision = found.as_ref().map_or(Revision::default(), |(_, revision)| *revision);
@@ -170,7 +170,7 @@ impl<R: Register> Holder<R> {
         match self.write(&control, revision).await {
             Ok(revision) => {
                 info!(term, from_revision = %settled, "became writer");
-                Ok(Some(Held { control, revision, since, doubt, spare, shared }))
+                Ok(Some(Lease { control, revision, since, doubt, spare, shared }))
             }
             Err(error) if error.is_contended() => Ok(None),
             Err(error) => Err(error.to_string()),
@@ -179,7 +179,7 @@ impl<R: Register> Holder<R> {
 
     /// Renews the record with the settled revision. From now on the holder may read `ahead`
     /// revisions beyond `read`.
-    pub(crate) async fn renew(&self, held: Held, settled: Settled, read: Revision) -> Renewal {
+    pub(crate) async fn renew(&self, held: Lease, settled: Settled, read: Revision) -> Renewal {
         let since = self.bucket.now();
         let control = held.control.renewed(settled, read.plus(self.ahead), self.bucket.wall());
         match self.write(&control, held.revision).await {
@@ -190,14 +190,20 @@ impl<R: Register> Holder<R> {
                     // If the read fails, the last known value stays.
                     shared = self.is_shared().await.unwrap_or(shared);
                 }
-                Renewal::Held(Held { control, revision, since, doubt: None, shared, ..held })
+                Renewal::Renewed(Lease { control, revision, since, doubt: None, shared, ..held })
             }
             Err(error) => self.look_after(&held, &control, since, &error).await,
         }
     }
 
     /// Finds the outcome of a renewal that failed, or whose outcome is unknown.
-    async fn look_after(&self, held: &Held, wanted: &Control, since: Instant, error: &WriteError) -> Renewal {
+    async fn look_after(
+        &self,
+        held: &Lease,
+        wanted: &Control,
+        since: Instant,
+        error: &WriteError,
+    ) -> Renewal {
         let (found, revision) = match self.read().await {
             Ok(Some(found)) => found,
             // The bucket was deleted, and the record with it.
@@ -205,7 +211,7 @@ impl<R: Register> Holder<R> {
             Err(unread) => return Renewal::Unknown(format!("{error}; {unread}")),
         };
         if found == *wanted {
-            return Renewal::Held(Held { control: found, revision, since, doubt: None, ..held.clone() });
+            return Renewal::Renewed(Lease { control: found, revision, since, doubt: None, ..held.clone() });
         }
         if !found.is_held_by(&held.control) {
             return Renewal::Lost;
@@ -217,14 +223,14 @@ impl<R: Register> Holder<R> {
         match self.write(&control, revision).await {
             Ok(revision) => {
                 let doubt = Some(Doubt { settled: control.sure, up_to: control.reading });
-                Renewal::Restarted(Held { control, revision, since, doubt, ..held.clone() })
+                Renewal::Restarted(Lease { control, revision, since, doubt, ..held.clone() })
             }
             Err(error) => Renewal::Unknown(error.to_string()),
         }
     }
 
     /// Releases the record, so that another replica can take it at once.
-    pub(crate) async fn release(&self, held: Held, settled: Settled, clean: bool, spare: u32) {
+    pub(crate) async fn release(&self, held: Lease, settled: Settled, clean: bool, spare: u32) {
         let released = held.control.released(settled, clean, spare, self.bucket.wall());
         let settled = settled.settled;
         let mut written = self.write(&released, held.revision).await;
@@ -248,7 +254,7 @@ impl<R: Register> Holder<R> {
 
     /// Hands over after another replica took the record. Changes that were unsettled during the own
     /// term are written again.
-    pub(crate) async fn hand_over(&self, held: &Held) {
+    pub(crate) async fn hand_over(&self, held: &Lease) {
         for _ in 0..HANDOVER_TRIES {
             match self.read().await {
                 Ok(None) => return,

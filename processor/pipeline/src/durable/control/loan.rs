@@ -43,20 +43,20 @@ pub(crate) struct Loan {
 }
 
 /// A request for a loan that is not granted yet.
-pub(crate) struct Asked {
+pub(crate) struct LoanRequest {
     pub(crate) loan: Loan,
     revision: Revision,
 }
 
 impl<R: Register> Holder<R> {
     /// The open request of a command, or `None`. If the read fails, the next call tries again.
-    pub(crate) async fn asked(&self) -> Option<Asked> {
+    pub(crate) async fn asked(&self) -> Option<LoanRequest> {
         let (loan, revision) = self.loan().await.ok()??;
-        (loan.granted == 0).then_some(Asked { loan, revision })
+        (loan.granted == 0).then_some(LoanRequest { loan, revision })
     }
 
     /// Grants requests that were taken out of the budget. If the write fails, nobody spends them.
-    pub(crate) async fn grant(&self, asked: Asked, requests: u32) {
+    pub(crate) async fn grant(&self, asked: LoanRequest, requests: u32) {
         let loan = Loan { granted: requests, ..asked.loan };
         if let Err(error) = self.write_loan(&loan, asked.revision).await {
             debug!(requests, %error, "could not lend requests");

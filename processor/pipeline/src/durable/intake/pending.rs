@@ -63,23 +63,23 @@ impl<A: Acknowledge> Pending<A> {
     /// Acknowledges the events, which are stored. If an ack is lost, NATS only delivers the event
     /// again.
     pub(crate) async fn ack(&self) {
-        self.tell(AckKind::Ack).await;
+        self.answer_all(AckKind::Ack).await;
     }
 
     /// Returns the events to NATS. The delay before the next delivery grows with the number of
     /// deliveries.
     pub(crate) async fn give_back(&self) {
-        self.tell(AckKind::Nak(Some(delay_after(self.deliveries)))).await;
+        self.answer_all(AckKind::Nak(Some(delay_after(self.deliveries)))).await;
     }
 
     /// Returns the events to NATS, which delivers them again at once.
     pub(crate) async fn give_back_now(&self) {
-        self.tell(AckKind::Nak(None)).await;
+        self.answer_all(AckKind::Nak(None)).await;
     }
 
     /// Tells NATS that the replica works on the events.
     pub(crate) async fn extend(&self) {
-        self.tell(AckKind::Progress).await;
+        self.answer_all(AckKind::Progress).await;
     }
 
     /// The number of events.
@@ -87,7 +87,7 @@ impl<A: Acknowledge> Pending<A> {
         self.ackers.len()
     }
 
-    async fn tell(&self, kind: AckKind) {
+    async fn answer_all(&self, kind: AckKind) {
         for acker in &self.ackers {
             if let Err(error) = acker.answer(kind).await {
                 debug!(%error, "cannot send an ack");

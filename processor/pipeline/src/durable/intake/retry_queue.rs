@@ -139,7 +139,7 @@ impl RetryLoop {
                         Err(error) => {
                             warn!(%error, "a retry panicked");
                             stuck.note(false, true);
-                            waiting.fell_over(Instant::now());
+                            waiting.panicked(Instant::now());
                             continue;
                         }
                     };

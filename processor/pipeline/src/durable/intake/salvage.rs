@@ -43,7 +43,7 @@ const NOTICED: Duration = Duration::from_millis(500);
 const AT_A_TIME: usize = 64;
 
 /// The least time between two log lines about messages that are set aside.
-const SAY: Duration = Duration::from_secs(30);
+const REPORT: Duration = Duration::from_secs(30);
 
 /// Why deliveries could not be examined. The next check tries again.
 #[derive(Debug, thiserror::Error)]
@@ -67,9 +67,9 @@ pub(crate) struct Salvage {
     /// aside.
     taken_in: BTreeSet<u64>,
     set_aside: BTreeSet<u64>,
-    /// The number of messages set aside since the last log line. `said`: the time of that line.
-    unsaid: usize,
-    said: Option<Instant>,
+    /// The number of messages set aside since the last log line. `reported_at`: the time of that line.
+    unreported: usize,
+    reported_at: Option<Instant>,
 }
 
 impl Salvage {
@@ -81,7 +81,7 @@ impl Salvage {
         link: watch::Receiver<bool>,
     ) -> Self {
         let (taken_in, set_aside) = Default::default();
-        Self { ingest, session, health, pulls, link, taken_in, set_aside, unsaid: 0, said: None }
+        Self { ingest, session, health, pulls, link, taken_in, set_aside, unreported: 0, reported_at: None }
     }
 
     /// Runs until `finish` is true. `at_once`: a pull has just ended as it would after an
@@ -199,7 +199,7 @@ impl Salvage {
             // others are taken in.
             refused |= !all_stored;
             if let Some(first) = first.filter(|_| all_stored) {
-                self.say(unreadable.len(), &first);
+                self.report(unreadable.len(), &first);
                 self.set_aside.append(&mut unreadable);
             }
         }
@@ -221,15 +221,15 @@ impl Salvage {
         HandedOut { headers: raw.headers(), acker: self.acker(raw.sequence, info), raw }
     }
 
-    fn say(&mut self, count: usize, first: &str) {
-        self.unsaid += count;
+    fn report(&mut self, count: usize, first: &str) {
+        self.unreported += count;
         self.ingest.metrics.events_unreadable.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
         self.health.set_unreadable(first);
-        if self.said.is_some_and(|at| at.elapsed() < SAY) {
+        if self.reported_at.is_some_and(|at| at.elapsed() < REPORT) {
             return;
         }
-        self.said = Some(Instant::now());
-        let count = std::mem::take(&mut self.unsaid);
+        self.reported_at = Some(Instant::now());
+        let count = std::mem::take(&mut self.unreported);
         let stream = &self.ingest.names.stream;
         warn!(count, %stream, first = %first, "moved messages with unreadable headers to the dead letters. Each such \
                                                message cuts the connection for pulls: have their producer correct the headers");

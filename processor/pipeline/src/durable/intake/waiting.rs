@@ -152,7 +152,7 @@ impl<A: Acknowledge> Waiting<A> {
     }
 
     /// Ends a round that panicked.
-    pub(crate) fn fell_over(&mut self, now: Instant) {
+    pub(crate) fn panicked(&mut self, now: Instant) {
         self.trying = false;
         self.delay = (self.delay * 2).min(DELAYS.1);
         self.try_at = now + self.delay;

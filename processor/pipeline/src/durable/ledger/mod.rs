@@ -310,8 +310,8 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
 
     /// Writes a tombstone for a task that only KV has, unless the ledger knows the task by now.
     /// Returns whether it did.
-    pub(crate) async fn entomb(&self, id: &TaskId, tombstone: &Record) -> Result<bool, LedgerError> {
-        let entombed = |known: Option<&Record>| match known {
+    pub(crate) async fn write_tombstone(&self, id: &TaskId, tombstone: &Record) -> Result<bool, LedgerError> {
+        let tombstoned = |known: Option<&Record>| match known {
             None => Some(tombstone.clone()),
             // Updates of a task that KV did not have when it was read.
             Some(known) if known.due(id) == Due::Nothing => {
@@ -321,7 +321,7 @@ impl<S: Store, L: LetterBox> Ledger<S, L> {
             }
             Some(_) => None,
         };
-        Ok(self.change(id, entombed).await?.is_some())
+        Ok(self.change(id, tombstoned).await?.is_some())
     }
 
     /// Reads a record, and writes the result of `becomes`, until no other write comes in between.

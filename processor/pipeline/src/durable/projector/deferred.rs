@@ -182,7 +182,7 @@ impl Deferred {
     }
 
     /// Ends each wait for this reason at `latest` at the latest.
-    pub(crate) fn hasten(&mut self, why: Why, latest: Instant) {
+    pub(crate) fn bring_forward(&mut self, why: Why, latest: Instant) {
         let later: Vec<_> =
             self.due.range((Excluded(latest), Unbounded)).flat_map(|(_, due)| due).copied().collect();
         for hash in later {
@@ -287,9 +287,9 @@ mod tests {
         for n in 0..1_000 {
             deferred.add(&id(n), deferral(n + 1, hour));
         }
-        deferred.hasten(Why::Retry, now);
+        deferred.bring_forward(Why::Retry, now);
         assert!(deferred.take_due(900, now).is_empty());
-        deferred.hasten(Why::Rest, now);
+        deferred.bring_forward(Why::Rest, now);
         let due = deferred.take_due(900, now);
         assert_eq!(due.len(), 900);
         for (hash, revision) in due {

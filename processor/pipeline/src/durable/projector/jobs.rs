@@ -12,8 +12,8 @@ use tracing::warn;
 
 use crate::dead_letters::Letter;
 use crate::durable::bucket::{Bucket, Revision};
-use crate::durable::control::holder::{Held, Holder, Renewal};
-use crate::durable::control::loan::Asked;
+use crate::durable::control::holder::{Holder, Lease, Renewal};
+use crate::durable::control::loan::LoanRequest;
 use crate::durable::control::record::Settled;
 use crate::durable::control::register::Register;
 use crate::durable::crash;
@@ -37,9 +37,9 @@ pub(crate) type FoundAt = Result<HashMap<Revision, (TaskId, Known)>, LedgerError
 /// A job. It ends with a [`Done`].
 pub(crate) enum Job {
     /// Renew the control record, with the settled revisions and the last revision read.
-    Renew { held: Held, settled: Settled, read: Revision },
+    Renew { held: Lease, settled: Settled, read: Revision },
     /// Grant a command its requests.
-    Lend { asked: Asked, requests: u32 },
+    Lend { asked: LoanRequest, requests: u32 },
     /// Read the records of these tasks.
     Read(Vec<TaskId>),
     /// Read the records at these revisions.
@@ -66,7 +66,7 @@ pub(crate) struct Join {
 /// The result of a [`Job`].
 pub(crate) enum Done {
     /// The outcome of the renewal, and the open request of a command.
-    Renewed(Renewal, Option<Asked>),
+    Renewed(Renewal, Option<LoanRequest>),
     /// The requests were granted.
     Lent,
     /// These records have their time to live, or do not need it.

@@ -28,7 +28,7 @@ use tracing::{error, warn};
 
 use crate::durable::bucket::Revision;
 use crate::durable::clock::now as wall;
-use crate::durable::control::holder::{Held, Holder};
+use crate::durable::control::holder::{Holder, Lease};
 use crate::durable::dead_letters::DeadLetters;
 use crate::durable::drain::{deadline, stopped};
 use crate::durable::ledger::Ledger;
@@ -184,7 +184,7 @@ pub(crate) async fn run<K: BulkApi>(parts: Parts<K>, mut stop: watch::Receiver<O
 }
 
 impl<K: BulkApi> Projector<K> {
-    fn new(parts: Parts<K>, requests: Requests<K>, schedule: Schedule, rests: Rests, held: Held) -> Self {
+    fn new(parts: Parts<K>, requests: Requests<K>, schedule: Schedule, rests: Rests, held: Lease) -> Self {
         let feed = parts.feed(held.control.settled);
         let (setup, tuning) = (parts.setup(), parts.tuning.clone());
         let projection = Projection::new(setup, tuning, schedule, rests, held, Instant::now());

@@ -23,8 +23,8 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::durable::bucket::Revision;
-use crate::durable::control::holder::Held;
-use crate::durable::control::loan::Asked;
+use crate::durable::control::holder::Lease;
+use crate::durable::control::loan::LoanRequest;
 use crate::durable::control::record::RENEWAL;
 use crate::durable::ledger::cache::Known;
 use crate::durable::ledger::feed::Change;
@@ -100,7 +100,7 @@ pub(crate) struct Projection {
     setup: Setup,
     tuning: Tuning,
     schedule: Schedule,
-    held: Held,
+    held: Lease,
     unsettled: Unsettled,
     /// Whether look-ups that were left in NATS are being read.
     following: bool,
@@ -122,7 +122,7 @@ pub(crate) struct Projection {
     renewing: bool,
     renew_at: Instant,
     /// The open request of a command for a part of the budget.
-    asked: Option<Asked>,
+    asked: Option<LoanRequest>,
     behind: u64,
     lag: Lag,
     progress: Progress,
@@ -145,7 +145,7 @@ impl Projection {
         tuning: Tuning,
         mut schedule: Schedule,
         rests: Rests,
-        held: Held,
+        held: Lease,
         now: Instant,
     ) -> Self {
         schedule.resume(held.spare, now);
@@ -240,10 +240,10 @@ impl Projection {
             let delay = tuning.retry.delay_after(attempts, dice).filter(|_| attempts > 0);
             if failed { now + delay.unwrap_or_else(|| longest_delay(&tuning, dice)) } else { written }
         };
-        self.schedule.writes.hasten(latest);
-        self.schedule.reads.hasten(latest);
-        self.unsettled.hasten(Why::Rest, written);
-        self.unsettled.hasten(Why::Retry, now + longest_delay(&tuning, dice));
+        self.schedule.writes.bring_forward(latest);
+        self.schedule.reads.bring_forward(latest);
+        self.unsettled.bring_forward(Why::Rest, written);
+        self.unsettled.bring_forward(Why::Retry, now + longest_delay(&tuning, dice));
         self.tuning = tuning;
     }
 

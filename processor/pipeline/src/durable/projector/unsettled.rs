@@ -247,8 +247,8 @@ impl Unsettled {
     }
 
     /// Ends each wait in NATS for this reason at `latest` at the latest.
-    pub(crate) fn hasten(&mut self, why: Why, latest: Instant) {
-        self.deferred.hasten(why, latest);
+    pub(crate) fn bring_forward(&mut self, why: Why, latest: Instant) {
+        self.deferred.bring_forward(why, latest);
     }
 
     /// When the next task that waits in NATS is due.

@@ -79,7 +79,7 @@ impl Expected {
 
 /// The state of one key as read from KV.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum KeyState {
     Absent,
     /// The key exists; `None` for a part that was not read.
     There {
@@ -118,17 +118,20 @@ impl Class {
 }
 
 /// The difference between the expected state and the read one, or `None`.
-pub(super) fn compare(expected: Expected, seen: Seen) -> Option<Class> {
+pub(super) fn compare(expected: Expected, seen: KeyState) -> Option<Class> {
     match (expected, seen) {
-        (Expected::There { .. }, Seen::Absent) => Some(Class::Missing),
-        (Expected::There { metadata, value }, Seen::There { metadata: seen_metadata, value: seen_value }) => {
+        (Expected::There { .. }, KeyState::Absent) => Some(Class::Missing),
+        (
+            Expected::There { metadata, value },
+            KeyState::There { metadata: seen_metadata, value: seen_value },
+        ) => {
             let differs = seen_metadata.is_some_and(|seen| seen != metadata)
                 || seen_value.is_some_and(|seen| seen != value);
             differs.then_some(Class::Stale)
         }
-        (Expected::Gone, Seen::There { .. }) => Some(Class::Extra),
-        (Expected::Unheard, Seen::There { .. }) => Some(Class::Unmanaged),
-        (Expected::Gone | Expected::Unheard, Seen::Absent) | (Expected::Whatever, _) => None,
+        (Expected::Gone, KeyState::There { .. }) => Some(Class::Extra),
+        (Expected::Unheard, KeyState::There { .. }) => Some(Class::Unmanaged),
+        (Expected::Gone | Expected::Unheard, KeyState::Absent) | (Expected::Whatever, _) => None,
     }
 }
 
@@ -164,7 +167,7 @@ impl Table {
 
     /// Compares one key of KV. A key that is listed twice counts as unmanaged, and is read again
     /// like any other difference.
-    pub(super) fn see(&mut self, id: TaskId, seen: Seen, into: &mut BTreeMap<TaskId, Class>) {
+    pub(super) fn see(&mut self, id: TaskId, seen: KeyState, into: &mut BTreeMap<TaskId, Class>) {
         let expected = self.expected.remove(&id).map_or(Expected::Unheard, |(_, expected)| expected);
         if let Some(class) = compare(expected, seen) {
             into.insert(id, class);
@@ -174,7 +177,7 @@ impl Table {
     /// Reports all other expected tasks as missing, after the last key.
     pub(super) fn finish(self, into: &mut BTreeMap<TaskId, Class>) {
         for (id, (_, expected)) in self.expected {
-            if let Some(class) = compare(expected, Seen::Absent) {
+            if let Some(class) = compare(expected, KeyState::Absent) {
                 into.insert(id, class);
             }
         }
@@ -231,9 +234,9 @@ mod tests {
     }
 
     /// A key in a list of KV, with the content of this record.
-    fn listed(record: &Record, name: &str) -> Seen {
+    fn listed(record: &Record, name: &str) -> KeyState {
         let metadata = serde_json::to_value(TaskMetadata::from(&task(record, name))).unwrap();
-        Seen::There { metadata: Some(Digest::of_metadata(Some(&metadata))), value: None }
+        KeyState::There { metadata: Some(Digest::of_metadata(Some(&metadata))), value: None }
     }
 
     #[test]
@@ -293,7 +296,7 @@ mod tests {
         let record = created("a", "t");
         let expected = Expected::by(&id("a"), Some(&record));
         let value = serde_json::to_string_pretty(&task(&record, "a")).unwrap();
-        let seen = |metadata, value: &str| Seen::There { metadata, value: Some(Digest::of_value(value)) };
+        let seen = |metadata, value: &str| KeyState::There { metadata, value: Some(Digest::of_value(value)) };
         assert_eq!(compare(expected, seen(None, &value)), None, "spaces say nothing");
         assert_eq!(compare(expected, seen(None, "no task")), Some(Class::Stale));
         let other = value.replace("\"d\"", "\"e\"");

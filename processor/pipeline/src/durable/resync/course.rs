@@ -69,7 +69,7 @@ impl Course<'_> {
         if !restart && let Some((marker, _)) = self.marker().await? {
             let settled = self.settled().await?;
             if settled < marker.up_to {
-                self.progress.say(&format!(
+                self.progress.print(&format!(
                     "continuing the resync started {}, at change {} of {} (--restart starts again from the beginning)",
                     when(marker.begun),
                     settled.0,
@@ -78,7 +78,7 @@ impl Course<'_> {
                 return Ok(marker);
             }
             // The finished one does not count for this one: KV may have been lost again since.
-            self.progress.say(&format!(
+            self.progress.print(&format!(
                 "the resync started {} has finished meanwhile; starting a new one",
                 when(marker.begun)
             ));
@@ -189,7 +189,7 @@ impl Course<'_> {
                     let by_own = holder.map(|holder| holder == own);
                     if let Some(by_own) = by_own.filter(|_| told != by_own) {
                         let who = if by_own { "no replica is alive: this process" } else { "a live replica" };
-                        self.progress.say(&format!("{who} writes to KV"));
+                        self.progress.print(&format!("{who} writes to KV"));
                         told = Some(by_own);
                     }
                 }

@@ -124,10 +124,10 @@ pub struct Wanted {
 
 impl Wanted {
     fn compares(&self) -> bool {
-        self.verify || self.mends()
+        self.verify || self.repairs()
     }
 
-    fn mends(&self) -> bool {
+    fn repairs(&self) -> bool {
         self.repair || self.delete_unmanaged
     }
 
@@ -245,11 +245,11 @@ impl<'a> Resync<'a> {
             report = self.scan() => report?,
             () = &mut shutdown => return Err(ResyncError::Stopped),
         };
-        if !self.wanted.mends() {
+        if !self.wanted.repairs() {
             return Ok(report);
         }
         let repaired = tokio::select! {
-            repaired = self.mend(&report) => repaired?,
+            repaired = self.repair(&report) => repaired?,
             () = &mut shutdown => return Err(ResyncError::Stopped),
         };
         if repaired == 0 {
@@ -280,7 +280,7 @@ impl<'a> Resync<'a> {
 
     /// Writes records of the ledger again, so that the projector writes their tasks to KV. Returns
     /// how many.
-    async fn mend(&self, report: &Report) -> Result<usize, ResyncError> {
+    async fn repair(&self, report: &Report) -> Result<usize, ResyncError> {
         let correlation_id = CorrelationId::new(CORRELATION_ID)
             .map_err(|error| ResyncError::Ledger(format!("{CORRELATION_ID}: {error}")))?;
         let tombstone = &Record::tombstone(Timestamp::from(SystemTime::now()), correlation_id);
@@ -288,12 +288,12 @@ impl<'a> Resync<'a> {
         let wanted: Vec<(Class, &TaskId)> =
             Class::ALL.iter().filter(|class| self.wanted.mends_class(**class)).flat_map(of).collect();
         if !wanted.is_empty() {
-            self.progress.say(&format!("repairing {} differences", wanted.len()));
+            self.progress.print(&format!("repairing {} differences", wanted.len()));
         }
         let ledger = &self.member.ledger;
         let written = stream::iter(wanted)
             .map(async |(class, id)| match class {
-                Class::Unmanaged => ledger.entomb(id, tombstone).await,
+                Class::Unmanaged => ledger.write_tombstone(id, tombstone).await,
                 Class::Missing | Class::Stale | Class::Extra => ledger.touch(id).await,
             })
             .buffer_unordered(AT_A_TIME)

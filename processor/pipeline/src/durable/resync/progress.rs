@@ -78,7 +78,7 @@ impl Progress {
             ),
             None => format!("{}: {position}, {} requests sent", now.name, HumanCount(requests)),
         };
-        say(&line);
+        print(&line);
         now.line_due = Instant::now() + LINE_EVERY;
     }
 
@@ -88,12 +88,12 @@ impl Progress {
     }
 
     /// Prints a line of text.
-    pub(super) fn say(&self, line: &str) {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner).bar.suspend(|| say(line));
+    pub(super) fn print(&self, line: &str) {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).bar.suspend(|| print(line));
     }
 }
 
 /// Ignores errors, because somebody who closed standard error does not need the text.
-fn say(line: &str) {
+fn print(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -74,7 +74,7 @@ impl Reader {
 
     /// A page of the keys of tasks, from a cursor on.
     pub(super) async fn page(&mut self, cursor: Option<&str>) -> Result<KeyPage, ResyncError> {
-        let page = self.ask(async |kv: &Namespace| kv.list(KEY_PREFIX, cursor).await).await?;
+        let page = self.request(async |kv: &Namespace| kv.list(KEY_PREFIX, cursor).await).await?;
         if page.cursor.is_some() && page.cursor.as_deref() == cursor {
             return Err(ResyncError::Kv("the list of keys repeats a cursor".to_owned()));
         }
@@ -86,10 +86,10 @@ impl Reader {
         &mut self,
         keys: &[TaskKey],
     ) -> Result<HashMap<String, Option<Entry>>, ResyncError> {
-        self.ask(async |kv: &Namespace| kv.bulk_get_whole(keys).await).await
+        self.request(async |kv: &Namespace| kv.bulk_get_whole(keys).await).await
     }
 
-    async fn ask<T>(
+    async fn request<T>(
         &mut self,
         request: impl AsyncFn(&Namespace) -> Result<T, Failure>,
     ) -> Result<T, ResyncError> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use taskpipeline_contract::{TaskId, TaskKey};
 
 use super::ResyncError;
-use super::compare::{Class, Digest, Expected, Seen, Table, compare};
+use super::compare::{Class, Digest, Expected, KeyState, Table, compare};
 use super::course::Course;
 use super::reader::Reader;
 use super::report::Report;
@@ -125,7 +125,11 @@ impl Scan<'_> {
     }
 
     /// Reads the values of the tasks that KV should have.
-    async fn add_values(&mut self, table: &Table, listed: &mut [(TaskId, Seen)]) -> Result<(), ResyncError> {
+    async fn add_values(
+        &mut self,
+        table: &Table,
+        listed: &mut [(TaskId, KeyState)],
+    ) -> Result<(), ResyncError> {
         let mut wanted: Vec<_> = listed.iter_mut().filter(|(id, _)| table.should_hold(id)).collect();
         for some in wanted.chunks_mut(MAX_KEYS_PER_READ) {
             let keys: Vec<_> = some.iter().map(|(id, _)| TaskKey::new(id.clone())).collect();
@@ -134,13 +138,13 @@ impl Scan<'_> {
                 match (entries.remove(&key.to_string()).flatten(), seen) {
                     (
                         Some(Entry::Whole { value, .. } | Entry::Value(value)),
-                        Seen::There { value: known, .. },
+                        KeyState::There { value: known, .. },
                     ) => {
                         *known = Some(Digest::of_value(&value));
                     }
                     // Listed and not found: the second read decides.
-                    (None, seen) => *seen = Seen::Absent,
-                    (Some(_), Seen::Absent) => {}
+                    (None, seen) => *seen = KeyState::Absent,
+                    (Some(_), KeyState::Absent) => {}
                 }
             }
         }
@@ -162,7 +166,7 @@ impl Scan<'_> {
         if left > 0 && !self.recheck_after.is_zero() {
             let Confirmed { differences, mut pending } = confirmed;
             let seconds = self.recheck_after.as_secs_f64();
-            self.course.progress.say(&format!(
+            self.course.progress.print(&format!(
                 "{left} keys differ; checking them again in {seconds:.0} s, because KV may return old values"
             ));
             tokio::time::sleep(self.recheck_after).await;
@@ -206,7 +210,7 @@ impl Scan<'_> {
                     confirmed.pending.insert(id.clone(), *class);
                     continue;
                 }
-                let Some(class) = compare(expected, seen.get(id).copied().unwrap_or(Seen::Absent)) else {
+                let Some(class) = compare(expected, seen.get(id).copied().unwrap_or(KeyState::Absent)) else {
                     continue;
                 };
                 if revision <= settled || forsaken {
@@ -230,7 +234,7 @@ impl Scan<'_> {
         Ok(expected)
     }
 
-    async fn list(&mut self) -> Result<HashMap<TaskId, Seen>, ResyncError> {
+    async fn list(&mut self) -> Result<HashMap<TaskId, KeyState>, ResyncError> {
         let mut seen = HashMap::new();
         let mut cursor: Option<String> = None;
         loop {
@@ -243,16 +247,16 @@ impl Scan<'_> {
         }
     }
 
-    async fn read(&mut self, ids: &[TaskId]) -> Result<HashMap<TaskId, Seen>, ResyncError> {
+    async fn read(&mut self, ids: &[TaskId]) -> Result<HashMap<TaskId, KeyState>, ResyncError> {
         let keys: Vec<_> = ids.iter().cloned().map(TaskKey::new).collect();
         let mut entries = self.reader.entries(&keys).await?;
         let seen = |key: TaskKey| {
             let seen = match entries.remove(&key.to_string()).flatten() {
-                None => Seen::Absent,
+                None => KeyState::Absent,
                 Some(Entry::Value(value)) => {
-                    Seen::There { metadata: None, value: Some(Digest::of_value(&value)) }
+                    KeyState::There { metadata: None, value: Some(Digest::of_value(&value)) }
                 }
-                Some(Entry::Whole { value, metadata }) => Seen::There {
+                Some(Entry::Whole { value, metadata }) => KeyState::There {
                     metadata: Some(Digest::of_metadata(metadata.as_ref())),
                     value: Some(Digest::of_value(&value)),
                 },
@@ -264,7 +268,7 @@ impl Scan<'_> {
 }
 
 /// The task of a listed key and its metadata, or `None` if the key does not belong to a task.
-fn see(key: &ListedKey) -> Option<(TaskId, Seen)> {
+fn see(key: &ListedKey) -> Option<(TaskId, KeyState)> {
     let id = TaskKey::parse(&key.name)?.into_id();
-    Some((id, Seen::There { metadata: Some(Digest::of_metadata(key.metadata.as_ref())), value: None }))
+    Some((id, KeyState::There { metadata: Some(Digest::of_metadata(key.metadata.as_ref())), value: None }))
 }

@@ -12,7 +12,7 @@ use super::kv::Door;
 use super::net::{Acking, Link};
 use super::settings::{CACHE, Knobs, MEMORY, READ_AHEAD, SETTLE_AFTER, limits};
 use crate::durable::bucket::Revision;
-use crate::durable::control::holder::{Held, Holder};
+use crate::durable::control::holder::{Holder, Lease};
 use crate::durable::intake::ingest::{Ingest, IngestError};
 use crate::durable::intake::mark::Mark;
 use crate::durable::intake::storage::{Refusal, Storage};
@@ -44,7 +44,7 @@ pub(super) enum Out {
     Begun(Box<Source>, Arc<str>),
     TakenIn(Result<(), IngestError>),
     Tried { round: Round, left: std::collections::BTreeSet<usize>, why: Option<Refusal> },
-    Acquired { acquired: Result<Option<Held>, String>, seen: Option<(Revision, Instant)> },
+    Acquired { acquired: Result<Option<Lease>, String>, seen: Option<(Revision, Instant)> },
     Done(Done),
     Answered { answer: Answer, sent: Instant, attempt: AttemptId },
     HandedOver,
@@ -242,7 +242,7 @@ impl Replica {
     }
 
     /// Begins a term.
-    pub(super) fn project(&mut self, held: Held, seed: u64) {
+    pub(super) fn project(&mut self, held: Lease, seed: u64) {
         let (now, tuning) = (self.now(), self.knobs.tuning());
         let Common { metrics, health } = self.common.clone();
         let (schedule, rests) = self.parts.take().unwrap_or_else(|| {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use super::{Action, Projection, RENEW_AGAIN, Term};
-use crate::durable::control::holder::{Held, Renewal};
+use crate::durable::control::holder::{Lease, Renewal};
 use crate::durable::control::record::{MAY_SEND, RENEWAL, Settled};
 use crate::durable::projector::jobs::Job;
 use crate::durable::projector::progress::{Course, Signs, Stall};
@@ -27,7 +27,7 @@ pub(crate) struct Outside {
 
 /// The contents of the released control record.
 pub(crate) struct Leaving {
-    pub(crate) held: Held,
+    pub(crate) held: Lease,
     pub(crate) settled: Settled,
     /// Whether no request can take effect any more.
     pub(crate) clean: bool,
@@ -93,7 +93,7 @@ impl Projection {
 
     pub(super) fn renewed(&mut self, renewal: Renewal, now: Instant) -> Term {
         match renewal {
-            Renewal::Held(held) => {
+            Renewal::Renewed(held) => {
                 self.renew_at = held.since + RENEWAL;
                 self.held = held;
                 self.take_in_what_may_be(now);
@@ -144,7 +144,7 @@ impl Projection {
     }
 
     /// The control record as last held.
-    pub(crate) fn held(&self) -> &Held {
+    pub(crate) fn held(&self) -> &Lease {
         &self.held
     }
 

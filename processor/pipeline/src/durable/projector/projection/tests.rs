@@ -54,7 +54,7 @@ fn projection(now: Instant) -> Projection {
         renewed: 0,
     };
     let spare = Spare { requests: 1_000_000.0, refilling: Duration::ZERO };
-    let held = Held { control, revision: Revision(1), since: now, doubt: None, spare, shared: false };
+    let held = Lease { control, revision: Revision(1), since: now, doubt: None, spare, shared: false };
     let schedule = Schedule::new(&tuning, tenth(tuning.request_budget), metrics, health, 1, now);
     Projection::new(setup, tuning, schedule, Rests::new(now), held, now)
 }
@@ -180,7 +180,7 @@ fn a_replica_that_drains_leaves_though_each_renewal_takes_longer_than_a_second()
         renewals += 1;
         let since = now;
         now += RENEWAL + Duration::from_millis(250);
-        projection.done(Done::Renewed(Renewal::Held(Held { since, ..held }), None), now);
+        projection.done(Done::Renewed(Renewal::Renewed(Lease { since, ..held }), None), now);
         (_, jobs) = turn(&mut projection, true, now);
     }
     assert_eq!(renewals, 1);

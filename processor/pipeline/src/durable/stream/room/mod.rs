@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use self::trim::Held;
+use self::trim::Contents;
 use crate::durable::stream::kind::Kind;
 use crate::durable::stream::limit::{self, Change, Filling};
 use crate::durable::stream::streams::Streams;
@@ -45,7 +45,7 @@ pub(crate) struct Rooms {
     pub(crate) health: Arc<Health>,
     pub(crate) metrics: Arc<Metrics>,
     /// The last warning about each stream, so that it is logged once.
-    pub(crate) said: Mutex<HashMap<Kind, String>>,
+    pub(crate) warned: Mutex<HashMap<Kind, String>>,
     /// The streams whose update NATS did not answer. The login probably lacks the permission.
     pub(crate) silent: Mutex<HashSet<Kind>>,
 }
@@ -88,7 +88,7 @@ impl Rooms {
             let info = stream.cached_info();
             match limit::change(kind, &info.config, info.state.bytes, &self.room) {
                 Change::Nothing => {}
-                Change::Refused(why) => self.say(kind, why),
+                Change::Refused(why) => self.warn_once(kind, why),
                 Change::To(size) => self.set_limit(kind, info, size).await,
             }
         });
@@ -113,7 +113,7 @@ impl Rooms {
                      the limit with `nats stream edit {name} --max-bytes={size}B --discard=new`",
                     kind.setting()
                 );
-                self.say(kind, what);
+                self.warn_once(kind, what);
             }
         }
     }
@@ -134,10 +134,10 @@ impl Rooms {
             self.metrics.account_max_bytes.set(clamped(limit));
             filling.see(limit::ACCOUNT, used, limit);
         }
-        let said = filling.to_string();
-        let said = (!said.is_empty()).then_some(said);
-        if self.health.filling() != said {
-            match &said {
+        let warned = filling.to_string();
+        let warned = (!warned.is_empty()).then_some(warned);
+        if self.health.filling() != warned {
+            match &warned {
                 Some(what) => {
                     error!(
                         error = %what,
@@ -147,7 +147,7 @@ impl Rooms {
                 }
                 None => info!("there is enough room in NATS again"),
             }
-            self.health.set_filling(said);
+            self.health.set_filling(warned);
         }
     }
 
@@ -159,7 +159,7 @@ impl Rooms {
         let Ok(info) = stream.get_info().await else { return Ok(()) };
         // Other readers may need the events of a stream that somebody else created.
         let may = limit::is_ours(Kind::Events, &info.config) && !info.config.deny_purge;
-        let held = Held::of(&info.state);
+        let held = Contents::of(&info.state);
         let room = match u64::try_from(info.config.max_bytes) {
             Ok(limit) if limit > 0 => limit,
             // The stream contains too much to get a limit.
@@ -184,7 +184,7 @@ impl Rooms {
             }
             Err(error) => {
                 let name = &info.config.name;
-                self.say(
+                self.warn_once(
                     Kind::Events,
                     format!(
                         "cannot purge events from the stream {name} although they are in the ledger: {error}. They stay until \
@@ -198,11 +198,11 @@ impl Rooms {
     }
 
     /// Logs a warning once while it stays the same.
-    fn say(&self, kind: Kind, what: String) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.get(&kind) != Some(&what) {
+    fn warn_once(&self, kind: Kind, what: String) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.get(&kind) != Some(&what) {
             warn!(error = %what, "cannot make room in a stream");
-            said.insert(kind, what);
+            warned.insert(kind, what);
         }
     }
 }

@@ -10,14 +10,14 @@ use async_nats::jetstream::stream::State;
 
 /// The contents of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Held {
+pub(super) struct Contents {
     pub(super) first: u64,
     pub(super) last: u64,
     pub(super) messages: u64,
     pub(super) bytes: u64,
 }
 
-impl Held {
+impl Contents {
     pub(super) fn of(state: &State) -> Self {
         let State { first_sequence: first, last_sequence: last, messages, bytes, .. } = *state;
         Self { first, last, messages, bytes }
@@ -74,8 +74,8 @@ mod tests {
 
     const ROOM: u64 = 800;
 
-    fn held(first: u64, last: u64, bytes: u64) -> Held {
-        Held { first, last, messages: last + 1 - first, bytes }
+    fn held(first: u64, last: u64, bytes: u64) -> Contents {
+        Contents { first, last, messages: last + 1 - first, bytes }
     }
 
     #[test]
@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(held(13, 60, 600).may_go(ROOM, 12), None);
         assert_eq!(held(1, 60, 600).may_go(ROOM, 0), None);
         assert_eq!(held(1, 30, 300).may_go(ROOM, 30), None, "it is little enough");
-        assert_eq!(Held { first: 61, last: 60, messages: 0, bytes: 0 }.may_go(ROOM, 60), None);
+        assert_eq!(Contents { first: 61, last: 60, messages: 0, bytes: 0 }.may_go(ROOM, 60), None);
     }
 
     fn consumer(pending: u64, floor: u64, delivered: u64, policy: &str) -> Info {
