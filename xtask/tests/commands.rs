@@ -48,6 +48,10 @@ const COMMANDS: &[(&str, Check)] = &[
     ),
     ("eval \"$(cargo xtask cluster env)\"", NotHere("as `cargo xtask cluster`")),
     ("test=\"cargo test", Test("processor/pipeline/src/durable/simulation/mod.rs", "after_all_faults")),
+    (
+        "SIMULATION_HISTORIES=20000 cargo tarpaulin",
+        NotHere("it needs cargo-tarpaulin and builds for ten minutes"),
+    ),
     ("SIMULATION_", Test("processor/pipeline/src/durable/simulation/mod.rs", "SIMULATION_HISTORIES")),
     ("PROPTEST_CASES=", Test("contract/tests/properties.rs", "fn any_")),
     ("docker compose", Test(COMPOSE, "include_str!(\"../../README.md\")")),
