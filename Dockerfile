@@ -47,7 +47,7 @@ RUN --mount=type=cache,id=taskpipeline-registry,target=/usr/local/cargo/registry
     find . -path ./target -prune -o -type f -exec touch {} + \
     && cargo xtask wasm \
     && mkdir /out && cp -r edge/build /out/build \
-    && sed '/^# Gets what/,/^$/d' edge/wrangler.toml > /out/wrangler.toml \
+    && sed '/^\[build\]/,/^$/d' edge/wrangler.toml > /out/wrangler.toml \
     && ! grep 'command = ' /out/wrangler.toml
 
 # The Worker in workerd with a local KV, to try it. In production, Cloudflare runs the Worker.
