@@ -17,6 +17,7 @@ use super::world::{World, task};
 use crate::durable::bucket::lanes::Write;
 use crate::durable::bucket::raw::Raw;
 use crate::durable::intake::ingest::{HandedOut, Ingest};
+use crate::durable::stream::incarnation::HighWater;
 use crate::fold::Version;
 use crate::header_block::HeaderFault;
 use crate::reason::Reason;
@@ -181,6 +182,30 @@ fn a_replica_that_is_stopped_while_it_agrees_joins_no_former_life() {
         world.create("new");
         world.live(24);
         assert!(world.in_kv().contains("new"), "{}", world.in_kv());
+    });
+}
+
+/// A replica reads on in the restored stream before it learns of the loss, so that its mark is higher than the mark of the
+/// replica that took in the lost event.
+#[test]
+fn a_loss_shows_though_a_higher_mark_hides_it() {
+    played(&SETTING, |world| {
+        world.live(12);
+        world.create("kept");
+        world.live(12);
+        world.step(Step::BackUp);
+        world.create("lost");
+        world.live(12);
+        (0..REPLICAS).for_each(|p| world.step(Step::CutOff(p)));
+        world.step(Step::Restore);
+        ["new", "newer", "newest"].into_iter().for_each(|title| world.create(title));
+        let time = world.net.lock().unwrap().stream.events[&3].time;
+        let mark = HighWater { incarnation: 1, sequence: 3, time };
+        world.spoil(world.names.high_water("replica-of-old"), &serde_json::to_vec(&mark).unwrap());
+        (0..REPLICAS).for_each(|p| world.step(Step::Reconnect(p)));
+        world.live(40);
+        assert_eq!(world.net.lock().unwrap().stream.consumers(), ["tasks-processor-2"]);
+        assert!(world.in_kv().contains("newest"), "{}", world.in_kv());
     });
 }
 

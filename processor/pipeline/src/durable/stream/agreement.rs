@@ -152,8 +152,8 @@ impl<S: Register + Store> Agreement<S> {
                 self.names.queue_group, self.names.stream, self.names.prefix
             ))
         })?;
-        for mark in marks_of {
-            source.raise(mark);
+        for mark in &marks_of {
+            source.raise(*mark);
         }
         let time_at_high = match source.high {
             Some(high) if (now.first..=now.last).contains(&high.sequence) => {
@@ -161,7 +161,11 @@ impl<S: Register + Store> Agreement<S> {
             }
             _ => None,
         };
-        match source.judge(now, time_at_high) {
+        let mut judgement = source.judge(now, time_at_high);
+        if judgement == Judgement::Same {
+            judgement = self.judge_lower_marks(events, &source, &marks_of, now).await?;
+        }
+        match judgement {
             Judgement::Same => {}
             Judgement::Recreated => {
                 source.recreated(now.created);
@@ -191,6 +195,25 @@ impl<S: Register + Store> Agreement<S> {
             self.forget_marks(marks).await;
         }
         Ok(agreed)
+    }
+
+    /// Compares the stream with the marks below the highest one.
+    async fn judge_lower_marks<E: EventStream>(
+        &self,
+        events: &E,
+        source: &Source,
+        marks: &[HighWater],
+        now: Present,
+    ) -> Result<Judgement, SessionError> {
+        let incarnation = source.current().incarnation;
+        let mut judgement = Judgement::Same;
+        let lower =
+            marks.iter().filter(|mark| mark.incarnation == incarnation && source.high != Some(**mark));
+        for mark in lower.filter(|mark| mark.sequence >= now.first) {
+            let time = if mark.sequence <= now.last { events.time_at(mark.sequence).await? } else { None };
+            judgement = judgement.and(Source::judge_mark(*mark, now, time));
+        }
+        Ok(judgement)
     }
 
     /// Deletes the marks of replicas, because their content is recorded now. A running replica

@@ -87,6 +87,21 @@ pub(crate) enum Judgement {
     },
 }
 
+impl Judgement {
+    /// Both together. Of two losses, the messages after the later one are new, and those from the
+    /// lower sequence on.
+    pub(crate) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Same, other) => other,
+            (
+                Self::TailLost { after, new_from },
+                Self::TailLost { after: other_after, new_from: other_new_from },
+            ) => Self::TailLost { after: after.max(other_after), new_from: new_from.min(other_new_from) },
+            (judged, _) => judged,
+        }
+    }
+}
+
 impl Source {
     /// The record of a stream without a known past. All its messages belong to this incarnation.
     pub(crate) fn begun(created: i64, incarnation: u32) -> Self {
@@ -145,6 +160,23 @@ impl Source {
             Some(high) if high.sequence < present.first => Judgement::Same,
             Some(high) if time_at_high == Some(high.time) => Judgement::Same,
             Some(high) => Judgement::TailLost { after: high.time, new_from: high.sequence },
+        }
+    }
+
+    /// Compares the stream with a mark that is not the highest.
+    ///
+    /// The highest mark alone can hide a loss: a replica that reads on before it learns of the loss
+    /// raises its mark over the new messages. A missing message proves nothing here, because an ack
+    /// may delete it.
+    pub(crate) fn judge_mark(mark: HighWater, present: Present, time_at_mark: Option<i64>) -> Judgement {
+        match time_at_mark {
+            _ if mark.sequence > present.last => {
+                Judgement::TailLost { after: mark.time, new_from: present.last + 1 }
+            }
+            Some(time) if time != mark.time => {
+                Judgement::TailLost { after: mark.time, new_from: mark.sequence }
+            }
+            _ => Judgement::Same,
         }
     }
 
@@ -218,6 +250,22 @@ mod tests {
         let lost = Judgement::TailLost { after: 77, new_from: 5 };
         assert_eq!(source(Some((5, 77))).judge(present(1, 9), Some(99)), lost);
         assert_eq!(source(Some((5, 77))).judge(present(1, 9), None), lost);
+    }
+
+    #[test]
+    fn a_mark_below_the_highest_shows_a_loss_that_the_highest_hides() {
+        let mark = |sequence, time| HighWater { incarnation: 1, sequence, time };
+        let judge = |mark, time| Source::judge_mark(mark, present(1, 9), time);
+        assert_eq!(judge(mark(5, 77), Some(77)), Judgement::Same);
+        assert_eq!(judge(mark(5, 77), None), Judgement::Same, "an ack may delete a message");
+        let lost = Judgement::TailLost { after: 77, new_from: 5 };
+        assert_eq!(judge(mark(5, 77), Some(99)), lost);
+        let beyond = Judgement::TailLost { after: 80, new_from: 10 };
+        assert_eq!(judge(mark(12, 80), None), beyond);
+        assert_eq!(lost.and(beyond), Judgement::TailLost { after: 80, new_from: 5 });
+        assert_eq!(Judgement::Same.and(lost), lost);
+        assert_eq!(lost.and(Judgement::Same), lost);
+        assert_eq!(Judgement::Recreated.and(lost), Judgement::Recreated);
     }
 
     #[test]
