@@ -208,8 +208,8 @@ impl Salvage {
 
     /// The acker of a message, as the pull would have delivered it.
     fn acker(&self, sequence: u64, info: &Info) -> Acker {
-        // The server finds the delivery by the sequence in the stream, and ignores the ack if there
-        // is no such delivery.
+        // The server finds the delivery by the sequence in the stream. It ignores the ack of an
+        // unknown delivery.
         let subject = format!(
             "$JS.ACK.{}.{}.1.{sequence}.{}.0.0",
             self.ingest.names.stream, info.name, info.delivered.consumer_sequence

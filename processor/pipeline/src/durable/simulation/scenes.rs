@@ -69,6 +69,18 @@ impl World {
         self.kv(0).get("tasks:task-0").unwrap_or_default().to_owned()
     }
 
+    /// Restores the stream without an event that the replicas took in. They have lost their connections, and are cut off.
+    fn lose_the_last_event(&mut self) {
+        self.live(12);
+        self.create("kept");
+        self.live(12);
+        self.step(Step::BackUp);
+        self.create("lost");
+        self.live(12);
+        (0..REPLICAS).for_each(|p| self.step(Step::CutOff(p)));
+        self.step(Step::Restore);
+    }
+
     /// Runs everything without faults for this many ticks.
     fn live(&mut self, ticks: usize) {
         for _ in 0..ticks {
@@ -144,14 +156,7 @@ fn a_consumer_of_a_former_life_goes_with_the_next_session() {
 #[test]
 fn a_replica_that_is_stopped_while_it_agrees_joins_no_former_life() {
     played(&SETTING, |world| {
-        world.live(12);
-        world.create("kept");
-        world.live(12);
-        world.step(Step::BackUp);
-        world.create("lost");
-        world.live(12);
-        (0..REPLICAS).for_each(|p| world.step(Step::CutOff(p)));
-        world.step(Step::Restore);
+        world.lose_the_last_event();
         world.step(Step::Reconnect(0));
         let uid = world.replicas[0].uid();
         let reads = |world: &World| {
@@ -190,14 +195,7 @@ fn a_replica_that_is_stopped_while_it_agrees_joins_no_former_life() {
 #[test]
 fn a_loss_shows_though_a_higher_mark_hides_it() {
     played(&SETTING, |world| {
-        world.live(12);
-        world.create("kept");
-        world.live(12);
-        world.step(Step::BackUp);
-        world.create("lost");
-        world.live(12);
-        (0..REPLICAS).for_each(|p| world.step(Step::CutOff(p)));
-        world.step(Step::Restore);
+        world.lose_the_last_event();
         ["new", "newer", "newest"].into_iter().for_each(|title| world.create(title));
         let time = world.net.lock().unwrap().stream.events[&3].time;
         let mark = HighWater { incarnation: 1, sequence: 3, time };
